@@ -1,0 +1,29 @@
+// The whole test framework: count what held, say what did not, and let the exit status tell.
+// A test program calls CHECK for every fact and ends with `return check_report("name");`, whose closing line
+// `name: N passed, N failed` is what test/run adds up.
+#ifndef CHECK_H
+#define CHECK_H
+
+#include <stdio.h>
+
+static int check_passed, check_failed;
+
+// CHECK(condition, "what was expected, printf style", ...)
+#define CHECK(condition, ...)                                                                                          \
+    do {                                                                                                               \
+        if (condition) {                                                                                               \
+            check_passed++;                                                                                            \
+        } else {                                                                                                       \
+            check_failed++;                                                                                            \
+            printf("FAIL %s:%d: %s: ", __FILE__, __LINE__, #condition);                                                \
+            printf(__VA_ARGS__);                                                                                       \
+            printf("\n");                                                                                              \
+        }                                                                                                              \
+    } while (0)
+
+static inline int check_report(const char *name) {
+    printf("%s: %d passed, %d failed\n", name, check_passed, check_failed);
+    return check_failed > 0 || check_passed == 0;
+}
+
+#endif
