@@ -128,14 +128,14 @@ enum { MATMUL_K = 256, MATMUL_TILES = 8 /* tiles of the left operand that a thre
 
 // Elements of scratch that matmul needs for a right operand of K x N.
 static inline size_t matmul_scratch_size(size_t K, size_t N) {
-    return (K < MATMUL_K ? K : MATMUL_K) * (N + TILE_N - 1) / TILE_N * TILE_N;
+    return (K < MATMUL_K ? K : MATMUL_K) * ((N + TILE_N - 1) / TILE_N * TILE_N);
 }
 
 // out[i][n] = epilogue(sum_k A(i,k) B(k,n)), i < M, n < N, out with rows of N.
 // A(i,k) = a[i*a_row + k*a_col], B(k,n) = b[k*b_row + n*b_col]. scratch: shared, matmul_scratch_size(K, N) elements.
 // A tile that hangs over an edge works in a small copy, with zeros where A ends.
-static void matmul(real *out, int M, int N, int K, const real *a, ptrdiff_t a_row, ptrdiff_t a_col, const real *b,
-                   ptrdiff_t b_row, ptrdiff_t b_col, Epilogue epilogue, real *scratch) {
+static inline void matmul(real *out, int M, int N, int K, const real *a, ptrdiff_t a_row, ptrdiff_t a_col,
+                          const real *b, ptrdiff_t b_row, ptrdiff_t b_col, Epilogue epilogue, real *scratch) {
     int panels = divide_up(N, TILE_N), tiles = divide_up(M, TILE_M);
 #pragma omp parallel
     for (int k0 = 0; k0 < K; k0 += MATMUL_K) {
@@ -206,20 +206,20 @@ static void matmul(real *out, int M, int N, int K, const real *a, ptrdiff_t a_ro
 // x [R,C], w [OC,C], bias [OC], y [R,OC]. All scratch: matmul_scratch_size of the largest right operand.
 
 // y = x w^T + bias, then ReLU if asked.
-static void matmul_forward(real *y, const real *x, const real *w, const real *bias, bool relu, int R, int C, int OC,
-                           real *scratch) {
+static inline void matmul_forward(real *y, const real *x, const real *w, const real *bias, bool relu, int R, int C,
+                                  int OC, real *scratch) {
     matmul(y, R, OC, C, x, C, 1, w, 1, C, (Epilogue){.bias = bias, .relu = relu}, scratch);
 }
 
 // dx = dy w, or dx += dy w; 0 where gate [R,C] <= 0, if there is a gate.
-static void matmul_backward_input(real *dx, const real *dy, const real *w, const real *gate, bool add, int R, int C,
-                                  int OC, real *scratch) {
+static inline void matmul_backward_input(real *dx, const real *dy, const real *w, const real *gate, bool add, int R,
+                                         int C, int OC, real *scratch) {
     matmul(dx, R, C, OC, dy, OC, 1, w, C, 1, (Epilogue){.gate = gate, .add = add}, scratch);
 }
 
 // dw += dy^T x and dbias += the column sums of dy.
-static void matmul_backward_weight(real *dw, real *dbias, const real *dy, const real *x, int R, int C, int OC,
-                                   real *scratch) {
+static inline void matmul_backward_weight(real *dw, real *dbias, const real *dy, const real *x, int R, int C, int OC,
+                                          real *scratch) {
     matmul(dw, OC, C, R, dy, 1, OC, x, C, 1, (Epilogue){.add = true}, scratch);
 #pragma omp parallel for schedule(static)
     for (int o0 = 0; o0 < OC; o0 += 64) {

@@ -89,5 +89,5 @@ int main(void) {
     check_gradients((ModelConfig){{1, 20, 1, 9, 24}, 1, 18, 0, 3, "fp32", 1});
     // a single position
     check_gradients((ModelConfig){{2, 8, 2, 8, 3}, 3, 1, 0.5, 4, "fp32", 1});
-    return check_report("gpt gradients");
+    return check_report("gradients");
 }

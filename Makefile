@@ -1,0 +1,77 @@
+# make                     the trainer, the sampler, and the two programs that prepare music
+# make train_gpt_music     the trainer; DEVICE=cpu forces the CPU
+# make test                all checks, a few minutes; make test-long: the slow ones too
+# make bench               the trainer's speed on this machine
+# CC=clang, OPENMP=no (one thread) and CFLAGS=... do what one expects.
+
+# -O3 -march=native: the matrix products use the vectors of this machine (matmul.h).
+# -ffp-contract=fast: multiply-adds, also where -std would forbid them. Never -ffast-math: NaN and infinity must work.
+CFLAGS = -O3 $(NATIVE)
+override CFLAGS += -std=gnu11 -ffp-contract=fast -fno-math-errno -Wall -Wextra
+LDLIBS = -lm
+NATIVE := $(shell $(CC) -march=native -E -x c /dev/null >/dev/null 2>&1 && echo -march=native)
+
+# OpenMP, unless the compiler cannot or OPENMP=no; without it pragmas are just comments.
+OPENMP ?= $(shell mkdir -p build && echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c - -o build/probe 2>/dev/null && echo yes)
+PARALLEL := $(if $(filter yes,$(OPENMP)),-fopenmp,-Wno-unknown-pragmas)
+
+DEVICE ?= cpu
+ifneq ($(DEVICE),cpu)
+$(error DEVICE=$(DEVICE) cannot be built: this version has the CPU trainer only, DEVICE=cpu)
+endif
+HAVE_NVCC := $(if $(shell command -v nvcc 2>/dev/null),nvcc is here but this version has no CUDA trainer,there is no nvcc)
+
+HOST = dev/safetensors.h dev/philox.h dev/data.h
+PREPARE = data_prep/prepare_music data_prep/compose_music
+
+all: train_gpt_music sample_music
+
+train_gpt_music: dev/train_gpt_music.c dev/train.h dev/matmul.h $(HOST) build/flags | $(PREPARE)
+	$(CC) $(CFLAGS) $(PARALLEL) -o $@ $< $(LDLIBS)
+	@echo "$@: built for the CPU ($(HAVE_NVCC)), $(if $(filter yes,$(OPENMP)),all cores,ONE THREAD: the compiler has no OpenMP)"
+
+sample_music: sample_music.c midi.h $(HOST) build/flags
+	$(CC) $(CFLAGS) $(PARALLEL) -o $@ $< $(LDLIBS)
+
+data_prep/%: data_prep/%.c midi.h $(HOST) build/flags
+	$(CC) $(CFLAGS) $(PARALLEL) -o $@ $< $(LDLIBS)
+
+# Changes only when the compiler or its flags do, so that everything is built again then.
+build/flags: FORCE
+	@mkdir -p build
+	@echo '$(CC) $(CFLAGS) $(PARALLEL)' | cmp -s - $@ || echo '$(CC) $(CFLAGS) $(PARALLEL)' > $@
+FORCE:
+
+bench: train_gpt_music
+	./train_gpt_music --bench 20
+
+# ---- tests: test/test_NAME.c or test/test_NAME.sh, each ending in a line `NAME: N passed, N failed`
+
+TEST_CFLAGS = $(CFLAGS) $(PARALLEL) -Werror
+SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+PROGRAMS = midi safetensors philox data train matmul gpt gradients sample
+SANITIZED = midi safetensors data train matmul gpt sample
+ALL_SOURCES = $(wildcard *.h *.c dev/*.h dev/*.c data_prep/*.c test/*.c test/*.h)
+CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double build/test_matmul_plain
+SCRIPTS = test/test_headers.sh test/test_prepare.sh test/test_compose.sh test/test_cli.sh
+
+test: all $(CHECKS)
+	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS)
+
+test-long: all $(CHECKS) build/test_gradients_sanitized build/test_gpt_plain
+	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS) build/test_gradients_sanitized build/test_gpt_plain
+
+build/test_gradients build/test_gradients_sanitized build/test_matmul_double: TEST_CFLAGS += -DREAL=double
+build/test_%_plain: NATIVE = # the narrowest vectors that the compiler assumes
+
+build/test_%: test/test_%.c $(ALL_SOURCES) build/flags
+	$(CC) $(TEST_CFLAGS) -o $@ $< $(LDLIBS)
+build/test_%_sanitized: test/test_%.c $(ALL_SOURCES) build/flags
+	$(CC) $(TEST_CFLAGS) $(SANITIZE) -o $@ $< $(LDLIBS)
+build/test_%_double build/test_%_plain: test/test_%.c $(ALL_SOURCES) build/flags
+	$(CC) $(TEST_CFLAGS) -o $@ $< $(LDLIBS)
+
+clean:
+	rm -rf build train_gpt_music sample_music $(PREPARE)
+
+.PHONY: all bench test test-long clean FORCE

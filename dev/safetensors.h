@@ -1,0 +1,757 @@
+// safetensors: named tensors and a few strings in one file that PyTorch, NumPy and a person can read.
+//
+//     8 bytes   length of the header, little-endian
+//     header    JSON: {"__metadata__": {"key": "value", ...},
+//                      "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
+//     data      the tensors' bytes, little-endian, row-major; offsets count from here
+//
+// Promises, reading: any bytes at all give a file whose every tensor lies inside it, or a sentence; never a crash. As
+// the format demands, the tensors must tile the data exactly: overlaps, holes and bytes left over are errors, as they
+// are in the reference reader. Stricter than that one: duplicate names or keys, unknown fields and \u0000 are errors
+// too, and ranks end at 8. Any order, alignment and JSON spacing is taken, so data may be unaligned: use st_to_float,
+// st_to_double or memcpy.
+// Writing: the same input gives the same bytes; the data starts at a multiple of 64; a killed program, a full disk or a
+// forbidden folder leaves the old file or the new one, never half of one.
+//
+// Left out: types below a byte (F4, F6), files larger than memory, big-endian machines, systems without POSIX.
+// Also here, because every program needs them: fail, read_file and write_file_atomically.
+// Format: https://huggingface.co/docs/safetensors. C11 and C++17; with -std=c11 include it before the system's headers.
+#ifndef SAFETENSORS_H
+#define SAFETENSORS_H
+
+#if defined(__STRICT_ANSI__) && !defined(__cplusplus) && !defined(_POSIX_C_SOURCE)
+#define _POSIX_C_SOURCE 200809L // fileno and fsync
+#endif
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "safetensors.h: tensors are used as they lie in the file, which needs a little-endian machine"
+#endif
+
+enum { ERROR_SIZE = 1024 }; // of every `char *error` below; it receives one sentence, without a newline
+
+// Formats a sentence into error[ERROR_SIZE] (which may be NULL, and may be among the arguments) and returns false.
+// Control characters become '?', because names out of hostile files end up here and then on a terminal.
+#if defined(__GNUC__)
+__attribute__((format(printf, 2, 3)))
+#endif
+static inline bool
+fail(char *error, const char *format, ...) {
+    char text[ERROR_SIZE];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    for (char *c = text; *c; c++) {
+        if ((unsigned char)*c < 32 || *c == 127) *c = '?';
+    }
+    if (error) memcpy(error, text, sizeof text);
+    return false;
+}
+
+// Reads a regular file into *bytes (malloc, the caller frees; a NUL follows the last byte, not counted in *size).
+static inline bool read_file(const char *path, void **bytes, size_t *size, char *error) {
+    *bytes = NULL;
+    *size = 0;
+    struct stat about;
+    if (stat(path, &about)) return fail(error, "%s: cannot be opened: %s", path, strerror(errno));
+    if (S_ISDIR(about.st_mode)) return fail(error, "%s: is a folder; give a file", path);
+    if (!S_ISREG(about.st_mode)) return fail(error, "%s: is not a regular file", path);
+    FILE *file = fopen(path, "rb");
+    if (!file) return fail(error, "%s: cannot be opened: %s", path, strerror(errno));
+    size_t expected = (size_t)about.st_size;
+    char *buffer = (char *)malloc(expected + 1);
+    if (!buffer) {
+        fclose(file);
+        return fail(error, "%s: its %zu bytes do not fit into memory", path, expected);
+    }
+    errno = 0;
+    size_t got = fread(buffer, 1, expected, file);
+    if (got != expected) {
+        fail(error, "%s: only %zu of its %zu bytes could be read: %s", path, got, expected,
+             errno ? strerror(errno) : "it was cut while being read");
+        fclose(file);
+        free(buffer);
+        return false;
+    }
+    fclose(file);
+    buffer[expected] = 0;
+    *bytes = buffer;
+    *size = expected;
+    return true;
+}
+
+// A file in the making: atomic_open, any number of atomic_write, then atomic_close. It grows as PATH.tmp in the same
+// folder and becomes PATH when all of it is on the disk; on any failure PATH.tmp is removed and PATH stays as it was.
+typedef struct {
+    FILE *file;
+    char *temporary;
+    const char *path; // the caller's; it must live until atomic_close
+    int problem;      // errno of the first failure, or 0
+} AtomicFile;
+
+static inline bool atomic_fail(const char *path, int problem, char *error) {
+    const char *advice = "";
+    if (problem == ENOSPC || problem == EDQUOT || problem == EFBIG) advice = "; make room, or write elsewhere";
+    if (problem == EACCES || problem == EPERM || problem == EROFS) advice = "; choose a folder that you may write to";
+    if (problem == ENOENT || problem == ENOTDIR) advice = "; its folder must exist";
+    return fail(error, "%s: cannot be written: %s%s", path, strerror(problem), advice);
+}
+
+static inline bool atomic_open(AtomicFile *out, const char *path, char *error) {
+    memset(out, 0, sizeof *out);
+    // Renaming onto a device would replace it, onto a folder would fail only after all the work.
+    struct stat about;
+    if (!*path) return fail(error, "a file to write has no name; give one");
+    if (!stat(path, &about) && S_ISDIR(about.st_mode)) {
+        return fail(error, "%s: cannot be written: it is a folder; give a file name", path);
+    }
+    if (!stat(path, &about) && !S_ISREG(about.st_mode)) {
+        return fail(error, "%s: cannot be written: it is not a regular file", path);
+    }
+    out->path = path;
+    out->temporary = (char *)malloc(strlen(path) + 5);
+    if (!out->temporary) return atomic_fail(path, ENOMEM, error);
+    strcpy(out->temporary, path);
+    strcat(out->temporary, ".tmp");
+    out->file = fopen(out->temporary, "wb");
+    if (out->file) return true;
+    int problem = errno;
+    free(out->temporary);
+    return atomic_fail(path, problem, error);
+}
+
+// A failure is kept until atomic_close reports it.
+static inline void atomic_write(AtomicFile *out, const void *bytes, size_t size) {
+    if (out->problem || !size) return;
+    errno = EIO;
+    if (fwrite(bytes, 1, size, out->file) != size) out->problem = errno;
+}
+
+static inline bool atomic_close(AtomicFile *out, char *error) {
+    errno = EIO;
+    if (!out->problem && fflush(out->file)) out->problem = errno;
+    // EINVAL: a file system that has nothing to synchronise.
+    if (!out->problem && fsync(fileno(out->file)) && errno != EINVAL) out->problem = errno;
+    if (fclose(out->file) && !out->problem) out->problem = errno;
+    if (!out->problem && rename(out->temporary, out->path)) out->problem = errno;
+    if (out->problem) remove(out->temporary);
+    free(out->temporary);
+    return out->problem ? atomic_fail(out->path, out->problem, error) : true;
+}
+
+// Writes a whole file in one go, by the same rules.
+static inline bool write_file_atomically(const char *path, const void *bytes, size_t size, char *error) {
+    AtomicFile out;
+    if (!atomic_open(&out, path, error)) return false;
+    atomic_write(&out, bytes, size);
+    return atomic_close(&out, error);
+}
+
+// Length (1 to 4) of the UTF-8 character at text, or 0 where there is none: a stray or missing continuation byte, an
+// overlong form, a surrogate, or a value above U+10FFFF (The Unicode Standard, table 3-7).
+static inline int utf8_length(const char *text, size_t available) {
+    const unsigned char *u = (const unsigned char *)text;
+    if (!available) return 0;
+    if (u[0] < 0x80) return 1;
+    int length = u[0] >= 0xC2 && u[0] <= 0xDF ? 2 : (u[0] & 0xF0) == 0xE0 ? 3 : u[0] >= 0xF0 && u[0] <= 0xF4 ? 4 : 0;
+    if (!length || available < (size_t)length) return 0;
+    for (int i = 1; i < length; i++) {
+        if ((u[i] & 0xC0) != 0x80) return 0;
+    }
+    if ((u[0] == 0xE0 && u[1] < 0xA0) || (u[0] == 0xED && u[1] > 0x9F)) return 0;
+    if ((u[0] == 0xF0 && u[1] < 0x90) || (u[0] == 0xF4 && u[1] > 0x8F)) return 0;
+    return length;
+}
+
+static inline bool utf8_valid(const char *text) {
+    size_t left = strlen(text);
+    while (left) {
+        int length = utf8_length(text, left);
+        if (!length) return false;
+        text += length;
+        left -= (size_t)length;
+    }
+    return true;
+}
+
+// Name in the header, bytes of one element.
+// clang-format off
+#define ST_TYPES(X)                                                                                                    \
+    X(BOOL, 1) X(U8, 1) X(I8, 1) X(F8_E5M2, 1) X(F8_E4M3, 1) X(F8_E8M0, 1)                                             \
+    X(I16, 2) X(U16, 2) X(F16, 2) X(BF16, 2)                                                                           \
+    X(I32, 4) X(U32, 4) X(F32, 4)                                                                                      \
+    X(C64, 8) X(F64, 8) X(I64, 8) X(U64, 8)
+// clang-format on
+
+typedef enum {
+#define X(name, size) ST_##name,
+    ST_TYPES(X)
+#undef X
+        ST_TYPE_COUNT
+} StType;
+
+enum { ST_MAX_RANK = 8, ST_MAX_HEADER = 100000000 }; // the header's limit is the reference reader's
+
+static inline int st_size(StType type) { // bytes of one element
+    static const unsigned char sizes[] = {
+#define X(name, size) size,
+        ST_TYPES(X)
+#undef X
+    };
+    return sizes[type];
+}
+
+static inline const char *st_type_name(StType type) { // as the header has it
+    static const char *const names[] = {
+#define X(name, size) #name,
+        ST_TYPES(X)
+#undef X
+    };
+    return names[type];
+}
+
+typedef struct {
+    const char *name;
+    StType type;
+    int rank; // 0: a scalar
+    int64_t shape[ST_MAX_RANK];
+    int64_t count;    // elements, the product of the shape
+    const void *data; // count * st_size(type) bytes, at any address
+} StTensor;
+
+typedef struct {
+    const char *key, *value;
+} StMeta;
+
+typedef struct {
+    StTensor *tensors; // by name, in strcmp's order
+    int n_tensors;
+    StMeta *meta; // by key
+    int n_meta;
+    void *bytes; // the file; names, strings and data point into it
+    size_t size;
+} StFile;
+
+static inline void st_free(StFile *file) {
+    free(file->tensors);
+    free(file->meta);
+    free(file->bytes);
+    memset(file, 0, sizeof *file);
+}
+
+typedef struct { // where the parser stands in the header, and where its complaint goes
+    const char *path, *begin, *end;
+    char *at; // strings are unescaped in place, which never makes them longer
+    char *error;
+} StText;
+
+static inline bool st_expected(const StText *text, const char *what) {
+    return fail(text->error, "%s: not a safetensors file: byte %lld of its header should be %s", text->path,
+                (long long)(text->at - text->begin) + 8, what);
+}
+
+static inline void st_skip(StText *text) { // JSON's white space
+    while (text->at < text->end && *text->at && strchr(" \t\r\n", *text->at)) text->at++;
+}
+
+static inline bool st_take(StText *text, char c) { // c after white space, if it is next
+    st_skip(text);
+    if (text->at == text->end || *text->at != c) return false;
+    text->at++;
+    return true;
+}
+
+static inline bool st_need(StText *text, char c) {
+    char what[] = "' '";
+    what[1] = c;
+    return st_take(text, c) || st_expected(text, what);
+}
+
+static inline int st_parse_hex(StText *text) { // four hexadecimal digits, or -1
+    if (text->end - text->at < 4) return -1;
+    int value = 0;
+    for (int i = 0; i < 4; i++, text->at++) {
+        const char *digits = "0123456789abcdef0123456789ABCDEF", *digit = strchr(digits, *text->at);
+        if (!digit || !*digit) return -1;
+        value = value * 16 + (int)(digit - digits) % 16;
+    }
+    return value;
+}
+
+// An escape, the backslash already taken. Writes at most 4 bytes of UTF-8 to *to; false without a sentence.
+static inline bool st_parse_escape(StText *text, char **to) {
+    if (text->at == text->end) return false;
+    const char *from = "\"\\/bfnrt", *into = "\"\\/\b\f\n\r\t", *simple = strchr(from, *text->at);
+    char c = *text->at++;
+    if (!c) return false;
+    if (simple) {
+        *(*to)++ = into[simple - from];
+        return true;
+    }
+    int code = c == 'u' ? st_parse_hex(text) : -1;
+    if (code >= 0xD800 && code < 0xDC00) { // the first half of a surrogate pair
+        if (text->end - text->at < 2 || text->at[0] != '\\' || text->at[1] != 'u') return false;
+        text->at += 2;
+        int low = st_parse_hex(text);
+        if (low < 0xDC00 || low > 0xDFFF) return false;
+        code = 0x10000 + (code - 0xD800) * 0x400 + (low - 0xDC00);
+    } else if (code <= 0 || (code >= 0xDC00 && code < 0xE000)) {
+        return false;
+    }
+    char *u = *to;
+    if (code < 0x80) {
+        *u++ = (char)code;
+    } else if (code < 0x800) {
+        *u++ = (char)(0xC0 | code >> 6);
+        *u++ = (char)(0x80 | (code & 63));
+    } else {
+        if (code >= 0x10000) *u++ = (char)(0xF0 | code >> 18);
+        *u++ = (char)(code < 0x10000 ? 0xE0 | code >> 12 : 0x80 | (code >> 12 & 63));
+        *u++ = (char)(0x80 | (code >> 6 & 63));
+        *u++ = (char)(0x80 | (code & 63));
+    }
+    *to = u;
+    return true;
+}
+
+static inline bool st_parse_string(StText *text, const char **out) {
+    if (!st_take(text, '"')) return st_expected(text, "the quote that opens a string");
+    char *to = text->at;
+    *out = to;
+    while (text->at < text->end && *text->at != '"') {
+        if (*text->at == '\\') {
+            text->at++;
+            if (!st_parse_escape(text, &to)) return st_expected(text, "part of a valid \\ escape (and not \\u0000)");
+            continue;
+        }
+        int length = utf8_length(text->at, (size_t)(text->end - text->at));
+        if (!length || (unsigned char)*text->at < 32) return st_expected(text, "a UTF-8 character of a string");
+        while (length--) *to++ = *text->at++;
+    }
+    if (text->at == text->end) return st_expected(text, "the quote that closes a string");
+    text->at++;
+    *to = 0;
+    return true;
+}
+
+// A list of 0 to max integers, each 0 to 2^63-1. *n is -1 where there are more than max.
+static inline bool st_parse_integers(StText *text, int64_t *list, int max, int *n) {
+    *n = 0;
+    if (!st_need(text, '[')) return false;
+    if (st_take(text, ']')) return true;
+    bool too_many = false;
+    do {
+        st_skip(text);
+        int64_t value = 0;
+        const char *first = text->at;
+        for (; text->at < text->end && *text->at >= '0' && *text->at <= '9'; text->at++) {
+            int digit = *text->at - '0';
+            if (value > (INT64_MAX - digit) / 10) return st_expected(text, "within an integer below 2^63");
+            value = value * 10 + digit;
+        }
+        if (text->at == first) return st_expected(text, "a digit");
+        if (*first == '0' && text->at > first + 1) return st_expected(text, "an integer without leading zeros");
+        too_many = too_many || *n == max;
+        if (!too_many) list[(*n)++] = value;
+    } while (st_take(text, ','));
+    if (too_many) *n = -1;
+    return st_need(text, ']');
+}
+
+// A list of n items, full whenever n is 0 or a power of two, gets room for at least one more. NULL: no memory.
+static inline void *st_grow(void *list, int n, size_t item_size) {
+    return n & (n - 1) ? list : realloc(list, (n ? 2 * (size_t)n : 1) * item_size);
+}
+
+// {"dtype": ..., "shape": ..., "data_offsets": ...} in any order, checked against the data's size.
+static inline bool st_parse_tensor(StText *text, StTensor *tensor, const char *data, size_t data_size) {
+    char *error = text->error;
+    const char *path = text->path, *key, *type;
+    int64_t offsets[2] = {0, 0};
+    int n_offsets = 0, seen = 0;
+    if (!st_need(text, '{')) return false;
+    do {
+        if (!st_parse_string(text, &key) || !st_need(text, ':')) return false;
+        int field = !strcmp(key, "dtype") ? 1 : !strcmp(key, "shape") ? 2 : !strcmp(key, "data_offsets") ? 4 : 0;
+        if (!field || (seen & field)) {
+            return fail(error, "%s: tensor '%.80s' has %s field '%.80s'; it must have dtype, shape and data_offsets",
+                        path, tensor->name, field ? "a second" : "the unknown", key);
+        }
+        seen |= field;
+        if (field == 1) {
+            if (!st_parse_string(text, &type)) return false;
+            int found = 0;
+            while (found < ST_TYPE_COUNT && strcmp(type, st_type_name((StType)found))) found++;
+            if (found == ST_TYPE_COUNT) {
+                return fail(error,
+                            "%s: tensor '%.80s' has the unknown dtype '%.80s'; known are BOOL, U8 to U64, I8 to I64, "
+                            "F8_*, F16, BF16, F32, F64 and C64",
+                            path, tensor->name, type);
+            }
+            tensor->type = (StType)found;
+        } else if (field == 2) {
+            if (!st_parse_integers(text, tensor->shape, ST_MAX_RANK, &tensor->rank)) return false;
+        } else if (!st_parse_integers(text, offsets, 2, &n_offsets)) {
+            return false;
+        }
+    } while (st_take(text, ','));
+    if (!st_need(text, '}')) return false;
+
+    if (seen != 7) return fail(error, "%s: tensor '%.80s' lacks its dtype, shape or data_offsets", path, tensor->name);
+    if (tensor->rank < 0) {
+        return fail(error, "%s: tensor '%.80s' has more than %d dimensions", path, tensor->name, ST_MAX_RANK);
+    }
+    if (n_offsets != 2 || offsets[0] > offsets[1] || (uint64_t)offsets[1] > data_size) {
+        return fail(error,
+                    "%s: tensor '%.80s' should have data_offsets [begin, end] within the file's %zu bytes of data; "
+                    "the file may have been cut short",
+                    path, tensor->name, data_size);
+    }
+    int64_t bytes = st_size(tensor->type);
+    for (int i = 0; i < tensor->rank; i++) {
+        if (tensor->shape[i] && bytes > INT64_MAX / tensor->shape[i]) {
+            return fail(error, "%s: tensor '%.80s' has a shape of 2^63 bytes or more", path, tensor->name);
+        }
+        bytes *= tensor->shape[i];
+    }
+    if (bytes != offsets[1] - offsets[0]) {
+        return fail(error, "%s: tensor '%.80s' has %lld bytes of data; its dtype and shape need %lld", path,
+                    tensor->name, (long long)(offsets[1] - offsets[0]), (long long)bytes);
+    }
+    tensor->count = bytes / st_size(tensor->type);
+    tensor->data = data + offsets[0];
+    return true;
+}
+
+static inline bool st_parse_meta(StText *text, StFile *file) {
+    if (!st_need(text, '{')) return false;
+    if (st_take(text, '}')) return true;
+    do {
+        StMeta *grown = (StMeta *)st_grow(file->meta, file->n_meta, sizeof *grown);
+        if (!grown) return fail(text->error, "%s: its header does not fit into memory", text->path);
+        file->meta = grown;
+        StMeta *meta = &file->meta[file->n_meta];
+        if (!st_parse_string(text, &meta->key) || !st_need(text, ':') || !st_parse_string(text, &meta->value))
+            return false;
+        file->n_meta++;
+    } while (st_take(text, ','));
+    return st_need(text, '}');
+}
+
+static inline int st_by_place(const void *a, const void *b) {
+    const StTensor *x = (const StTensor *)a, *y = (const StTensor *)b;
+    uintptr_t u = (uintptr_t)x->data, v = (uintptr_t)y->data;
+    if (u == v)
+        return (x->count > 0) - (y->count > 0); // an empty tensor comes before the one that starts where it stands
+    return u < v ? -1 : 1;
+}
+
+static inline int st_by_name(const void *a, const void *b) {
+    return strcmp(((const StTensor *)a)->name, ((const StTensor *)b)->name);
+}
+
+static inline int st_by_key(const void *a, const void *b) {
+    return strcmp(((const StMeta *)a)->key, ((const StMeta *)b)->key);
+}
+
+static inline bool st_parse_all(StFile *file, const char *path, char *error) {
+    uint64_t header;
+    if (file->size < sizeof header) {
+        return fail(error, "%s: not a safetensors file: it has %zu bytes, and the header's length alone takes 8", path,
+                    file->size);
+    }
+    memcpy(&header, file->bytes, sizeof header);
+    char *begin = (char *)file->bytes + 8;
+    if (header > ST_MAX_HEADER || header > file->size - 8) {
+        return fail(error,
+                    "%s: not a safetensors file, or cut short: it announces a header of %llu bytes and has %zu left",
+                    path, (unsigned long long)header, file->size - 8);
+    }
+    StText text = {path, begin, begin + header, begin, error};
+    const char *data = begin + header;
+    size_t data_size = file->size - 8 - (size_t)header;
+    if (!header || *begin != '{') return st_expected(&text, "'{'");
+    st_take(&text, '{');
+    bool has_meta = false;
+    if (!st_take(&text, '}')) {
+        do {
+            const char *name;
+            if (!st_parse_string(&text, &name) || !st_need(&text, ':')) return false;
+            if (!strcmp(name, "__metadata__")) {
+                if (has_meta) return fail(error, "%s: its header has __metadata__ twice", path);
+                has_meta = true;
+                if (!st_parse_meta(&text, file)) return false;
+                continue;
+            }
+            StTensor *grown = (StTensor *)st_grow(file->tensors, file->n_tensors, sizeof *grown);
+            if (!grown) return fail(error, "%s: its header does not fit into memory", path);
+            file->tensors = grown;
+            StTensor *tensor = &file->tensors[file->n_tensors++];
+            memset(tensor, 0, sizeof *tensor);
+            tensor->name = name;
+            if (!st_parse_tensor(&text, tensor, data, data_size)) return false;
+        } while (st_take(&text, ','));
+        if (!st_need(&text, '}')) return false;
+    }
+    st_skip(&text);
+    if (text.at != text.end) return st_expected(&text, "white space up to its end");
+
+    const char *covered = data;
+    if (file->n_tensors) qsort(file->tensors, (size_t)file->n_tensors, sizeof(StTensor), st_by_place);
+    for (int i = 0; i < file->n_tensors; i++) {
+        const StTensor *t = &file->tensors[i];
+        if ((const char *)t->data != covered) {
+            return fail(error, "%s: tensor '%.80s' %s; tensors must follow each other exactly", path, t->name,
+                        (const char *)t->data < covered ? "overlaps another" : "comes after bytes that belong to none");
+        }
+        covered += t->count * st_size(t->type);
+    }
+    if (covered != data + data_size) {
+        return fail(error, "%s: %lld bytes after the last tensor belong to none; the file is damaged", path,
+                    (long long)(data + data_size - covered));
+    }
+    if (file->n_tensors) qsort(file->tensors, (size_t)file->n_tensors, sizeof(StTensor), st_by_name);
+    for (int i = 1; i < file->n_tensors; i++) {
+        if (!st_by_name(&file->tensors[i - 1], &file->tensors[i])) {
+            return fail(error, "%s: has two tensors of the name '%.80s'", path, file->tensors[i].name);
+        }
+    }
+    if (file->n_meta) qsort(file->meta, (size_t)file->n_meta, sizeof(StMeta), st_by_key);
+    for (int i = 1; i < file->n_meta; i++) {
+        if (!st_by_key(&file->meta[i - 1], &file->meta[i])) {
+            return fail(error, "%s: has the metadata key '%.80s' twice", path, file->meta[i].key);
+        }
+    }
+    return true;
+}
+
+// Parses a file that is in memory already. Takes over bytes[size] (from malloc): st_free frees it, and so does a
+// failure. path only serves the sentences.
+static inline bool st_parse(StFile *file, void *bytes, size_t size, const char *path, char *error) {
+    memset(file, 0, sizeof *file);
+    file->bytes = bytes;
+    file->size = size;
+    if (st_parse_all(file, path, error)) return true;
+    st_free(file);
+    return false;
+}
+
+// Reads a file whole. Afterwards st_free; after a failure file is empty and needs none.
+static inline bool st_read(StFile *file, const char *path, char *error) {
+    void *bytes;
+    size_t size;
+    memset(file, 0, sizeof *file);
+    return read_file(path, &bytes, &size, error) && st_parse(file, bytes, size, path, error);
+}
+
+static inline const StTensor *st_find(const StFile *file, const char *name) { // or NULL
+    StTensor wanted;
+    wanted.name = name;
+    if (!file->n_tensors) return NULL;
+    return (const StTensor *)bsearch(&wanted, file->tensors, (size_t)file->n_tensors, sizeof wanted, st_by_name);
+}
+
+static inline const char *st_meta(const StFile *file, const char *key) { // the value, or NULL
+    StMeta wanted = {key, NULL};
+    if (!file->n_meta) return NULL;
+    const StMeta *found = (const StMeta *)bsearch(&wanted, file->meta, (size_t)file->n_meta, sizeof wanted, st_by_key);
+    return found ? found->value : NULL;
+}
+
+static inline double st_half(uint16_t bits) { // IEEE binary16
+    int exponent = bits >> 10 & 31;
+    uint64_t mantissa = bits & 1023, sign = (uint64_t)(bits >> 15) << 63;
+    if (exponent == 0) return (sign ? -1.0 : 1.0) * (double)mantissa / 16777216;
+    uint64_t wide = sign | (uint64_t)(exponent == 31 ? 2047 : exponent + 1008) << 52 | mantissa << 42;
+    double value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+static inline float st_bfloat(uint16_t bits) { // the upper half of a float
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+// Element i of a F64, F32, F16 or BF16 tensor.
+static inline double st_get(const StTensor *tensor, int64_t i) {
+    const char *at = (const char *)tensor->data + i * st_size(tensor->type);
+    double f64;
+    float f32;
+    uint16_t bits;
+    switch (tensor->type) {
+    case ST_F64: memcpy(&f64, at, sizeof f64); return f64;
+    case ST_F32: memcpy(&f32, at, sizeof f32); return (double)f32;
+    case ST_F16: memcpy(&bits, at, sizeof bits); return st_half(bits);
+    case ST_BF16: memcpy(&bits, at, sizeof bits); return (double)st_bfloat(bits);
+    default: return 0;
+    }
+}
+
+static inline bool st_is_float(const StTensor *tensor) {
+    return tensor->type == ST_F64 || tensor->type == ST_F32 || tensor->type == ST_F16 || tensor->type == ST_BF16;
+}
+
+// Copies and converts to out[count]; F64 to float rounds to nearest. False: the tensor is not of floating point.
+static inline bool st_to_float(const StTensor *tensor, float *out) {
+    if (!st_is_float(tensor)) return false;
+    if (tensor->type == ST_F32) {
+        if (tensor->count) memcpy(out, tensor->data, (size_t)tensor->count * sizeof *out);
+        return true;
+    }
+    for (int64_t i = 0; i < tensor->count; i++) out[i] = (float)st_get(tensor, i);
+    return true;
+}
+
+static inline bool st_to_double(const StTensor *tensor, double *out) {
+    if (!st_is_float(tensor)) return false;
+    for (int64_t i = 0; i < tensor->count; i++) out[i] = st_get(tensor, i);
+    return true;
+}
+
+typedef struct { // a growing text; failed: out of memory
+    char *bytes;
+    size_t size, capacity;
+    bool failed;
+} StBuffer;
+
+static inline void st_append(StBuffer *buffer, const char *bytes, size_t size) {
+    if (size > buffer->capacity - buffer->size) {
+        size_t capacity = 2 * (buffer->size + size);
+        char *grown = buffer->failed ? NULL : (char *)realloc(buffer->bytes, capacity);
+        buffer->failed = !grown;
+        if (!grown) return;
+        buffer->bytes = grown;
+        buffer->capacity = capacity;
+    }
+    memcpy(buffer->bytes + buffer->size, bytes, size);
+    buffer->size += size;
+}
+
+static inline void st_append_string(StBuffer *buffer, const char *string) { // quoted and escaped
+    st_append(buffer, "\"", 1);
+    for (; *string; string++) {
+        char escape[8];
+        if (*string == '"' || *string == '\\') {
+            snprintf(escape, sizeof escape, "\\%c", *string);
+        } else if (*string == '\n') {
+            snprintf(escape, sizeof escape, "\\n");
+        } else if ((unsigned char)*string < 32) {
+            snprintf(escape, sizeof escape, "\\u%04x", (unsigned)*string);
+        } else {
+            st_append(buffer, string, 1);
+            continue;
+        }
+        st_append(buffer, escape, strlen(escape));
+    }
+    st_append(buffer, "\"", 1);
+}
+
+// The place of a tensor in the file: larger elements first, so that all are aligned without gaps, then by name.
+static inline int st_by_size(const void *a, const void *b) {
+    const StTensor *x = (const StTensor *)a, *y = (const StTensor *)b;
+    int difference = st_size(y->type) - st_size(x->type);
+    return difference ? difference : strcmp(x->name, y->name);
+}
+
+// The header, its length included, of sorted tensors and metadata. Sets the tensors' counts from their shapes.
+static inline bool st_make_header(StBuffer *out, const char *path, StTensor *tensors, int n, const StMeta *meta,
+                                  int n_meta, char *error) {
+    const char *separator = "";
+    char number[32];
+    int64_t offset = 0;
+    st_append(out, "\0\0\0\0\0\0\0\0{", 9);
+    for (int i = 0; i < n_meta; i++) {
+        if (!utf8_valid(meta[i].key) || !utf8_valid(meta[i].value) || (i && !strcmp(meta[i].key, meta[i - 1].key))) {
+            return fail(error, "%s: cannot be written: metadata '%.80s' is there twice or is not UTF-8", path,
+                        meta[i].key);
+        }
+        st_append(out, i ? ",\n" : "\"__metadata__\":{", i ? 2 : 16);
+        st_append_string(out, meta[i].key);
+        st_append(out, ":", 1);
+        st_append_string(out, meta[i].value);
+        if (i == n_meta - 1) st_append(out, "}", 1);
+        separator = ",\n";
+    }
+    for (int i = 0; i < n; i++) {
+        StTensor *t = &tensors[i];
+        if (!utf8_valid(t->name) || !strcmp(t->name, "__metadata__") || (i && !st_by_size(t, t - 1))) {
+            return fail(error, "%s: cannot be written: tensor name '%.80s' is there twice or not allowed", path,
+                        t->name);
+        }
+        st_append(out, separator, strlen(separator));
+        separator = ",\n";
+        st_append_string(out, t->name);
+        st_append(out, ":{\"dtype\":", 10);
+        st_append_string(out, st_type_name(t->type));
+        st_append(out, ",\"shape\":[", 10);
+        t->count = 1;
+        for (int d = 0; d < t->rank; d++) {
+            snprintf(number, sizeof number, d ? ",%lld" : "%lld", (long long)t->shape[d]);
+            st_append(out, number, strlen(number));
+            t->count *= t->shape[d];
+        }
+        st_append(out, "],\"data_offsets\":[", 18);
+        snprintf(number, sizeof number, "%lld,", (long long)offset);
+        st_append(out, number, strlen(number));
+        offset += t->count * st_size(t->type);
+        snprintf(number, sizeof number, "%lld]}", (long long)offset);
+        st_append(out, number, strlen(number));
+    }
+    st_append(out, "}", 1);
+    while (!out->failed && out->size % 64) st_append(out, " ", 1);
+    if (out->failed) return fail(error, "%s: cannot be written: out of memory", path);
+    uint64_t length = out->size - 8;
+    if (length > ST_MAX_HEADER) {
+        return fail(error, "%s: cannot be written: its header of %llu bytes is above the limit of %d", path,
+                    (unsigned long long)length, ST_MAX_HEADER);
+    }
+    memcpy(out->bytes, &length, sizeof length);
+    return true;
+}
+
+// Writes n tensors and n_meta strings, atomically (see AtomicFile). Of a tensor its name, type, rank, shape and data
+// count; they and the metadata may come in any order: the file has larger elements first, then the order of names;
+// metadata by key.
+static inline bool st_write(const char *path, const StTensor *tensors, int n, const StMeta *meta, int n_meta,
+                            char *error) {
+    StTensor *sorted = (StTensor *)malloc(((size_t)n + 1) * sizeof *sorted);
+    StMeta *sorted_meta = (StMeta *)malloc(((size_t)n_meta + 1) * sizeof *sorted_meta);
+    StBuffer header = {NULL, 0, 0, false};
+    AtomicFile out;
+    bool ok = false;
+    if (!sorted || !sorted_meta) {
+        fail(error, "%s: cannot be written: out of memory", path);
+    } else {
+        if (n) memcpy(sorted, tensors, (size_t)n * sizeof *sorted);
+        if (n_meta) memcpy(sorted_meta, meta, (size_t)n_meta * sizeof *sorted_meta);
+        qsort(sorted, (size_t)n, sizeof *sorted, st_by_size);
+        qsort(sorted_meta, (size_t)n_meta, sizeof *sorted_meta, st_by_key);
+        ok = st_make_header(&header, path, sorted, n, sorted_meta, n_meta, error) && atomic_open(&out, path, error);
+    }
+    if (ok) {
+        atomic_write(&out, header.bytes, header.size);
+        for (int i = 0; i < n; i++) {
+            atomic_write(&out, sorted[i].data, (size_t)(sorted[i].count * st_size(sorted[i].type)));
+        }
+        ok = atomic_close(&out, error);
+    }
+    free(header.bytes);
+    free(sorted);
+    free(sorted_meta);
+    return ok;
+}
+
+#endif

@@ -1,0 +1,24 @@
+#!/bin/sh
+# The shared headers compile as C11 and as C++17, each alone, without a warning.
+passed=0 failed=0
+check() { # NAME COMMAND...
+    name=$1
+    shift
+    if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)) && echo "FAIL $name"; fi
+}
+cd "$(dirname "$0")/.." || exit 1
+strict='-Wall -Wextra -Werror -fsyntax-only'
+case ${CC:-cc} in *clang*) CXX=clang++ ;; *) CXX=g++ ;; esac
+for header in midi.h dev/safetensors.h dev/philox.h dev/data.h dev/train.h; do
+    include="-include $header -DMIDI_IMPLEMENTATION -Wno-unknown-pragmas"
+    # shellcheck disable=SC2086
+    check "$header as C11" ${CC:-cc} -std=c11 $strict $include -x c /dev/null
+    if command -v $CXX >/dev/null; then
+        # shellcheck disable=SC2086
+        check "$header as C++17" $CXX -std=c++17 $strict $include -x c++ /dev/null
+    else
+        echo "skipped: $header as C++17, there is no $CXX"
+    fi
+done
+echo "headers: $passed passed, $failed failed"
+[ "$failed" -eq 0 ]
