@@ -49,11 +49,11 @@ bench: train_gpt_music
 
 TEST_CFLAGS = $(CFLAGS) $(PARALLEL) -Werror
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
-PROGRAMS = midi safetensors philox data train matmul gpt gradients sample
-SANITIZED = midi safetensors data train matmul gpt sample
+PROGRAMS = midi compose safetensors philox data train matmul gpt gradients sample
+SANITIZED = midi compose safetensors data train matmul gpt sample
 ALL_SOURCES = $(wildcard *.h *.c dev/*.h dev/*.c data_prep/*.c test/*.c test/*.h)
 CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double build/test_matmul_plain
-SCRIPTS = test/test_headers.sh test/test_prepare.sh test/test_compose.sh test/test_cli.sh
+SCRIPTS = test/test_headers.sh test/test_prepare.sh test/test_cli.sh
 
 test: all $(CHECKS)
 	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS)

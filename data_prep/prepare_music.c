@@ -1,0 +1,466 @@
+/* prepare_music - folders of MIDI files -> train.safetensors and test.safetensors, the datasets of the trainers.
+
+Promises: the same files give the same bytes, whatever order the folder lists them in; every file that is skipped or
+changed gets a line that says why or how; nothing is written before everything is computed, and an old dataset is
+replaced only once both new files are safely on the disk. Every file is treated as hostile (see midi.h), and so is its
+name.
+
+Leaves out: judging the music. Each file is a piece, long or short, good or bad, once or twice; sort the folder first.
+*/
+#include "../dev/data.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <math.h>
+
+#define MIDI_STATIC
+#define MIDI_IMPLEMENTATION
+#include "../midi.h"
+
+#define VERSION "0.1.0"
+
+enum { WINDOW = 257, MOST_FILE_BYTES = 32 << 20 }; // files above 32 MiB are skipped
+
+static const char help[] =
+    "prepare_music - make the datasets train.safetensors and test.safetensors from folders of MIDI files\n"
+    "\n"
+    "  prepare_music [--out data] TRAIN_DIR TEST_DIR\n"
+    "  prepare_music [--out data] [--test 0.1] [--seed 1] DIR    split one folder, piece by piece\n"
+    "  prepare_music --tokens FILE.mid                           print the token ids of a file, one a line\n"
+    "\n"
+    "  --out DIR    where the datasets go [data]\n"
+    "  --test F     which fraction of the pieces of DIR is for testing [0.1], at least one piece\n"
+    "  --seed N     which pieces these are [1]\n"
+    "  --help  --version\n"
+    "\n"
+    "Folders are searched to any depth for .mid .midi .kar .rmi (in any letter case). Links to files are followed,\n"
+    "links to folders are not. A line is printed for each file that is skipped or changed. Files that give no tokens\n"
+    "are skipped; pieces too short for a window of 257 tokens are kept, but give nothing to train on.\n"
+    "Exit status: 0 done, 1 it failed and nothing was written, 2 wrong usage.\n";
+
+typedef struct {
+    char *path;    // relative to the folder searched
+    char *problem; // why it cannot be read, or NULL
+} Entry;
+
+typedef struct {
+    char *name;
+    uint8_t *tokens;
+    size_t n_tokens;
+    bool test;
+} Piece;
+
+typedef struct {
+    Piece *pieces;
+    size_t n;
+} Corpus;
+
+static void *allocate(void *old, size_t n, size_t size) { // n items of a size, at least one byte
+    void *memory = n < SIZE_MAX / 2 / size ? realloc(old, n * size + 1) : NULL;
+    if (!memory) {
+        fprintf(stderr, "prepare_music: out of memory\n");
+        exit(1);
+    }
+    return memory;
+}
+
+static char *copy_text(const char *text) { return strcpy((char *)allocate(NULL, strlen(text) + 1, 1), text); }
+
+static char *join(const char *folder, const char *name) {
+    char *path = (char *)allocate(NULL, strlen(folder) + strlen(name) + 2, 1);
+    sprintf(path, "%s%s%s", folder, *folder ? "/" : "", name);
+    return path;
+}
+
+// Prints a name with what could disturb a terminal, control characters and what is not UTF-8, as %XX.
+static void print_name(FILE *out, const char *name) {
+    size_t left = strlen(name);
+    while (left > 0) {
+        const unsigned char *c = (const unsigned char *)name;
+        int length = utf8_length(name, left);
+        bool harmless =
+            length > 0 && *c >= 32 && *c != 127 && !(*c == 0xC2 && c[1] < 0xA0); // C2 80 to C2 9F: controls too
+        if (length == 0) length = 1;
+        for (int i = 0; i < length; i++) fprintf(out, harmless ? "%c" : "%%%02X", c[i]);
+        name += length;
+        left -= (size_t)length;
+    }
+}
+
+static int complain(const char *path, const char *sentence) { // returns the exit status
+    fflush(stdout);
+    fprintf(stderr, "prepare_music: ");
+    print_name(stderr, path);
+    fprintf(stderr, "%s%s\n", *path ? ": " : "", sentence);
+    return 1;
+}
+
+static void line(const char *what, const char *path, const char *why) {
+    printf("%s ", what);
+    print_name(stdout, path);
+    printf(": %s\n", why);
+}
+
+// ---- finding the files
+
+static bool is_midi_name(const char *name) {
+    static const char *const suffixes[] = {".mid", ".midi", ".kar", ".rmi"};
+    const char *dot = strrchr(name, '.');
+    for (int i = 0; dot && i < 4; i++) {
+        const char *a = dot, *b = suffixes[i];
+        while (*a && tolower((unsigned char)*a) == *b) a++, b++;
+        if (!*a && !*b) return true;
+    }
+    return false;
+}
+
+static int by_path(const void *a, const void *b) { // strcmp compares unsigned bytes
+    return strcmp(((const Entry *)a)->path, ((const Entry *)b)->path);
+}
+
+typedef struct {
+    Entry *entries; // MIDI files, and what cannot be searched
+    size_t n;
+    char **folders; // found and not yet searched
+    size_t n_folders;
+    size_t others; // files with other names
+} Search;
+
+static void add_entry(Search *search, char *path, const char *problem) {
+    search->entries = (Entry *)allocate(search->entries, search->n + 1, sizeof(Entry));
+    search->entries[search->n].path = path;
+    search->entries[search->n++].problem = problem ? copy_text(problem) : NULL;
+}
+
+static void search_folder(Search *search, const char *root, char *relative) {
+    char *path = join(root, relative);
+    DIR *folder = opendir(*relative ? path : root);
+    if (!folder) {
+        char why[200];
+        snprintf(why, sizeof why, "this folder cannot be searched: %s", strerror(errno));
+        add_entry(search, copy_text(*relative ? relative : "."), why);
+    }
+    for (struct dirent *item; folder && (item = readdir(folder)) != NULL;) {
+        if (!strcmp(item->d_name, ".") || !strcmp(item->d_name, "..")) continue;
+        char *name = join(relative, item->d_name), *full = join(root, name);
+        struct stat status;
+        bool midi = is_midi_name(name), link = !lstat(full, &status) && S_ISLNK(status.st_mode),
+             known = !stat(full, &status);
+        if (known && S_ISDIR(status.st_mode) && !link) {
+            search->folders = (char **)allocate(search->folders, search->n_folders + 1, sizeof(char *));
+            search->folders[search->n_folders++] = name;
+        } else if (known && S_ISDIR(status.st_mode)) {
+            add_entry(search, name, "a link to a folder is not followed");
+        } else if (midi && !known) {
+            add_entry(search, name, strerror(errno));
+        } else if (midi) {
+            add_entry(search, name, S_ISREG(status.st_mode) ? NULL : "is not a regular file");
+        } else {
+            search->others++;
+            free(name);
+        }
+        free(full);
+    }
+    if (folder) closedir(folder);
+    free(path);
+    free(relative);
+}
+
+// All MIDI files below the root, sorted; false (with a sentence on stderr) if there is none.
+static bool find_files(const char *root, Search *search) {
+    memset(search, 0, sizeof *search);
+    struct stat status;
+    if (stat(root, &status)) return !complain(root, strerror(errno));
+    if (!S_ISDIR(status.st_mode)) return !complain(root, "is not a folder; give a folder of MIDI files");
+    search_folder(search, root, copy_text(""));
+    while (search->n_folders > 0) search_folder(search, root, search->folders[--search->n_folders]);
+    if (search->n > 0) qsort(search->entries, search->n, sizeof(Entry), by_path);
+    for (size_t i = 0; i < search->n; i++) {
+        if (is_midi_name(search->entries[i].path)) return true;
+    }
+    for (size_t i = 0; i < search->n; i++) line("skipped", search->entries[i].path, search->entries[i].problem);
+    return !complain(root, "holds no MIDI files (.mid .midi .kar .rmi)");
+}
+
+static void free_search(Search *search) {
+    for (size_t i = 0; i < search->n; i++) {
+        free(search->entries[i].path);
+        free(search->entries[i].problem);
+    }
+    free(search->entries);
+    free(search->folders);
+}
+
+// ---- reading them
+
+static void note_change(char changes[], size_t size, const char *what, size_t count) {
+    size_t length = strlen(changes);
+    if (count > 0) snprintf(changes + length, size - length, "%s%s: %zu", length ? "; " : "", what, count);
+}
+
+// Appends the piece in a file. changes becomes how it differs from the file, or "". On failure problem is why.
+static bool add_piece(Corpus *corpus, const char *root, const char *name, char changes[600], midi_error *problem) {
+    midi_song song;
+    midi_report report;
+    Piece piece = {NULL, NULL, 0, false};
+    char *path = join(root, name);
+    bool good = midi_read_file(&song, path, MOST_FILE_BYTES, problem);
+    free(path);
+    if (!good) return false;
+    good = midi_encode(&song, &piece.tokens, &piece.n_tokens, &report, problem);
+    changes[0] = 0;
+    if (good) {
+        if (report.assumed_meter) strcpy(changes, "no time signature, read as 4/4");
+        note_change(changes, 600, "notes outside the piano's keys dropped", report.out_of_range);
+        note_change(changes, 600, "notes too short for the grid dropped", report.vanished);
+        note_change(changes, 600, "notes never ended, ended with their track", song.open_notes);
+        note_change(changes, 600, "ends of notes that never began ignored", song.unmatched_offs);
+        note_change(changes, 600, "senseless time signatures ignored", song.ignored_meters);
+        note_change(changes, 600, "tracks announced and missing", song.missing_tracks);
+        note_change(changes, 600, "chunks that are no tracks ignored", song.skipped_chunks);
+        note_change(changes, 600, "bytes after the last track ignored", song.trailing_bytes);
+        if (piece.n_tokens == 0) {
+            good = false;
+            problem->offset = MIDI_NO_OFFSET;
+            snprintf(problem->text, sizeof problem->text, "gives no tokens%s%.150s%s", *changes ? " (" : "", changes,
+                     *changes ? ")" : "");
+        } else if (report.notes == 0) {
+            note_change(changes, 600, "holds no notes, only bar lines", report.bars);
+        }
+    }
+    midi_free(&song);
+    if (!good) {
+        MIDI_FREE(piece.tokens);
+        return false;
+    }
+    piece.name = copy_text(name);
+    corpus->pieces = (Piece *)allocate(corpus->pieces, corpus->n + 1, sizeof(Piece));
+    corpus->pieces[corpus->n++] = piece;
+    return true;
+}
+
+// Appends the pieces of a folder, as training or test pieces; false (with a sentence on stderr) if there are none.
+static bool add_folder(Corpus *corpus, const char *root, bool test) {
+    Search search;
+    size_t before = corpus->n, skipped = 0, changed = 0;
+    bool found = find_files(root, &search);
+    for (size_t i = 0; found && i < search.n; i++) {
+        const Entry *entry = &search.entries[i];
+        char changes[600];
+        midi_error problem;
+        if (entry->problem) {
+            line("skipped", entry->path, entry->problem);
+        } else if (!add_piece(corpus, root, entry->path, changes, &problem)) {
+            line("skipped", entry->path, problem.text);
+        } else if (*changes) {
+            line("changed", entry->path, changes);
+            changed++;
+            continue;
+        } else {
+            continue;
+        }
+        skipped++;
+    }
+    size_t kept = corpus->n - before;
+    for (size_t i = before; i < corpus->n; i++) corpus->pieces[i].test = test;
+    if (found) {
+        print_name(stdout, root);
+        printf(": %zu files, %zu kept (%zu of them changed), %zu skipped, %zu of other kinds\n",
+               search.n + search.others, kept, changed, skipped, search.others);
+        if (kept == 0) complain(root, "none of its MIDI files can be used; the lines above say why");
+    }
+    free_search(&search);
+    return found && kept > 0;
+}
+
+// ---- writing the datasets
+
+// The first pieces of a permutation by the seed are for testing: test * n of them, rounded, but one at least on each
+// side.
+static void split(Corpus *corpus, double test, uint64_t seed) {
+    double wanted = floor(test * (double)corpus->n + 0.5);
+    size_t n_test = wanted < 1 ? 1 : wanted > (double)(corpus->n - 1) ? corpus->n - 1 : (size_t)wanted;
+    for (size_t i = 0; i < corpus->n; i++) {
+        corpus->pieces[i].test = philox_permute(philox_key(seed, PHILOX_SPLIT, 0), corpus->n, i) < n_test;
+    }
+}
+
+// Writes PATH.new, which takes PATH's place once its sibling is written as well.
+static bool save(const Corpus *corpus, bool test, const char *path, char *error) {
+    size_t n_tokens = 0, n_pieces = 0, names_size = 0, name_bytes = 0, too_short = 0;
+    int64_t windows = 0;
+    for (size_t i = 0; i < corpus->n; i++) {
+        name_bytes += 3 * strlen(corpus->pieces[i].name) + 2;
+        n_tokens += corpus->pieces[i].n_tokens;
+    }
+    uint8_t *tokens = (uint8_t *)allocate(NULL, n_tokens, 1);
+    int64_t *starts = (int64_t *)allocate(NULL, corpus->n + 1, sizeof *starts);
+    char *names = (char *)allocate(NULL, name_bytes + 1, 1);
+    n_tokens = 0;
+    names[0] = 0;
+    for (size_t i = 0; i < corpus->n; i++) {
+        const Piece *piece = &corpus->pieces[i];
+        if (piece->test != test) continue;
+        if (n_pieces > 0) names[names_size++] = '\n';
+        names_size += name_escape(piece->name, names + names_size);
+        starts[n_pieces++] = (int64_t)n_tokens;
+        memcpy(tokens + n_tokens, piece->tokens, piece->n_tokens);
+        n_tokens += piece->n_tokens;
+        windows += piece->n_tokens >= WINDOW ? (int64_t)piece->n_tokens - WINDOW + 1 : 0;
+        too_short += piece->n_tokens < WINDOW;
+    }
+    starts[n_pieces] = (int64_t)n_tokens;
+    printf("%s: %zu pieces, %zu tokens, %lld windows of %d tokens", test ? "test" : "train", n_pieces, n_tokens,
+           (long long)windows, WINDOW);
+    if (too_short > 0) printf(" (pieces too short for one: %zu)", too_short);
+    printf("\n");
+    bool saved = dataset_save(path, tokens, (int64_t)n_tokens, starts, (int64_t)n_pieces, names, error);
+    free(tokens);
+    free(starts);
+    free(names);
+    return saved;
+}
+
+static bool make_folders(const char *path, char *error) {
+    char *part = copy_text(path);
+    bool made = true;
+    for (size_t i = 1; made && part[0]; i++) {
+        char c = part[i];
+        if (c != '/' && c != 0) continue;
+        part[i] = 0;
+        struct stat status;
+        if (mkdir(part, 0777) && (stat(part, &status) || !S_ISDIR(status.st_mode))) {
+            made = fail(error, "%s: this folder for the datasets cannot be made: %s", part, strerror(errno));
+        }
+        part[i] = c;
+        if (c == 0) break;
+    }
+    free(part);
+    return made;
+}
+
+static bool save_both(const Corpus *corpus, const char *out, char *error) {
+    static const char *const names[2] = {"train.safetensors", "test.safetensors"};
+    char *path[2], *fresh[2];
+    struct stat status;
+    bool saved = make_folders(out, error);
+    for (int i = 0; i < 2; i++) {
+        path[i] = join(out, names[i]);
+        fresh[i] = (char *)allocate(NULL, strlen(path[i]) + 5, 1);
+        sprintf(fresh[i], "%s.new", path[i]);
+        if (saved && !stat(path[i], &status) && !S_ISREG(status.st_mode)) {
+            saved = fail(error, "%s: is in the way; a dataset would replace it, but it is not a regular file", path[i]);
+        }
+    }
+    if (saved) {
+        saved = save(corpus, false, fresh[0], error) && save(corpus, true, fresh[1], error);
+        for (int i = 0; i < 2 && saved; i++) {
+            if (rename(fresh[i], path[i])) saved = fail(error, "%s: cannot be replaced: %s", path[i], strerror(errno));
+        }
+        if (!saved) remove(fresh[0]), remove(fresh[1]);
+    }
+    if (saved) printf("wrote %s and %s\n", path[0], path[1]);
+    for (int i = 0; i < 2; i++) {
+        free(path[i]);
+        free(fresh[i]);
+    }
+    return saved;
+}
+
+// ---- the command line
+
+static int print_tokens(const char *path) {
+    midi_song song;
+    midi_error error;
+    uint8_t *tokens;
+    size_t n;
+    if (!midi_read_file(&song, path, MOST_FILE_BYTES, &error)) return complain(path, error.text);
+    bool good = midi_encode(&song, &tokens, &n, NULL, &error);
+    midi_free(&song);
+    if (!good) return complain(path, error.text);
+    for (size_t i = 0; i < n; i++) printf("%d\n", tokens[i]);
+    MIDI_FREE(tokens);
+    return 0;
+}
+
+static int wrong_usage(const char *sentence, const char *what) {
+    fprintf(stderr, "prepare_music: ");
+    print_name(stderr, what);
+    fprintf(stderr, "%s%s; see prepare_music --help\n", *what ? ": " : "", sentence);
+    return 2;
+}
+
+static int finish(int status) { // a full disk shows only when the output is flushed
+    if (fflush(stdout) || ferror(stdout)) return complain("", "the standard output cannot be written");
+    return status;
+}
+
+int main(int argc, char **argv) {
+    const char *out = "data", *tokens = NULL, *folders[2];
+    int n_folders = 0;
+    double test = 0.1;
+    uint64_t seed = 1;
+    bool split_flags = false, out_flag = false;
+    for (int i = 1; i < argc; i++) {
+        const char *flag = argv[i];
+        if (!strcmp(flag, "--help") || !strcmp(flag, "-h")) {
+            fputs(help, stdout);
+            return finish(0);
+        }
+        if (!strcmp(flag, "--version")) {
+            printf("prepare_music %s\n", VERSION);
+            return finish(0);
+        }
+        if (flag[0] != '-') {
+            if (n_folders == 2) return wrong_usage("one folder too many", flag);
+            folders[n_folders++] = flag;
+            continue;
+        }
+        bool known =
+            !strcmp(flag, "--out") || !strcmp(flag, "--test") || !strcmp(flag, "--seed") || !strcmp(flag, "--tokens");
+        if (!known) return wrong_usage("there is no such flag", flag);
+        const char *value = i + 1 < argc ? argv[++i] : "";
+        if (!*value) return wrong_usage("it needs a value", flag);
+        char *end;
+        errno = 0;
+        if (!strcmp(flag, "--out")) {
+            out = value;
+            out_flag = true;
+        } else if (!strcmp(flag, "--tokens")) {
+            tokens = value;
+        } else if (!strcmp(flag, "--test")) {
+            test = strtod(value, &end);
+            if (*end || !(test > 0 && test < 1))
+                return wrong_usage("it is a fraction between 0 and 1, such as 0.1", flag);
+            split_flags = true;
+        } else {
+            seed = strtoull(value, &end, 10);
+            if (*end || errno || !isdigit((unsigned char)value[0]))
+                return wrong_usage("it is a whole number from 0", flag);
+            split_flags = true;
+        }
+    }
+    if (tokens && (n_folders || split_flags || out_flag)) return wrong_usage("it goes with nothing else", "--tokens");
+    if (tokens) return finish(print_tokens(tokens));
+    if (n_folders == 0) return wrong_usage("give a folder of MIDI files, or two, for training and for testing", "");
+    if (n_folders == 2 && split_flags) return wrong_usage("only one folder can be split", "--test and --seed");
+
+    Corpus corpus = {NULL, 0};
+    char error[ERROR_SIZE];
+    int status = 0;
+    for (int i = 0; i < n_folders && status == 0; i++) status = !add_folder(&corpus, folders[i], i == 1);
+    if (status == 0 && n_folders == 1) {
+        if (corpus.n < 2) {
+            status = complain(folders[0], "holds only one piece; two are needed, one to train on and one to test on");
+        } else {
+            split(&corpus, test, seed);
+        }
+    }
+    if (status == 0 && !save_both(&corpus, out, error)) status = complain("", error);
+    for (size_t i = 0; i < corpus.n; i++) {
+        free(corpus.pieces[i].name);
+        MIDI_FREE(corpus.pieces[i].tokens);
+    }
+    free(corpus.pieces);
+    return finish(status);
+}
