@@ -56,6 +56,10 @@ ALWAYS_INLINE void store(real *p, vector v) { *(vector *)p = v; }
 #endif
 enum { TILE_N = TILE_VECTORS * LANES };
 
+ALWAYS_INLINE void tile_zero(vector sums[TILE_M][TILE_VECTORS]) {
+    UNROLL for (int i = 0; i < TILE_M; i++) { UNROLL for (int v = 0; v < TILE_VECTORS; v++) sums[i][v] = (vector){0}; }
+}
+
 // sums[i][v] += sum_k A(i,k) B(k, v): A(i,k) = a[i*a_row + k*a_col], i < TILE_M; B(k, .) is at b + k*b_row, `vectors`
 // wide. `vectors` is a constant at every call, so that all loops but that over k disappear.
 ALWAYS_INLINE void tile(vector sums[TILE_M][TILE_VECTORS], int vectors, int K, const real *a, ptrdiff_t a_row,
@@ -165,9 +169,7 @@ static inline void matmul(real *out, int M, int N, int K, const real *a, ptrdiff
                     const real *bias = epilogue.bias ? epilogue.bias + p * TILE_N : NULL;
                     const real *gate = epilogue.gate ? epilogue.gate + at : NULL;
                     vector sums[TILE_M][TILE_VECTORS];
-                    UNROLL for (int i = 0; i < TILE_M; i++) {
-                        UNROLL for (int v = 0; v < TILE_VECTORS; v++) sums[i][v] = (vector){0};
-                    }
+                    tile_zero(sums);
                     if (rows == TILE_M) {
                         tile(sums, TILE_VECTORS, block, a_t, a_row, a_col, panel, TILE_N);
                     } else {

@@ -21,7 +21,6 @@
 #include "train.h" // first: it chooses the system's interfaces
 
 #include "matmul.h"
-#include <sys/mman.h>
 
 enum { V = DATA_TOKENS };
 
@@ -250,16 +249,11 @@ static void tile_rows(real *out, int out_row, int width, const real *a, int a_ro
     for (int j = 0; j < width; j += TILE_N) {
         for (int i = 0; i < Q_ROWS; i += TILE_M) {
             vector sums[TILE_M][TILE_VECTORS];
-            UNROLL for (int k = 0; k < TILE_M; k++) { UNROLL for (int v = 0; v < TILE_VECTORS; v++) sums[k][v] = zero; }
+            tile_zero(sums);
             tile(sums, TILE_VECTORS, s.S, a + (size_t)i * a_row, a_row, 1, b + j, s.keys);
             tile_store(sums, out + (size_t)i * out_row + j, out_row, false, false, NULL, false, NULL);
         }
     }
-}
-
-// sums[i] = 0 or the vectors at p; TILE_M rows of stride row
-ALWAYS_INLINE void sums_zero(vector sums[TILE_M][TILE_VECTORS]) {
-    UNROLL for (int i = 0; i < TILE_M; i++) sums[i][0] = zero;
 }
 
 // c[i][0..head_row) += sum_k A(i,k) b[k][.], i < TILE_M: A as in tile(), b at stride b_row, c at stride head_row
@@ -322,7 +316,7 @@ static void attention_forward(real *out, real *scores, real *log_sums, const rea
                 int keys = min_int(t0 + i0 + TILE_M, s.T), rows = min_int(TILE_M, s.T - t0 - i0);
                 for (int d = 0; d < s.S; d += LANES) {
                     vector o[TILE_M][TILE_VECTORS];
-                    sums_zero(o);
+                    tile_zero(o);
                     tile(o, 1, keys, e + (size_t)i0 * s.row, s.row, 1, v + d, 3 * s.C);
                     for (int i = 0; i < rows; i++) {
                         store_part(out_bh + (size_t)(t0 + i0 + i) * s.C + d, o[i][0] / sums[i0 + i], s.S - d);
@@ -387,7 +381,7 @@ static void attention_backward(real *dqkv, real *drel, real *scores, const real 
                 const real *ds_i = ds + (size_t)i0 * s.row;
                 for (int d = 0; d < s.S; d += LANES) {
                     vector sums[TILE_M][TILE_VECTORS];
-                    sums_zero(sums);
+                    tile_zero(sums);
                     tile(sums, 1, keys, ds_i, s.row, 1, k + d, C3);
                     tile(sums, 1, keys, ds_i + t, s.row + 1, -1, rel_rows + d, s.head_row);
                     for (int i = 0; i < min_int(TILE_M, s.T - t); i++) {

@@ -1,0 +1,722 @@
+// The sampler: cached decoding against a plain full forward in double, the grammar, the filters against brute force,
+// the same bytes for the same seed, primes, bars, the ring, .mid and .svg read back, and every error's exit status.
+// Models have random weights, made here.
+#define TESTING
+#include "../sample_music.c"
+#include "check.h"
+#include <fcntl.h>
+
+// Sanitizers make the plain forward ten times slower: they see fewer positions, still beyond the largest distance.
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED
+#endif
+#endif
+#if defined(SANITIZED)
+enum { POSITIONS = 300 };
+#else
+enum { POSITIONS = 1024 };
+#endif
+
+static char folder[256], error[ERROR_SIZE];
+
+static const char *in_folder(const char *name) { // valid until 8 more calls
+    static char paths[8][512];
+    static int next;
+    char *path = paths[next++ % 8];
+    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
+    return path;
+}
+
+// ---- random models
+
+typedef struct {
+    int C, L, HS, H, rel;
+} Sizes;
+
+typedef struct {
+    StTensor tensors[160];
+    char names[160][64];
+    int n;
+} Tensors;
+
+static void add_tensor(Tensors *list, double mean, double deviation, int rows, int cols, const char *format, ...) {
+    va_list arguments;
+    int k = list->n++;
+    va_start(arguments, format);
+    vsnprintf(list->names[k], sizeof list->names[k], format, arguments);
+    va_end(arguments);
+    int64_t count = (int64_t)(rows ? rows : 1) * cols;
+    float *data = (float *)malloc((size_t)count * sizeof *data);
+    PhiloxKey key = philox_key(1, PHILOX_INIT, (uint32_t)k);
+    for (int64_t i = 0; i < count; i++) data[i] = (float)(mean + deviation * philox_normal(key, (uint64_t)i));
+    StTensor *tensor = &list->tensors[k];
+    memset(tensor, 0, sizeof *tensor);
+    tensor->name = list->names[k];
+    tensor->type = ST_F32;
+    tensor->rank = rows ? 2 : 1;
+    tensor->shape[0] = rows ? rows : cols;
+    tensor->shape[1] = rows ? cols : 0;
+    tensor->count = count;
+    tensor->data = data;
+}
+
+static void make_tensors(Tensors *list, Sizes size) {
+    int C = size.C, H = size.H;
+    double by_width = 1 / sqrt(C), by_hidden = 1 / sqrt(H);
+    list->n = 0;
+    add_tensor(list, 0, 1, MIDI_TOKENS, C, "emb.weight");
+    for (int i = 0; i < size.L; i++) {
+        add_tensor(list, 0, by_width, 3 * C, C, "layers.%d.attn.qkv.weight", i);
+        add_tensor(list, 0, 0.1, 0, 3 * C, "layers.%d.attn.qkv.bias", i);
+        add_tensor(list, 0, 1, size.rel, size.HS, "layers.%d.attn.rel", i);
+        add_tensor(list, 0, by_width, C, C, "layers.%d.attn.out.weight", i);
+        add_tensor(list, 0, 0.1, 0, C, "layers.%d.attn.out.bias", i);
+        add_tensor(list, 1, 0.1, 0, C, "layers.%d.ln1.weight", i);
+        add_tensor(list, 0, 0.1, 0, C, "layers.%d.ln1.bias", i);
+        add_tensor(list, 0, by_width, H, C, "layers.%d.fc1.weight", i);
+        add_tensor(list, 0, 0.1, 0, H, "layers.%d.fc1.bias", i);
+        add_tensor(list, 0, by_hidden, C, H, "layers.%d.fc2.weight", i);
+        add_tensor(list, 0, 0.1, 0, C, "layers.%d.fc2.bias", i);
+        add_tensor(list, 1, 0.1, 0, C, "layers.%d.ln2.weight", i);
+        add_tensor(list, 0, 0.1, 0, C, "layers.%d.ln2.bias", i);
+    }
+    add_tensor(list, 0, by_width, MIDI_TOKENS, C, "head.weight");
+    add_tensor(list, 0, 0.1, 0, MIDI_TOKENS, "head.bias");
+}
+
+static void free_tensors(Tensors *list) {
+    for (int i = 0; i < list->n; i++) free((void *)list->tensors[i].data);
+}
+
+static bool make_model(const char *path, Sizes size) {
+    static Tensors list;
+    make_tensors(&list, size);
+    bool ok = st_write(path, list.tensors, list.n, NULL, 0, error);
+    free_tensors(&list);
+    return ok;
+}
+
+// ---- the full forward, as the definition has it, in double
+
+static double *tensor_copy(const StFile *file, const char *format, int layer) {
+    char name[64];
+    snprintf(name, sizeof name, format, layer);
+    const StTensor *tensor = st_find(file, name);
+    double *copy = (double *)malloc((size_t)tensor->count * sizeof *copy);
+    st_to_double(tensor, copy);
+    return copy;
+}
+
+// y[T][n_out] = x[T][n_in] W^T + b; named tensors, W is [n_out][n_in]
+static double *linear(const StFile *file, const char *weight, const char *bias, int layer, const double *x, int T,
+                      int n_in, int n_out) {
+    double *W = tensor_copy(file, weight, layer), *b = tensor_copy(file, bias, layer);
+    double *across = (double *)malloc((size_t)n_in * n_out * sizeof *across); // [n_in][n_out]: compilers like it
+    double *y = (double *)malloc((size_t)T * n_out * sizeof *y);
+    for (int o = 0; o < n_out; o++) {
+        for (int i = 0; i < n_in; i++) across[(size_t)i * n_out + o] = W[(size_t)o * n_in + i];
+    }
+    for (int t = 0; t < T; t++) {
+        double *out = y + (size_t)t * n_out;
+        memcpy(out, b, (size_t)n_out * sizeof *out);
+        for (int i = 0; i < n_in; i++) {
+            double factor = x[(size_t)t * n_in + i];
+            const double *row = across + (size_t)i * n_out;
+            for (int o = 0; o < n_out; o++) out[o] += factor * row[o];
+        }
+    }
+    free(W), free(b), free(across);
+    return y;
+}
+
+static void residual_layernorm(const StFile *file, const char *weight, const char *bias, int layer, double *x,
+                               double *update, int T, int C) { // x = LN(x + update); frees update
+    double *w = tensor_copy(file, weight, layer), *b = tensor_copy(file, bias, layer);
+    for (int t = 0; t < T; t++) {
+        double *row = x + (size_t)t * C, mean = 0, variance = 0;
+        for (int c = 0; c < C; c++) mean += (row[c] += update[(size_t)t * C + c]) / C;
+        for (int c = 0; c < C; c++) variance += (row[c] - mean) * (row[c] - mean) / C;
+        for (int c = 0; c < C; c++) row[c] = (row[c] - mean) / sqrt(variance + 1e-5) * w[c] + b[c];
+    }
+    free(w), free(b), free(update);
+}
+
+// logits[T][153]; position t attends to the last `window` positions
+static double *full_forward(const StFile *file, Sizes size, const uint8_t *tokens, int T, int window) {
+    const int C = size.C, HS = size.HS, NH = C / HS;
+    double *emb = tensor_copy(file, "emb.weight", 0), *x = (double *)malloc((size_t)T * C * sizeof *x);
+    double *S = (double *)calloc((size_t)NH * T * T, sizeof *S), *a = (double *)malloc((size_t)T * sizeof *a);
+    for (int t = 0; t < T; t++) memcpy(x + (size_t)t * C, emb + tokens[t] * C, (size_t)C * sizeof *x);
+    for (int l = 0; l < size.L; l++) {
+        double *qkv = linear(file, "layers.%d.attn.qkv.weight", "layers.%d.attn.qkv.bias", l, x, T, C, 3 * C);
+        double *R = tensor_copy(file, "layers.%d.attn.rel", l);
+        double *out = (double *)calloc((size_t)T * C, sizeof *out);
+        for (int h = 0; h < NH; h++) {
+            for (int t = 0; t < T; t++) {
+                const double *q = qkv + (size_t)t * 3 * C + h * HS;
+                double most = -INFINITY, sum = 0, *row = S + ((size_t)h * T + t) * T;
+                int first = t - window + 1 > 0 ? t - window + 1 : 0;
+                for (int j = first; j <= t; j++) {
+                    const double *k = qkv + (size_t)j * 3 * C + C + h * HS;
+                    const double *r = R + (t - j < size.rel ? size.rel - 1 - (t - j) : 0) * HS;
+                    double product = 0;
+                    for (int d = 0; d < HS; d++) product += q[d] * (k[d] + r[d]);
+                    row[j] += product / sqrt(HS); // on top of the layer below
+                    if (row[j] > most) most = row[j];
+                }
+                for (int j = first; j <= t; j++) sum += a[j] = exp(row[j] - most);
+                for (int j = first; j <= t; j++) {
+                    const double *v = qkv + (size_t)j * 3 * C + 2 * C + h * HS;
+                    for (int d = 0; d < HS; d++) out[(size_t)t * C + h * HS + d] += a[j] / sum * v[d];
+                }
+            }
+        }
+        double *update = linear(file, "layers.%d.attn.out.weight", "layers.%d.attn.out.bias", l, out, T, C, C);
+        residual_layernorm(file, "layers.%d.ln1.weight", "layers.%d.ln1.bias", l, x, update, T, C);
+        double *hidden = linear(file, "layers.%d.fc1.weight", "layers.%d.fc1.bias", l, x, T, C, size.H);
+        for (size_t i = 0; i < (size_t)T * size.H; i++) hidden[i] = hidden[i] > 0 ? hidden[i] : 0;
+        update = linear(file, "layers.%d.fc2.weight", "layers.%d.fc2.bias", l, hidden, T, size.H, C);
+        residual_layernorm(file, "layers.%d.ln2.weight", "layers.%d.ln2.bias", l, x, update, T, C);
+        free(qkv), free(R), free(out), free(hidden);
+    }
+    double *logits = linear(file, "head.weight", "head.bias", 0, x, T, C, MIDI_TOKENS);
+    free(emb), free(x), free(S), free(a);
+    return logits;
+}
+
+// The largest difference between the stream's logits and the full forward's over T positions.
+static void check_logits(const char *name, Sizes size, int T, int context) {
+    const char *path = in_folder("logits.safetensors");
+    StFile file;
+    Model model;
+    Stream stream;
+    uint8_t *tokens = (uint8_t *)malloc((size_t)T);
+    for (int t = 0; t < T; t++)
+        tokens[t] = (uint8_t)(philox(philox_key(7, 0, 0), (uint32_t)t, 0, 0, 0).x[0] % MIDI_TOKENS);
+    bool ok = make_model(path, size) && st_read(&file, path, error);
+    CHECK(ok, "%s: %s", name, error);
+    if (!ok) return;
+    double *want = full_forward(&file, size, tokens, T, context), worst = 0;
+    ok = model_load(&model, path, error) && stream_new(&stream, &model, context, error);
+    CHECK(ok, "%s: %s", name, error);
+    int where = -1;
+    for (int t = 0; ok && t < T; t++) {
+        const float *logits = stream_step(&stream, tokens[t]);
+        for (int v = 0; v < MIDI_TOKENS; v++) {
+            double difference = fabs(logits[v] - want[(size_t)t * MIDI_TOKENS + v]);
+            if (!(difference <= worst)) worst = difference, where = t;
+        }
+    }
+    printf("logits, %s: largest difference %.1e, at position %d of %d\n", name, worst, where, T);
+    CHECK(ok && worst < 1e-4, "%s: logits differ from the full forward's by %g at position %d", name, worst, where);
+    stream_free(&stream);
+    model_free(&model);
+    st_free(&file);
+    free(want);
+    free(tokens);
+}
+
+// ---- choosing tokens
+
+// What is left after the filters, by their definitions: p[token], 0 where it must not be drawn. O(n^2) and plain.
+static void brute_force(const float *logits, int previous, Filter filter, double p[MIDI_TOKENS]) {
+    double sum = 0;
+    bool in[MIDI_TOKENS];
+    for (int i = 0; i < MIDI_TOKENS; i++) {
+        midi_kind kind = midi_token_kind(i), last = previous < 0 ? MIDI_KIND_BAR : midi_token_kind(previous);
+        in[i] = last == MIDI_KIND_OFFSET  ? kind == MIDI_KIND_BAR || kind == MIDI_KIND_PITCH
+                : last == MIDI_KIND_PITCH ? kind == MIDI_KIND_DURATION
+                                          : kind == MIDI_KIND_OFFSET;
+        p[i] = in[i] ? exp(logits[i] / filter.temperature) : 0;
+    }
+    for (int pass = 0; pass < 3; pass++) { // top-k, top-p, min-p
+        double all = 0, most = 0;
+        bool keep[MIDI_TOKENS];
+        for (int i = 0; i < MIDI_TOKENS; i++) all += p[i], most = p[i] > most ? p[i] : most;
+        for (int i = 0; i < MIDI_TOKENS; i++) {
+            int better = 0;
+            double before = 0; // the chance of those that come first
+            for (int j = 0; j < MIDI_TOKENS; j++) {
+                if (in[j] && (p[j] > p[i] || (p[j] == p[i] && j < i))) better++, before += p[j] / all;
+            }
+            keep[i] = in[i] && (pass == 0   ? !filter.top_k || better < filter.top_k
+                                : pass == 1 ? !better || before < filter.top_p
+                                            : p[i] >= filter.min_p * most);
+        }
+        for (int i = 0; i < MIDI_TOKENS; i++) {
+            in[i] = keep[i];
+            if (!in[i]) p[i] = 0;
+        }
+    }
+    for (int i = 0; i < MIDI_TOKENS; i++) sum += p[i];
+    for (int i = 0; i < MIDI_TOKENS; i++) p[i] /= sum;
+}
+
+static void check_filters(void) {
+    static const Filter filters[] = {{1, 0, 1, 0},       {0.7, 0, 1, 0},      {1.3, 5, 1, 0},   {1, 1, 1, 0},
+                                     {1, 0, 0.9, 0},     {1, 0, 0.3, 0},      {1, 0, 1, 0.05},  {1, 0, 1, 1},
+                                     {0.9, 40, 0.95, 0}, {1.5, 20, 0.8, 0.1}, {1, 153, 1e-9, 0}};
+    static const int previous[] = {-1, 0, 1, 32, 33, 120, 121, 152};
+    PhiloxKey key = philox_key(3, 0, 0);
+    int wrong = 0, cases = 0;
+    for (int trial = 0; trial < 40; trial++) {
+        float logits[MIDI_TOKENS];
+        for (int i = 0; i < MIDI_TOKENS; i++) {
+            logits[i] = (float)(3 * philox_normal(key, (uint64_t)(trial * MIDI_TOKENS + i)));
+            if (trial % 4 == 3) logits[i] = rintf(logits[i]); // many that are equally likely
+        }
+        for (size_t f = 0; f < sizeof filters / sizeof *filters; f++, cases++) {
+            double want[MIDI_TOKENS], left = 1;
+            Candidate list[MIDI_TOKENS];
+            int before = previous[cases % 8], n = candidates(logits, before, &filters[f], list);
+            brute_force(logits, before, filters[f], want);
+            bool good = n >= 1;
+            for (int i = 0; i < n; i++) {
+                good = good && fabs(list[i].p - want[list[i].token]) < 1e-12 && (i == 0 || list[i].p <= list[i - 1].p);
+                want[list[i].token] = 0;
+                left -= list[i].p;
+            }
+            for (int i = 0; i < MIDI_TOKENS; i++) good = good && want[i] == 0;
+            wrong += !(good && fabs(left) < 1e-12);
+        }
+    }
+    CHECK(wrong == 0, "%d of %d filtered distributions differ from brute force", wrong, cases);
+
+    // Draws follow the chances: 200,000 of them, the largest deviation within 5 standard errors.
+    float logits[MIDI_TOKENS];
+    double want[MIDI_TOKENS], worst = 0;
+    static int count[MIDI_TOKENS];
+    const Filter filter = {0.8, 12, 0.97, 0};
+    for (int i = 0; i < MIDI_TOKENS; i++) logits[i] = (float)(2 * philox_normal(key, (uint64_t)(1000000 + i)));
+    brute_force(logits, MIDI_BAR, filter, want);
+    for (uint32_t i = 0; i < 200000; i++) {
+        Philox4 words = philox(key, i, 1, 0, 0);
+        count[draw(logits, MIDI_BAR, &filter, philox_uniform(words.x[0], words.x[1]))]++;
+    }
+    for (int i = 0; i < MIDI_TOKENS; i++) {
+        double deviation = fabs(count[i] - 200000 * want[i]) / sqrt(200000 * want[i] * (1 - want[i]) + 1e-9);
+        if (deviation > worst) worst = deviation;
+    }
+    CHECK(worst < 5, "draws deviate from their chances by %g standard errors", worst);
+
+    const Filter greedy = {0, 0, 1, 0};
+    int best = MIDI_OFFSET;
+    for (int i = MIDI_OFFSET; i < MIDI_PITCH; i++) best = logits[i] > logits[best] ? i : best;
+    CHECK(draw(logits, MIDI_BAR, &greedy, 0.999) == best, "temperature 0 does not take the likeliest");
+    CHECK(draw(logits, MIDI_BAR, &filter, 0) >= MIDI_OFFSET && draw(logits, MIDI_BAR, &filter, 1 - 1e-16) < MIDI_PITCH,
+          "the ends of [0, 1) are drawn wrong");
+}
+
+// ---- the program, called as from a shell
+
+static char said[4096]; // what the last call wrote to stdout and stderr
+static char small_model[512];
+
+static int call(const char *arguments, ...) { // split at spaces; @ stands for the scratch folder, MODEL for the model
+    static char text[4096], line[4096];
+    char *argv[64], *at = text;
+    int argc = 1;
+    va_list list;
+    va_start(list, arguments);
+    vsnprintf(line, sizeof line, arguments, list);
+    va_end(list);
+    for (const char *c = line; *c; c++) {
+        if (*c == '@') at += sprintf(at, "%s", folder);
+        if (!strncmp(c, "MODEL", 5))
+            at += sprintf(at, "%s", small_model), c += 4;
+        else if (*c != '@')
+            *at++ = *c;
+    }
+    *at = 0;
+    argv[0] = (char *)"sample_music";
+    for (char *word = strtok(text, " "); word; word = strtok(NULL, " ")) argv[argc++] = word;
+    argv[argc] = NULL;
+
+    fflush(stdout), fflush(stderr);
+    int out = dup(1), err = dup(2), file = open(in_folder("said"), O_RDWR | O_CREAT | O_TRUNC, 0600);
+    dup2(file, 1), dup2(file, 2);
+    int status = sample_main(argc, argv);
+    fflush(stdout), fflush(stderr);
+    dup2(out, 1), dup2(err, 2);
+    ssize_t n = pread(file, said, sizeof said - 1, 0);
+    said[n > 0 ? n : 0] = 0;
+    close(out), close(err), close(file);
+    return status;
+}
+
+static bool same_file(const char *a, const char *b) {
+    void *x, *y;
+    size_t n, k;
+    bool read = read_file(in_folder(a), &x, &n, error), both = read && read_file(in_folder(b), &y, &k, error);
+    bool same = both && n == k && !memcmp(x, y, n);
+    if (read) free(x);
+    if (both) free(y);
+    return same;
+}
+
+static bool exists(const char *name) { return !access(in_folder(name), F_OK); }
+
+static void check_grammar(void) {
+    static const Filter filters[] = {{1, 0, 1, 0}, {2, 0, 1, 0}, {0.5, 10, 0.9, 0.01}, {0, 0, 1, 0}};
+    Model model;
+    CHECK(model_load(&model, small_model, error), "%s", error);
+    for (int f = 0; f < 4; f++) {
+        Settings settings = {.filter = filters[f], .tokens = 10000, .context = 64, .bpm = 120};
+        Song song = {0};
+        song.seed = (uint64_t)f;
+        CHECK(song_sample(&song, &model, &settings, error), "%s", error);
+        int wrong = 0, previous = MIDI_BAR, kinds[4] = {0};
+        for (size_t i = 0; i < song.n; previous = song.tokens[i++]) {
+            wrong += song.tokens[i] >= MIDI_TOKENS || !midi_may_follow(previous, song.tokens[i]);
+            if (song.tokens[i] < MIDI_TOKENS) kinds[midi_token_kind(song.tokens[i])]++;
+        }
+        CHECK(song.n == 10000 && wrong == 0, "%d of %zu tokens break the grammar", wrong, song.n);
+        CHECK(f == 3 || (kinds[0] && kinds[1] && kinds[2] && kinds[3]), "a kind of token never came");
+        song_free(&song);
+    }
+    model_free(&model);
+}
+
+static void check_seeds(void) {
+    CHECK(call("MODEL --seed 9 --tokens 300 -o @/a.mid -o @/a.svg") == 0, "%s", said);
+    CHECK(strstr(said, "a.mid") && strstr(said, "a.svg") && strstr(said, "seed 9"), "the report lacks something: %s",
+          said);
+    call("MODEL --seed 9 --tokens 300 -o @/b.mid -o @/b.svg --threads 2");
+    CHECK(same_file("a.mid", "b.mid") && same_file("a.svg", "b.svg"), "the same seed gave other bytes");
+    call("MODEL --seed 10 --tokens 300 -o @/c.mid");
+    CHECK(!same_file("a.mid", "c.mid"), "another seed gave the same bytes");
+    for (int threads = 1; threads <= 2; threads++) {
+        CHECK(call("MODEL --seed 8 -n 4 --tokens 300 -o @/n.mid -o @/n.svg --threads %d", threads) == 0, "%s", said);
+        CHECK(same_file("n-2.mid", "a.mid") && same_file("n-2.svg", "a.svg"), "song 2 of seed 8 is not that of seed 9");
+        CHECK(same_file("n-3.mid", "c.mid"), "song 3 of seed 8 is not that of seed 10");
+        CHECK(exists("n-1.mid") && exists("n-4.svg") && !exists("n.mid"), "the songs' names are wrong");
+        const char *first = strstr(said, "seed 8"), *last = strstr(said, "seed 11");
+        CHECK(first && last && first < last, "the songs are reported out of order: %s", said);
+        remove(in_folder("n-2.mid")), remove(in_folder("n-2.svg")), remove(in_folder("n-3.mid"));
+    }
+    CHECK(call("MODEL --tokens 5 -o @/d.mid") == 0 && strstr(said, "seed "), "a fresh seed is not printed: %s", said);
+    CHECK(call("MODEL --seed 9 --tokens 300 -o @/b.mid --temperature 0.5") == 0 && !same_file("a.mid", "b.mid"),
+          "the temperature changes nothing");
+}
+
+// All notes of a file's .svg and .mid are the song's, at their times.
+static void check_files(void) {
+    Model model;
+    Song song;
+    Settings settings = {.filter = {.temperature = 1, .top_p = 1}, .tokens = 900, .context = 64, .bpm = 96};
+    CHECK(model_load(&model, small_model, error) && song_make(&song, &model, &settings, 21, error), "%s", error);
+    CHECK(song.midi.n_notes > 100, "only %zu notes", song.midi.n_notes);
+    const char *mid = in_folder("f.mid"), *svg = in_folder("f.svg");
+    CHECK(write_mid(&song, mid, error) && write_svg(&song, svg, error), "%s", error);
+
+    midi_song back;
+    midi_error problem;
+    int ok = midi_read_file(&back, mid, 1 << 24, &problem);
+    CHECK(ok && back.division == 480 && back.n_notes == song.midi.n_notes && back.open_notes == 0, "%s", problem.text);
+    CHECK(back.n_tempos == 1 && back.tempos[0].us_per_quarter == 625000, "96 quarters a minute are not 625000 us");
+    CHECK(back.n_meters >= 1 && back.meters[0].tick == 0, "no meter at the start");
+    bool text = false;
+    for (size_t i = 0; i < back.n_texts; i++) text = text || strstr(back.texts[i].text, "seed 21, tokens 900");
+    CHECK(text, "the .mid does not say its seed and settings");
+    // Where notes of one key overlap, a reader pairs them first in, first out: starts and ends are each the same set.
+    int64_t sums[2][2] = {{0}};
+    for (size_t i = 0; ok && i < back.n_notes; i++) {
+        const midi_note *notes[2] = {&back.notes[i], &song.midi.notes[i]};
+        for (int k = 0; k < 2; k++) {
+            sums[k][0] += notes[k]->start * notes[k]->start % 1000003 * notes[k]->key;
+            sums[k][1] += notes[k]->end * notes[k]->end % 1000003 * notes[k]->key;
+        }
+    }
+    CHECK(sums[0][0] == sums[1][0] && sums[0][1] == sums[1][1], "the .mid's notes are not the song's");
+    midi_free(&back);
+
+    void *bytes;
+    size_t size, found = 0, wrong = 0;
+    CHECK(read_file(svg, &bytes, &size, error), "%s", error);
+    size_t *seen = (size_t *)calloc(song.midi.n_notes, sizeof *seen);
+    for (const char *at = strstr((char *)bytes, "data-note=\""); at; at = strstr(at + 1, "data-note=\""), found++) {
+        int key;
+        long long start, end;
+        size_t i = 0;
+        sscanf(at, "data-note=\"%d %lld %lld\"", &key, &start, &end);
+        for (; i < song.midi.n_notes; i++) {
+            const midi_note *note = &song.midi.notes[i];
+            if (!seen[i] && note->key == key && note->start == start && note->end == end) break;
+        }
+        if (i < song.midi.n_notes)
+            seen[i] = 1;
+        else
+            wrong++;
+    }
+    CHECK(found == song.midi.n_notes && wrong == 0, "%zu notes in the .svg, %zu of them wrong", found, wrong);
+    CHECK(!memcmp(bytes, "<svg ", 5) && !strcmp((char *)bytes + size - 7, "</svg>\n") &&
+              strstr((char *)bytes, "seed 21"),
+          "the .svg is not whole");
+    free(seen), free(bytes);
+    song_free(&song);
+    model_free(&model);
+}
+
+// A prime of 40 quarters in 3/4: ten bars and more.
+static void write_prime(const char *path, int notes) {
+    midi_song song;
+    midi_error problem;
+    uint8_t *bytes;
+    size_t size;
+    memset(&song, 0, sizeof song);
+    song.format = 0;
+    song.division = 96;
+    midi_add_meter(&song, 0, 3, 2, 0);
+    for (int i = 0; i < notes; i++) midi_add_note(&song, i * 96, i * 96 + 96, 60 + i % 12, 90, 0, 0);
+    if (midi_write(&song, &bytes, &size, &problem) && write_file_atomically(path, bytes, size, error)) MIDI_FREE(bytes);
+    midi_free(&song);
+}
+
+static void check_prime(void) {
+    Model model;
+    Song song;
+    write_prime(in_folder("prime.mid"), 40);
+    CHECK(model_load(&model, small_model, error), "%s", error);
+    Settings settings = {.filter = {.temperature = 1, .top_p = 1}, .tokens = 120, .context = 64, .bpm = 120};
+    char path[512];
+    snprintf(path, sizeof path, "%s", in_folder("prime.mid"));
+    settings.prime_path = path;
+    settings.prime_tokens = 47; // in the middle of bar 5: 11 tokens a bar of three notes and its line
+    settings.songs = 1;
+    int out = dup(1), file = open(in_folder("said"), O_RDWR | O_CREAT | O_TRUNC, 0600);
+    fflush(stdout), dup2(file, 1);
+    bool ok = read_prime(&settings, error);
+    fflush(stdout), dup2(out, 1), close(out), close(file);
+    CHECK(ok && settings.n_prime == 47, "%s", error);
+    CHECK(song_make(&song, &model, &settings, 4, error), "%s", error);
+    CHECK(song.n == 167 && !memcmp(song.tokens, settings.prime, 47), "the song does not begin with the prime");
+    size_t grey = 0, wrong = 0;
+    for (size_t i = 0; i < song.midi.n_notes; i++) {
+        grey += song.from_prime[i];
+        wrong += song.from_prime[i] && (song.midi.notes[i].start % 480 || song.midi.notes[i].end > 14 * 480);
+    }
+    CHECK(grey == 13 && wrong == 0, "%zu notes are marked as the prime's, %zu wrongly; 13 are", grey, wrong);
+    CHECK(song.midi.n_meters && song.midi.meters[0].numerator == 3 && song.midi.meters[0].exponent == 2,
+          "a prime in 3/4 does not begin in 3/4");
+    CHECK(song.lines[1] == 3 * 480 && song.lines[4] == 12 * 480, "the prime's bar lines moved");
+
+    // Without the prime: the new notes alone, from the bar line before them.
+    Song bare;
+    settings.no_prime = true;
+    CHECK(song_make(&bare, &model, &settings, 4, error), "%s", error);
+    CHECK(bare.midi.n_notes == song.midi.n_notes - 13, "%zu notes without the prime", bare.midi.n_notes);
+    size_t k = 0;
+    for (size_t i = 0; i < song.midi.n_notes; i++) {
+        if (song.from_prime[i]) continue;
+        wrong += k >= bare.midi.n_notes || bare.midi.notes[k].start != song.midi.notes[i].start - 12 * 480 ||
+                 bare.midi.notes[k].key != song.midi.notes[i].key;
+        k++;
+    }
+    CHECK(wrong == 0, "%zu notes moved wrongly without the prime", wrong);
+    song_free(&song), song_free(&bare);
+    MIDI_FREE(settings.prime);
+    model_free(&model);
+
+    CHECK(call("MODEL --prime @/prime.mid --tokens 40 --seed 1 -o @/p.svg") == 0, "%s", said);
+    CHECK(strstr(said, "the first 146 of 146 tokens"), "the prime's length is not said: %s", said);
+    void *bytes;
+    size_t size;
+    CHECK(read_file(in_folder("p.svg"), &bytes, &size, error), "%s", error);
+    CHECK(strstr((char *)bytes, "class=\"prime\"") && strstr((char *)bytes, "class=\"new\""), "no two colours");
+    free(bytes);
+    write_prime(in_folder("empty.mid"), 0);
+    CHECK(call("MODEL --prime @/empty.mid -o @/x.mid") == 1 && strstr(said, "no notes"), "%s", said);
+    CHECK(call("MODEL --prime @/none.mid -o @/x.mid") == 1, "%s", said);
+    CHECK(call("MODEL --prime MODEL -o @/x.mid") == 1, "%s", said);
+    CHECK(call("MODEL --prime @ -o @/x.mid") == 1 && !exists("x.mid"), "%s", said);
+}
+
+static void check_bars(void) {
+    Model model;
+    Song song;
+    CHECK(model_load(&model, small_model, error), "%s", error);
+    for (int bars = 1; bars <= 16; bars *= 4) {
+        Settings settings = {.filter = {.temperature = 1, .top_p = 1}, .bars = bars, .context = 64, .bpm = 120};
+        CHECK(song_make(&song, &model, &settings, 2, error), "%s", error);
+        int lines = 0;
+        for (size_t i = 0; i < song.n; i++) {
+            lines += song.tokens[i] == MIDI_BAR && (i == 0 || song.tokens[i - 1] != MIDI_OFFSET + 31);
+        }
+        CHECK(lines == bars && song.tokens[song.n - 1] == MIDI_BAR, "--bars %d gave %d bar lines", bars, lines);
+        song_free(&song);
+    }
+    CHECK(call("MODEL --bars 3 --tokens 7 --seed 1 -o @/e.mid") == 0, "%s", said); // whichever comes first
+    model_free(&model);
+
+    // Lines that only cut a long bar do not count, nor do bars without length: 4/4, 31 + 1 steps = 4/2, 4/4, nothing.
+    static const uint8_t tokens[] = {1, 33 + 40, 124, 1 + 16,  0,   1 + 31, 0, 1 + 1, 0,       1 + 16, 0,
+                                     1, 0,       1,   33 + 40, 122, 1 + 6,  0, 1,     33 + 40, 121};
+    static const int64_t lines[] = {0, 16, 48, 64, 70};
+    midi_error problem;
+    memset(&song, 0, sizeof song);
+    CHECK(midi_decode(tokens, sizeof tokens, &song.midi, &problem) && song.midi.n_bars == 6, "%s", problem.text);
+    song.lines = (int64_t *)malloc(16 * sizeof(int64_t));
+    song_find_lines(&song);
+    bool right = song.n_lines == 5;
+    for (int i = 0; i < song.n_lines && right; i++) right = song.lines[i] == lines[i] * MIDI_STEP;
+    CHECK(right, "bar lines are found wrong");
+    CHECK(song_add_events(&song, 120), "no memory");
+    const midi_meter *m = song.midi.meters;
+    CHECK(song.midi.n_meters == 4 && m[0].numerator == 4 && m[0].exponent == 2 && m[1].numerator == 8 &&
+              m[1].tick == 16 * MIDI_STEP && m[2].numerator == 4 && m[3].numerator == 3 && m[3].exponent == 3,
+          "the meters are wrong");
+    song_free(&song);
+}
+
+// ---- errors
+
+static void check_usage(void) {
+    static const char *const wrong[] = {"MODEL --tokens 0",
+                                        "MODEL --tokens -5",
+                                        "MODEL --tokens 1e3",
+                                        "MODEL --tokens 12x",
+                                        "MODEL --tokens",
+                                        "MODEL --temperature nan",
+                                        "MODEL --temperature -1",
+                                        "MODEL --top-k 154",
+                                        "MODEL --top-p 0",
+                                        "MODEL --top-p 1.5",
+                                        "MODEL --min-p inf",
+                                        "MODEL --seed -1",
+                                        "MODEL --seed x",
+                                        "MODEL --bars 0",
+                                        "MODEL --context 0",
+                                        "MODEL --bpm 0",
+                                        "MODEL --threads 0",
+                                        "MODEL -n 0",
+                                        "MODEL --frobnicate",
+                                        "MODEL -o @/x.mp3",
+                                        "MODEL -o .mid",
+                                        "MODEL MODEL",
+                                        "MODEL --no-prime",
+                                        "MODEL --seed 18446744073709551616",
+                                        "MODEL --prime-tokens 0",
+                                        "MODEL -o",
+                                        "MODEL --tokens 99999999999",
+                                        "MODEL -x"};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        int status = call("%s -o @/x.mid", wrong[i]);
+        if (!strcmp(wrong[i], "MODEL -o") || !strcmp(wrong[i], "MODEL --tokens")) status = call("%s", wrong[i]);
+        const char *end = strchr(said, '\n');
+        CHECK(status == 2 && !strncmp(said, "sample_music: ", 14) && end && !end[1], "%s: exit %d, %s", wrong[i],
+              status, said);
+    }
+    CHECK(!exists("x.mid"), "a wrong call wrote a file");
+    CHECK(call("--help") == 0 && strstr(said, "--top-p"), "%s", said);
+    CHECK(call("--version") == 0 && strstr(said, SAMPLE_VERSION), "%s", said);
+    CHECK(call("MODEL --seed 18446744073709551615 -n 2 --tokens 9 -o @/w.mid") == 0 && strstr(said, "seed 0"),
+          "the seed after the largest is not 0: %s", said);
+}
+
+// One model with one thing wrong: the sentence must name `name`.
+static void check_bad(const Tensors *good, const char *name, int change, const char *must_say) {
+    static Tensors list;
+    list = *good;
+    float *bad = NULL;
+    for (int i = 0; i < list.n; i++) {
+        list.tensors[i].name = list.names[i];
+        if (strcmp(list.names[i], name)) continue;
+        StTensor *tensor = &list.tensors[i];
+        bad = (float *)malloc((size_t)tensor->count * sizeof *bad);
+        memcpy(bad, tensor->data, (size_t)tensor->count * sizeof *bad);
+        bad[tensor->count - 1] = change == 2 ? NAN : 1;
+        tensor->data = bad;
+        if (change == 0) list.tensors[i] = list.tensors[--list.n]; // missing
+        if (change == 1) tensor->shape[0]--;
+        if (change == 3) tensor->type = ST_I32;
+        break;
+    }
+    CHECK(bad && st_write(in_folder("bad.safetensors"), list.tensors, list.n, NULL, 0, error), "%s: %s", name, error);
+    int status = call("@/bad.safetensors --tokens 3 -o @/x.mid");
+    CHECK(status == 1 && strstr(said, name) && strstr(said, must_say), "%s: exit %d, %s", name, status, said);
+    free(bad);
+}
+
+static void check_models(Sizes size) {
+    static Tensors list;
+    make_tensors(&list, size);
+    check_bad(&list, "emb.weight", 0, "missing");
+    check_bad(&list, "head.bias", 0, "missing");
+    check_bad(&list, "layers.0.attn.qkv.weight", 0, "missing");
+    check_bad(&list, "layers.1.ln2.bias", 0, "missing");
+    check_bad(&list, "emb.weight", 1, "should be F32 [153,any]");
+    check_bad(&list, "layers.1.attn.rel", 1, "should be");
+    check_bad(&list, "layers.0.fc2.weight", 1, "should be");
+    check_bad(&list, "layers.1.fc1.bias", 2, "not finite");
+    check_bad(&list, "layers.1.fc1.bias", 3, "I32");
+    add_tensor(&list, 0, 1, MIDI_TOKENS, size.C, "adamax.exp_avg.emb.weight"); // a resume state has more tensors
+    CHECK(!mkdir(in_folder("again"), 0700), "no folder");
+    CHECK(st_write(in_folder("again/small.safetensors"), list.tensors, list.n, NULL, 0, error), "%s", error);
+    CHECK(call("@/again/small.safetensors --seed 9 --tokens 300 -o @/l.mid") == 0, "%s", said);
+    CHECK(call("MODEL --seed 9 --tokens 300 -o @/m.mid") == 0, "%s", said);
+    CHECK(same_file("l.mid", "m.mid"), "a resume state gives another song than its model");
+    list.n = 1;
+    snprintf(list.names[0], sizeof list.names[0], "lstm.weight_ih_l0");
+    CHECK(st_write(in_folder("lstm.safetensors"), list.tensors, 1, NULL, 0, error), "%s", error);
+    CHECK(call("@/lstm.safetensors -o @/x.mid") == 1 && strstr(said, "LSTM"), "%s", said);
+    list.n = 2 + 2 * 13 + 1 + 1;
+    free_tensors(&list);
+
+    write_file_atomically(in_folder("nothing"), "", 0, error);
+    write_file_atomically(in_folder("text"), "not a model at all\n", 19, error);
+    CHECK(call("@/nothing -o @/x.mid") == 1, "%s", said);
+    CHECK(call("@/text -o @/x.mid") == 1, "%s", said);
+    CHECK(call("@ -o @/x.mid") == 1, "%s", said);
+    CHECK(call("@/absent -o @/x.mid") == 1, "%s", said);
+    CHECK(!exists("x.mid"), "a failed call wrote a file");
+    CHECK(call("MODEL --tokens 5 -o @/absent/x.mid") == 1, "%s", said);
+    CHECK(call("MODEL --tokens 5 -n 3 --threads 2 -o @/absent/x.mid") == 1, "%s", said);
+    const char *end = strchr(said, '\n');
+    CHECK(end && !end[1], "more than one sentence: %s", said);
+
+    // A full disk leaves the song of before, and nothing else.
+    if (!access("/dev/full", W_OK)) {
+        CHECK(call("MODEL --tokens 90 --seed 1 -o @/keep.mid") == 0, "%s", said);
+        CHECK(call("MODEL --tokens 90 --seed 1 -o @/same.mid") == 0, "%s", said);
+        CHECK(symlink("/dev/full", in_folder("keep.mid.tmp")) == 0, "no link");
+        CHECK(call("MODEL --tokens 90 --seed 3 -o @/keep.mid") == 1 && strstr(said, "keep.mid"), "%s", said);
+        CHECK(same_file("keep.mid", "same.mid"), "a full disk changed the old song");
+    }
+}
+
+int main(void) {
+    const char *temporary = getenv("TMPDIR");
+    snprintf(folder, sizeof folder, "%s/test_sample.XXXXXX", temporary ? temporary : "/tmp");
+    if (!mkdtemp(folder)) {
+        printf("test_sample: %s: cannot be made\n", folder);
+        return 1;
+    }
+    const Sizes small = {32, 2, 16, 48, 24}, paper = {256, 8, 16, 512, 240};
+    snprintf(small_model, sizeof small_model, "%s", in_folder("small.safetensors"));
+    CHECK(make_model(small_model, small), "%s", error);
+
+    check_logits("small", small, 100, 100);
+    check_logits("heads of 5, odd sizes", (Sizes){35, 3, 5, 29, 7}, 90, 90);
+    check_logits("heads of 20", (Sizes){60, 2, 20, 70, 33}, 90, 90);
+    check_logits("one head of 1", (Sizes){1, 1, 1, 1, 1}, 40, 40);
+    check_logits("a ring of 40", small, 200, 40);
+    check_logits("a ring shorter than the distances", (Sizes){32, 2, 16, 48, 100}, 200, 37);
+    check_logits("a ring of 1", small, 30, 1);
+    check_logits("the paper's size", paper, POSITIONS, 1024);
+    check_filters();
+    check_grammar();
+    check_seeds();
+    check_files();
+    check_prime();
+    check_bars();
+    check_usage();
+    check_models(small);
+
+    char command[512];
+    snprintf(command, sizeof command, "rm -rf '%s'", folder);
+    CHECK(system(command) == 0, "%s could not be removed", folder);
+    return check_report("sample");
+}

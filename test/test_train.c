@@ -1,0 +1,914 @@
+// dev/train.h, independently of the real models: a stand-in, a bigram model of low rank with dropout and Adamax, runs
+// through the whole recipe. Above all: a run that is killed anywhere, between any two file operations, in any step and
+// in any evaluation batch, and then resumed, ends with the same files as one that was never killed.
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <stdio.h>
+#include <unistd.h>
+
+#define fsync(file) 0 // hundreds of runs would wait for the disk; what a killed process has written is safe without it
+
+// Stands for rename in everything below, to die just before or just after a file takes its place.
+static int killing_rename(const char *from, const char *to);
+#define rename killing_rename
+static double save_seconds = 300, progress_seconds = 10;
+#define SAVE_SECONDS save_seconds
+#define PROGRESS_SECONDS progress_seconds
+#include "../dev/train.h"
+#undef rename
+
+#include "check.h"
+
+// ---- the moments at which a run is made to die; 0 or -1: never
+
+static int kill_before_rename, kill_after_rename, renames;
+static int64_t kill_in_step = -1, stop_in_step = -1, poison_step = -1;
+static int kill_in_batch, stop_in_batch, batches; // of the evaluation, counted from 1
+static bool poison_test;
+
+static int killing_rename(const char *from, const char *to) {
+    if (++renames == kill_before_rename) raise(SIGKILL);
+    int result = rename(from, to);
+    if (renames == kill_after_rename) raise(SIGKILL);
+    return result;
+}
+
+// ---- the stand-in: logits[t] = out.weight dropout(emb.weight[x_t]) + out.bias
+
+enum { V = DATA_TOKENS, MAX_RANK = 32 };
+
+typedef struct {
+    ModelConfig config;
+    ParamLayout layout;
+    real *state[4]; // STATE_PARAMS, ...
+    const Dataset *data;
+    double loss_sum;
+    int64_t bad_step;
+    real *logits, *hidden; // (B,T,V), (B,T,R)
+} Bigram;
+
+static const SizeFlag bigram_sizes[] = {{"rank", "width of the embedding", 4, 1, MAX_RANK}};
+
+static bool bigram_check(const ModelConfig *config, char *error) {
+    return config->sizes[0] != 13 ? true : fail(error, "--rank 13: an unlucky number; take another");
+}
+
+static void bigram_layout(const int *sizes, ParamLayout *out) {
+    param_add(out, INIT_NORMAL, 1, 2, V, sizes[0], "emb.weight");
+    param_add(out, INIT_UNIFORM, 1 / sqrt(sizes[0]), 2, V, sizes[0], "out.weight");
+    param_add(out, INIT_FILL, 0.25, 1, V, 1, "out.%s", "bias");
+}
+
+static bool bigram_sizes_of_file(const StFile *file, int *sizes, char *error) {
+    const StTensor *emb = st_find(file, "emb.weight");
+    if (!emb || emb->rank != 2 || emb->shape[1] < 1 || emb->shape[1] > MAX_RANK) {
+        return fail(error, "tensor 'emb.weight' of a bigram model is missing or misshaped");
+    }
+    sizes[0] = (int)emb->shape[1];
+    return true;
+}
+
+static double bigram_flops(const ModelConfig *config) { return 6.0 * config->B * config->T * V * config->sizes[0]; }
+
+static void *bigram_create(const ModelConfig *config, char *error) {
+    Bigram *m = (Bigram *)calloc(1, sizeof *m);
+    if (!m) abort();
+    m->config = *config;
+    m->bad_step = -1;
+    bigram_layout(config->sizes, &m->layout);
+    double positions = (double)config->B * config->T;
+    for (int i = 0; i < 4; i++) {
+        m->state[i] = (real *)allocate("the model", (double)m->layout.size, sizeof(real), error);
+        if (!m->state[i]) return NULL;
+    }
+    m->logits = (real *)allocate("the logits", positions * V, sizeof(real), error);
+    m->hidden = (real *)allocate("the hidden vectors", positions * config->sizes[0], sizeof(real), error);
+    return m->logits && m->hidden ? m : NULL;
+}
+
+static void bigram_destroy(void *model) {
+    Bigram *m = (Bigram *)model;
+    for (int i = 0; i < 4; i++) free(m->state[i]);
+    free(m->logits);
+    free(m->hidden);
+    layout_free(&m->layout);
+    free(m);
+}
+
+static real *bigram_state(void *model, int which) { return ((Bigram *)model)->state[which]; }
+static void bigram_state_changed(void *model) { (void)model; }
+static void bigram_set_data(void *model, const Dataset *train) { ((Bigram *)model)->data = train; }
+
+static TrainLoss bigram_get_loss(void *model) {
+    TrainLoss loss;
+    loss.sum = ((Bigram *)model)->loss_sum;
+    loss.bad_step = ((Bigram *)model)->bad_step;
+    return loss;
+}
+
+static void bigram_set_loss(void *model, double sum) {
+    ((Bigram *)model)->loss_sum = sum;
+    ((Bigram *)model)->bad_step = -1;
+}
+
+// The loss at row `at`, input x and target y; with dropout where keep is set. Leaves probabilities in logits' place
+// only for the gradient.
+static double bigram_row(Bigram *m, int64_t at, int x, int y, const bool *keep, real *grads) {
+    const int R = m->config.sizes[0];
+    const real *emb = m->state[STATE_PARAMS] + m->layout.list[0].offset + x * R;
+    const real *out = m->state[STATE_PARAMS] + m->layout.list[1].offset;
+    const real *bias = m->state[STATE_PARAMS] + m->layout.list[2].offset;
+    real *h = m->hidden + at * R, *logits = m->logits + at * V, scale = (real)(1 / (1 - m->config.dropout));
+    double high = -1e300, sum = 0;
+    for (int r = 0; r < R; r++) h[r] = !keep ? emb[r] : keep[r] ? emb[r] * scale : 0;
+    for (int v = 0; v < V; v++) {
+        real logit = bias[v];
+        for (int r = 0; r < R; r++) logit += out[v * R + r] * h[r];
+        logits[v] = logit;
+        if ((double)logit > high) high = (double)logit;
+    }
+    for (int v = 0; v < V; v++) sum += exp((double)logits[v] - high);
+    double loss = high + log(sum) - (double)logits[y];
+    for (int v = 0; v < V && grads; v++) {
+        real d = (real)((exp((double)logits[v] - high) / sum - (v == y)) / m->config.B / m->config.T);
+        grads[m->layout.list[2].offset + v] += d;
+        for (int r = 0; r < R; r++) {
+            grads[m->layout.list[1].offset + v * R + r] += d * h[r];
+            if (!keep || keep[r])
+                grads[m->layout.list[0].offset + x * R + r] += d * out[v * R + r] * (keep ? scale : 1);
+        }
+    }
+    return loss;
+}
+
+static double bigram_gradients(Bigram *m, const StepPlan *plan) {
+    const int B = m->config.B, T = m->config.T, R = m->config.sizes[0];
+    int64_t starts[64];
+    double loss = 0;
+    PhiloxKey key = philox_key(m->config.seed, PHILOX_DROPOUT, 0);
+    memset(m->state[STATE_GRADS], 0, (size_t)m->layout.size * sizeof(real));
+    epoch_batch(m->data, m->config.seed, plan->epoch, plan->index, B, starts);
+    for (int b = 0; b < B; b++) {
+        for (int t = 0; t < T; t++) {
+            bool keep[MAX_RANK];
+            for (int r = 0; r < R; r++) {
+                uint32_t word = philox(key, (uint32_t)r / 4, (uint32_t)t, (uint32_t)b, (uint32_t)plan->step).x[r % 4];
+                keep[r] = word >= (uint32_t)(m->config.dropout * 4294967296.0);
+            }
+            const uint8_t *x = m->data->tokens + starts[b] + t;
+            loss += bigram_row(m, b * T + t, x[0], x[1], keep, m->state[STATE_GRADS]);
+        }
+    }
+    loss /= B * T;
+    return plan->step == poison_step ? NAN : loss;
+}
+
+static void bigram_train_step(void *model, const StepPlan *plan) {
+    Bigram *m = (Bigram *)model;
+    if (plan->step == kill_in_step) raise(SIGKILL);
+    if (plan->step == stop_in_step) raise(SIGTERM);
+    if (m->bad_step >= 0) return;
+    double loss = bigram_gradients(m, plan);
+    if (!isfinite(loss)) {
+        m->bad_step = plan->step;
+        return;
+    }
+    double rate = plan->lr / (1 - pow(0.9, (double)plan->step + 1));
+    for (int64_t i = 0; i < m->layout.size; i++) {
+        real g = m->state[STATE_GRADS][i], *avg = &m->state[STATE_EXP_AVG][i], *inf = &m->state[STATE_EXP_INF][i];
+        *avg += (real)0.1 * (g - *avg);
+        *inf = (real)fmax(0.999 * (double)*inf, fabs((double)g) + 1e-8);
+        m->state[STATE_PARAMS][i] -= (real)(rate * (double)*avg / (double)*inf);
+    }
+    m->loss_sum += loss;
+}
+
+static void bigram_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
+    Bigram *m = (Bigram *)model;
+    if (++batches == kill_in_batch) raise(SIGKILL);
+    if (batches == stop_in_batch) raise(SIGINT);
+    for (int b = 0; b < n; b++) {
+        for (int t = 0; t < m->config.T; t++) {
+            const uint8_t *x = test->tokens + starts[b] + t;
+            int kind = x[1] == 0 ? 0 : x[1] < 33 ? 1 : x[1] < 121 ? 2 : 3;
+            add->sum[kind] += poison_test ? HUGE_VAL : bigram_row(m, 0, x[0], x[1], NULL, NULL);
+            add->count[kind]++;
+        }
+    }
+}
+
+static bool bigram_diagnose(void *model, const StepPlan *plan, char *error) {
+    if (isfinite(bigram_gradients((Bigram *)model, plan))) return false;
+    return !fail(error, "act.poison is the first tensor that is not finite");
+}
+
+static int bigram_activations(void *model, Activation *list) {
+    Bigram *m = (Bigram *)model;
+    for (int i = 0; i < 2 && list; i++) {
+        snprintf(list[i].name, sizeof list[i].name, "%s", i ? "logits" : "act.hidden");
+        list[i].rank = 3;
+        list[i].shape[0] = m->config.B;
+        list[i].shape[1] = m->config.T;
+        list[i].shape[2] = i ? V : m->config.sizes[0];
+        list[i].data = i ? m->logits : m->hidden;
+    }
+    return 2;
+}
+
+static ModelSpec bigram_spec(void) {
+    ModelSpec s;
+    memset(&s, 0, sizeof s);
+    s.name = "bigram";
+    s.device = "cpu";
+    s.precisions = "fp32|bf16";
+    s.size_flags = bigram_sizes;
+    s.n_sizes = 1;
+    s.lr = 0.02;
+    s.lr_decay = 1;
+    s.check_sizes = bigram_check;
+    s.layout = bigram_layout;
+    s.sizes_of_file = bigram_sizes_of_file;
+    s.step_flops = bigram_flops;
+    s.create = bigram_create;
+    s.destroy = bigram_destroy;
+    s.state = bigram_state;
+    s.state_changed = bigram_state_changed;
+    s.set_data = bigram_set_data;
+    s.train_step = bigram_train_step;
+    s.get_loss = bigram_get_loss;
+    s.set_loss = bigram_set_loss;
+    s.eval_batch = bigram_eval_batch;
+    s.diagnose = bigram_diagnose;
+    s.activations = bigram_activations;
+    return s;
+}
+
+// ---- tools of the tests
+
+static char scratch[200], error[ERROR_SIZE];
+static long file_limit; // bytes a file of the trainer may have; 0: any
+
+static void never_kill(void) {
+    kill_before_rename = kill_after_rename = kill_in_batch = stop_in_batch = 0;
+    kill_in_step = stop_in_step = poison_step = -1;
+    poison_test = false;
+}
+
+static char *read_text(const char *format, const char *name) { // malloc; "" if there is none
+    char path[512], ignored[ERROR_SIZE];
+    void *bytes;
+    size_t size;
+    snprintf(path, sizeof path, format, scratch, name);
+    if (!read_file(path, &bytes, &size, ignored)) bytes = calloc(1, 1);
+    return (char *)bytes;
+}
+
+// Runs the trainer in a process of its own with these flags, separated by blanks; @ stands for the scratch folder. What
+// it writes goes to scratch/stdout and scratch/stderr. Returns the exit status, or 128 + the signal that killed it.
+// With seconds > 0 it is killed after that time.
+static int trainer_for(double seconds, const char *flags) {
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        static char text[2048], path[256], name[] = "./train_bigram";
+        char *arguments[64] = {name};
+        int n = 1, used = 0;
+        for (const char *c = flags; *c; c++) {
+            if (*c == '@') {
+                used += snprintf(text + used, sizeof text - (size_t)used, "%s", scratch);
+            } else {
+                text[used++] = *c;
+            }
+        }
+        for (char *word = strtok(text, " "); word; word = strtok(NULL, " ")) arguments[n++] = word;
+        snprintf(path, sizeof path, "%s/stdout", scratch);
+        if (!freopen(path, "w", stdout)) _exit(99);
+        snprintf(path, sizeof path, "%s/stderr", scratch);
+        if (!freopen(path, "w", stderr)) _exit(99);
+        struct rlimit limit;
+        limit.rlim_cur = limit.rlim_max = (rlim_t)file_limit;
+        if (file_limit) setrlimit(RLIMIT_FSIZE, &limit);
+        ModelSpec spec = bigram_spec();
+        renames = batches = 0;
+        int status = train_main(n, arguments, &spec);
+        fflush(NULL);
+        _exit(status);
+    }
+    if (seconds > 0) {
+        usleep((useconds_t)(1e6 * seconds));
+        kill(child, SIGKILL);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+static int trainer(const char *flags) { return trainer_for(0, flags); }
+
+static bool said(const char *where, const char *what) { // in "stdout" or "stderr"
+    char *text = read_text("%s/%s", where);
+    bool found = strstr(text, what) != NULL;
+    if (!found) printf("%s is:\n%s\n", where, text);
+    free(text);
+    return found;
+}
+
+static void shell(const char *format, ...) {
+    char command[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(command, sizeof command, format, arguments);
+    va_end(arguments);
+    if (system(command)) printf("failed: %s\n", command);
+}
+
+// Both folders hold the same files with the same bytes, but for the last column of log.csv.
+static bool same_results(const char *a, const char *b) {
+    char command[1024];
+    snprintf(command, sizeof command,
+             "cd %s && for f in %s %s; do (cd $f && ls && cut -d, -f1-6 log.csv && sha256sum - < model.safetensors && "
+             "sha256sum - < last.safetensors && sha256sum - < loss.svg) > $f.sum || exit 1; done; cmp %s.sum %s.sum",
+             scratch, a, b, a, b);
+    return system(command) == 0;
+}
+
+static int64_t last_step(const char *folder) { // in its log.csv
+    char name[64];
+    snprintf(name, sizeof name, "%s/log.csv", folder);
+    char *text = read_text("%s/%s", name), *row = text;
+    long long step = 0;
+    for (char *next = row; *next; next = strchr(row, '\n') + 1) row = next;
+    sscanf(row, "%*d,%lld", &step);
+    free(text);
+    return step;
+}
+
+static void make_data(const char *folder, int tokens, unsigned random) {
+    char path[512];
+    uint8_t list[4000];
+    int64_t pieces[] = {0, tokens / 3, tokens / 3 + 5, tokens};
+    for (int i = 0; i < tokens; i++) { // most tokens follow from the one before
+        random = random * 1664525 + 1013904223;
+        list[i] = (uint8_t)(i && random >> 28 ? (list[i - 1] * 7 + 3 + (random >> 24 & 1)) % V : (random >> 16) % V);
+    }
+    mkdir(folder, 0777);
+    snprintf(path, sizeof path, "%s/train.safetensors", folder);
+    CHECK(dataset_save(path, list, tokens, pieces, 3, "a\nb\nc\n", error), "%s", error);
+    pieces[1] = 40, pieces[2] = 45, pieces[3] = 90;
+    snprintf(path, sizeof path, "%s/test.safetensors", folder);
+    CHECK(dataset_save(path, list, 90, pieces, 3, "d\ne\nf\n", error), "%s", error);
+}
+
+// ---- the tests
+
+static void test_parameters(void) {
+    ParamLayout layout;
+    memset(&layout, 0, sizeof layout);
+    int sizes[] = {5};
+    bigram_layout(sizes, &layout);
+    CHECK(layout.n == 3 && layout.count == V * 5 + V * 5 + V, "%lld parameters", (long long)layout.count);
+    CHECK(!strcmp(layout.list[2].name, "out.bias"), "%s", layout.list[2].name);
+    real *a = (real *)calloc((size_t)layout.size, sizeof *a), *b = (real *)calloc((size_t)layout.size, sizeof *b);
+    params_init(&layout, 1, a);
+    params_init(&layout, 2, b);
+    double sum = 0, squares = 0, widest = 0;
+    for (int k = 0; k < 3; k++) {
+        CHECK(layout.list[k].offset % 16 == 0, "tensor %d starts at %lld", k, (long long)layout.list[k].offset);
+    }
+    for (int i = 0; i < V * 5; i++) {
+        sum += (double)a[i] / (V * 5);
+        squares += (double)a[i] * (double)a[i] / (V * 5);
+        widest = fmax(widest, fabs((double)a[layout.list[1].offset + i]));
+    }
+    CHECK(fabs(sum) < 0.15 && fabs(squares - 1) < 0.2, "N(0,1) has mean %g and variance %g", sum, squares);
+    CHECK(widest <= 1 / sqrt(5) && widest > 0.43, "the uniform's bound is %g", widest);
+    CHECK(a[layout.list[2].offset + V - 1] == (real)0.25, "the filled tensor");
+    CHECK(a[layout.list[2].offset + V] == 0, "padding is zero");
+    CHECK(memcmp(a, b, 64) != 0, "another seed, other weights");
+    // The first element by hand: the stream of tensor 1, its element 7.
+    Philox4 words = philox(philox_key(1, PHILOX_INIT, 1), 7, 0, 0, 0);
+    double expected = (2 * philox_uniform(words.x[0], words.x[1]) - 1) / sqrt(5);
+    CHECK(a[layout.list[1].offset + 7] == (real)expected, "element 7 of tensor 1");
+    free(a);
+    free(b);
+    layout_free(&layout);
+    CHECK(!allocate("the moon", 1e18, 4, error) && strstr(error, "the moon would take 4e+09 GB"), "%s", error);
+    void *memory = allocate("a little", 10, 4, error);
+    CHECK(memory && (uintptr_t)memory % 64 == 0 && !*(char *)memory, "allocate");
+    free(memory);
+}
+
+static void test_texts(void) {
+    char text[32];
+    CHECK(!strcmp(thousands(text, 4326041), "4,326,041"), "%s", text);
+    CHECK(!strcmp(thousands(text, 100), "100"), "%s", text);
+    CHECK(!strcmp(thousands(text, -1234567), "-1,234,567"), "%s", text);
+    CHECK(!strcmp(thousands(text, -123), "-123"), "%s", text);
+    CHECK(!strcmp(duration_text(text, 59.6), "1:00"), "%s", text);
+    CHECK(!strcmp(duration_text(text, 3723), "1:02:03"), "%s", text);
+    CHECK(edit_distance("bach", "batch") == 1 && edit_distance("", "lr") == 2 && edit_distance("steps", "steps") == 0,
+          "edit_distance");
+    CHECK(nice_step(10, 10) == 1 && nice_step(9, 5) == 2 && fabs(nice_step(0.05, 6) - 0.01) < 1e-12, "nice_step");
+}
+
+static void test_usage(void) {
+    static const char *const wrong[][2] = {
+        {"--batch 0", "--batch 0: it must be a whole number from 1"},
+        {"--batch -3", "--batch -3:"},
+        {"--batch 1e2", "--batch 1e2:"},
+        {"--batch", "--batch: its value is missing; write --batch N"},
+        {"--batch=", "--batch :"},
+        {"--steps 1x", "--steps 1x: it must be a whole number"},
+        {"--steps 99999999999999999999", "--steps 99999999999999999999:"},
+        {"--lr nan", "--lr nan: it must be a number above 0"},
+        {"--lr inf", "--lr inf:"},
+        {"--lr 0", "--lr 0:"},
+        {"--lr 0x1", "--lr 0x1:"},
+        {"--lr 1e999", "--lr 1e999:"},
+        {"--lr-decay 1.5", "at most 1"},
+        {"--dropout 1", "--dropout 1: it must be a number of at least 0 and below 1"},
+        {"--epoch-size 0", "--epoch-size 0:"},
+        {"--seed -1", "--seed -1:"},
+        {"--rank 33", "--rank 33: it must be a whole number from 1 to 32"},
+        {"--rank 13", "an unlucky number"},
+        {"--precision fp", "--precision fp: this build knows fp32|bf16"},
+        {"--bach 3", "--bach: there is no such flag; did you mean --batch?"},
+        {"--epoch 3", "did you mean --epochs?"},
+        {"--nothinglikeit", "--nothinglikeit: there is no such flag; --help lists them all"},
+        {"--eval=1", "--eval: it takes no value"},
+        {"song.mid", "'song.mid': flags start with --"},
+        {"--", "'--': flags start with --"},
+        {"--resume --init x", "--init and --resume exclude each other"},
+        {"--eval --bench 3", "exclude each other"},
+        {"--dump x --eval", "--dump excludes"},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        char flags[128];
+        snprintf(flags, sizeof flags, "--data @/data --out @/never %s", wrong[i][0]);
+        int status = trainer(flags);
+        CHECK(status == 2 && said("stderr", wrong[i][1]) && said("stderr", "train_bigram: "), "%s: exit status %d",
+              wrong[i][0], status);
+    }
+    CHECK(trainer("--help") == 0 && said("stdout", "--eval-stride N") && said("stdout", "[0.02]"), "--help");
+    CHECK(trainer("--version") == 0 && said("stdout", "train_bigram " TRAIN_VERSION "\n"), "--version");
+    char *never = read_text("%s/%s", "never/last.safetensors");
+    CHECK(!*never, "wrong usage has written something");
+    free(never);
+}
+
+#define PATIENT "--data @/data --batch 4 --window 8 --epoch-size 0.5 --lr 0.3 --patience 2 "
+#define RUN "--data @/data --batch 4 --window 8 --epoch-size 0.1 --epochs 4 --eval-stride 2 "
+
+static void test_run(void) {
+    CHECK(trainer(RUN "--out @/whole --lr-decay 0.8 --lr-min 0.0105") == 0, "a whole run");
+    CHECK(said("stdout", "bigram, 1,377 parameters: rank 4; fp32 on cpu"), "the first line");
+    char *table = read_text("%s/%s", "whole/log.csv"), *out = read_text("%s/%s", "stdout"),
+         *line = strstr(out, "epoch 1  ");
+    double train1 = 0, test1 = 0, lr = 0, seconds = -1;
+    int steps = 0, used = 0;
+    CHECK(line &&
+              sscanf(line, "epoch 1  train %lf  test %lf  lr %lf  steps %d  %lf s%n", &train1, &test1, &lr, &steps,
+                     &seconds, &used) == 5 &&
+              line[used] == '\n',
+          "the line of epoch 1 in\n%s", out);
+    CHECK(fabs(train1 - log((double)V)) < 1.5 && lr == 0.02 && steps > 5 && seconds >= 0, "its values: %s", line);
+    long long epoch, step, count;
+    double train, test, rate, best = 1e9, last = 0;
+    char *row = strchr(table, '\n');
+    static const double rates[] = {0.02, 0.016, 0.0128, 0.0105};
+    CHECK(!strncmp(table, "epoch,step,train_loss,test_loss,lr,steps,seconds\n", 49), "the head of log.csv:\n%s", table);
+    for (int i = 0; i < 4 && row; i++, row = strchr(row + 1, '\n')) {
+        int fields =
+            sscanf(row, "\n%lld,%lld,%lf,%lf,%lf,%lld,%lf", &epoch, &step, &train, &test, &rate, &count, &seconds);
+        CHECK(fields == 7 && epoch == i + 1 && step == epoch * steps && count == steps, "row %d of\n%s", i + 1, table);
+        CHECK(fabs(rate - rates[i]) < 1e-9, "the learning rate of epoch %d is %g", i + 1, rate);
+        best = fmin(best, test);
+        last = test;
+    }
+    CHECK(row && !row[1], "log.csv has four rows:\n%s", table);
+    CHECK(last < test1 - 0.1, "the test loss falls: %g, %g", test1, last);
+    StFile model;
+    char path[512];
+    snprintf(path, sizeof path, "%s/whole/model.safetensors", scratch);
+    CHECK(st_read(&model, path, error), "%s", error);
+    CHECK(model.n_tensors == 3 && !strcmp(st_meta(&model, "model"), "bigram") &&
+              !strcmp(st_meta(&model, "rank"), "4") && !strcmp(st_meta(&model, "window"), "8") &&
+              !strcmp(st_meta(&model, "vocabulary"), "153") && !strcmp(st_meta(&model, "epoch"), "4") &&
+              !strcmp(st_meta(&model, "seed"), "1"),
+          "the metadata of model.safetensors");
+    CHECK(fabs(strtod(st_meta(&model, "test_loss"), NULL) - best) < 1e-8, "its test loss is the best");
+    const StTensor *bias = st_find(&model, "out.bias");
+    CHECK(bias && bias->rank == 1 && bias->type == REAL_TYPE && bias->shape[0] == V, "out.bias");
+    st_free(&model);
+    snprintf(path, sizeof path, "%s/whole/last.safetensors", scratch);
+    CHECK(st_read(&model, path, error), "%s", error);
+    CHECK(model.n_tensors == 9 && st_find(&model, "adamax.exp_avg.out.bias") &&
+              st_find(&model, "adamax.exp_inf.emb.weight"),
+          "the tensors of last.safetensors");
+    st_free(&model);
+    char *svg = read_text("%s/%s", "whole/loss.svg");
+    CHECK(!strncmp(svg, "<svg", 4) && strstr(svg, "</svg>") && strstr(svg, "best test loss") &&
+              strstr(svg, "loss (nats per token)") && strstr(svg, ">epoch ("),
+          "loss.svg:\n%s", svg);
+    free(svg);
+    free(table);
+    free(out);
+    // Evaluating the best model again gives its test loss, to the last of seven digits.
+    char expected[64];
+    CHECK(trainer("--data @/data --out @/whole --batch 4 --eval --eval-stride 2") == 0, "--eval");
+    snprintf(expected, sizeof expected, "eval loss=%#.7g windows=", best);
+    CHECK(said("stdout", expected) && said("stdout", "pitch "), "--eval says %s", expected);
+    // Patience: learning too fast, the test loss soon rises.
+    CHECK(trainer(PATIENT "--out @/patient") == 0, "its status or its words");
+    table = read_text("%s/%s", "patient/log.csv");
+    int rows = -1, best_row = 0;
+    best = 1e9;
+    for (row = table; *row; row = strchr(row, '\n') + 1, rows++) {
+        if (sscanf(row, "%*d,%*d,%*f,%lf", &test) == 1 && test < best) best = test, best_row = rows + 1;
+    }
+    CHECK(rows < 50 && rows == best_row + 2, "%d epochs, the best was %d", rows, best_row);
+    free(table);
+}
+
+// A new run in a used folder keeps the best model of the earlier one.
+static void test_used_folder(void) {
+    shell("cp -r %s/whole %s/used", scratch, scratch);
+    CHECK(trainer(RUN "--out @/used --seed 2") == 0 && said("stderr", "model.prev.safetensors"),
+          "its status or its words");
+    shell("cmp %s/used/model.prev.safetensors %s/whole/model.safetensors", scratch, scratch);
+    char command[512];
+    snprintf(command, sizeof command, "cd %s; cmp -s used/model.prev.safetensors whole/model.safetensors", scratch);
+    CHECK(system(command) == 0, "the earlier best is not model.prev.safetensors");
+    snprintf(command, sizeof command, "cd %s; cmp -s used/model.safetensors whole/model.safetensors", scratch);
+    CHECK(system(command) != 0, "another seed gave the same model");
+    // Killed when its first state is saved, before the second name is final.
+    shell("cd %s && rm -r used && cp -r whole used", scratch);
+    kill_after_rename = 1;
+    CHECK(trainer(RUN "--out @/used --seed 2") == 137, "the kill");
+    never_kill();
+    CHECK(trainer(RUN "--out @/used --seed 2 --resume") == 0, "going on");
+    snprintf(command, sizeof command, "cd %s; cmp -s used/model.prev.safetensors whole/model.safetensors", scratch);
+    CHECK(system(command) == 0, "the earlier best is lost when the new run is killed early");
+}
+
+static void resume_and_compare(const char *flags, const char *what, int n) {
+    char command[512];
+    never_kill();
+    snprintf(command, sizeof command, RUN "--out @/killed %s", flags);
+    char path[256];
+    snprintf(path, sizeof path, "%s/killed/last.safetensors", scratch);
+    bool begun = access(path, F_OK) == 0;
+    if (begun) strcat(command, " --resume");
+    int status = trainer(command);
+    CHECK(status == 0, "%s %d: resuming ends with %d", what, n, status);
+    if (status) said("stderr", "(nothing)");
+    CHECK(same_results("unbroken", "killed"), "%s %d: the resumed run has other bytes", what, n);
+}
+
+// Killed at every single place where the state of the disk or of the run can differ.
+static void test_kills(void) {
+    CHECK(trainer(RUN "--out @/unbroken") == 0, "its status or its words");
+    char *log = read_text("%s/%s", "unbroken/log.csv");
+    int steps = 0;
+    sscanf(strchr(log, '\n'), "\n%*d,%d", &steps);
+    free(log);
+    int died = 137;
+    for (int where = 0; where < 2; where++) {
+        for (int n = 1;; n++) {
+            shell("rm -rf %s/killed", scratch);
+            never_kill();
+            *(where ? &kill_after_rename : &kill_before_rename) = n;
+            died = trainer(RUN "--out @/killed");
+            if (died != 137) {
+                CHECK(n > 12, "only %d files were renamed", n - 1);
+                break;
+            }
+            resume_and_compare("", where ? "killed after file" : "killed before file", n);
+        }
+    }
+    for (int64_t step = 0; step < 4 * steps; step += 3) {
+        shell("rm -rf %s/killed", scratch);
+        never_kill();
+        kill_in_step = step;
+        save_seconds = progress_seconds = step % 2 ? 0 : 300; // saved after every step, or only after epochs
+        CHECK(trainer(RUN "--out @/killed") == 137, "step %lld", (long long)step);
+        resume_and_compare("", "killed in step", (int)step);
+        shell("rm -rf %s/killed", scratch);
+        stop_in_step = step;
+        CHECK(trainer(RUN "--out @/killed") == 1 && said("stderr", "to go on:\n    ./train_bigram --data ") &&
+                  said("stderr", " --resume\n"),
+              "step %lld", (long long)step);
+        char at[64];
+        snprintf(at, sizeof at, "stopped at step %lld and saved", (long long)step + 1);
+        CHECK(said("stderr", at), "SIGTERM in step %lld saves within that step", (long long)step);
+        resume_and_compare("", "stopped in step", (int)step);
+    }
+    save_seconds = 300, progress_seconds = 10;
+    for (int batch = 1; batch < 40; batch += 5) {
+        shell("rm -rf %s/killed", scratch);
+        never_kill();
+        kill_in_batch = batch;
+        save_seconds = batch % 2 ? 0 : 300;
+        if (trainer(RUN "--out @/killed") != 137) break;
+        resume_and_compare("", "killed in evaluation batch", batch);
+        shell("rm -rf %s/killed", scratch);
+        stop_in_batch = batch;
+        CHECK(trainer(RUN "--out @/killed") == 1 && said("stderr", "to go on:"), "batch %d", batch);
+        resume_and_compare("", "stopped in evaluation batch", batch);
+    }
+    save_seconds = 300;
+    never_kill();
+    // Ten times in one run, at moments that nobody chose; the run is long enough for most of them on any machine.
+#define LONG RUN "--epochs 30 --patience 30 "
+    save_seconds = progress_seconds = 0;
+    double start = seconds_now();
+    CHECK(trainer(LONG "--out @/unbroken30") == 0, "30 epochs");
+    double whole = seconds_now() - start;
+    int kills = 0;
+    shell("rm -rf %s/killed", scratch);
+    for (int i = 0; i < 10; i++) {
+        char path[256];
+        snprintf(path, sizeof path, "%s/killed/last.safetensors", scratch);
+        const char *flags = access(path, F_OK) ? LONG "--out @/killed" : LONG "--out @/killed --resume";
+        kills += trainer_for(whole * (0.01 + 0.01 * ((i * 7) % 10)), flags) == 137;
+    }
+    CHECK(kills > 0, "none of ten kills came in time");
+    CHECK(trainer(LONG "--out @/killed --resume") == 0 && same_results("unbroken30", "killed"), "killed %d times",
+          kills);
+    save_seconds = 300, progress_seconds = 10;
+    // Killed when the best model is two epochs old: it stays.
+    shell("rm -rf %s/killed", scratch);
+    kill_in_step = last_step("patient") - 1;
+    CHECK(trainer(PATIENT "--out @/killed") == 137, "step %lld", (long long)kill_in_step);
+    never_kill();
+    CHECK(trainer(PATIENT "--out @/killed --resume") == 0 && same_results("patient", "killed"),
+          "the best model is lost");
+}
+
+static void test_resume(void) {
+    // Stopped by --steps within an epoch, then on: as if never stopped. No model is lost that was better in between.
+    CHECK(trainer(RUN "--out @/straight --steps 30") == 0, "its status or its words");
+    CHECK(trainer(RUN "--out @/bent --steps 10") == 0 && said("stdout", "epoch 1  train "), "its status or its words");
+    shell("cp -r %s/bent %s/again", scratch, scratch);
+    CHECK(trainer(RUN "--out @/again --resume --steps 10") == 0 && same_results("bent", "again"),
+          "resumed where it ended");
+    CHECK(trainer(RUN "--out @/bent --steps 30 --resume") == 0 && same_results("straight", "bent"),
+          "--steps 10, then 30");
+    CHECK(trainer("--out @/bent --resume --epochs 4") == 0, "flags may be left out, --data too");
+    CHECK(same_results("unbroken", "bent"), "--steps 30, then 4 epochs");
+    // Interrupted in the evaluation at --steps 10, then on to other weights: that evaluation counts for nothing.
+    stop_in_batch = 2;
+    CHECK(trainer(RUN "--out @/halfway --steps 10") == 1, "stopped in the evaluation");
+    never_kill();
+    CHECK(trainer(RUN "--out @/halfway --steps 30 --resume") == 0 && same_results("straight", "halfway"), "to step 30");
+    CHECK(trainer("--out @/bent --resume --epochs 4") == 0 && said("stdout", "nothing was left to do"),
+          "its status or its words");
+    CHECK(same_results("unbroken", "bent"), "resuming a run that is over changes nothing");
+    // log.csv: rows too many, rows missing, none at all.
+    static const char *const damages[] = {"echo 5,500,1,1,1,1,1.0 >> log.csv", "rm log.csv loss.svg",
+                                          "echo x > log.csv", "sed -i 3d log.csv"};
+    for (int i = 0; i < 4; i++) {
+        shell("cd %s/bent && %s", scratch, damages[i]);
+        CHECK(trainer("--out @/bent --resume --epochs 4") == 0 && same_results("unbroken", "bent"), "after %s",
+              damages[i]);
+    }
+    // The seconds of rows that stayed are kept.
+    shell("cd %s && cp unbroken/log.csv bent/log.csv", scratch);
+    CHECK(trainer("--out @/bent --resume --epochs 4") == 0, "its status or its words");
+    char *kept = read_text("%s/%s", "bent/log.csv"), *was = read_text("%s/%s", "unbroken/log.csv");
+    CHECK(!strcmp(kept, was), "the seconds are lost:\n%s", kept);
+    free(kept);
+    free(was);
+    // Other flags, other data, another model, no run: a sentence, and nothing changes.
+    shell("cp -r %s/unbroken %s/before && cp -r %s/data %s/other", scratch, scratch, scratch, scratch);
+    static const struct {
+        const char *flags, *says;
+        int status;
+    } wrong[] = {
+        {"--batch 5", "--batch 5: the run in", 2},
+        {"--batch 5", "has 4; leave the flag out", 2},
+        {"--lr 0.03", "--lr 0.03: the run in", 2},
+        {"--seed 3", "--seed 3:", 2},
+        {"--rank 5", "--rank 5:", 2},
+        {"--precision bf16", "--precision bf16:", 2},
+        {"--eval-stride 1", "has 2", 2},
+        {"--data @/other", "other/train.safetensors: it is not what the run in", 1},
+        {"--out @/nowhere", "nowhere/last.safetensors: there is no run to go on with", 1},
+        {"--out @/swapped", "swapped/last.safetensors: it is no resume state", 1},
+        {"--out @/cut", "cut/last.safetensors: ", 1},
+    };
+    char other[256];
+    snprintf(other, sizeof other, "%s/other", scratch);
+    make_data(other, 850, 99);
+    shell("cd %s && mkdir swapped cut && cp unbroken/model.safetensors swapped/last.safetensors && head -c 9999 "
+          "unbroken/last.safetensors > cut/last.safetensors",
+          scratch);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        char flags[256];
+        snprintf(flags, sizeof flags, "--out @/unbroken --resume %s", wrong[i].flags);
+        int status = trainer(flags);
+        CHECK(status == wrong[i].status && said("stderr", wrong[i].says), "%s: exit status %d", wrong[i].flags, status);
+    }
+    CHECK(trainer("--out @/unbroken --resume --batch=4 --lr 2e-2 --epochs 4 --threads 3") == 0, "the same flags");
+    CHECK(same_results("unbroken", "before"), "a refused resume has changed files");
+}
+
+static void test_bad_state(void) { // hostile metadata in last.safetensors
+    static const char *const edits[] = {
+        "s/\"step\":\"/\"step\":\"9/",         "s/\"epoch\":\"4\"/\"epoch\":\"3\"/",
+        "s/\"loss_sum\":\"/\"loss_sum\":\"n/", "s/\"log\":\"1,/\"log\":\"2,/",
+        "s/\"batch\":\"4\"/\"batch\":\"0\"/",  "s/\"model\":\"bigram\"/\"model\":\"bigrom\"/"};
+    for (int i = 0; i < 6; i++) {
+        // The header's length may change by a digit; the padding before the data takes it up.
+        shell("rm -rf %s/bad && cp -r %s/unbroken %s/bad && cd %s/bad && LC_ALL=C sed -i -e '%s' last.safetensors",
+              scratch, scratch, scratch, scratch, edits[i]);
+        if (i == 0 || i == 2) shell("cd %s/bad && LC_ALL=C sed -i -e '1s/}} /}}/' last.safetensors", scratch);
+        int status = trainer("--out @/bad --resume");
+        CHECK((status == 1 || status == 2) && said("stderr", "last.safetensors: "), "%s: exit status %d", edits[i],
+              status);
+    }
+}
+
+static void test_init(void) {
+    CHECK(trainer(RUN "--out @/tuned --init @/unbroken/model.safetensors --lr 0.001 --epochs 1") == 0, "--init");
+    CHECK(trainer(RUN "--out @/tuned2 --init @/unbroken/last.safetensors --lr 0.001 --epochs 1") == 0,
+          "--init of a state");
+    CHECK(same_results("tuned", "tuned2"), "a resume state is as good as its model");
+    CHECK(trainer(RUN "--out @/x --init @/unbroken/model.safetensors --rank 5") == 2 && said("stderr", "has 4"),
+          "its status or its words");
+    CHECK(trainer(RUN "--out @/x --init @/data/train.safetensors") == 1 && said("stderr", "emb.weight"),
+          "a dataset as model");
+    CHECK(trainer(RUN "--out @/x --init @/nothing.safetensors") == 1 && said("stderr", "nothing.safetensors: "),
+          "its status or its words");
+    // A missing and a misshaped tensor.
+    real zeros[V * 4] = {0};
+    StTensor tensors[3];
+    memset(tensors, 0, sizeof tensors);
+    for (int i = 0; i < 3; i++) {
+        tensors[i].type = REAL_TYPE;
+        tensors[i].rank = 2;
+        tensors[i].shape[0] = V;
+        tensors[i].shape[1] = 4;
+        tensors[i].data = zeros;
+    }
+    tensors[0].name = "emb.weight";
+    tensors[1].name = "out.weight";
+    tensors[2].name = "out.bias";
+    char path[256];
+    snprintf(path, sizeof path, "%s/made.safetensors", scratch);
+    for (int i = 0; i < 3; i++) tensors[i].count = V * 4;
+    CHECK(st_write(path, tensors, 2, NULL, 0, error), "%s", error);
+    CHECK(trainer(RUN "--out @/x --init @/made.safetensors") == 1 &&
+              said("stderr", "made.safetensors: tensor 'out.bias' [153] is missing"),
+          "its status or its words");
+    CHECK(st_write(path, tensors, 3, NULL, 0, error), "%s", error);
+    CHECK(trainer(RUN "--out @/x --init @/made.safetensors") == 1 &&
+              said("stderr", "made.safetensors: tensor 'out.bias' has the shape [153, 4] instead of [153]"),
+          "its status or its words");
+    tensors[2].rank = 1;
+    tensors[2].count = V;
+    tensors[2].type = ST_I32;
+    CHECK(st_write(path, tensors, 3, NULL, 0, error), "%s", error);
+    CHECK(trainer(RUN "--out @/x --init @/made.safetensors") == 1 &&
+              said("stderr", "'out.bias' is I32 instead of floating"),
+          "its status or its words");
+    CHECK(access(strcat(strcpy(path, scratch), "/x"), F_OK) != 0, "a failed --init has made the folder");
+}
+
+static void test_dump_and_bench(void) {
+    CHECK(trainer(RUN "--out @/x --dump @/dump.safetensors --seed 5") == 0, "--dump");
+    StFile dump;
+    char path[256];
+    snprintf(path, sizeof path, "%s/dump.safetensors", scratch);
+    CHECK(st_read(&dump, path, error), "%s", error);
+    CHECK(dump.n_tensors == 3 * 3 + 5, "%d tensors", dump.n_tensors);
+    const StTensor *logits = st_find(&dump, "logits"), *target = st_find(&dump, "target"),
+                   *loss = st_find(&dump, "loss");
+    const StTensor *before = st_find(&dump, "param.out.bias"), *after = st_find(&dump, "new.out.bias");
+    const StTensor *grad = st_find(&dump, "grad.out.bias"), *input = st_find(&dump, "input");
+    CHECK(logits && target && loss && before && after && grad && input && st_find(&dump, "act.hidden"), "names");
+    if (logits && target && loss && before && after && grad && input) {
+        CHECK(logits->shape[0] == 4 && logits->shape[1] == 8 && logits->shape[2] == V && loss->shape[0] == 1, "shapes");
+        double sum = 0;
+        int64_t word, next;
+        for (int i = 0; i < 32; i++) {
+            double total = 0;
+            memcpy(&word, (const char *)target->data + 8 * i, 8);
+            for (int v = 0; v < V; v++) total += exp(st_get(logits, i * V + v));
+            sum += log(total) - st_get(logits, i * V + word);
+            if (i % 8 == 7) continue;
+            memcpy(&next, (const char *)input->data + 8 * (i + 1), 8);
+            CHECK(next == word, "the target is the next input");
+        }
+        CHECK(fabs(sum / 32 - st_get(loss, 0)) < 1e-4, "loss %g, from the logits %g", st_get(loss, 0), sum / 32);
+        for (int v = 0; v < V; v += 10) { // Adamax's first step is lr in the direction of the gradient's sign
+            double g = st_get(grad, v), step = st_get(after, v) - st_get(before, v);
+            CHECK(fabs(step + 0.02 * g / (fabs(g) + 1e-8)) < 1e-5, "gradient %g, step %g", g, step);
+        }
+    }
+    st_free(&dump);
+    CHECK(trainer("--out @/unbroken --resume --dump @/dump2.safetensors") == 0 && said("stdout", "step "),
+          "--dump --resume");
+    CHECK(same_results("unbroken", "before"), "--dump has changed the run");
+    CHECK(trainer("--bench 5 --batch 2 --window 16") == 0, "--bench");
+    CHECK(said("stdout", "\nbench model=bigram device=cpu precision=fp32 batch=2 ms_per_step="), "its last line");
+    CHECK(said("stdout", "peak memory "), "its peak memory");
+    CHECK(trainer("--bench 2 --batch 65536 --window 65536") == 1 && said("stderr", "would take"), "too large");
+}
+
+static void test_failures(void) {
+    shell("rm -rf %s/killed", scratch);
+    poison_step = 15;
+    CHECK(trainer(RUN "--out @/killed") == 1, "its status or its words");
+    CHECK(said("stderr",
+               "step 15: the loss or a gradient is no longer finite (act.poison is the first tensor that is not"),
+          "its status or its words");
+    resume_and_compare("", "cured of a loss that was not finite", 15);
+    shell("rm -rf %s/killed", scratch);
+    poison_test = true;
+    CHECK(trainer(RUN "--out @/killed") == 1 && said("stderr", "the test loss is no longer finite"),
+          "its status or its words");
+    CHECK(access(strcat(strcpy(error, scratch), "/killed/model.safetensors"), F_OK), "such a model has been saved");
+    never_kill();
+    // A disk that is full from the start, or once model.safetensors is written. Existing files stay.
+    shell("rm -rf %s/killed %s/full && cp -r %s/unbroken %s/full", scratch, scratch, scratch, scratch);
+    file_limit = 4096;
+    CHECK(trainer(RUN "--out @/full") == 1 && said("stderr", "last.safetensors: cannot be written"), "a full disk");
+    file_limit = 0;
+    shell("rm -f %s/full/model.prev.safetensors", scratch);
+    CHECK(same_results("unbroken", "full"), "a full disk has cost files");
+    // Places that cannot be written.
+    shell("echo > %s/file", scratch);
+    CHECK(trainer(RUN "--out @/file") == 1 && said("stderr", "file: "), "--out is a file");
+    CHECK(trainer(RUN "--out @/file/deeper") == 1 && said("stderr", "file"), "--out is below a file");
+    CHECK(trainer(RUN "--out @/x --dump @/no/such/dump") == 1 && said("stderr", "no/such/dump: cannot be written"),
+          "--dump");
+    // Data.
+    CHECK(trainer("--data @/nix --out @/x") == 1 && said("stderr", "nix: there is no such folder"), "no data");
+    CHECK(trainer("--data @/data --out @/x --window 900") == 1 &&
+              said("stderr", "train.safetensors: none of its 3 pieces"),
+          "its status or its words");
+    CHECK(trainer("--data @/data --out @/x --window 60") == 1 &&
+              said("stderr", "test.safetensors: none of its 3 pieces"),
+          "its status or its words");
+    CHECK(trainer("--data @/data --out @/x --window 8 --batch 5000") == 1 && said("stderr", "--batch 5000: "),
+          "its status or its words");
+    CHECK(trainer("--data @/data --out @/x --window 60000 --batch 60000") == 1, "its status or its words");
+}
+
+// The default folder without music: the two programs beside this one are run. Here they are scripts.
+static void test_starter(void) {
+    shell("mkdir -p %s/bin/data_prep %s/work && cp /proc/%d/exe %s/bin/train_bigram", scratch, scratch, (int)getpid(),
+          scratch);
+    char flags[] = "../bin/train_bigram --batch 4 --window 8 --epochs 1";
+    char command[1024];
+#define IN_WORK "cd %s/work && %s > ../stdout 2> ../stderr", scratch, flags
+    snprintf(command, sizeof command, IN_WORK);
+    CHECK(WEXITSTATUS(system(command)) == 1 && said("stderr", "data: there is no music here yet, and "), "no composer");
+    shell(
+        "cd %s/bin/data_prep && printf '#!/bin/sh\\nmkdir -p $2/train $2/test; echo composing; test ! -e ../fail\\n' > "
+        "compose_music && printf '#!/bin/sh\\ntest -d $3 -a -d $4 && cp ../data/*.safetensors $2/\\n' > prepare_music "
+        "&& "
+        "chmod +x compose_music prepare_music; touch ../../fail",
+        scratch);
+    CHECK(WEXITSTATUS(system(command)) == 1 && said("stderr", "compose_music: it failed"), "the composer fails");
+    shell("cd %s && rm fail && touch work/data/test.safetensors.tmp && cp data/train.safetensors work/data", scratch);
+    CHECK(WEXITSTATUS(system(command)) == 0 && said("stderr", "composing the starter corpus into it"), "run again");
+    CHECK(said("stdout", "epoch 1  train "), "then it trains");
+    char *out = read_text("%s/%s", "stdout");
+    CHECK(!strstr(out, "composing"), "the composer's words are on stdout");
+    free(out);
+    CHECK(WEXITSTATUS(system(command)) == 0 && !strstr(out = read_text("%s/%s", "stderr"), "composing"),
+          "once is enough");
+    free(out);
+    shell("cd %s/work && rm -rf data && mkdir data && touch data/mine.mid", scratch);
+    CHECK(WEXITSTATUS(system(command)) == 1 && said("stderr", "data/train.safetensors: "), "somebody's own folder");
+}
+
+int main(int argc, char **argv) {
+    const char *temporary = getenv("TMPDIR"), *slash = strrchr(argv[0], '/');
+    if (!strcmp(slash ? slash + 1 : argv[0], "train_bigram")) {
+        ModelSpec spec = bigram_spec();
+        return train_main(argc, argv, &spec);
+    }
+    snprintf(scratch, sizeof scratch, "%s/test_train.XXXXXX", temporary ? temporary : "/tmp");
+    if (!mkdtemp(scratch)) return 1;
+    char data[256];
+    snprintf(data, sizeof data, "%s/data", scratch);
+    make_data(data, 900, 1);
+    test_parameters();
+    test_texts();
+    test_usage();
+    test_run();
+    test_used_folder();
+    test_kills();
+    test_resume();
+    test_bad_state();
+    test_init();
+    test_dump_and_bench();
+    test_failures();
+    test_starter();
+    shell("rm -rf %s", scratch);
+    return check_report("train");
+}
