@@ -1,0 +1,1259 @@
+// sample_music.c: new piano music from a trained model, as a .mid to play and an .svg to look at.
+//
+//     ./sample_music -o song.mid -o song.svg --seed 7
+//     ./sample_music out/gpt/model.safetensors --prime mine.mid --top-p 0.95 -n 4 -o song.mid
+//
+// Promises. The same model, flags and seed give the same bytes, whatever the number of threads; song i of `-n N` is the
+// song that `--seed s+i` gives. Every token obeys the grammar of midi.h, so that none is wasted. One token costs one
+// pass over the weights and over the keys and values of the context, however much was generated before. Up to --context
+// tokens the logits are the full forward's to rounding; from there on each position attends to the last --context ones,
+// itself included. An output file appears whole or not at all.
+//
+// Leaves out: models other than the Transformer, and sizes of numbers other than float32.
+//
+// How it is fast. One token is a row of matrix-vector products, each weight used once: the memory's read rate is the
+// limit (`--bench` measures both). So the weights lie in memory exactly in the order in which they are read, the keys
+// and values of the context lie in blocks as the products want them, and all loops over them use the compiler's
+// vectors. Asking for data ahead by hand was measured and does not pay: such orderly reading the hardware foresees by
+// itself.
+//
+// The model is the one of dev/train_gpt_music.c: the scores of a layer add to those of the layer below (He et al.,
+// RealFormer, 2021), relative positions are clipped (Huang et al., Music Transformer, 2019).
+// Letters: V vocabulary, C width, L layers, NH heads of size HS, H hidden units, N context (slots of the ring), t time.
+
+#define _DEFAULT_SOURCE // madvise, clock_gettime
+#include "dev/safetensors.h"
+
+#include "dev/philox.h"
+#define MIDI_IMPLEMENTATION
+#include "midi.h"
+#include <time.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+#if defined(_OPENMP)
+#include <omp.h>
+#else
+#pragma GCC diagnostic ignored "-Wunknown-pragmas"
+#endif
+
+#define SAMPLE_VERSION "0.1.0"
+
+// ---- vectors
+
+// As many floats as a register of the machine has. A weight panel is four of them wide.
+#if defined(__AVX512F__)
+#define VEC_BYTES 64
+#elif defined(__AVX__)
+#define VEC_BYTES 32
+#else
+#define VEC_BYTES 16
+#endif
+enum { LANES = VEC_BYTES / 4, PANEL = 4 * LANES };
+typedef float vec __attribute__((vector_size(VEC_BYTES), may_alias));
+typedef uint32_t vec_bits __attribute__((vector_size(VEC_BYTES), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define KEEP_LOOP _Pragma("GCC unroll 1") // memory read in larger bites, out of order, is read slower
+
+INLINE vec vec_max(vec a, vec b) {
+    vec_bits a_larger = (vec_bits)(a > b);
+    return (vec)(((vec_bits)a & a_larger) | ((vec_bits)b & ~a_larger));
+}
+
+// e^x for x <= 0, to about 2 units in the last place; below -87 it stays e^-87. e^x = 2^n e^r with n = rint(x log2 e),
+// |r| <= log(2)/2, and for e^r the polynomial of Cephes' expf (S. Moshier).
+INLINE vec vec_exp(vec x) {
+    x = vec_max(x, (vec){0} - 87.0f);
+    vec shifted = x * 1.44269504f + 12582912.0f; // 1.5 * 2^23: the last bits of the sum are n
+    vec n = shifted - 12582912.0f;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    return p * (vec)(((vec_bits)shifted << 23) + (127u << 23));
+}
+
+INLINE float vec_sum(vec v) { // always in this order
+    for (int n = LANES / 2; n; n /= 2) {
+        for (int i = 0; i < n; i++) v[i] += v[i + n];
+    }
+    return v[0];
+}
+
+INLINE float vec_most(vec v) { // the largest
+    for (int n = LANES / 2; n; n /= 2) {
+        for (int i = 0; i < n; i++) v[i] = v[i] > v[i + n] ? v[i] : v[i + n];
+    }
+    return v[0];
+}
+
+static int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+// Zeroed memory, aligned for vectors, in the system's large pages where it offers them: with the usual pages of 4 KB
+// the processor spends a third of its time looking addresses up. NULL: no memory. The caller frees it.
+static float *vec_alloc(int64_t floats) {
+    const size_t large = (size_t)2 << 20;
+    size_t size = (size_t)floats * sizeof(float), unit = size < large ? 64 : large;
+    size = (size + unit - 1) / unit * unit;
+    float *memory = (float *)aligned_alloc(unit, size ? size : unit);
+#if defined(MADV_HUGEPAGE)
+    if (memory && unit == large) madvise(memory, size, MADV_HUGEPAGE); // advice: nothing is lost if it is not taken
+#endif
+    if (memory) memset(memory, 0, size);
+    return memory;
+}
+
+// y[n_out, rounded up to PANEL] = bias + W x; bias may be y. W is in panels, [n_out / PANEL][n_in][PANEL]: each input
+// number meets four whole vectors of weights that follow each other in memory.
+static void matvec(float *y, const float *bias, const float *panels, const float *x, int n_in, int n_out) {
+    const vec *w = (const vec *)panels;
+    for (int o = 0; o < n_out; o += PANEL) {
+        vec *out = (vec *)(y + o);
+        const vec *start = (const vec *)(bias + o);
+        vec even[4] = {start[0], start[1], start[2], start[3]}, odd[4] = {{0}}; // two, to wait less for each sum
+        int i = 0;
+        KEEP_LOOP for (; i + 2 <= n_in; i += 2, w += 8) {
+            UNROLL for (int k = 0; k < 4; k++) even[k] += w[k] * x[i];
+            UNROLL for (int k = 0; k < 4; k++) odd[k] += w[4 + k] * x[i + 1];
+        }
+        for (; i < n_in; i++, w += 4) {
+            UNROLL for (int k = 0; k < 4; k++) even[k] += w[k] * x[i];
+        }
+        UNROLL for (int k = 0; k < 4; k++) out[k] = even[k] + odd[k];
+    }
+}
+
+// x = LayerNorm(x + y) * weight + bias over n numbers; all four arrays hold zeros from n to the next multiple of LANES.
+static void add_layernorm(float *x, const float *y, const float *weight, const float *bias, int n) {
+    int n_vec = (n + LANES - 1) / LANES;
+    vec *X = (vec *)x, sum = {0}, squares = {0};
+    for (int i = 0; i < n_vec; i++) {
+        X[i] += ((const vec *)y)[i];
+        sum += X[i];
+    }
+    float mean = vec_sum(sum) / (float)n;
+    for (int i = 0; i < n; i++) x[i] -= mean;
+    for (int i = 0; i < n_vec; i++) squares += X[i] * X[i];
+    float scale = 1.0f / sqrtf(vec_sum(squares) / (float)n + 1e-5f);
+    for (int i = 0; i < n_vec; i++) X[i] = X[i] * scale * ((const vec *)weight)[i] + ((const vec *)bias)[i];
+}
+
+// ---- the model
+
+typedef struct {           // one layer's weights, in the order of use
+    float *qkv, *qkv_bias; // panels of [3C][C], [3C]
+    float *rel;            // panels of [rel][HS]; row rel-1-n belongs to distance n, row 0 to all beyond
+    float *out, *out_bias; // panels of [C][C], [C]
+    float *ln1, *ln1_bias; // [C]
+    float *fc1, *fc1_bias; // panels of [H][C], [H]
+    float *fc2, *fc2_bias; // panels of [C][H], [C]
+    float *ln2, *ln2_bias; // [C]
+} Layer;
+
+typedef struct {
+    int V, C, L, NH, HS, H, rel;
+    int64_t parameters;
+    float *memory;           // owns all weights
+    float *emb;              // [V][C], rows padded to a multiple of LANES
+    Layer *layers;           // [L]
+    float *head, *head_bias; // panels of [V][C], [V]
+    char about[200];         // for people: kind and sizes
+} Model;
+
+// How a tensor of the file lies in memory, zeros where it is padded.
+typedef enum {
+    VECTOR, // [cols rounded up to PANEL]
+    ROWS,   // [rows][cols rounded up to LANES]
+    PANELS  // [rows / PANEL][cols][PANEL], the rows rounded up
+} Arrangement;
+
+typedef struct {
+    int layer;        // -1: of none
+    const char *name; // within the layer
+    int rows, cols;   // 0 rows: a tensor of one dimension
+    Arrangement arrangement;
+    float **place;
+} Part;
+
+enum { LAYER_PARTS = 13 };
+
+// All weights in the order in which a token uses them: parts[1 + L * LAYER_PARTS + 2].
+static void model_parts(Model *m, Part *parts) {
+    int C = m->C, H = m->H;
+    *parts++ = (Part){-1, "emb.weight", m->V, C, ROWS, &m->emb};
+    for (int i = 0; i < m->L; i++) {
+        Layer *l = &m->layers[i];
+        const Part list[LAYER_PARTS] = {
+            {i, "attn.qkv.weight", 3 * C, C, PANELS, &l->qkv}, {i, "attn.qkv.bias", 0, 3 * C, VECTOR, &l->qkv_bias},
+            {i, "attn.rel", m->rel, m->HS, PANELS, &l->rel},   {i, "attn.out.weight", C, C, PANELS, &l->out},
+            {i, "attn.out.bias", 0, C, VECTOR, &l->out_bias},  {i, "ln1.weight", 0, C, VECTOR, &l->ln1},
+            {i, "ln1.bias", 0, C, VECTOR, &l->ln1_bias},       {i, "fc1.weight", H, C, PANELS, &l->fc1},
+            {i, "fc1.bias", 0, H, VECTOR, &l->fc1_bias},       {i, "fc2.weight", C, H, PANELS, &l->fc2},
+            {i, "fc2.bias", 0, C, VECTOR, &l->fc2_bias},       {i, "ln2.weight", 0, C, VECTOR, &l->ln2},
+            {i, "ln2.bias", 0, C, VECTOR, &l->ln2_bias},
+        };
+        memcpy(parts, list, sizeof list);
+        parts += LAYER_PARTS;
+    }
+    *parts++ = (Part){-1, "head.weight", m->V, C, PANELS, &m->head};
+    *parts++ = (Part){-1, "head.bias", 0, m->V, VECTOR, &m->head_bias};
+}
+
+static int64_t part_floats(const Part *part) {
+    switch (part->arrangement) {
+    case VECTOR: return round_up(part->cols, PANEL);
+    case ROWS: return part->rows * round_up(part->cols, LANES);
+    default: return round_up(part->rows, PANEL) * part->cols;
+    }
+}
+
+// The tensor `name` of a file, if it has this rank and, where they are not 0, these sizes; else NULL and a sentence.
+static const StTensor *tensor_need(const StFile *file, const char *path, const char *name, int rank, int64_t rows,
+                                   int64_t cols, char *error) {
+    const StTensor *tensor = st_find(file, name);
+    if (!tensor) {
+        fail(error, "%s: tensor %s is missing; give a model.safetensors that a trainer wrote", path, name);
+        return NULL;
+    }
+    int64_t want[2] = {rank == 2 ? rows : cols, cols};
+    bool right = tensor->rank == rank && st_is_float(tensor);
+    for (int d = 0; right && d < rank; d++) {
+        int64_t size = tensor->shape[d];
+        right = size >= 1 && size <= 1 << 20 && (!want[d] || size == want[d]);
+    }
+    if (right) return tensor;
+    char have[200] = "", should[100] = "";
+    for (int d = 0; d < tensor->rank; d++) {
+        snprintf(have + strlen(have), sizeof have - strlen(have), d ? ",%lld" : "%lld", (long long)tensor->shape[d]);
+    }
+    for (int d = 0; d < rank; d++) {
+        char size[24] = "any";
+        if (want[d]) snprintf(size, sizeof size, "%lld", (long long)want[d]);
+        snprintf(should + strlen(should), sizeof should - strlen(should), d ? ",%s" : "%s", size);
+    }
+    fail(error, "%s: tensor %s is %s [%s]; it should be F32 [%s]", path, name, st_type_name(tensor->type), have,
+         should);
+    return NULL;
+}
+
+// Copies a tensor of the file to its place; every number must be finite.
+static bool part_load(const Part *part, const StFile *file, const char *path, int64_t *parameters, char *error) {
+    char name[64];
+    if (part->layer < 0) snprintf(name, sizeof name, "%s", part->name);
+    if (part->layer >= 0) snprintf(name, sizeof name, "layers.%d.%s", part->layer, part->name);
+    const StTensor *tensor = tensor_need(file, path, name, part->rows ? 2 : 1, part->rows, part->cols, error);
+    if (!tensor) return false;
+    *parameters += tensor->count;
+    int64_t cols = part->cols, wide = round_up(cols, LANES);
+    for (int64_t i = 0; i < tensor->count; i++) {
+        int64_t row = i / cols, col = i % cols;
+        float value = (float)st_get(tensor, i);
+        if (!isfinite(value)) return fail(error, "%s: tensor %s has a number that is not finite", path, name);
+        bool panels = part->arrangement == PANELS;
+        (*part->place)[panels ? (row / PANEL * cols + col) * PANEL + row % PANEL : row * wide + col] = value;
+    }
+    return true;
+}
+
+static void model_free(Model *m) {
+    free(m->layers);
+    free(m->memory);
+    memset(m, 0, sizeof *m);
+}
+
+// The sizes, from the shapes: all that a file saved by other programs has.
+static bool model_sizes(Model *m, const StFile *file, const char *path, char *error) {
+    if (st_find(file, "lstm.weight_ih_l0")) {
+        return fail(error, "%s: is an LSTM; this version samples the Transformer (gpt) only", path);
+    }
+    for (int i = 0; i < file->n_tensors; i++) {
+        int layer;
+        if (sscanf(file->tensors[i].name, "layers.%d.", &layer) == 1 && layer >= m->L && layer < 1 << 16) {
+            m->L = layer + 1;
+        }
+    }
+    const StTensor *emb = tensor_need(file, path, "emb.weight", 2, MIDI_TOKENS, 0, error);
+    const StTensor *rel = emb ? tensor_need(file, path, "layers.0.attn.rel", 2, 0, 0, error) : NULL;
+    const StTensor *fc1 = rel ? tensor_need(file, path, "layers.0.fc1.weight", 2, 0, emb->shape[1], error) : NULL;
+    if (!fc1) return false;
+    m->V = MIDI_TOKENS;
+    m->C = (int)emb->shape[1];
+    m->rel = (int)rel->shape[0];
+    m->HS = (int)rel->shape[1];
+    m->H = (int)fc1->shape[0];
+    if (m->C % m->HS) {
+        return fail(error, "%s: tensor layers.0.attn.rel has rows of %d, which should divide the width %d", path, m->HS,
+                    m->C);
+    }
+    m->NH = m->C / m->HS;
+    return true;
+}
+
+static bool model_place(Model *m, const StFile *file, const char *path, char *error) {
+    int n_parts = 1 + m->L * LAYER_PARTS + 2;
+    int64_t floats = 0;
+    m->layers = (Layer *)calloc((size_t)m->L, sizeof(Layer));
+    Part *parts = (Part *)malloc((size_t)n_parts * sizeof(Part));
+    if (m->layers && parts) {
+        model_parts(m, parts);
+        for (int i = 0; i < n_parts; i++) floats += part_floats(&parts[i]);
+        m->memory = vec_alloc(floats);
+    }
+    bool ok = m->memory || fail(error, "%s: its weights do not fit into memory", path);
+    float *place = m->memory;
+    for (int i = 0; ok && i < n_parts; i++) {
+        *parts[i].place = place;
+        place += part_floats(&parts[i]);
+        ok = part_load(&parts[i], file, path, &m->parameters, error);
+    }
+    free(parts);
+    return ok;
+}
+
+// Reads a model or a resume state (whose further tensors are left alone). After a failure there is nothing to free.
+static bool model_load(Model *m, const char *path, char *error) {
+    StFile file;
+    memset(m, 0, sizeof *m);
+    if (!st_read(&file, path, error)) return false;
+    bool ok = model_sizes(m, &file, path, error) && model_place(m, &file, path, error);
+    const char *slash = strrchr(path, '/'), *epoch = st_meta(&file, "epoch");
+    snprintf(m->about, sizeof m->about, "%.80s (gpt, %d layers of width %d%s%.20s)", slash ? slash + 1 : path, m->L,
+             m->C, epoch ? ", epoch " : "", epoch ? epoch : "");
+    st_free(&file);
+    if (!ok) model_free(m);
+    return ok;
+}
+
+// ---- one token through the model
+
+// What a song in the making carries from token to token: keys and values of the last N tokens.
+typedef struct {
+    const Model *model;
+    int N, slots;  // length of the ring, and that rounded up to PANEL
+    int64_t t;     // tokens seen; the next one goes to slot t % N
+    float *memory; // owns all that follows
+    // The cache: [L] of keys, each head in panels as weights are, [NH][slots / PANEL][HS][PANEL], then values,
+    // [NH][HS / LANES, rounded up][slots][LANES].
+    float *cache;
+    int64_t layer_floats; // of one layer's keys and values
+    float *x;             // [C] the residual stream
+    float *qkv;           // [3C]
+    float *heads;         // [C] the heads' outputs side by side
+    float *hidden;        // [H]
+    float *update;        // [C] what a layer adds to x
+    float *scores;        // [NH][slots] of this token, summed over the layers so far
+    float *near;          // [NH][rel] q . R
+    float *zeros;         // [rel]
+    float *weights;       // [slots] one head's softmax, not yet divided by its sum
+    float *logits;        // [V]
+} Stream;
+
+static void stream_free(Stream *s) {
+    free(s->memory);
+    memset(s, 0, sizeof *s);
+}
+
+// A stream that has seen nothing. After a failure there is nothing to free.
+static bool stream_new(Stream *s, const Model *m, int N, char *error) {
+    memset(s, 0, sizeof *s);
+    s->model = m;
+    s->N = N;
+    s->slots = (int)round_up(N, PANEL);
+    s->layer_floats = (m->C + m->NH * round_up(m->HS, LANES)) * s->slots;
+    int64_t C = round_up(m->C, PANEL);
+    struct {
+        float **place;
+        int64_t floats;
+    } list[] = {
+        {&s->cache, m->L * s->layer_floats},     {&s->x, C},
+        {&s->qkv, round_up(3 * m->C, PANEL)},    {&s->heads, C},
+        {&s->hidden, round_up(m->H, PANEL)},     {&s->update, C},
+        {&s->scores, (int64_t)m->NH * s->slots}, {&s->near, m->NH * round_up(m->rel, PANEL)},
+        {&s->zeros, round_up(m->rel, PANEL)},    {&s->weights, s->slots},
+        {&s->logits, round_up(m->V, PANEL)},
+    };
+    const int n = sizeof list / sizeof *list;
+    int64_t floats = 0;
+    for (int i = 0; i < n; i++) floats += list[i].floats;
+    s->memory = vec_alloc(floats);
+    if (!s->memory) {
+        return fail(error, "--context %d: its keys and values take %lld MB, which do not fit into memory", N,
+                    (long long)(floats * 4 >> 20));
+    }
+    float *place = s->memory;
+    for (int i = 0; i < n; i++) {
+        *list[i].place = place;
+        place += list[i].floats;
+    }
+    return true;
+}
+
+// scores[n_slots] -> weights[n_slots] = exp(scores - the largest); returns one by their sum. n_slots: a multiple of
+// PANEL.
+static float softmax(float *weights, const float *scores, int n_slots) {
+    const vec *score = (const vec *)scores;
+    vec *weight = (vec *)weights, top = score[0], sum = {0};
+    for (int b = 1; b < n_slots / LANES; b++) top = vec_max(top, score[b]);
+    float most = vec_most(top);
+    for (int b = 0; b < n_slots / LANES; b++) {
+        weight[b] = vec_exp(score[b] - most);
+        sum += weight[b];
+    }
+    return 1.0f / vec_sum(sum);
+}
+
+// out[HS] = scale * sum_j weights[j] values[d / LANES][j][d % LANES], j < n_slots; `slots` is the values' second
+// dimension.
+static void weigh(float *out, float scale, const float *weights, const float *values, int n_slots, int64_t slots,
+                  int HS) {
+    for (int first = 0; first < HS; first += LANES, values += slots * LANES) {
+        const vec *value = (const vec *)values;
+        vec sums[8] = {{0}};
+        KEEP_LOOP for (int j = 0; j < n_slots; j += 8) {
+            UNROLL for (int k = 0; k < 8; k++) sums[k] += value[j + k] * weights[j + k];
+        }
+        vec sum = (((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))) * scale;
+        memcpy(out + first, &sum, (size_t)(HS - first < LANES ? HS - first : LANES) * sizeof *out);
+    }
+}
+
+// scores[i] += near[i] - far
+static void add_near(float *restrict scores, const float *restrict near, float far, int n) {
+    for (int i = 0; i < n; i++) scores[i] += near[i] - far;
+}
+
+// The attention of one layer: s->heads from the queries in s->qkv, scaled by 1 / sqrt(HS) already, and the layer's keys
+// and values. s->scores comes with the sum of the layers below and leaves with this layer's added. `slot` is this
+// token's, `filled` slots are in use. Each stage runs over all heads before the next: one head alone would spend its
+// time waiting for the end of each sum.
+static void attention(Stream *s, const float *keys, const float *values, const float *rel, int slot, int filled) {
+    const int NH = s->model->NH, HS = s->model->HS, n_rel = s->model->rel, near_floats = (int)round_up(n_rel, PANEL);
+    const int n_slots = (int)round_up(filled, PANEL);
+    const int64_t slots = s->slots, value_floats = round_up(HS, LANES) * slots;
+
+    // q . R is one number for all distances of n_rel - 1 and more. Softmax does not see what is added to all scores,
+    // neither here nor in the layers above, so only what the nearer ones differ by is added: from this slot downwards,
+    // then from the ring's end.
+    const int n_near = filled < n_rel ? filled : n_rel, before = n_near < slot + 1 ? n_near : slot + 1;
+    for (int h = 0; h < NH; h++) matvec(s->near + h * near_floats, s->zeros, rel, s->qkv + h * HS, HS, n_rel);
+    for (int h = 0; h < NH; h++) {
+        float *scores = s->scores + h * slots, *near = s->near + h * near_floats;
+        add_near(scores + slot + 1 - before, near + n_rel - before, near[0], before);
+        add_near(scores + s->N - (n_near - before), near + n_rel - n_near, near[0], n_near - before);
+        for (int i = filled; i < n_slots; i++) scores[i] = -INFINITY;
+    }
+    for (int h = 0; h < NH; h++) {
+        float *scores = s->scores + h * slots;
+        matvec(scores, scores, keys + h * HS * slots, s->qkv + h * HS, HS, n_slots);
+    }
+    for (int h = 0; h < NH; h++) {
+        float scale = softmax(s->weights, s->scores + h * slots, n_slots);
+        weigh(s->heads + h * HS, scale, s->weights, values + h * value_floats, n_slots, slots, HS);
+    }
+}
+
+// Feeds one token; returns the logits [V] of the one after it, which stay valid until the next call.
+static const float *stream_step(Stream *s, int token) {
+    const Model *m = s->model;
+    const int C = m->C, HS = m->HS, slot = (int)(s->t % s->N), filled = s->t < s->N ? (int)s->t + 1 : s->N;
+    const int64_t slots = s->slots;
+    const float scale = 1.0f / sqrtf((float)HS);
+
+    memcpy(s->x, m->emb + token * round_up(C, LANES), (size_t)C * sizeof(float));
+    memset(s->scores, 0, (size_t)m->NH * (size_t)s->slots * sizeof(float));
+    for (int i = 0; i < m->L; i++) {
+        const Layer *l = &m->layers[i];
+        matvec(s->qkv, l->qkv_bias, l->qkv, s->x, C, 3 * C);
+        for (int c = 0; c < C; c++) s->qkv[c] *= scale;
+        float *keys = s->cache + i * s->layer_floats, *values = keys + C * slots;
+        for (int h = 0; h < m->NH; h++) {
+            float *key = keys + h * HS * slots + slot / PANEL * PANEL * HS + slot % PANEL;
+            float *value = values + h * round_up(HS, LANES) * slots + slot * LANES;
+            for (int d = 0; d < HS; d++) {
+                key[d * PANEL] = s->qkv[C + h * HS + d];
+                value[d / LANES * LANES * slots + d % LANES] = s->qkv[2 * C + h * HS + d];
+            }
+        }
+        attention(s, keys, values, l->rel, slot, filled);
+        matvec(s->update, l->out_bias, l->out, s->heads, C, C);
+        add_layernorm(s->x, s->update, l->ln1, l->ln1_bias, C);
+        matvec(s->hidden, l->fc1_bias, l->fc1, s->x, C, m->H);
+        for (int c = 0; c < m->H; c++) s->hidden[c] = s->hidden[c] > 0 ? s->hidden[c] : 0;
+        matvec(s->update, l->fc2_bias, l->fc2, s->hidden, m->H, C);
+        add_layernorm(s->x, s->update, l->ln2, l->ln2_bias, C);
+    }
+    matvec(s->logits, m->head_bias, m->head, s->x, C, m->V);
+    s->t++;
+    return s->logits;
+}
+
+// ---- choosing a token
+
+typedef struct {
+    double temperature; // 0: always the likeliest
+    int64_t top_k;      // 0: off
+    double top_p;       // 1: off
+    double min_p;       // 0: off
+} Filter;
+
+typedef struct {
+    int token;
+    double p;
+} Candidate;
+
+static int by_chance(const void *a, const void *b) { // likeliest first; of equal ones the lower token
+    const Candidate *x = (const Candidate *)a, *y = (const Candidate *)b;
+    return x->p != y->p ? (x->p < y->p ? 1 : -1) : x->token - y->token;
+}
+
+// The tokens that may be drawn after `previous`, likeliest first, with chances that add up to 1: those that the grammar
+// allows, at the temperature; of these the top_k likeliest; of these the fewest that together have top_p of the chance
+// (Holtzman et al., 2020); of these the ones at least min_p times as likely as the likeliest (Nguyen et al., 2024).
+// Returns how many, at least 1.
+static int candidates(const float *logits, int previous, const Filter *filter, Candidate list[MIDI_TOKENS]) {
+    int n = 0;
+    double most = -INFINITY, sum = 0, together = 0;
+    for (int token = 0; token < MIDI_TOKENS; token++) {
+        if (!midi_may_follow(previous, token)) continue;
+        list[n].token = token;
+        list[n++].p = logits[token];
+        if (logits[token] > most) most = logits[token];
+    }
+    for (int i = 0; i < n; i++) {
+        bool top = list[i].p == most;
+        list[i].p = filter->temperature > 0 ? exp((list[i].p - most) / filter->temperature) : top;
+    }
+    qsort(list, (size_t)n, sizeof *list, by_chance);
+    if (filter->temperature == 0) n = 1;
+    if (filter->top_k && n > filter->top_k) n = (int)filter->top_k;
+    for (int i = 0; i < n; i++) sum += list[i].p;
+    for (int i = 0; i < n; i++) {
+        if (i && (together >= filter->top_p * sum || list[i].p < filter->min_p * list[0].p)) n = i;
+        if (i < n) together += list[i].p;
+    }
+    for (int i = 0; i < n; i++) list[i].p /= together;
+    return n;
+}
+
+// Draws by u in [0, 1): the first candidate at which the chances, added up from the likeliest down, pass u.
+static int draw(const float *logits, int previous, const Filter *filter, double u) {
+    Candidate list[MIDI_TOKENS];
+    int n = candidates(logits, previous, filter, list), i = 0;
+    double sum = list[0].p;
+    while (i < n - 1 && sum <= u) sum += list[++i].p;
+    return list[i].token;
+}
+
+// ---- a song
+
+typedef struct { // what all songs of one call share
+    const char *model_path;
+    Filter filter;
+    int64_t tokens, bars; // the most of new material; 0: no limit, but not both
+    int64_t context, prime_tokens, songs, threads;
+    double bpm;
+    uint64_t seed;
+    const char *prime_path;
+    bool no_prime;
+    uint8_t *prime; // the first of the prime's tokens, n_prime of them
+    size_t n_prime;
+} Settings;
+
+typedef struct {
+    uint64_t seed;
+    uint8_t *tokens; // prime and new material
+    size_t n, n_prime;
+    double seconds;   // it took
+    midi_song midi;   // notes, bar lines, tempo, meters and texts of what is written
+    bool *from_prime; // [midi.n_notes]
+    int64_t *lines;   // [n_lines] ticks of the bar lines that count, 0 the first
+    int n_lines;
+    int64_t end; // tick
+    char model[240], how[600];
+} Song;
+
+enum { QUARTER = 4 * MIDI_STEP, LONGEST_BAR = 31 }; // ticks; steps: a longer bar has a token at each 31 of them
+
+static void song_free(Song *song) {
+    free(song->tokens);
+    midi_free(&song->midi);
+    free(song->from_prime);
+    free(song->lines);
+    memset(song, 0, sizeof *song);
+}
+
+// Samples song->tokens. Stops after settings->tokens new ones, or at the bar line behind `bars` whole bars; the rest of
+// the bar in which a prime breaks off is not one of them. Token i takes the random number of counter i, so that it does
+// not matter who else draws.
+static bool song_sample(Song *song, const Model *model, const Settings *settings, char *error) {
+    enum { TOKENS_IN_BAR = 2048 }; // with --bars alone: a model that forgets to end its bars must end too
+    size_t most = (size_t)(settings->tokens ? settings->tokens : settings->bars * TOKENS_IN_BAR), n = settings->n_prime;
+    size_t capacity = n + most + 1, context = capacity;
+    Stream stream;
+    if (context > (size_t)settings->context) context = (size_t)settings->context;
+    song->tokens = (uint8_t *)malloc(capacity);
+    if (!song->tokens) return fail(error, "--tokens %zu: no memory for them", most);
+    if (!stream_new(&stream, model, (int)context, error)) return false;
+    double start = seconds_now();
+    const float *logits = NULL;
+    int previous = MIDI_BAR;
+    if (!n) logits = stream_step(&stream, MIDI_BAR);
+    for (size_t i = 0; i < n; i++) logits = stream_step(&stream, previous = song->tokens[i] = settings->prime[i]);
+    int64_t bars = previous == MIDI_BAR ? 0 : -1;
+    PhiloxKey key = philox_key(song->seed, PHILOX_SAMPLE, 0);
+    bool finite = true;
+    for (size_t i = 0; i < most; i++) {
+        for (int v = 0; v < MIDI_TOKENS; v++) finite = finite && isfinite(logits[v]);
+        if (!finite) break;
+        Philox4 words = philox(key, (uint32_t)i, 0, 0, 0);
+        int token = draw(logits, previous, &settings->filter, philox_uniform(words.x[0], words.x[1]));
+        song->tokens[n++] = (uint8_t)token;
+        bars += token == MIDI_BAR && previous != MIDI_OFFSET + LONGEST_BAR;
+        if (settings->bars && bars == settings->bars) break;
+        if (i + 1 < most) logits = stream_step(&stream, token);
+        previous = token;
+    }
+    song->seconds = seconds_now() - start;
+    song->n = n;
+    song->n_prime = settings->n_prime;
+    stream_free(&stream);
+    return finite ||
+           fail(error, "%s: computes numbers that are not finite; it should be trained anew", settings->model_path);
+}
+
+// Marks the notes of the prime: as both lists are in one order, each is the next that is equal. With no_prime they are
+// taken out instead, and the song begins at the bar line before the first new token.
+static bool song_mark_prime(Song *song, bool no_prime, char *error) {
+    midi_song prime;
+    midi_error problem;
+    if (!midi_decode(song->tokens, song->n_prime, &prime, &problem)) return fail(error, "%s", problem.text);
+    midi_song *all = &song->midi;
+    int64_t shift = no_prime && prime.n_bars ? prime.bars[prime.n_bars - 1] : 0;
+    size_t matched = 0, kept = 0;
+    for (size_t i = 0; i < all->n_notes; i++) {
+        midi_note note = all->notes[i];
+        const midi_note *next = matched < prime.n_notes ? &prime.notes[matched] : NULL;
+        bool old = next && next->start == note.start && next->key == note.key && next->end == note.end;
+        matched += old;
+        if (old && no_prime) continue;
+        note.start -= shift;
+        note.end -= shift;
+        song->from_prime[kept] = old;
+        all->notes[kept++] = note;
+    }
+    all->n_notes = kept;
+    size_t skipped = no_prime ? prime.n_bars : 0;
+    for (size_t i = skipped; i < all->n_bars; i++) all->bars[i - skipped] = all->bars[i] - shift;
+    all->n_bars -= skipped;
+    midi_free(&prime);
+    return true;
+}
+
+// The bar lines that count: neither bars without length nor the lines that only cut a long bar at 31 steps.
+static void song_find_lines(Song *song) {
+    int64_t previous = 0;
+    song->n_lines = 1;
+    song->lines[0] = 0;
+    for (size_t i = 0; i < song->midi.n_bars; i++) {
+        int64_t tick = song->midi.bars[i];
+        if (tick > previous && tick - previous != LONGEST_BAR * MIDI_STEP) song->lines[song->n_lines++] = tick;
+        previous = tick;
+    }
+}
+
+// A bar of so many steps as n / 2^exponent: quarters if it is whole quarters, else eighths, else sixteenths.
+static void bar_meter(int64_t steps, int64_t *numerator, int *exponent) {
+    *exponent = steps % 4 == 0 ? 2 : steps % 2 == 0 ? 3 : 4;
+    *numerator = steps >> (4 - *exponent);
+}
+
+// Tempo, settings as text, and a time signature wherever the length of the bars changes. The last bar, if it was never
+// closed, is taken to be as long as the one before.
+static bool song_add_events(Song *song, double bpm) {
+    midi_song *midi = &song->midi;
+    bool ok = midi_add_tempo(midi, 0, (int)lrint(60e6 / bpm), 0) && midi_add_text(midi, 0, 3, "Piano", 0) &&
+              midi_add_text(midi, 0, 1, song->model, 0) && midi_add_text(midi, 0, 1, song->how, 0);
+    int64_t steps = 0;
+    for (int i = 0; ok && i + 1 < song->n_lines; i++) {
+        int64_t now = (song->lines[i + 1] - song->lines[i]) / MIDI_STEP, numerator;
+        int exponent;
+        bar_meter(now, &numerator, &exponent);
+        if (now != steps && numerator < 256) ok = midi_add_meter(midi, song->lines[i], (int)numerator, exponent, 0);
+        steps = now;
+    }
+    if (ok && !midi->n_meters) ok = midi_add_meter(midi, 0, 4, 2, 0);
+    return ok;
+}
+
+// What made the song, apart from the model: all that it takes to make it again.
+static void song_describe(Song *song, const Model *model, const Settings *settings) {
+    const Filter *filter = &settings->filter;
+    snprintf(song->model, sizeof song->model, "sample_music %s, model %s", SAMPLE_VERSION, model->about);
+    char *how = song->how;
+    size_t size = sizeof song->how, n = 0;
+#define ADD(...) n += (size_t)snprintf(how + n, n < size ? size - n : 0, __VA_ARGS__), n = n < size ? n : size - 1
+    ADD("seed %llu", (unsigned long long)song->seed);
+    if (settings->tokens) ADD(", tokens %lld", (long long)settings->tokens);
+    if (settings->bars) ADD(", bars %lld", (long long)settings->bars);
+    ADD(", temperature %g", filter->temperature);
+    if (filter->top_k) ADD(", top-k %lld", (long long)filter->top_k);
+    if (filter->top_p < 1) ADD(", top-p %g", filter->top_p);
+    if (filter->min_p > 0) ADD(", min-p %g", filter->min_p);
+    ADD(", context %lld, bpm %g", (long long)settings->context, settings->bpm);
+    if (settings->prime_path) {
+        const char *slash = strrchr(settings->prime_path, '/');
+        ADD(", prime %.120s (%zu tokens%s)", slash ? slash + 1 : settings->prime_path, settings->n_prime,
+            settings->no_prime ? ", left out" : "");
+    }
+#undef ADD
+}
+
+// A whole song of this seed. The caller frees it, after a failure too.
+static bool song_make(Song *song, const Model *model, const Settings *settings, uint64_t seed, char *error) {
+    midi_error problem;
+    memset(song, 0, sizeof *song);
+    song->seed = seed;
+    if (!song_sample(song, model, settings, error)) return false;
+    if (!midi_decode(song->tokens, song->n, &song->midi, &problem)) return fail(error, "%s", problem.text);
+    song->from_prime = (bool *)calloc(song->midi.n_notes + 1, sizeof(bool));
+    song->lines = (int64_t *)malloc((song->midi.n_bars + 1) * sizeof(int64_t));
+    bool ok = song->from_prime && song->lines;
+    if (ok && song->n_prime && !song_mark_prime(song, settings->no_prime, error)) return false;
+    if (ok) {
+        song_find_lines(song);
+        song_describe(song, model, settings);
+        for (size_t i = 0; i < song->midi.n_notes; i++) {
+            if (song->midi.notes[i].end > song->end) song->end = song->midi.notes[i].end;
+        }
+        if (song->lines[song->n_lines - 1] > song->end) song->end = song->lines[song->n_lines - 1];
+        ok = song_add_events(song, settings->bpm);
+    }
+    return ok || fail(error, "no memory for a song of %zu tokens", song->n);
+}
+
+// Bars with anything in them.
+static int song_bars(const Song *song) { return song->n_lines - (song->lines[song->n_lines - 1] >= song->end); }
+
+static double song_seconds(const Song *song) {
+    return (double)song->end / QUARTER * 1e-6 * song->midi.tempos[0].us_per_quarter;
+}
+
+// ---- writing a song
+
+static bool write_mid(const Song *song, const char *path, char *error) {
+    uint8_t *bytes;
+    size_t size;
+    midi_error problem;
+    if (!midi_write(&song->midi, &bytes, &size, &problem)) return fail(error, "%s: %s", path, problem.text);
+    bool ok = write_file_atomically(path, bytes, size, error);
+    MIDI_FREE(bytes);
+    return ok;
+}
+
+// Appends to an .svg or any other text.
+__attribute__((format(printf, 2, 3))) static void print(StBuffer *out, const char *format, ...) {
+    char text[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    st_append(out, text, n < (int)sizeof text ? (size_t)n : sizeof text - 1);
+}
+
+static void print_escaped(StBuffer *out, const char *text) { // as XML; what is not UTF-8 or is a control becomes '?'
+    size_t left = strlen(text);
+    while (left) {
+        int length = utf8_length(text, left);
+        const char *name = *text == '&' ? "&amp;" : *text == '<' ? "&lt;" : *text == '>' ? "&gt;" : NULL;
+        if (name) {
+            st_append(out, name, strlen(name));
+        } else if (!length || (unsigned char)*text < 32 || *text == 127) {
+            st_append(out, "?", 1);
+        } else {
+            st_append(out, text, (size_t)length);
+        }
+        text += length ? length : 1;
+        left -= (size_t)(length ? length : 1);
+    }
+}
+
+// The piano roll: time to the right in bars, broken into rows as a score is, pitch upwards in semitones. Numbers are in
+// pixels of a page 1,000 wide.
+typedef struct {
+    int rows;
+    double tick_width, key_height;
+    int lowest, highest; // keys
+} Roll;
+
+enum { ROLL_LEFT = 44, ROLL_WIDTH = 940, ROLL_TOP = 92, ROLL_GAP = 34, ROLL_STEPS = 128 };
+
+// Where the row that begins at `start` ends: at the last bar line that still fits, else in the middle of a bar.
+static int64_t roll_row_end(const Song *song, int64_t start) {
+    const int64_t most = start + ROLL_STEPS * MIDI_STEP;
+    int64_t end = start;
+    for (int i = 0; i < song->n_lines; i++) {
+        if (song->lines[i] <= most) end = song->lines[i];
+    }
+    return song->end <= most ? song->end : end > start ? end : most;
+}
+
+static Roll roll_measure(const Song *song) {
+    Roll roll = {0, 0, 3.6, 127, 0};
+    int64_t longest = 16 * MIDI_STEP, start = 0;
+    do { // the longest row fills the page
+        int64_t end = roll_row_end(song, start);
+        longest = end - start > longest ? end - start : longest;
+        start = end;
+        roll.rows++;
+    } while (start < song->end);
+    roll.tick_width = (double)ROLL_WIDTH / (double)longest;
+    for (size_t i = 0; i < song->midi.n_notes; i++) {
+        int key = song->midi.notes[i].key;
+        roll.lowest = key < roll.lowest ? key : roll.lowest;
+        roll.highest = key > roll.highest ? key : roll.highest;
+    }
+    if (roll.lowest > roll.highest) roll.lowest = roll.highest = 60;
+    roll.lowest -= 2;
+    roll.highest += 2;
+    while (roll.highest - roll.lowest < 24) roll.lowest -= roll.lowest > 22, roll.highest += roll.highest < 107;
+    return roll;
+}
+
+static void svg_row(StBuffer *out, const Song *song, const Roll *roll, int64_t start, int64_t end, double top) {
+    double height = (roll->highest - roll->lowest + 1) * roll->key_height, labelled = -100;
+    print(out, "<g transform=\"translate(%d,%.1f)\"><use href=\"#keys\"/>\n", ROLL_LEFT, top);
+    for (int i = 0; i < song->n_lines; i++) {
+        int64_t line = song->lines[i], next = i + 1 < song->n_lines ? song->lines[i + 1] : song->end;
+        if (line > end || next < start || (line == end && line < song->end)) continue;
+        double x = (double)(line - start) * roll->tick_width;
+        for (int64_t beat = line + QUARTER; beat < next && beat < end; beat += QUARTER) {
+            double at = (double)(beat - start) * roll->tick_width;
+            if (beat > start) print(out, "<path class=\"beat\" d=\"M%.1f 0V%.1f\"/>\n", at, height);
+        }
+        if (line < start) continue;
+        print(out, "<path class=\"bar\" d=\"M%.1f 0V%.1f\"/>\n", x, height);
+        if (x - labelled < 24 || line >= song->end) continue; // room for three digits
+        print(out, "<text class=\"small\" x=\"%.1f\" y=\"-5\">%d</text>\n", x, i + 1);
+        labelled = x;
+    }
+    for (size_t i = 0; i < song->midi.n_notes; i++) {
+        const midi_note *note = &song->midi.notes[i];
+        int64_t from = note->start > start ? note->start : start, to = note->end < end ? note->end : end;
+        if (from >= to) continue;
+        double width = (double)(to - from) * roll->tick_width - 0.8;
+        print(out, "<rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" rx=\"1\"",
+              song->from_prime[i] ? "prime" : "new", (double)(from - start) * roll->tick_width + 0.4,
+              (roll->highest - note->key) * roll->key_height, width > 0.8 ? width : 0.8, roll->key_height);
+        if (from == note->start) { // once per note, for programs: key, start and end in ticks
+            print(out, " data-note=\"%d %lld %lld\"", note->key, (long long)note->start, (long long)note->end);
+        }
+        print(out, "/>\n");
+    }
+    print(out, "</g>\n");
+}
+
+static void svg_head(StBuffer *out, const Song *song, const Roll *roll, double page_height) {
+    static const bool black[12] = {0, 1, 0, 1, 0, 0, 1, 0, 1, 0, 1, 0};
+    int width = ROLL_LEFT + ROLL_WIDTH + 16;
+    print(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%.0f\" viewBox=\"0 0 %d %.0f\">\n",
+          width, page_height, width, page_height);
+    print(out, "<style>text{font-family:'Helvetica Neue',Arial,sans-serif;fill:#222}.small{font-size:10px;fill:#666}"
+               ".end{text-anchor:end}.new{fill:#1f6fb4}.prime{fill:#8c8c8c}.new,.prime{fill-opacity:.85}.black{fill:#"
+               "f3f4f6}.c{stroke:#d3d6dc}"
+               ".bar{stroke:#b4b9c2}.beat{stroke:#e7e9ed}.frame{fill:none;stroke:#b4b9c2}"
+               "path,.frame{stroke-width:.8}</style>\n");
+    print(out, "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<defs><g id=\"keys\">\n");
+    double height = (roll->highest - roll->lowest + 1) * roll->key_height;
+    for (int key = roll->lowest; key <= roll->highest; key++) {
+        double y = (roll->highest - key) * roll->key_height;
+        if (black[key % 12]) {
+            print(out, "<rect class=\"black\" y=\"%.1f\" width=\"%d\" height=\"%.1f\"/>\n", y, ROLL_WIDTH,
+                  roll->key_height);
+        }
+        if (key % 12) continue;
+        print(out, "<path class=\"c\" d=\"M0 %.1fH%d\"/>\n", y + roll->key_height, ROLL_WIDTH);
+        print(out, "<text class=\"small end\" x=\"-6\" y=\"%.1f\">C%d</text>\n", y + roll->key_height + 1,
+              key / 12 - 1);
+    }
+    print(out, "<rect class=\"frame\" width=\"%d\" height=\"%.1f\"/>\n", ROLL_WIDTH, height);
+    print(out, "<text class=\"small end\" x=\"-6\" y=\"-5\">bar</text>\n</g></defs>\n");
+    print(out, "<text x=\"%d\" y=\"26\" font-size=\"16\" font-weight=\"bold\">%zu notes, %d bars, %.0f s</text>\n",
+          ROLL_LEFT, song->midi.n_notes, song_bars(song), song_seconds(song));
+    if (song->n_prime && song->from_prime[0]) {
+        print(out, "<rect class=\"prime\" x=\"%d\" y=\"20\" width=\"14\" height=\"6\" rx=\"1\"/>", width - 126);
+        print(out, "<text class=\"small\" x=\"%d\" y=\"27\">prime</text>", width - 107);
+        print(out, "<rect class=\"new\" x=\"%d\" y=\"20\" width=\"14\" height=\"6\" rx=\"1\"/>", width - 64);
+        print(out, "<text class=\"small\" x=\"%d\" y=\"27\">new</text>\n", width - 45);
+    }
+    print(out, "<text class=\"small\" x=\"%d\" y=\"43\">", ROLL_LEFT);
+    print_escaped(out, song->how);
+    print(out, "</text>\n<text class=\"small\" x=\"%d\" y=\"57\">", ROLL_LEFT);
+    print_escaped(out, song->model);
+    print(out, "</text>\n");
+}
+
+static bool write_svg(const Song *song, const char *path, char *error) {
+    Roll roll = roll_measure(song);
+    StBuffer out = {NULL, 0, 0, false};
+    double row_height = (roll.highest - roll.lowest + 1) * roll.key_height + ROLL_GAP;
+    svg_head(&out, song, &roll, ROLL_TOP + roll.rows * row_height - ROLL_GAP + 16);
+    for (int64_t row = 0, start = 0, end; row < roll.rows; row++, start = end) {
+        end = roll_row_end(song, start);
+        svg_row(&out, song, &roll, start, end, ROLL_TOP + (double)row * row_height);
+    }
+    print(&out, "</svg>\n");
+    bool ok = !out.failed || fail(error, "%s: cannot be written: out of memory", path);
+    if (ok) ok = write_file_atomically(path, out.bytes, out.size, error);
+    free(out.bytes);
+    return ok;
+}
+
+typedef struct {
+    const char *suffix;
+    bool (*write)(const Song *song, const char *path, char *error);
+} Format;
+
+static const Format formats[] = {{".mid", write_mid}, {".svg", write_svg}};
+enum { N_FORMATS = sizeof formats / sizeof *formats };
+
+static const Format *format_of(const char *path) { // by its suffix, or NULL
+    size_t length = strlen(path);
+    for (int i = 0; i < N_FORMATS; i++) {
+        size_t suffix = strlen(formats[i].suffix);
+        if (length > suffix && !strcmp(path + length - suffix, formats[i].suffix)) return &formats[i];
+    }
+    return NULL;
+}
+
+// ---- speed
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int n) {
+    qsort(values, (size_t)n, sizeof *values, by_value);
+    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+// Reads n floats (a multiple of 128) as fast as one core can.
+static float read_all(const float *memory, int64_t n) {
+    const vec *v = (const vec *)memory;
+    vec sums[8] = {{0}};
+    for (int64_t i = 0; i < n / LANES; i += 8) {
+        UNROLL for (int k = 0; k < 8; k++) sums[k] += v[i + k];
+    }
+    return vec_sum(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
+}
+
+// Times a token with a full context, in turn with reading as many bytes as it needs: the weights but the embedding, and
+// the context's keys and values. Prints a line; false: no memory.
+static bool bench(const Model *m, int context, char *error) {
+    enum { ROUNDS = 40, EACH = 8 };
+    Stream stream;
+    if (!stream_new(&stream, m, context, error)) return false;
+    int64_t needed = m->parameters - (int64_t)m->V * m->C + 2LL * m->L * m->C * context, floats = round_up(needed, 128);
+    float *buffer = vec_alloc(floats);
+    double reads[ROUNDS * EACH], tokens[ROUNDS * EACH];
+    volatile float kept = 0; // so that the reading is not optimised away
+    for (int i = 0; i < context; i++) stream_step(&stream, i % m->V);
+    for (int i = 0; buffer && i < ROUNDS; i++) {
+        for (int k = -1; k < EACH; k++) { // the first of each fills the caches
+            double start = seconds_now();
+            kept = kept + read_all(buffer, floats);
+            if (k >= 0) reads[i * EACH + k] = seconds_now() - start;
+        }
+        for (int k = -1; k < EACH; k++) {
+            double start = seconds_now();
+            stream_step(&stream, (i + k + 1) % m->V);
+            if (k >= 0) tokens[i * EACH + k] = seconds_now() - start;
+        }
+    }
+    stream_free(&stream);
+    if (!buffer) return fail(error, "--bench: no memory for a buffer of %lld MB", (long long)(floats * 4 >> 20));
+    free(buffer);
+    double token = median(tokens, ROUNDS * EACH), read = median(reads, ROUNDS * EACH);
+    printf("bench model=gpt context=%d tokens_per_s=%.0f read_gb_per_s=%.1f mb_per_token=%.1f limit_tokens_per_s=%.0f "
+           "fraction=%.3f\n",
+           context, 1 / token, (double)floats * 4e-9 / read, (double)needed * 4e-6, 1 / read, read / token);
+    return true;
+}
+
+// ---- the command line
+
+typedef enum { INTEGER, NUMBER, SEED, TEXT, OUTPUT, SWITCH } FlagKind;
+
+typedef struct {
+    FlagKind kind;
+    const char *name, *argument, *help;
+    void *value;      // int64_t, double, uint64_t, const char *, -, bool
+    double low, high; // of INTEGER and NUMBER
+} Flag;
+
+typedef struct {
+    Settings settings;
+    const char **outputs; // [n_outputs], room for all arguments
+    int n_outputs;
+    bool has_seed, bench, help, version;
+} Call;
+
+enum { FLAGS = 19 };
+
+static void call_flags(Call *call, Flag flags[FLAGS]) {
+    Settings *s = &call->settings;
+    const double many = 1e6;
+    const Flag list[FLAGS] = {
+        {OUTPUT, "-o", "FILE", "write FILE; .mid is music, .svg a piano roll; may be given several times [song.mid]",
+         NULL, 0, 0},
+        {INTEGER, "-n", "N", "N songs, with the seeds S, S+1, ...; song i is written to FILE-i.mid [1]", &s->songs, 1,
+         10000},
+        {SEED, "--seed", "S", "for the same song again [a fresh one, which is printed]", &s->seed, 0, 0},
+        {INTEGER, "--tokens", "N", "at most N new tokens, about a third as many notes [1024, or no limit with --bars]",
+         &s->tokens, 1, many},
+        {INTEGER, "--bars", "N", "stop at the bar line after N whole new bars", &s->bars, 1, 1e5},
+        {NUMBER, "--temperature", "T", "below 1 safer, above 1 wilder, 0 always the likeliest token [1]",
+         &s->filter.temperature, 0, 100},
+        {INTEGER, "--top-k", "K", "only the K likeliest tokens [0: all]", &s->filter.top_k, 0, MIDI_TOKENS},
+        {NUMBER, "--top-p", "P", "only the likeliest tokens that together have P of the chance [1: all]",
+         &s->filter.top_p, 1e-9, 1},
+        {NUMBER, "--min-p", "P", "only tokens at least P times as likely as the likeliest [0: all]", &s->filter.min_p,
+         0, 1},
+        {TEXT, "--prime", "FILE", "go on from the beginning of this MIDI file", &s->prime_path, 0, 0},
+        {INTEGER, "--prime-tokens", "N", "its first N tokens [256]", &s->prime_tokens, 1, many},
+        {SWITCH, "--no-prime", "", "leave the prime out of what is written", &s->no_prime, 0, 0},
+        {INTEGER, "--context", "N", "each token looks back on the last N [1024]", &s->context, 1, 65536},
+        {NUMBER, "--bpm", "X", "quarters per minute, written into the .mid [120]", &s->bpm, 4, 1000},
+        {INTEGER, "--threads", "N", "songs made at a time, with -n; changes no byte [all cores]", &s->threads, 1, 1024},
+        {SWITCH, "--bench", "", "time a token at contexts 256 and 1,024 against reading memory, one core; no song",
+         &call->bench, 0, 0},
+        {SWITCH, "--help", "", "print this", &call->help, 0, 0},
+        {SWITCH, "-h", "", "", &call->help, 0, 0},
+        {SWITCH, "--version", "", "print the version", &call->version, 0, 0},
+    };
+    memcpy(flags, list, sizeof list);
+}
+
+static void print_help(const Flag flags[FLAGS]) {
+    printf("usage: sample_music [MODEL] [-o FILE ...] [flags]\n\n"
+           "Writes new piano music with a trained model, or goes on with yours.\n"
+           "MODEL is what a trainer saved [out/gpt/model.safetensors, else out/lstm/model.safetensors].\n\n");
+    for (int i = 0; i < FLAGS; i++) {
+        char left[40];
+        snprintf(left, sizeof left, "%s %s", flags[i].name, flags[i].argument);
+        if (*flags[i].help) printf("  %-18s %s\n", left, flags[i].help);
+    }
+    printf("\nGood starting points: --temperature 0.9, --top-p 0.95 or --min-p 0.05. Exit status: 0 done, 1 it failed, "
+           "2 wrong usage.\n");
+}
+
+static bool parse_value(const Flag *flag, const char *text, Call *call, char *error) {
+    char *end = NULL;
+    errno = 0;
+    bool digit = text[0] >= '0' && text[0] <= '9';
+    if (flag->kind == TEXT) {
+        *(const char **)flag->value = text;
+    } else if (flag->kind == OUTPUT) {
+        if (!format_of(text)) return fail(error, "-o %s: the name should end in .mid or .svg", text);
+        call->outputs[call->n_outputs++] = text;
+    } else if (flag->kind == SEED) {
+        *(uint64_t *)flag->value = strtoull(text, &end, 10);
+        if (!digit || *end || errno) {
+            return fail(error, "%s %s: should be a whole number from 0 to 18446744073709551615", flag->name, text);
+        }
+        call->has_seed = true;
+    } else if (flag->kind == INTEGER) {
+        long long value = strtoll(text, &end, 10);
+        if (!digit || *end || errno || (double)value < flag->low || (double)value > flag->high) {
+            return fail(error, "%s %s: should be a whole number from %.0f to %.0f", flag->name, text, flag->low,
+                        flag->high);
+        }
+        *(int64_t *)flag->value = value;
+    } else {
+        double value = strtod(text, &end);
+        if (!(digit || *text == '.') || *end || end == text || !(value >= flag->low && value <= flag->high)) {
+            return fail(error, "%s %s: should be a number from %g to %g", flag->name, text, flag->low, flag->high);
+        }
+        *(double *)flag->value = value;
+    }
+    return true;
+}
+
+static bool parse_call(Call *call, Flag flags[FLAGS], int argc, char **argv, char *error) {
+    Settings *s = &call->settings;
+    for (int i = 1; i < argc; i++) {
+        Flag *flag = NULL;
+        for (int k = 0; k < FLAGS; k++) {
+            if (!strcmp(argv[i], flags[k].name)) flag = &flags[k];
+        }
+        if (!flag && argv[i][0] == '-') {
+            return fail(error, "%s: there is no such flag; --help lists them", argv[i]);
+        } else if (!flag && s->model_path) {
+            return fail(error, "%s: is a second model, after %s; give one, and -o before a file to write", argv[i],
+                        s->model_path);
+        } else if (!flag) {
+            s->model_path = argv[i];
+        } else if (flag->kind == SWITCH) {
+            *(bool *)flag->value = true;
+        } else if (i + 1 == argc) {
+            return fail(error, "%s: should be followed by %s", argv[i], flag->argument);
+        } else if (!parse_value(flag, argv[++i], call, error)) {
+            return false;
+        }
+    }
+    if (!s->tokens && !s->bars) s->tokens = 1024;
+    if (s->no_prime && !s->prime_path) return fail(error, "--no-prime: should go with --prime FILE");
+    return true;
+}
+
+static uint64_t fresh_seed(void) { // 32 bits: enough to differ, and short to type
+    uint32_t seed = (uint32_t)time(NULL) * 2654435761u + (uint32_t)clock();
+    FILE *random = fopen("/dev/urandom", "rb");
+    if (random) {
+        if (fread(&seed, sizeof seed, 1, random) != 1) seed ^= 1;
+        fclose(random);
+    }
+    return seed;
+}
+
+// The first tokens of the prime.
+static bool read_prime(Settings *settings, char *error) {
+    midi_song song;
+    midi_error problem;
+    midi_report report;
+    const char *path = settings->prime_path;
+    if (!midi_read_file(&song, path, (size_t)64 << 20, &problem)) {
+        return fail(error, "--prime %s: %s", path, problem.text);
+    }
+    int ok = midi_encode(&song, &settings->prime, &settings->n_prime, &report, &problem);
+    midi_free(&song);
+    if (!ok) return fail(error, "--prime %s: %s", path, problem.text);
+    size_t all = settings->n_prime;
+    if (!report.notes) return fail(error, "--prime %s: has no notes of a piano; give a MIDI file that has some", path);
+    if (all > (size_t)settings->prime_tokens) settings->n_prime = (size_t)settings->prime_tokens;
+    printf("prime %s: the first %zu of %zu tokens", path, settings->n_prime, all);
+    if (report.out_of_range) printf("; %zu notes outside the piano's range dropped", report.out_of_range);
+    if (report.vanished) printf("; %zu notes too short for 16ths dropped", report.vanished);
+    printf("\n");
+    return true;
+}
+
+// out/song.mid -> out/song-3.mid, where there are several songs. The caller frees it; NULL: no memory.
+static char *output_name(const char *path, int64_t song, int64_t songs) {
+    size_t size = strlen(path) + 32, stem = strlen(path) - strlen(format_of(path)->suffix);
+    char *name = (char *)malloc(size);
+    if (name && songs == 1) snprintf(name, size, "%s", path);
+    if (name && songs > 1) snprintf(name, size, "%.*s-%lld%s", (int)stem, path, (long long)song + 1, path + stem);
+    return name;
+}
+
+// Makes song i and writes it to all outputs; report: what to say about it.
+static bool make_and_write(const Call *call, const Model *model, int64_t i, StBuffer *report, char *error) {
+    const Settings *settings = &call->settings;
+    Song song;
+    bool ok = song_make(&song, model, settings, settings->seed + (uint64_t)i, error);
+    for (int k = 0; ok && k < call->n_outputs; k++) {
+        char *name = output_name(call->outputs[k], i, settings->songs);
+        ok = name ? format_of(name)->write(&song, name, error) : fail(error, "%s: no memory", call->outputs[k]);
+        if (ok) print(report, k ? " %s" : "%s", name);
+        free(name);
+    }
+    if (ok) {
+        print(report, "  %zu notes  %d bars  %.1f s  seed %llu  %.0f tokens/s", song.midi.n_notes, song_bars(&song),
+              song_seconds(&song), (unsigned long long)song.seed, (double)song.n / song.seconds);
+    }
+    song_free(&song);
+    return ok;
+}
+
+// All songs, several at a time: a single token is too small a thing to share between cores, a song is not.
+static bool make_all(const Call *call, const Model *model, char *error) {
+    bool good = true; // no song has failed yet
+    int threads = 1;
+#if defined(_OPENMP)
+    threads = call->settings.threads ? (int)call->settings.threads : omp_get_max_threads();
+#endif
+#pragma omp parallel for ordered schedule(static, 1) num_threads(threads)
+    for (int64_t i = 0; i < call->settings.songs; i++) {
+        char problem[ERROR_SIZE];
+        StBuffer report = {NULL, 0, 0, false};
+        bool ok;
+#pragma omp atomic read
+        ok = good;
+        if (ok) ok = make_and_write(call, model, i, &report, problem);
+#pragma omp ordered
+        {
+            if (ok && good) {
+                printf("%.*s\n", (int)report.size, report.bytes ? report.bytes : "");
+                fflush(stdout);
+            } else if (good) {
+#pragma omp atomic write
+                good = false;
+                memcpy(error, problem, ERROR_SIZE);
+            }
+        }
+        free(report.bytes);
+    }
+    (void)threads;
+    return good;
+}
+
+static bool find_model(Settings *settings, char *error) {
+    static const char *const usual[] = {"out/gpt/model.safetensors", "out/lstm/model.safetensors"};
+    for (int i = 0; i < 2 && !settings->model_path; i++) {
+        if (!access(usual[i], F_OK)) settings->model_path = usual[i];
+    }
+    return settings->model_path ||
+           fail(error, "%s: there is no such model yet; train one with ./train_gpt_music, or name a model's file",
+                usual[0]);
+}
+
+static int sample_main(int argc, char **argv) {
+    Call call = {
+        .settings = {
+            .filter = {.temperature = 1, .top_p = 1}, .songs = 1, .context = 1024, .prime_tokens = 256, .bpm = 120}};
+    Settings *settings = &call.settings;
+    Flag flags[FLAGS];
+    char error[ERROR_SIZE];
+    Model model = {0};
+    call_flags(&call, flags);
+    call.outputs = (const char **)malloc(((size_t)argc + 1) * sizeof *call.outputs);
+    if (!call.outputs) return 1;
+    int status = parse_call(&call, flags, argc, argv, error) ? 0 : 2;
+    if (status == 0 && call.help) {
+        print_help(flags);
+    } else if (status == 0 && call.version) {
+        printf("sample_music %s\n", SAMPLE_VERSION);
+    } else if (status == 0) {
+        bool ok = find_model(settings, error) && model_load(&model, settings->model_path, error);
+        if (!call.n_outputs) call.outputs[call.n_outputs++] = "song.mid";
+        if (!call.has_seed) settings->seed = fresh_seed();
+        if (ok && call.bench) {
+            ok = bench(&model, 256, error) && bench(&model, 1024, error);
+        } else if (ok) {
+            ok = (!settings->prime_path || read_prime(settings, error)) && make_all(&call, &model, error);
+        }
+        status = ok ? 0 : 1;
+    }
+    if (fflush(stdout) && !status) status = !fail(error, "the standard output cannot be written");
+    if (status) fprintf(stderr, "sample_music: %s\n", error);
+    model_free(&model);
+    MIDI_FREE(settings->prime);
+    free(call.outputs);
+    return status;
+}
+
+#ifndef TESTING
+int main(int argc, char **argv) { return sample_main(argc, argv); }
+#endif
