@@ -220,9 +220,10 @@ static size_t score_tile(int q) { return (size_t)Q_ROWS * Q_ROWS * q * (q + 1) /
 
 static size_t scores_per_head(AttentionShape s) { return score_tile(divide_up(s.T, Q_ROWS)); }
 
-// Scratch of one thread: [S][keys] transposed keys or values, two tiles of rows, [keys][head_row] gradients of k and v.
+// Scratch of one thread: [S][keys] transposed keys or values, two tiles of rows, [TILE_M][head_row] of out or dq,
+// [keys][head_row] gradients of k and v.
 static size_t attention_scratch_size(AttentionShape s) {
-    return (size_t)s.keys * s.S + 2 * (size_t)Q_ROWS * s.row + 2 * (size_t)s.keys * s.head_row;
+    return (size_t)s.keys * s.S + 2 * (size_t)Q_ROWS * s.row + (size_t)(TILE_M + 2 * s.keys) * s.head_row;
 }
 
 // The vectors of distance n = 0..keys-1: as rows, rel_rows[n][.], and as columns in the order of keys, that is
@@ -256,9 +257,10 @@ static void tile_rows(real *out, int out_row, int width, const real *a, int a_ro
     }
 }
 
-// c[i][0..head_row) += sum_k A(i,k) b[k][.], i < TILE_M: A as in tile(), b at stride b_row, c at stride head_row
-static void tile_add(real *c, int K, const real *a, ptrdiff_t a_row, ptrdiff_t a_col, const real *b, ptrdiff_t b_row,
-                     AttentionShape s) {
+// c[i][0..head_row) += sum_k A(i,k) b[k][.], i < TILE_M: A as in tile(), b at stride b_row, c at stride head_row.
+// Not inlined, because gcc then keeps the rows' addresses in registers (5 % of attention).
+__attribute__((noinline)) static void tile_add(real *c, int K, const real *a, ptrdiff_t a_row, ptrdiff_t a_col,
+                                               const real *b, ptrdiff_t b_row, AttentionShape s) {
     for (int d = 0; d < s.S; d += LANES) {
         vector sums[TILE_M][TILE_VECTORS];
         UNROLL for (int i = 0; i < TILE_M; i++) sums[i][0] = load(c + (size_t)i * s.head_row + d);
@@ -281,7 +283,7 @@ static void attention_forward(real *out, real *scores, real *log_sums, const rea
         const real *q = qkv + (size_t)(bh / s.H) * s.T * 3 * s.C + bh % s.H * s.S, *k = q + s.C, *v = k + s.C;
         real *out_bh = out + (size_t)(bh / s.H) * s.T * s.C + bh % s.H * s.S;
         real *k_columns = scratch + thread_number() * attention_scratch_size(s);
-        real *e = k_columns + (size_t)s.keys * s.S, *r = e + Q_ROWS * s.row;
+        real *e = k_columns + (size_t)s.keys * s.S, *r = e + Q_ROWS * s.row, *o = r + Q_ROWS * s.row;
         transpose_head(k_columns, k, s);
         for (int t0 = 0; t0 < s.T; t0 += Q_ROWS) {
             int columns = t0 + Q_ROWS, width = round_up(columns, TILE_N);
@@ -314,13 +316,11 @@ static void attention_forward(real *out, real *scores, real *log_sums, const rea
             }
             for (int i0 = 0; i0 < Q_ROWS; i0 += TILE_M) {
                 int keys = min_int(t0 + i0 + TILE_M, s.T), rows = min_int(TILE_M, s.T - t0 - i0);
-                for (int d = 0; d < s.S; d += LANES) {
-                    vector o[TILE_M][TILE_VECTORS];
-                    tile_zero(o);
-                    tile(o, 1, keys, e + (size_t)i0 * s.row, s.row, 1, v + d, 3 * s.C);
-                    for (int i = 0; i < rows; i++) {
-                        store_part(out_bh + (size_t)(t0 + i0 + i) * s.C + d, o[i][0] / sums[i0 + i], s.S - d);
-                    }
+                memset(o, 0, (size_t)TILE_M * s.head_row * sizeof(real));
+                tile_add(o, keys, e + (size_t)i0 * s.row, s.row, 1, v, 3 * s.C, s);
+                for (int i = 0; i < rows; i++) {
+                    real *out_t = out_bh + (size_t)(t0 + i0 + i) * s.C;
+                    for (int d = 0; d < s.S; d++) out_t[d] = o[(size_t)i * s.head_row + d] / sums[i0 + i];
                 }
             }
         }
@@ -349,7 +349,8 @@ static void attention_backward(real *dqkv, real *drel, real *scores, const real 
         real *dq = dqkv + first * C3 + column;
         real *v_columns = scratch + thread_number() * attention_scratch_size(s);
         real *a = v_columns + (size_t)s.keys * s.S, *ds = a + Q_ROWS * s.row + Q_ROWS; // each row after Q_ROWS zeros
-        real *dk = v_columns + (size_t)s.keys * s.S + 2 * Q_ROWS * s.row, *dv = dk + head_size;
+        real *dq_t = v_columns + (size_t)s.keys * s.S + 2 * Q_ROWS * s.row;
+        real *dk = dq_t + TILE_M * s.head_row, *dv = dk + head_size;
         real *drel_bh = drel + bh * head_size;
         transpose_head(v_columns, v, s);
         memset(dk, 0, 2 * head_size * sizeof(real));
@@ -379,14 +380,11 @@ static void attention_backward(real *dqkv, real *drel, real *scores, const real 
             for (int i0 = 0; i0 < rows; i0 += TILE_M) {
                 int t = t0 + i0, keys = min_int(t + TILE_M, s.T);
                 const real *ds_i = ds + (size_t)i0 * s.row;
-                for (int d = 0; d < s.S; d += LANES) {
-                    vector sums[TILE_M][TILE_VECTORS];
-                    tile_zero(sums);
-                    tile(sums, 1, keys, ds_i, s.row, 1, k + d, C3);
-                    tile(sums, 1, keys, ds_i + t, s.row + 1, -1, rel_rows + d, s.head_row);
-                    for (int i = 0; i < min_int(TILE_M, s.T - t); i++) {
-                        store_part(dq + (size_t)(t + i) * C3 + d, sums[i][0], s.S - d);
-                    }
+                memset(dq_t, 0, (size_t)TILE_M * s.head_row * sizeof(real));
+                tile_add(dq_t, keys, ds_i, s.row, 1, k, C3, s);
+                tile_add(dq_t, keys, ds_i + t, s.row + 1, -1, rel_rows, s.head_row, s);
+                for (int i = 0; i < min_int(TILE_M, s.T - t); i++) {
+                    for (int d = 0; d < s.S; d++) dq[(size_t)(t + i) * C3 + d] = dq_t[(size_t)i * s.head_row + d];
                 }
             }
             for (int j = 0; j < columns; j += TILE_M) { // j: a key, or a distance
