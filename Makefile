@@ -21,7 +21,7 @@ $(error DEVICE=$(DEVICE) cannot be built: this version has the CPU trainer only,
 endif
 HAVE_NVCC := $(if $(shell command -v nvcc 2>/dev/null),nvcc is here but this version has no CUDA trainer,there is no nvcc)
 
-HOST = dev/safetensors.h dev/philox.h dev/data.h
+HOST = dev/safetensors.h dev/flags.h dev/philox.h dev/data.h
 PREPARE = data_prep/prepare_music data_prep/compose_music
 
 all: train_gpt_music sample_music
@@ -49,8 +49,8 @@ bench: train_gpt_music
 
 TEST_CFLAGS = $(CFLAGS) $(PARALLEL) -Werror
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
-PROGRAMS = midi compose safetensors philox data train matmul gpt gradients sample
-SANITIZED = midi compose safetensors data train matmul gpt sample
+PROGRAMS = flags midi compose safetensors philox data train matmul gpt gradients sample
+SANITIZED = flags midi compose safetensors data train matmul gpt sample
 ALL_SOURCES = $(wildcard *.h *.c dev/*.h dev/*.c data_prep/*.c test/*.c test/*.h)
 CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double build/test_matmul_plain
 SCRIPTS = test/test_headers.sh test/test_prepare.sh test/test_cli.sh

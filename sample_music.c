@@ -22,9 +22,9 @@
 // Letters: V vocabulary, C width, L layers, NH heads of size HS, H hidden units, N context (slots of the ring), t time.
 
 #define _DEFAULT_SOURCE // madvise, clock_gettime
-#include "dev/safetensors.h"
-
+#include "dev/flags.h"
 #include "dev/philox.h"
+#include "dev/safetensors.h"
 #define MIDI_IMPLEMENTATION
 #include "midi.h"
 #include <time.h>
@@ -36,8 +36,6 @@
 #else
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"
 #endif
-
-#define SAMPLE_VERSION "0.1.0"
 
 // ---- vectors
 
@@ -699,7 +697,7 @@ static bool song_add_events(Song *song, double bpm) {
 // What made the song, apart from the model: all that it takes to make it again.
 static void song_describe(Song *song, const Model *model, const Settings *settings) {
     const Filter *filter = &settings->filter;
-    snprintf(song->model, sizeof song->model, "sample_music %s, model %s", SAMPLE_VERSION, model->about);
+    snprintf(song->model, sizeof song->model, "sample_music %s, model %s", MUSIC_VERSION, model->about);
     char *how = song->how;
     size_t size = sizeof song->how, n = 0;
 #define ADD(...) n += (size_t)snprintf(how + n, n < size ? size - n : 0, __VA_ARGS__), n = n < size ? n : size - 1
@@ -759,16 +757,6 @@ static bool write_mid(const Song *song, const char *path, char *error) {
     bool ok = write_file_atomically(path, bytes, size, error);
     MIDI_FREE(bytes);
     return ok;
-}
-
-// Appends to an .svg or any other text.
-__attribute__((format(printf, 2, 3))) static void print(StBuffer *out, const char *format, ...) {
-    char text[1024];
-    va_list arguments;
-    va_start(arguments, format);
-    int n = vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    st_append(out, text, n < (int)sizeof text ? (size_t)n : sizeof text - 1);
 }
 
 static void print_escaped(StBuffer *out, const char *text) { // as XML; what is not UTF-8 or is a control becomes '?'
@@ -832,19 +820,19 @@ static Roll roll_measure(const Song *song) {
 
 static void svg_row(StBuffer *out, const Song *song, const Roll *roll, int64_t start, int64_t end, double top) {
     double height = (roll->highest - roll->lowest + 1) * roll->key_height, labelled = -100;
-    print(out, "<g transform=\"translate(%d,%.1f)\"><use href=\"#keys\"/>\n", ROLL_LEFT, top);
+    st_print(out, "<g transform=\"translate(%d,%.1f)\"><use href=\"#keys\"/>\n", ROLL_LEFT, top);
     for (int i = 0; i < song->n_lines; i++) {
         int64_t line = song->lines[i], next = i + 1 < song->n_lines ? song->lines[i + 1] : song->end;
         if (line > end || next < start || (line == end && line < song->end)) continue;
         double x = (double)(line - start) * roll->tick_width;
         for (int64_t beat = line + QUARTER; beat < next && beat < end; beat += QUARTER) {
             double at = (double)(beat - start) * roll->tick_width;
-            if (beat > start) print(out, "<path class=\"beat\" d=\"M%.1f 0V%.1f\"/>\n", at, height);
+            if (beat > start) st_print(out, "<path class=\"beat\" d=\"M%.1f 0V%.1f\"/>\n", at, height);
         }
         if (line < start) continue;
-        print(out, "<path class=\"bar\" d=\"M%.1f 0V%.1f\"/>\n", x, height);
+        st_print(out, "<path class=\"bar\" d=\"M%.1f 0V%.1f\"/>\n", x, height);
         if (x - labelled < 24 || line >= song->end) continue; // room for three digits
-        print(out, "<text class=\"small\" x=\"%.1f\" y=\"-5\">%d</text>\n", x, i + 1);
+        st_print(out, "<text class=\"small\" x=\"%.1f\" y=\"-5\">%d</text>\n", x, i + 1);
         labelled = x;
     }
     for (size_t i = 0; i < song->midi.n_notes; i++) {
@@ -852,55 +840,56 @@ static void svg_row(StBuffer *out, const Song *song, const Roll *roll, int64_t s
         int64_t from = note->start > start ? note->start : start, to = note->end < end ? note->end : end;
         if (from >= to) continue;
         double width = (double)(to - from) * roll->tick_width - 0.8;
-        print(out, "<rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" rx=\"1\"",
-              song->from_prime[i] ? "prime" : "new", (double)(from - start) * roll->tick_width + 0.4,
-              (roll->highest - note->key) * roll->key_height, width > 0.8 ? width : 0.8, roll->key_height);
+        st_print(out, "<rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" rx=\"1\"",
+                 song->from_prime[i] ? "prime" : "new", (double)(from - start) * roll->tick_width + 0.4,
+                 (roll->highest - note->key) * roll->key_height, width > 0.8 ? width : 0.8, roll->key_height);
         if (from == note->start) { // once per note, for programs: key, start and end in ticks
-            print(out, " data-note=\"%d %lld %lld\"", note->key, (long long)note->start, (long long)note->end);
+            st_print(out, " data-note=\"%d %lld %lld\"", note->key, (long long)note->start, (long long)note->end);
         }
-        print(out, "/>\n");
+        st_print(out, "/>\n");
     }
-    print(out, "</g>\n");
+    st_print(out, "</g>\n");
 }
 
 static void svg_head(StBuffer *out, const Song *song, const Roll *roll, double page_height) {
     static const bool black[12] = {0, 1, 0, 1, 0, 0, 1, 0, 1, 0, 1, 0};
     int width = ROLL_LEFT + ROLL_WIDTH + 16;
-    print(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%.0f\" viewBox=\"0 0 %d %.0f\">\n",
-          width, page_height, width, page_height);
-    print(out, "<style>text{font-family:'Helvetica Neue',Arial,sans-serif;fill:#222}.small{font-size:10px;fill:#666}"
-               ".end{text-anchor:end}.new{fill:#1f6fb4}.prime{fill:#8c8c8c}.new,.prime{fill-opacity:.85}.black{fill:#"
-               "f3f4f6}.c{stroke:#d3d6dc}"
-               ".bar{stroke:#b4b9c2}.beat{stroke:#e7e9ed}.frame{fill:none;stroke:#b4b9c2}"
-               "path,.frame{stroke-width:.8}</style>\n");
-    print(out, "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<defs><g id=\"keys\">\n");
+    st_print(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%.0f\" viewBox=\"0 0 %d %.0f\">\n",
+             width, page_height, width, page_height);
+    st_print(out,
+             "<style>text{font-family:'Helvetica Neue',Arial,sans-serif;fill:#222}.small{font-size:10px;fill:#666}"
+             ".end{text-anchor:end}.new{fill:#1f6fb4}.prime{fill:#8c8c8c}.new,.prime{fill-opacity:.85}.black{fill:#"
+             "f3f4f6}.c{stroke:#d3d6dc}"
+             ".bar{stroke:#b4b9c2}.beat{stroke:#e7e9ed}.frame{fill:none;stroke:#b4b9c2}"
+             "path,.frame{stroke-width:.8}</style>\n");
+    st_print(out, "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<defs><g id=\"keys\">\n");
     double height = (roll->highest - roll->lowest + 1) * roll->key_height;
     for (int key = roll->lowest; key <= roll->highest; key++) {
         double y = (roll->highest - key) * roll->key_height;
         if (black[key % 12]) {
-            print(out, "<rect class=\"black\" y=\"%.1f\" width=\"%d\" height=\"%.1f\"/>\n", y, ROLL_WIDTH,
-                  roll->key_height);
+            st_print(out, "<rect class=\"black\" y=\"%.1f\" width=\"%d\" height=\"%.1f\"/>\n", y, ROLL_WIDTH,
+                     roll->key_height);
         }
         if (key % 12) continue;
-        print(out, "<path class=\"c\" d=\"M0 %.1fH%d\"/>\n", y + roll->key_height, ROLL_WIDTH);
-        print(out, "<text class=\"small end\" x=\"-6\" y=\"%.1f\">C%d</text>\n", y + roll->key_height + 1,
-              key / 12 - 1);
+        st_print(out, "<path class=\"c\" d=\"M0 %.1fH%d\"/>\n", y + roll->key_height, ROLL_WIDTH);
+        st_print(out, "<text class=\"small end\" x=\"-6\" y=\"%.1f\">C%d</text>\n", y + roll->key_height + 1,
+                 key / 12 - 1);
     }
-    print(out, "<rect class=\"frame\" width=\"%d\" height=\"%.1f\"/>\n", ROLL_WIDTH, height);
-    print(out, "<text class=\"small end\" x=\"-6\" y=\"-5\">bar</text>\n</g></defs>\n");
-    print(out, "<text x=\"%d\" y=\"26\" font-size=\"16\" font-weight=\"bold\">%zu notes, %d bars, %.0f s</text>\n",
-          ROLL_LEFT, song->midi.n_notes, song_bars(song), song_seconds(song));
+    st_print(out, "<rect class=\"frame\" width=\"%d\" height=\"%.1f\"/>\n", ROLL_WIDTH, height);
+    st_print(out, "<text class=\"small end\" x=\"-6\" y=\"-5\">bar</text>\n</g></defs>\n");
+    st_print(out, "<text x=\"%d\" y=\"26\" font-size=\"16\" font-weight=\"bold\">%zu notes, %d bars, %.0f s</text>\n",
+             ROLL_LEFT, song->midi.n_notes, song_bars(song), song_seconds(song));
     if (song->n_prime && song->from_prime[0]) {
-        print(out, "<rect class=\"prime\" x=\"%d\" y=\"20\" width=\"14\" height=\"6\" rx=\"1\"/>", width - 126);
-        print(out, "<text class=\"small\" x=\"%d\" y=\"27\">prime</text>", width - 107);
-        print(out, "<rect class=\"new\" x=\"%d\" y=\"20\" width=\"14\" height=\"6\" rx=\"1\"/>", width - 64);
-        print(out, "<text class=\"small\" x=\"%d\" y=\"27\">new</text>\n", width - 45);
+        st_print(out, "<rect class=\"prime\" x=\"%d\" y=\"20\" width=\"14\" height=\"6\" rx=\"1\"/>", width - 126);
+        st_print(out, "<text class=\"small\" x=\"%d\" y=\"27\">prime</text>", width - 107);
+        st_print(out, "<rect class=\"new\" x=\"%d\" y=\"20\" width=\"14\" height=\"6\" rx=\"1\"/>", width - 64);
+        st_print(out, "<text class=\"small\" x=\"%d\" y=\"27\">new</text>\n", width - 45);
     }
-    print(out, "<text class=\"small\" x=\"%d\" y=\"43\">", ROLL_LEFT);
+    st_print(out, "<text class=\"small\" x=\"%d\" y=\"43\">", ROLL_LEFT);
     print_escaped(out, song->how);
-    print(out, "</text>\n<text class=\"small\" x=\"%d\" y=\"57\">", ROLL_LEFT);
+    st_print(out, "</text>\n<text class=\"small\" x=\"%d\" y=\"57\">", ROLL_LEFT);
     print_escaped(out, song->model);
-    print(out, "</text>\n");
+    st_print(out, "</text>\n");
 }
 
 static bool write_svg(const Song *song, const char *path, char *error) {
@@ -912,7 +901,7 @@ static bool write_svg(const Song *song, const char *path, char *error) {
         end = roll_row_end(song, start);
         svg_row(&out, song, &roll, start, end, ROLL_TOP + (double)row * row_height);
     }
-    print(&out, "</svg>\n");
+    st_print(&out, "</svg>\n");
     bool ok = !out.failed || fail(error, "%s: cannot be written: out of memory", path);
     if (ok) ok = write_file_atomically(path, out.bytes, out.size, error);
     free(out.bytes);
@@ -993,129 +982,11 @@ static bool bench(const Model *m, int context, char *error) {
 
 // ---- the command line
 
-typedef enum { INTEGER, NUMBER, SEED, TEXT, OUTPUT, SWITCH } FlagKind;
-
-typedef struct {
-    FlagKind kind;
-    const char *name, *argument, *help;
-    void *value;      // int64_t, double, uint64_t, const char *, -, bool
-    double low, high; // of INTEGER and NUMBER
-} Flag;
-
 typedef struct {
     Settings settings;
-    const char **outputs; // [n_outputs], room for all arguments
-    int n_outputs;
-    bool has_seed, bench, help, version;
+    Texts outputs;
+    bool bench;
 } Call;
-
-enum { FLAGS = 19 };
-
-static void call_flags(Call *call, Flag flags[FLAGS]) {
-    Settings *s = &call->settings;
-    const double many = 1e6;
-    const Flag list[FLAGS] = {
-        {OUTPUT, "-o", "FILE", "write FILE; .mid is music, .svg a piano roll; may be given several times [song.mid]",
-         NULL, 0, 0},
-        {INTEGER, "-n", "N", "N songs, with the seeds S, S+1, ...; song i is written to FILE-i.mid [1]", &s->songs, 1,
-         10000},
-        {SEED, "--seed", "S", "for the same song again [a fresh one, which is printed]", &s->seed, 0, 0},
-        {INTEGER, "--tokens", "N", "at most N new tokens, about a third as many notes [1024, or no limit with --bars]",
-         &s->tokens, 1, many},
-        {INTEGER, "--bars", "N", "stop at the bar line after N whole new bars", &s->bars, 1, 1e5},
-        {NUMBER, "--temperature", "T", "below 1 safer, above 1 wilder, 0 always the likeliest token [1]",
-         &s->filter.temperature, 0, 100},
-        {INTEGER, "--top-k", "K", "only the K likeliest tokens [0: all]", &s->filter.top_k, 0, MIDI_TOKENS},
-        {NUMBER, "--top-p", "P", "only the likeliest tokens that together have P of the chance [1: all]",
-         &s->filter.top_p, 1e-9, 1},
-        {NUMBER, "--min-p", "P", "only tokens at least P times as likely as the likeliest [0: all]", &s->filter.min_p,
-         0, 1},
-        {TEXT, "--prime", "FILE", "go on from the beginning of this MIDI file", &s->prime_path, 0, 0},
-        {INTEGER, "--prime-tokens", "N", "its first N tokens [256]", &s->prime_tokens, 1, many},
-        {SWITCH, "--no-prime", "", "leave the prime out of what is written", &s->no_prime, 0, 0},
-        {INTEGER, "--context", "N", "each token looks back on the last N [1024]", &s->context, 1, 65536},
-        {NUMBER, "--bpm", "X", "quarters per minute, written into the .mid [120]", &s->bpm, 4, 1000},
-        {INTEGER, "--threads", "N", "songs made at a time, with -n; changes no byte [all cores]", &s->threads, 1, 1024},
-        {SWITCH, "--bench", "", "time a token at contexts 256 and 1,024 against reading memory, one core; no song",
-         &call->bench, 0, 0},
-        {SWITCH, "--help", "", "print this", &call->help, 0, 0},
-        {SWITCH, "-h", "", "", &call->help, 0, 0},
-        {SWITCH, "--version", "", "print the version", &call->version, 0, 0},
-    };
-    memcpy(flags, list, sizeof list);
-}
-
-static void print_help(const Flag flags[FLAGS]) {
-    printf("usage: sample_music [MODEL] [-o FILE ...] [flags]\n\n"
-           "Writes new piano music with a trained model, or goes on with yours.\n"
-           "MODEL is what a trainer saved [out/gpt/model.safetensors, else out/lstm/model.safetensors].\n\n");
-    for (int i = 0; i < FLAGS; i++) {
-        char left[40];
-        snprintf(left, sizeof left, "%s %s", flags[i].name, flags[i].argument);
-        if (*flags[i].help) printf("  %-18s %s\n", left, flags[i].help);
-    }
-    printf("\nGood starting points: --temperature 0.9, --top-p 0.95 or --min-p 0.05. Exit status: 0 done, 1 it failed, "
-           "2 wrong usage.\n");
-}
-
-static bool parse_value(const Flag *flag, const char *text, Call *call, char *error) {
-    char *end = NULL;
-    errno = 0;
-    bool digit = text[0] >= '0' && text[0] <= '9';
-    if (flag->kind == TEXT) {
-        *(const char **)flag->value = text;
-    } else if (flag->kind == OUTPUT) {
-        if (!format_of(text)) return fail(error, "-o %s: the name should end in .mid or .svg", text);
-        call->outputs[call->n_outputs++] = text;
-    } else if (flag->kind == SEED) {
-        *(uint64_t *)flag->value = strtoull(text, &end, 10);
-        if (!digit || *end || errno) {
-            return fail(error, "%s %s: should be a whole number from 0 to 18446744073709551615", flag->name, text);
-        }
-        call->has_seed = true;
-    } else if (flag->kind == INTEGER) {
-        long long value = strtoll(text, &end, 10);
-        if (!digit || *end || errno || (double)value < flag->low || (double)value > flag->high) {
-            return fail(error, "%s %s: should be a whole number from %.0f to %.0f", flag->name, text, flag->low,
-                        flag->high);
-        }
-        *(int64_t *)flag->value = value;
-    } else {
-        double value = strtod(text, &end);
-        if (!(digit || *text == '.') || *end || end == text || !(value >= flag->low && value <= flag->high)) {
-            return fail(error, "%s %s: should be a number from %g to %g", flag->name, text, flag->low, flag->high);
-        }
-        *(double *)flag->value = value;
-    }
-    return true;
-}
-
-static bool parse_call(Call *call, Flag flags[FLAGS], int argc, char **argv, char *error) {
-    Settings *s = &call->settings;
-    for (int i = 1; i < argc; i++) {
-        Flag *flag = NULL;
-        for (int k = 0; k < FLAGS; k++) {
-            if (!strcmp(argv[i], flags[k].name)) flag = &flags[k];
-        }
-        if (!flag && argv[i][0] == '-') {
-            return fail(error, "%s: there is no such flag; --help lists them", argv[i]);
-        } else if (!flag && s->model_path) {
-            return fail(error, "%s: is a second model, after %s; give one, and -o before a file to write", argv[i],
-                        s->model_path);
-        } else if (!flag) {
-            s->model_path = argv[i];
-        } else if (flag->kind == SWITCH) {
-            *(bool *)flag->value = true;
-        } else if (i + 1 == argc) {
-            return fail(error, "%s: should be followed by %s", argv[i], flag->argument);
-        } else if (!parse_value(flag, argv[++i], call, error)) {
-            return false;
-        }
-    }
-    if (!s->tokens && !s->bars) s->tokens = 1024;
-    if (s->no_prime && !s->prime_path) return fail(error, "--no-prime: should go with --prime FILE");
-    return true;
-}
 
 static uint64_t fresh_seed(void) { // 32 bits: enough to differ, and short to type
     uint32_t seed = (uint32_t)time(NULL) * 2654435761u + (uint32_t)clock();
@@ -1125,6 +996,56 @@ static uint64_t fresh_seed(void) { // 32 bits: enough to differ, and short to ty
         fclose(random);
     }
     return seed;
+}
+
+// False, and a sentence, where an argument is wrong.
+static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error) {
+    Settings *s = &call->settings;
+    const double many = 1e6;
+    Texts models;
+    flag_texts(f, "", "MODEL", &models, 1,
+               "what a trainer saved [out/gpt/model.safetensors, else out/lstm/model.safetensors]");
+    flag_texts(f, "o", "FILE", &call->outputs, MAX_TEXTS,
+               "write FILE; .mid is music, .svg a piano roll; may be given several times [song.mid]");
+    flag_whole(f, "n", &s->songs, 1, 1, 10000, "N songs, each with the next seed; song i is written to FILE-i.mid");
+    Flag *seed = flag_seed(f, &s->seed, "for the same song again [a fresh one, which is printed]");
+    flag_whole(f, "tokens", &s->tokens, 0, 1, many,
+               "at most N new tokens, about a third as many notes [1024, or no limit with --bars]");
+    flag_whole(f, "bars", &s->bars, 0, 1, 1e5, "stop at the bar line after N whole new bars");
+    flag_number(f, "temperature", &s->filter.temperature, 1, "[0, 100]",
+                "below 1 safer, above 1 wilder, 0 always the likeliest token");
+    flag_whole(f, "top-k", &s->filter.top_k, 0, 0, MIDI_TOKENS, "only the N likeliest tokens [0: all]");
+    flag_number(f, "top-p", &s->filter.top_p, 1, "(0, 1]",
+                "only the likeliest tokens that together have F of the chance [1: all]");
+    flag_number(f, "min-p", &s->filter.min_p, 0, "[0, 1]",
+                "only tokens at least F times as likely as the likeliest [0: all]");
+    flag_text(f, "prime", "FILE", &s->prime_path, NULL, "go on from the beginning of this MIDI file");
+    flag_whole(f, "prime-tokens", &s->prime_tokens, 256, 1, many, "its first N tokens");
+    flag_switch(f, "no-prime", &s->no_prime, "leave the prime out of what is written");
+    flag_whole(f, "context", &s->context, 1024, 1, 65536, "each token looks back on the last N");
+    flag_number(f, "bpm", &s->bpm, 120, "[4, 1000]", "quarters per minute, written into the .mid");
+    flag_whole(f, "threads", &s->threads, 0, 1, 1024, "songs made at a time, with -n; changes no byte [all cores]");
+    flag_switch(f, "bench", &call->bench,
+                "time a token at contexts 256 and 1,024 against reading memory, one core; no song");
+    if (!flags_parse(f, argc, argv, error)) return false;
+    for (int i = 0; i < call->outputs.n; i++) {
+        const char *path = call->outputs.list[i];
+        if (!format_of(path)) return fail(error, "-o %s: the name should end in .mid or .svg", path);
+    }
+    if (s->no_prime && !s->prime_path) return fail(error, "--no-prime: it goes with --prime FILE");
+    if (!s->tokens && !s->bars) s->tokens = 1024;
+    if (!call->outputs.n) call->outputs.list[call->outputs.n++] = "song.mid";
+    if (!seed->given) s->seed = fresh_seed();
+    if (models.n) s->model_path = models.list[0];
+    return true;
+}
+
+static void print_help(const Flags *flags) {
+    printf("usage: sample_music [MODEL] [-o FILE ...] [flags]\n\n"
+           "Writes new piano music with a trained model, or goes on with yours.\n\n");
+    flags_print(flags);
+    printf("\nGood starting points: --temperature 0.9, --top-p 0.95 or --min-p 0.05. Exit status: 0 done, 1 it failed, "
+           "2 wrong usage.\n");
 }
 
 // The first tokens of the prime.
@@ -1163,15 +1084,15 @@ static bool make_and_write(const Call *call, const Model *model, int64_t i, StBu
     const Settings *settings = &call->settings;
     Song song;
     bool ok = song_make(&song, model, settings, settings->seed + (uint64_t)i, error);
-    for (int k = 0; ok && k < call->n_outputs; k++) {
-        char *name = output_name(call->outputs[k], i, settings->songs);
-        ok = name ? format_of(name)->write(&song, name, error) : fail(error, "%s: no memory", call->outputs[k]);
-        if (ok) print(report, k ? " %s" : "%s", name);
+    for (int k = 0; ok && k < call->outputs.n; k++) {
+        char *name = output_name(call->outputs.list[k], i, settings->songs);
+        ok = name ? format_of(name)->write(&song, name, error) : fail(error, "%s: no memory", call->outputs.list[k]);
+        if (ok) st_print(report, k ? " %s" : "%s", name);
         free(name);
     }
     if (ok) {
-        print(report, "  %zu notes  %d bars  %.1f s  seed %llu  %.0f tokens/s", song.midi.n_notes, song_bars(&song),
-              song_seconds(&song), (unsigned long long)song.seed, (double)song.n / song.seconds);
+        st_print(report, "  %zu notes  %d bars  %.1f s  seed %llu  %.0f tokens/s", song.midi.n_notes, song_bars(&song),
+                 song_seconds(&song), (unsigned long long)song.seed, (double)song.n / song.seconds);
     }
     song_free(&song);
     return ok;
@@ -1220,38 +1141,31 @@ static bool find_model(Settings *settings, char *error) {
 }
 
 static int sample_main(int argc, char **argv) {
-    Call call = {
-        .settings = {
-            .filter = {.temperature = 1, .top_p = 1}, .songs = 1, .context = 1024, .prime_tokens = 256, .bpm = 120}};
+    Call call = {0};
     Settings *settings = &call.settings;
-    Flag flags[FLAGS];
-    char error[ERROR_SIZE];
+    Flags flags = {0};
     Model model = {0};
-    call_flags(&call, flags);
-    call.outputs = (const char **)malloc(((size_t)argc + 1) * sizeof *call.outputs);
-    if (!call.outputs) return 1;
-    int status = parse_call(&call, flags, argc, argv, error) ? 0 : 2;
-    if (status == 0 && call.help) {
-        print_help(flags);
-    } else if (status == 0 && call.version) {
-        printf("sample_music %s\n", SAMPLE_VERSION);
-    } else if (status == 0) {
+    char error[ERROR_SIZE] = "";
+    int status = 0;
+    program_start();
+    if (!parse_call(&call, &flags, argc, argv, error)) {
+        status = 2;
+    } else if (flags.help) {
+        print_help(&flags);
+    } else if (flags.version) {
+        printf("sample_music %s\n", MUSIC_VERSION);
+    } else {
         bool ok = find_model(settings, error) && model_load(&model, settings->model_path, error);
-        if (!call.n_outputs) call.outputs[call.n_outputs++] = "song.mid";
-        if (!call.has_seed) settings->seed = fresh_seed();
         if (ok && call.bench) {
             ok = bench(&model, 256, error) && bench(&model, 1024, error);
         } else if (ok) {
             ok = (!settings->prime_path || read_prime(settings, error)) && make_all(&call, &model, error);
         }
-        status = ok ? 0 : 1;
+        status = !ok;
     }
-    if (fflush(stdout) && !status) status = !fail(error, "the standard output cannot be written");
-    if (status) fprintf(stderr, "sample_music: %s\n", error);
     model_free(&model);
     MIDI_FREE(settings->prime);
-    free(call.outputs);
-    return status;
+    return program_end("sample_music", status, error);
 }
 
 #ifndef TESTING

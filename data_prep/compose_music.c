@@ -10,9 +10,8 @@
 //   harmony     a phrase of four bars is an opening and a cadence; phrases pair as question (half cadence) and answer;
 //   rhythm      a theme lives on two to four one-bar motifs: a rhythm and a contour of steps and leaps;
 //   melody      the cheapest path of scale steps, by dynamic programming, under the rules that a teacher would give:
-//   keep
-//               the motif's contour, chord tones on strong beats, step into and out of dissonance, turn back after a
-//               leap, climb to one climax, close on the cadence's note;
+//               keep the motif's contour, chord tones on strong beats, step into and out of dissonance, turn back after
+//               a leap, climb to one climax, close on the cadence's note;
 //   the hands   the same theme returns doubled, ornamented, syncopated, in the tenor, over another accompaniment; the
 //               left hand has a bass line of its own and chords that move as little as they can;
 //   form        ABA, AABA, rondo, variations; the middle in a related key; introduction, coda, ritardando, last chord.
@@ -21,6 +20,7 @@
 // Rules of melody and voice leading: any harmony primer; the cadences and the 4-bar phrase as in A. Schoenberg,
 // Fundamentals of Musical Composition, chapters 3 to 8.
 #define _GNU_SOURCE
+#include "../dev/flags.h"
 #include "../dev/philox.h"
 #include "../dev/safetensors.h"
 #include <dirent.h>
@@ -28,7 +28,6 @@
 #define MIDI_STATIC
 #include "../midi.h"
 
-#define COMPOSE_VERSION "0.1.0"
 #define SIGNATURE "composed by rule: compose_music"
 #define COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))
 
@@ -1157,8 +1156,7 @@ static bool to_midi(const Piece *piece, int number, uint64_t seed, uint8_t **byt
     }
     int us = 60000000 / piece->tempo;
     bool ok = midi_add_text(&song, 0, 3, text, 0);
-    snprintf(text, sizeof text, SIGNATURE " " COMPOSE_VERSION ", seed %llu, piece %d", (unsigned long long)seed,
-             number);
+    snprintf(text, sizeof text, SIGNATURE " " MUSIC_VERSION ", seed %llu, piece %d", (unsigned long long)seed, number);
     ok = ok && midi_add_text(&song, 0, 1, text, 0) && midi_add_text(&song, 0, 3, "right hand", 1) &&
          midi_add_text(&song, 0, 3, "left hand", 2) &&
          midi_add_meter(&song, 0, piece->meter->numerator, piece->meter->exponent, 0) &&
@@ -1196,26 +1194,6 @@ static bool to_midi(const Piece *piece, int number, uint64_t seed, uint8_t **byt
     return true;
 }
 
-// Makes a folder and those above it.
-static bool make_folder(const char *path, char *error) {
-    char part[4096];
-    if (snprintf(part, sizeof part, "%s", path) >= (int)sizeof part)
-        return fail(error, "%.60s...: the path is too long", path);
-    for (char *c = part + 1;; c++) {
-        if (*c && *c != '/') continue;
-        char kept = *c;
-        *c = 0;
-        if (mkdir(part, 0777) && errno != EEXIST)
-            return fail(error, "%s: the folder cannot be made: %s; give another --out", part, strerror(errno));
-        *c = kept;
-        if (!kept) break;
-    }
-    struct stat about;
-    if (stat(path, &about) || !S_ISDIR(about.st_mode))
-        return fail(error, "%s: is not a folder; give another --out", path);
-    return true;
-}
-
 // Removes the pieces that an earlier run with another seed or number left in a folder, lest two corpora mix. Only files
 // that are named as this program names them and say inside that it wrote them.
 static int remove_stale(const char *folder, char (*names)[96], int pieces) {
@@ -1241,48 +1219,6 @@ static int remove_stale(const char *folder, char (*names)[96], int pieces) {
     return removed;
 }
 
-static const char help[] =
-    "usage: compose_music [--out DIR] [--seed N] [--pieces N]\n"
-    "Composes piano pieces by rule and writes them as MIDI files: the starter corpus.\n"
-    "  --out DIR    folder; every tenth piece goes to DIR/test, the others to DIR/train [data/starter]\n"
-    "  --seed N     another number, another corpus [1]\n"
-    "  --pieces N   how many pieces, 1 to 100000 [238]\n"
-    "  --help       this text\n"
-    "  --version    the version\n"
-    "Piece k of a seed is the same however many there are. Exit status: 0 done, 1 it failed, 2 wrong usage.\n";
-
-static bool parse_number(const char *flag, const char *text, uint64_t low, uint64_t high, uint64_t *value,
-                         char *error) {
-    char *end = NULL;
-    errno = 0;
-    unsigned long long number = strtoull(text, &end, 10);
-    if (!strchr("0123456789", *text) || !*text || *end || errno || number < low || number > high) {
-        return fail(error, "%s %s: not a whole number from %llu to %llu", flag, text, (unsigned long long)low,
-                    (unsigned long long)high);
-    }
-    *value = number;
-    return true;
-}
-
-static bool parse_arguments(int argc, char **argv, const char **out, uint64_t *seed, uint64_t *pieces, char *error) {
-    for (int i = 1; i < argc; i++) {
-        const char *flag = argv[i], *value = argv[i + 1];
-        bool known = !strcmp(flag, "--out") || !strcmp(flag, "--seed") || !strcmp(flag, "--pieces");
-        if (!known) return fail(error, "%s: unknown argument; --help lists those there are", flag);
-        if (!value) return fail(error, "%s: its value is missing", flag);
-        i++;
-        if (!strcmp(flag, "--out")) {
-            *out = value;
-            if (!*value) return fail(error, "--out: the folder's name is empty");
-        } else if (!strcmp(flag, "--seed")) {
-            if (!parse_number(flag, value, 0, UINT64_MAX, seed, error)) return false;
-        } else if (!parse_number(flag, value, 1, 100000, pieces, error)) {
-            return false;
-        }
-    }
-    return true;
-}
-
 static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *error) {
     static const char *const parts[2] = {"train", "test"};
     static Piece piece;
@@ -1295,7 +1231,7 @@ static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *err
         if (snprintf(folders[part], sizeof folders[part], "%s/%s", out, parts[part]) >= (int)sizeof folders[part]) {
             ok = fail(error, "%.60s...: the path is too long", out);
         }
-        ok = ok && make_folder(folders[part], error);
+        ok = ok && make_folders(folders[part], error);
     }
     for (int number = 1; number <= pieces && ok; number++) {
         int part = number % 10 == 2;
@@ -1319,27 +1255,34 @@ static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *err
            folders[1], notes, seconds / 3600);
     if (removed) printf("; removed %d of an earlier run", removed);
     printf("\n");
-    return !fflush(stdout) || fail(error, "standard output cannot be written: %s", strerror(errno));
+    return true;
 }
 
 static int compose_main(int argc, char **argv) {
-    const char *out = "data/starter";
-    uint64_t seed = 1, pieces = 238;
-    char error[ERROR_SIZE];
-    for (int i = 1; i < argc; i++) {
-        bool version = !strcmp(argv[i], "--version");
-        if (!version && strcmp(argv[i], "--help")) continue;
-        fputs(version ? "compose_music " COMPOSE_VERSION "\n" : help, stdout);
-        return fflush(stdout) != 0;
-    }
+    Flags flags = {0};
+    const char *out;
+    uint64_t seed;
+    int64_t pieces;
+    char error[ERROR_SIZE] = "";
     int status = 0;
-    if (!parse_arguments(argc, argv, &out, &seed, &pieces, error)) {
+    program_start();
+    flag_text(&flags, "out", "DIR", &out, "data/starter",
+              "every tenth piece goes to DIR/test, the others to DIR/train");
+    flag_seed(&flags, &seed, "another number, another corpus");
+    flag_whole(&flags, "pieces", &pieces, 238, 1, 100000,
+               "how many; piece k of a seed is the same however many there are");
+    if (!flags_parse(&flags, argc, argv, error)) {
         status = 2;
+    } else if (flags.help) {
+        printf("compose_music - compose piano pieces by rule, as MIDI files: the starter corpus\n\n");
+        flags_print(&flags);
+        printf("\nExit status: 0 done, 1 it failed, 2 wrong usage.\n");
+    } else if (flags.version) {
+        printf("compose_music %s\n", MUSIC_VERSION);
     } else if (!compose_corpus(out, seed, (int)pieces, error)) {
         status = 1;
     }
-    if (status) fprintf(stderr, "compose_music: %s\n", error);
-    return status;
+    return program_end("compose_music", status, error);
 }
 
 #ifndef TESTING

@@ -8,6 +8,7 @@ name.
 Leaves out: judging the music. Each file is a piece, long or short, good or bad, once or twice; sort the folder first.
 */
 #include "../dev/data.h"
+#include "../dev/flags.h"
 
 #include <ctype.h>
 #include <dirent.h>
@@ -17,26 +18,7 @@ Leaves out: judging the music. Each file is a piece, long or short, good or bad,
 #define MIDI_IMPLEMENTATION
 #include "../midi.h"
 
-#define VERSION "0.1.0"
-
 enum { WINDOW = 257, MOST_FILE_BYTES = 32 << 20 }; // files above 32 MiB are skipped
-
-static const char help[] =
-    "prepare_music - make the datasets train.safetensors and test.safetensors from folders of MIDI files\n"
-    "\n"
-    "  prepare_music [--out data] TRAIN_DIR TEST_DIR\n"
-    "  prepare_music [--out data] [--test 0.1] [--seed 1] DIR    split one folder, piece by piece\n"
-    "  prepare_music --tokens FILE.mid                           print the token ids of a file, one a line\n"
-    "\n"
-    "  --out DIR    where the datasets go [data]\n"
-    "  --test F     which fraction of the pieces of DIR is for testing [0.1], at least one piece\n"
-    "  --seed N     which pieces these are [1]\n"
-    "  --help  --version\n"
-    "\n"
-    "Folders are searched to any depth for .mid .midi .kar .rmi (in any letter case). Links to files are followed,\n"
-    "links to folders are not. A line is printed for each file that is skipped or changed. Files that give no tokens\n"
-    "are skipped; pieces too short for a window of 257 tokens are kept, but give nothing to train on.\n"
-    "Exit status: 0 done, 1 it failed and nothing was written, 2 wrong usage.\n";
 
 typedef struct {
     char *path;    // relative to the folder searched
@@ -321,24 +303,6 @@ static bool save(const Corpus *corpus, bool test, const char *path, char *error)
     return saved;
 }
 
-static bool make_folders(const char *path, char *error) {
-    char *part = copy_text(path);
-    bool made = true;
-    for (size_t i = 1; made && part[0]; i++) {
-        char c = part[i];
-        if (c != '/' && c != 0) continue;
-        part[i] = 0;
-        struct stat status;
-        if (mkdir(part, 0777) && (stat(part, &status) || !S_ISDIR(status.st_mode))) {
-            made = fail(error, "%s: this folder for the datasets cannot be made: %s", part, strerror(errno));
-        }
-        part[i] = c;
-        if (c == 0) break;
-    }
-    free(part);
-    return made;
-}
-
 static bool save_both(const Corpus *corpus, const char *out, char *error) {
     static const char *const names[2] = {"train.safetensors", "test.safetensors"};
     char *path[2], *fresh[2];
@@ -383,84 +347,67 @@ static int print_tokens(const char *path) {
     return 0;
 }
 
-static int wrong_usage(const char *sentence, const char *what) {
-    fprintf(stderr, "prepare_music: ");
-    print_name(stderr, what);
-    fprintf(stderr, "%s%s; see prepare_music --help\n", *what ? ": " : "", sentence);
-    return 2;
-}
-
-static int finish(int status) { // a full disk shows only when the output is flushed
-    if (fflush(stdout) || ferror(stdout)) return complain("", "the standard output cannot be written");
-    return status;
+static void print_help(const Flags *flags) {
+    printf("prepare_music - make the datasets train.safetensors and test.safetensors from folders of MIDI files\n\n"
+           "  prepare_music [--out data] TRAIN_DIR TEST_DIR\n"
+           "  prepare_music [--out data] [--test 0.1] [--seed 1] DIR    split one folder, piece by piece\n"
+           "  prepare_music --tokens FILE.mid                           print the token ids of a file, one a line\n\n");
+    flags_print(flags);
+    printf(
+        "\nFolders are searched to any depth for .mid .midi .kar .rmi (in any letter case). Links to files are\n"
+        "followed, links to folders are not. A line is printed for each file that is skipped or changed. Files that\n"
+        "give no tokens are skipped; pieces too short for a window of 257 tokens are kept, but give nothing to train\n"
+        "on. Exit status: 0 done, 1 it failed and nothing was written, 2 wrong usage.\n");
 }
 
 int main(int argc, char **argv) {
-    const char *out = "data", *tokens = NULL, *folders[2];
-    int n_folders = 0;
-    double test = 0.1;
-    uint64_t seed = 1;
-    bool split_flags = false, out_flag = false;
-    for (int i = 1; i < argc; i++) {
-        const char *flag = argv[i];
-        if (!strcmp(flag, "--help") || !strcmp(flag, "-h")) {
-            fputs(help, stdout);
-            return finish(0);
-        }
-        if (!strcmp(flag, "--version")) {
-            printf("prepare_music %s\n", VERSION);
-            return finish(0);
-        }
-        if (flag[0] != '-') {
-            if (n_folders == 2) return wrong_usage("one folder too many", flag);
-            folders[n_folders++] = flag;
-            continue;
-        }
-        bool known =
-            !strcmp(flag, "--out") || !strcmp(flag, "--test") || !strcmp(flag, "--seed") || !strcmp(flag, "--tokens");
-        if (!known) return wrong_usage("there is no such flag", flag);
-        const char *value = i + 1 < argc ? argv[++i] : "";
-        if (!*value) return wrong_usage("it needs a value", flag);
-        char *end;
-        errno = 0;
-        if (!strcmp(flag, "--out")) {
-            out = value;
-            out_flag = true;
-        } else if (!strcmp(flag, "--tokens")) {
-            tokens = value;
-        } else if (!strcmp(flag, "--test")) {
-            test = strtod(value, &end);
-            if (*end || !(test > 0 && test < 1))
-                return wrong_usage("it is a fraction between 0 and 1, such as 0.1", flag);
-            split_flags = true;
-        } else {
-            seed = strtoull(value, &end, 10);
-            if (*end || errno || !isdigit((unsigned char)value[0]))
-                return wrong_usage("it is a whole number from 0", flag);
-            split_flags = true;
-        }
+    Flags flags = {0};
+    Texts folders;
+    const char *out, *tokens;
+    double test;
+    uint64_t seed;
+    char error[ERROR_SIZE] = "";
+    int status = 0;
+    program_start();
+    flag_texts(&flags, "", "DIR", &folders, 2, "folder of MIDI files");
+    Flag *out_flag = flag_text(&flags, "out", "DIR", &out, "data", "where the datasets go");
+    flag_text(&flags, "tokens", "FILE", &tokens, NULL, "print the token ids of FILE; goes with nothing else");
+    Flag *test_flag = flag_number(&flags, "test", &test, 0.1, "(0, 1)", "part of the pieces of DIR for testing");
+    Flag *seed_flag = flag_seed(&flags, &seed, "which pieces these are");
+    bool good = flags_parse(&flags, argc, argv, error), splits = test_flag->given || seed_flag->given;
+    if (good && (flags.help || flags.version)) {
+        if (flags.help) print_help(&flags);
+        if (flags.version) printf("prepare_music %s\n", MUSIC_VERSION);
+        return program_end("prepare_music", 0, error);
     }
-    if (tokens && (n_folders || split_flags || out_flag)) return wrong_usage("it goes with nothing else", "--tokens");
-    if (tokens) return finish(print_tokens(tokens));
-    if (n_folders == 0) return wrong_usage("give a folder of MIDI files, or two, for training and for testing", "");
-    if (n_folders == 2 && split_flags) return wrong_usage("only one folder can be split", "--test and --seed");
+    if (good && tokens) {
+        good = (!folders.n && !splits && !out_flag->given) ||
+               fail(error, "--tokens %.60s: it goes with nothing else", tokens);
+        return program_end("prepare_music", good ? print_tokens(tokens) : 2, error);
+    }
+    if (good && folders.n == 0) {
+        good = fail(error, "give a folder of MIDI files, or two, for training and for testing; --help says more");
+    }
+    if (good && folders.n == 2 && splits) {
+        good = fail(error, "--test and --seed: only one folder can be split; leave them out, or give one folder");
+    }
+    if (!good) return program_end("prepare_music", 2, error);
 
     Corpus corpus = {NULL, 0};
-    char error[ERROR_SIZE];
-    int status = 0;
-    for (int i = 0; i < n_folders && status == 0; i++) status = !add_folder(&corpus, folders[i], i == 1);
-    if (status == 0 && n_folders == 1) {
+    for (int i = 0; i < folders.n && status == 0; i++) status = !add_folder(&corpus, folders.list[i], i == 1);
+    if (status == 0 && folders.n == 1) {
         if (corpus.n < 2) {
-            status = complain(folders[0], "holds only one piece; two are needed, one to train on and one to test on");
+            status =
+                complain(folders.list[0], "holds only one piece; two are needed, one to train on and one to test on");
         } else {
             split(&corpus, test, seed);
         }
     }
-    if (status == 0 && !save_both(&corpus, out, error)) status = complain("", error);
+    if (status == 0 && !save_both(&corpus, out, error)) status = 1;
     for (size_t i = 0; i < corpus.n; i++) {
         free(corpus.pieces[i].name);
         MIDI_FREE(corpus.pieces[i].tokens);
     }
     free(corpus.pieces);
-    return finish(status);
+    return program_end("prepare_music", status, error);
 }

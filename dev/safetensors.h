@@ -14,7 +14,7 @@
 // forbidden folder leaves the old file or the new one, never half of one.
 //
 // Left out: types below a byte (F4, F6), files larger than memory, big-endian machines, systems without POSIX.
-// Also here, because every program needs them: fail, read_file and write_file_atomically.
+// Also here, because every program needs them: fail, read_file, write_file_atomically and make_folders.
 // Format: https://huggingface.co/docs/safetensors. C11 and C++17; with -std=c11 include it before the system's headers.
 #ifndef SAFETENSORS_H
 #define SAFETENSORS_H
@@ -37,15 +37,17 @@
 #error "safetensors.h: tensors are used as they lie in the file, which needs a little-endian machine"
 #endif
 
+#if defined(__GNUC__)
+#define PRINTF_LIKE(format_at, first_at) __attribute__((format(printf, format_at, first_at))) // parameters, from 1
+#else
+#define PRINTF_LIKE(format_at, first_at)
+#endif
+
 enum { ERROR_SIZE = 1024 }; // of every `char *error` below; it receives one sentence, without a newline
 
 // Formats a sentence into error[ERROR_SIZE] (which may be NULL, and may be among the arguments) and returns false.
 // Control characters become '?', because names out of hostile files end up here and then on a terminal.
-#if defined(__GNUC__)
-__attribute__((format(printf, 2, 3)))
-#endif
-static inline bool
-fail(char *error, const char *format, ...) {
+PRINTF_LIKE(2, 3) static inline bool fail(char *error, const char *format, ...) {
     char text[ERROR_SIZE];
     va_list arguments;
     va_start(arguments, format);
@@ -88,6 +90,26 @@ static inline bool read_file(const char *path, void **bytes, size_t *size, char 
     *bytes = buffer;
     *size = expected;
     return true;
+}
+
+static inline bool make_folders(const char *path, char *error) { // as mkdir -p; an existing folder is fine
+    size_t size = strlen(path) + 1;
+    char *part = (char *)malloc(size);
+    if (!part) return fail(error, "%s: no memory for its name", path);
+    bool made = true;
+    memcpy(part, path, size);
+    for (size_t i = 1; made && i < size; i++) {
+        if (part[i] && part[i] != '/') continue;
+        char kept = part[i];
+        struct stat about;
+        part[i] = 0;
+        if (mkdir(part, 0777) && (stat(part, &about) || !S_ISDIR(about.st_mode))) {
+            made = fail(error, "%s: the folder cannot be made: %s; choose another", part, strerror(errno));
+        }
+        part[i] = kept;
+    }
+    free(part);
+    return made;
 }
 
 // A file in the making: atomic_open, any number of atomic_write, then atomic_close. It grows as PATH.tmp in the same
@@ -640,6 +662,16 @@ static inline void st_append(StBuffer *buffer, const char *bytes, size_t size) {
     buffer->size += size;
 }
 
+// Appends formatted text; what is longer than 1023 bytes is cut.
+PRINTF_LIKE(2, 3) static inline void st_print(StBuffer *buffer, const char *format, ...) {
+    char text[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    st_append(buffer, text, n < (int)sizeof text ? (size_t)n : sizeof text - 1);
+}
+
 static inline void st_append_string(StBuffer *buffer, const char *string) { // quoted and escaped
     st_append(buffer, "\"", 1);
     for (; *string; string++) {
@@ -670,7 +702,6 @@ static inline int st_by_size(const void *a, const void *b) {
 static inline bool st_make_header(StBuffer *out, const char *path, StTensor *tensors, int n, const StMeta *meta,
                                   int n_meta, char *error) {
     const char *separator = "";
-    char number[32];
     int64_t offset = 0;
     st_append(out, "\0\0\0\0\0\0\0\0{", 9);
     for (int i = 0; i < n_meta; i++) {
@@ -694,21 +725,15 @@ static inline bool st_make_header(StBuffer *out, const char *path, StTensor *ten
         st_append(out, separator, strlen(separator));
         separator = ",\n";
         st_append_string(out, t->name);
-        st_append(out, ":{\"dtype\":", 10);
-        st_append_string(out, st_type_name(t->type));
-        st_append(out, ",\"shape\":[", 10);
+        st_print(out, ":{\"dtype\":\"%s\",\"shape\":[", st_type_name(t->type));
         t->count = 1;
         for (int d = 0; d < t->rank; d++) {
-            snprintf(number, sizeof number, d ? ",%lld" : "%lld", (long long)t->shape[d]);
-            st_append(out, number, strlen(number));
+            st_print(out, d ? ",%lld" : "%lld", (long long)t->shape[d]);
             t->count *= t->shape[d];
         }
-        st_append(out, "],\"data_offsets\":[", 18);
-        snprintf(number, sizeof number, "%lld,", (long long)offset);
-        st_append(out, number, strlen(number));
-        offset += t->count * st_size(t->type);
-        snprintf(number, sizeof number, "%lld]}", (long long)offset);
-        st_append(out, number, strlen(number));
+        int64_t end = offset + t->count * st_size(t->type);
+        st_print(out, "],\"data_offsets\":[%lld,%lld]}", (long long)offset, (long long)end);
+        offset = end;
     }
     st_append(out, "}", 1);
     while (!out->failed && out->size % 64) st_append(out, " ", 1);

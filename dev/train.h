@@ -26,7 +26,6 @@
 #define _GNU_SOURCE
 #endif
 
-#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
@@ -44,21 +43,17 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
 #include "data.h"
+#include "flags.h"
 #include "philox.h"
 #include "safetensors.h"
-
-#define TRAIN_VERSION "0.1.0"
-
-#if defined(__GNUC__)
-#define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first)))
-#else
-#define PRINTF_LIKE(text, first)
-#endif
 
 #ifndef REAL
 #define REAL float
@@ -164,8 +159,7 @@ typedef struct {
 
 // ---- parameters
 
-// Appends a tensor; d1 is 1 where rank is 1. A name longer than 63 bytes or a lack of memory is the programmer's
-// mistake.
+// Appends a tensor; d1 is 1 where rank is 1. A name longer than 63 bytes is the programmer's mistake.
 PRINTF_LIKE(7, 8)
 static inline void param_add(ParamLayout *layout, InitKind init, double scale, int rank, int64_t d0, int64_t d1,
                              const char *name_format, ...) {
@@ -260,12 +254,18 @@ static inline bool params_load(const ParamLayout *layout, const StFile *file, co
 // were for, where that is more than the machine's memory. count is a double so that no product of sizes overflows.
 static inline void *allocate(const char *what, double count, size_t size, char *error) {
     double bytes = count * (double)size, memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    size_t unit = bytes < (4 << 20) ? 64 : 2 << 20;
     void *out = NULL;
-    if (bytes > memory || posix_memalign(&out, 64, (size_t)bytes + 64)) {
+    if (bytes > memory || posix_memalign(&out, unit, (size_t)bytes + 64)) {
         fail(error, "%s would take %.3g GB, and this machine has %.3g GB; take a smaller --batch, --window or model",
              what, bytes / 1e9, memory / 1e9);
         return NULL;
     }
+#ifdef MADV_HUGEPAGE
+    // Pages of 2 MB for large blocks: with the usual 4 KB the processor spends much of its time looking addresses up.
+    // It is advice; nothing is lost where the system does not take it.
+    if (unit > 64) madvise(out, (size_t)bytes, MADV_HUGEPAGE);
+#endif
     memset(out, 0, (size_t)bytes + 64);
     return out;
 }
@@ -307,36 +307,14 @@ static inline const char *duration_text(char text[32], double seconds) { // "0:0
     return text;
 }
 
-PRINTF_LIKE(2, 3) static inline void append(StBuffer *buffer, const char *format, ...) {
-    char line[512];
-    va_list arguments;
-    va_start(arguments, format);
-    int n = vsnprintf(line, sizeof line, format, arguments);
-    va_end(arguments);
-    st_append(buffer, line, n < (int)sizeof line ? (size_t)n : sizeof line - 1);
-}
-
-// ---- flags
-
-typedef enum { FLAG_SWITCH, FLAG_TEXT, FLAG_WHOLE, FLAG_NUMBER } FlagKind;
-
-typedef struct {
-    FlagKind kind;
-    const char *name, *value_name, *help;
-    void *value;       // bool, const char *, int64_t or double by kind
-    double min, max;   // numbers; max may be infinite
-    bool above, below; // min, max themselves are not allowed
-    bool fixed;        // part of the run's identity: saved, and the same on --resume
-    bool given;
-} Flag;
-
-enum { MAX_FLAGS = 40 };
+// ---- the run and its flags
 
 typedef struct {
     const char *data, *out, *init, *dump, *precision;
-    int64_t batch, window, epochs, patience, steps, seed, eval_stride, bench, threads, sizes[MAX_SIZES];
+    int64_t batch, window, epochs, patience, steps, eval_stride, bench, threads, sizes[MAX_SIZES];
+    uint64_t seed;
     double epoch_size, lr, lr_decay, lr_min, dropout;
-    bool resume, eval, help, version;
+    bool resume, eval;
 } Options;
 
 typedef struct {                     // an epoch in log.csv
@@ -350,10 +328,9 @@ typedef struct {
     int argc;
     char **argv;
     Options o;
-    Flag flags[MAX_FLAGS];
-    int n_flags;
+    Flags flags; // those marked fixed are part of the run's identity: saved, and the same on --resume
     char default_out[64], precision[16], error[ERROR_SIZE];
-    int status; // exit status of the failure that is in error
+    int status; // exit status, if it is not to follow from success
     char *model_path, *last_path, *log_path, *svg_path, *saved_data;
 
     ModelConfig config;
@@ -377,248 +354,74 @@ typedef struct {
     double seconds_before, resumed_at, saved_at; // time spent on this epoch before resumed_at
 } TrainRun;
 
-static inline Flag *flag_add(TrainRun *run, FlagKind kind, const char *name, const char *value_name, void *value,
-                             const char *help) {
-    Flag *flag = &run->flags[run->n_flags++];
-    flag->kind = kind;
-    flag->name = name;
-    flag->value_name = value_name;
-    flag->value = value;
-    flag->help = help;
-    flag->max = HUGE_VAL;
-    return flag;
-}
-
-static inline void flag_whole(TrainRun *run, const char *name, int64_t *value, int64_t initial, double min, double max,
-                              bool fixed, const char *help) {
-    Flag *flag = flag_add(run, FLAG_WHOLE, name, "N", value, help);
-    *value = initial;
-    flag->min = min;
-    flag->max = max;
-    flag->fixed = fixed;
-}
-
-static inline void flag_number(TrainRun *run, const char *name, double *value, double initial, double min, bool above,
-                               double max, bool below, const char *help) {
-    Flag *flag = flag_add(run, FLAG_NUMBER, name, "F", value, help);
-    *value = initial;
-    flag->min = min;
-    flag->max = max;
-    flag->above = above;
-    flag->below = below;
-    flag->fixed = true;
-}
-
 static inline void flags_define(TrainRun *run) {
     Options *o = &run->o;
     const ModelSpec *spec = run->spec;
-    snprintf(run->default_out, sizeof run->default_out, "out/%s", spec->name);
-    o->data = "data";
-    o->out = run->default_out;
-    snprintf(run->precision, sizeof run->precision, "%.*s", (int)strcspn(spec->precisions, "|"), spec->precisions);
-    o->precision = run->precision;
-    flag_add(run, FLAG_TEXT, "data", "DIR", &o->data, "folder with train.safetensors and test.safetensors");
-    flag_add(run, FLAG_TEXT, "out", "DIR", &o->out, "where the model, the log and the curves go");
-    flag_whole(run, "batch", &o->batch, 8, 1, 65536, true, "windows in a training step");
-    flag_whole(run, "window", &o->window, 256, 1, 65536, true, "tokens in a window");
-    flag_number(run, "epoch-size", &o->epoch_size, 0.02, 0, true, 1, false, "part of the training windows in an epoch");
-    flag_whole(run, "epochs", &o->epochs, 50, 1, 1e9, false, "stop after so many epochs");
-    flag_whole(run, "patience", &o->patience, 3, 1, 1e9, false, "stop after so many epochs without a better test loss");
-    flag_whole(run, "steps", &o->steps, 0, 1, 1e15, false, "stop after N steps in all since step 0, evaluate and save");
-    flag_number(run, "lr", &o->lr, spec->lr, 0, true, HUGE_VAL, false, "learning rate of Adamax");
-    flag_number(run, "lr-decay", &o->lr_decay, spec->lr_decay, 0, true, 1, false, "its factor after each epoch");
-    flag_number(run, "lr-min", &o->lr_min, spec->lr_min, 0, false, HUGE_VAL, false, "where its decay ends");
-    flag_number(run, "dropout", &o->dropout, 0.5, 0, false, 1, true, "part of the activations dropped in training");
-    flag_whole(run, "seed", &o->seed, 1, 0, 9223372036854775807.0, true, "random seed: same seed, same model");
-    for (int i = 0; i < spec->n_sizes; i++) {
-        const SizeFlag *size = &spec->size_flags[i];
-        flag_whole(run, size->flag, &o->sizes[i], size->initial, size->min, size->max, true, size->help);
-    }
-    flag_whole(run, "eval-stride", &o->eval_stride, 64, 1, 1e15, true, "evaluate every Nth test window; 1: all");
-    flag_add(run, FLAG_TEXT, "init", "FILE", &o->init, "start from the weights in FILE");
-    flag_add(run, FLAG_SWITCH, "resume", NULL, &o->resume, "go on from last.safetensors in the --out folder");
-    flag_add(run, FLAG_SWITCH, "eval", NULL, &o->eval, "only evaluate --init, or the model in --out, on the test set");
-    flag_add(run, FLAG_TEXT, "dump", "FILE", &o->dump, "run one training step, write all its tensors to FILE, exit");
-    flag_whole(run, "bench", &o->bench, 0, 1, 1e6, false, "time N training steps on random tokens, exit");
-    flag_add(run, FLAG_TEXT, "precision", "P", &o->precision, "number format")->fixed = true;
+    Flags *f = &run->flags;
     int threads = 1;
 #ifdef _OPENMP
     threads = omp_get_max_threads();
 #endif
-    flag_whole(run, "threads", &o->threads, threads, 1, 1024, false, "CPU threads; they change no result");
-    flag_add(run, FLAG_SWITCH, "help", NULL, &o->help, "this text");
-    flag_add(run, FLAG_SWITCH, "version", NULL, &o->version, "print the version");
+    snprintf(run->default_out, sizeof run->default_out, "out/%s", spec->name);
+    snprintf(run->precision, sizeof run->precision, "%.*s", (int)strcspn(spec->precisions, "|"), spec->precisions);
+    flag_text(f, "data", "DIR", &o->data, "data", "folder with train.safetensors and test.safetensors");
+    flag_text(f, "out", "DIR", &o->out, run->default_out, "where the model, the log and the curves go");
+    flag_whole(f, "batch", &o->batch, 8, 1, 65536, "windows in a training step")->fixed = true;
+    flag_whole(f, "window", &o->window, 256, 1, 65536, "tokens in a window")->fixed = true;
+    flag_number(f, "epoch-size", &o->epoch_size, 0.02, "(0, 1]", "part of the windows in an epoch")->fixed = true;
+    flag_whole(f, "epochs", &o->epochs, 50, 1, 1e9, "stop after so many epochs");
+    flag_whole(f, "patience", &o->patience, 3, 1, 1e9, "stop after so many epochs without a better test loss");
+    flag_whole(f, "steps", &o->steps, 0, 1, 1e15, "stop after N steps in all since step 0, evaluate and save");
+    flag_number(f, "lr", &o->lr, spec->lr, "(0, inf)", "learning rate of Adamax")->fixed = true;
+    flag_number(f, "lr-decay", &o->lr_decay, spec->lr_decay, "(0, 1]", "its factor after each epoch")->fixed = true;
+    flag_number(f, "lr-min", &o->lr_min, spec->lr_min, "[0, inf)", "where its decay ends")->fixed = true;
+    flag_number(f, "dropout", &o->dropout, 0.5, "[0, 1)", "part of the activations dropped in training")->fixed = true;
+    flag_seed(f, &o->seed, "random seed: same seed, same model")->fixed = true;
+    for (int i = 0; i < spec->n_sizes; i++) {
+        const SizeFlag *size = &spec->size_flags[i];
+        flag_whole(f, size->flag, &o->sizes[i], size->initial, size->min, size->max, size->help)->fixed = true;
+    }
+    flag_whole(f, "eval-stride", &o->eval_stride, 64, 1, 1e15, "evaluate every Nth test window; 1: all")->fixed = true;
+    flag_text(f, "init", "FILE", &o->init, NULL, "start from the weights in FILE");
+    flag_switch(f, "resume", &o->resume, "go on from last.safetensors in the --out folder");
+    flag_switch(f, "eval", &o->eval, "only evaluate --init, or the model in --out, on the test set");
+    flag_text(f, "dump", "FILE", &o->dump, NULL, "run one training step, write all its tensors to FILE, exit");
+    flag_whole(f, "bench", &o->bench, 0, 1, 1e6, "time N training steps on random tokens, exit");
+    Flag *precision = flag_text(f, "precision", "P", &o->precision, run->precision, "number format");
+    precision->choices = spec->precisions;
+    precision->fixed = true;
+    flag_whole(f, "threads", &o->threads, threads, 1, 1024, "CPU threads; they change no result");
 }
 
-static inline Flag *flag_find(TrainRun *run, const char *name, size_t length) {
-    for (int k = 0; k < run->n_flags; k++) {
-        Flag *flag = &run->flags[k];
-        if (strlen(flag->name) == length && !strncmp(flag->name, name, length)) return flag;
-    }
-    return NULL;
-}
-
-static inline void flag_text(const Flag *flag, char text[64]) { // its value, as short as reads back the same
-    text[0] = 0;
-    if (flag->kind == FLAG_WHOLE) snprintf(text, 64, "%lld", (long long)*(int64_t *)flag->value);
-    if (flag->kind == FLAG_TEXT && *(const char **)flag->value) snprintf(text, 64, "%s", *(const char **)flag->value);
-    for (int digits = 1; flag->kind == FLAG_NUMBER && digits <= 17; digits++) {
-        double value = *(double *)flag->value;
-        snprintf(text, 64, "%.*g", digits, value);
-        if (strtod(text, NULL) == value) break;
-    }
-}
-
-// Reads text, which stays the caller's, as the flag's value. Strict: the whole text, in range, finite. On failure the
-// error says what would be right, as a clause.
-static inline bool flag_set(Flag *flag, const char *text, const char *precisions, char *error) {
-    if (flag->kind == FLAG_TEXT) {
-        *(const char **)flag->value = text;
-        if (!*text) return fail(error, "it needs a value");
-        if (strcmp(flag->name, "precision")) return true;
-        size_t length = strlen(text);
-        for (const char *p = precisions; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL) {
-            if (!strncmp(p, text, length) && (p[length] == 0 || p[length] == '|')) return true;
-        }
-        return fail(error, "this build knows %s", precisions);
-    }
-    char *end = NULL;
-    bool plain = isdigit((unsigned char)*text) || *text == '-' || *text == '+' || *text == '.';
-    errno = 0;
-    double value;
-    if (flag->kind == FLAG_WHOLE) {
-        long long whole = strtoll(text, &end, 10);
-        value = (double)whole;
-        *(int64_t *)flag->value = whole;
-        plain = plain && errno == 0;
-    } else {
-        value = strtod(text, &end);
-        *(double *)flag->value = value;
-        plain = plain && isfinite(value) && !strpbrk(text, "xX");
-    }
-    bool ok = plain && end != text && *end == 0 && (flag->above ? value > flag->min : value >= flag->min) &&
-              (flag->below ? value < flag->max : value <= flag->max);
-    if (ok) return true;
-    if (flag->kind == FLAG_WHOLE) {
-        return fail(error, "it must be a whole number from %.0f to %.0f", flag->min, flag->max);
-    }
-    char upper[64] = "";
-    if (isfinite(flag->max))
-        snprintf(upper, sizeof upper, flag->below ? " and below %g" : " and at most %g", flag->max);
-    return fail(error, "it must be a number %s %g%s", flag->above ? "above" : "of at least", flag->min, upper);
-}
-
-// Wrong usage: a sentence, and exit status 2. Returns false, as fail does.
-PRINTF_LIKE(2, 3) static inline bool misuse(TrainRun *run, const char *format, ...) {
-    char text[ERROR_SIZE];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    run->status = 2;
-    return fail(run->error, "%s", text);
-}
-
-static inline int edit_distance(const char *a, const char *b) { // Levenshtein's, up to 31 bytes of b
-    int row[32], n = (int)strlen(b) < 31 ? (int)strlen(b) : 31;
-    for (int j = 0; j <= n; j++) row[j] = j;
-    for (int i = 1; a[i - 1]; i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= n; j++) {
-            int best = diagonal + (a[i - 1] != b[j - 1]);
-            if (row[j] + 1 < best) best = row[j] + 1;
-            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
-            diagonal = row[j];
-            row[j] = best;
-        }
-    }
-    return row[n];
-}
-
-static inline bool flags_unknown(TrainRun *run, const char *name) {
-    const char *nearest = NULL;
-    int distance = (int)strlen(name) / 3 + 2; // further away it is no misspelling
-    for (int i = 0; i < run->n_flags; i++) {
-        int d = edit_distance(name, run->flags[i].name);
-        if (d < distance) {
-            distance = d;
-            nearest = run->flags[i].name;
-        }
-    }
-    if (nearest) return misuse(run, "--%.60s: there is no such flag; did you mean --%s?", name, nearest);
-    return misuse(run, "--%.60s: there is no such flag; --help lists them all", name);
-}
-
-static inline bool flags_parse(TrainRun *run) {
-    Options *o = &run->o;
-    for (int i = 1; i < run->argc; i++) {
-        const char *argument = run->argv[i];
-        if (!strcmp(argument, "-h")) argument = "--help";
-        if (strncmp(argument, "--", 2) || !argument[2]) {
-            return misuse(run, "'%.60s': flags start with --; --help lists them", argument);
-        }
-        const char *equals = strchr(argument, '='), *name = argument + 2;
-        size_t length = equals ? (size_t)(equals - name) : strlen(name);
-        Flag *flag = flag_find(run, name, length);
-        if (!flag) {
-            char unknown[64];
-            snprintf(unknown, sizeof unknown, "%.*s", length < 60 ? (int)length : 60, name);
-            return flags_unknown(run, unknown);
-        }
-        flag->given = true;
-        if (flag->kind == FLAG_SWITCH) {
-            if (equals) return misuse(run, "--%s: it takes no value", flag->name);
-            *(bool *)flag->value = true;
-            continue;
-        }
-        if (!equals && i + 1 == run->argc) {
-            return misuse(run, "--%s: its value is missing; write --%s %s", flag->name, flag->name, flag->value_name);
-        }
-        const char *value = equals ? equals + 1 : run->argv[++i];
-        char why[ERROR_SIZE];
-        if (!flag_set(flag, value, run->spec->precisions, why))
-            return misuse(run, "--%s %.60s: %s", flag->name, value, why);
-    }
-    if (o->help || o->version) return true;
+static inline bool flags_agree(const Options *o, char *error) {
     int modes = o->resume + o->eval + (o->bench > 0);
-    if (modes > 1) return misuse(run, "--resume, --eval and --bench exclude each other; give one of them");
-    if (o->dump && (o->eval || o->bench)) return misuse(run, "--dump excludes --eval and --bench; give one of them");
-    if (o->resume && o->init)
-        return misuse(run, "--init and --resume exclude each other: a resumed run has its weights");
-    return true;
+    if (modes > 1) return fail(error, "--resume, --eval and --bench exclude each other; give one of them");
+    if (o->dump && (o->eval || o->bench)) return fail(error, "--dump excludes --eval and --bench; give one of them");
+    if (!o->resume || !o->init) return true;
+    return fail(error, "--init and --resume exclude each other: a resumed run has its weights");
 }
 
 static inline void help_print(const TrainRun *run) {
     const char *p = run->program, *name = run->spec->name;
     printf(
         "%s trains a model (%s) that writes piano music.\n\n"
-        "    ./%s                                  train on the music in ./data; if there is none yet, on a\n"
-        "                                                      starter corpus that it composes itself\n"
+        "    ./%-49s   train on the music in ./data; if there is none yet, on a\n"
+        "                                                          starter corpus that it composes itself\n"
         "    data_prep/prepare_music --out data MY_MIDI_FOLDER     make ./data of your own MIDI files\n"
         "    ./sample_music -o song.mid                            write a song with the best model so far\n\n"
         "Each epoch ends in a line with two losses, in nats per token: lower is better. The test loss is measured on\n"
         "music that the model is not trained on; the model with the lowest is kept as model.safetensors. Ctrl-C saves\n"
         "and says how to go on.\n\nFlags, with [their defaults]:\n",
         p, name, p);
-    for (int i = 0; i < run->n_flags; i++) {
-        const Flag *flag = &run->flags[i];
-        char left[48], initial[80] = "", value[64];
-        snprintf(left, sizeof left, "--%s %s", flag->name, flag->value_name ? flag->value_name : "");
-        flag_text(flag, value);
-        bool unset = flag->kind == FLAG_WHOLE && *(int64_t *)flag->value < flag->min;
-        if (*value && !unset && flag->kind != FLAG_SWITCH) snprintf(initial, sizeof initial, " [%s]", value);
-        printf("  %-18s %s%s\n", left, flag->help, initial);
-    }
+    flags_print(&run->flags);
     printf(
         "\nIn the --out folder: model.safetensors, the best model; last.safetensors, the state that --resume goes on\n"
-        "from, with all other flags as they were (only --epochs, --patience, --steps and --threads may change); "
-        "log.csv,\n"
-        "a row per epoch: epoch, step (since step 0), train_loss, test_loss, lr, steps (in the epoch), seconds;\n"
-        "loss.svg, the curves. A new run keeps an earlier best model as model.prev.safetensors.\n\n"
-        "--eval ends with a line `eval loss=... windows=... tokens=... stride=...`, --bench with a line `bench "
-        "model=%s\n"
-        "device=... precision=... batch=... ms_per_step=... tokens_per_s=... gflop_per_s=...`, the median.\n"
+        "from, with all other flags as they were (only --epochs, --patience, --steps and --threads may change);\n"
+        "log.csv, a row per epoch: epoch, step (since step 0), train_loss, test_loss, lr, steps (in the epoch),\n"
+        "seconds; loss.svg, the curves. A new run keeps an earlier best model as model.prev.safetensors.\n\n"
+        "--eval ends with a line `eval loss=... windows=... tokens=... stride=...`, --bench with a line\n"
+        "`bench model=%s device=... precision=... batch=... ms_per_step=... tokens_per_s=... gflop_per_s=...`,\n"
+        "the median.\n"
         "Exit status: 0 done; 1 it failed, or it was stopped and saved before its end; 2 wrong usage.\n",
         name);
 }
@@ -652,20 +455,26 @@ typedef struct {
     int n;
 } MetaList;
 
+// --eval-stride is saved as eval_stride.
+static inline char *meta_key(const char *flag) {
+    char *key = join("", flag);
+    for (char *c = key; *c; c++) {
+        if (*c == '-') *c = '_';
+    }
+    return key;
+}
+
 PRINTF_LIKE(3, 4) static inline void meta_add(MetaList *meta, const char *key, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     int n = vsnprintf(NULL, 0, format, arguments);
     va_end(arguments);
-    char *name = join("", key), *value = (char *)malloc((size_t)n + 1);
+    char *value = (char *)malloc((size_t)n + 1);
     if (!value) abort();
     va_start(arguments, format);
     vsnprintf(value, (size_t)n + 1, format, arguments);
     va_end(arguments);
-    for (char *c = name; *c; c++) {
-        if (*c == '-') *c = '_'; // --eval-stride is saved as eval_stride
-    }
-    meta->list[meta->n].key = name;
+    meta->list[meta->n].key = meta_key(key);
     meta->list[meta->n++].value = value;
 }
 
@@ -723,7 +532,7 @@ static inline bool tensors_write(TrainRun *run, const char *path, bool state, co
 static inline void meta_common(const TrainRun *run, MetaList *meta) {
     meta_add(meta, "model", "%s", run->spec->name);
     meta_add(meta, "vocabulary", "%d", DATA_TOKENS);
-    meta_add(meta, "version", "%s", TRAIN_VERSION);
+    meta_add(meta, "version", "%s", MUSIC_VERSION);
     meta_add(meta, "step", "%lld", (long long)run->step);
 }
 
@@ -735,7 +544,7 @@ static inline bool model_save(TrainRun *run, int64_t epoch, double train_loss, d
         meta_add(&meta, run->spec->size_flags[i].flag, "%d", run->config.sizes[i]);
     }
     meta_add(&meta, "window", "%d", run->config.T);
-    meta_add(&meta, "seed", "%lld", (long long)run->o.seed);
+    meta_add(&meta, "seed", "%llu", (unsigned long long)run->o.seed);
     meta_add(&meta, "epoch", "%lld", (long long)epoch);
     meta_add(&meta, "train_loss", "%.17g", train_loss);
     meta_add(&meta, "test_loss", "%.17g", test_loss);
@@ -751,12 +560,15 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
     StBuffer log = {NULL, 0, 0, false};
     meta.n = 0;
     meta_common(run, &meta);
-    for (int i = 0; i < run->n_flags; i++) {
-        const Flag *flag = &run->flags[i];
+    for (int i = 0; i < run->flags.n; i++) {
+        const Flag *flag = &run->flags.list[i];
+        char text[64];
         if (!flag->fixed) continue;
-        if (flag->kind == FLAG_WHOLE) meta_add(&meta, flag->name, "%lld", (long long)*(int64_t *)flag->value);
-        if (flag->kind == FLAG_NUMBER) meta_add(&meta, flag->name, "%.17g", *(double *)flag->value);
-        if (flag->kind == FLAG_TEXT) meta_add(&meta, flag->name, "%s", *(const char **)flag->value);
+        if (flag->kind == FLAG_NUMBER) {
+            meta_add(&meta, flag->name, "%.17g", *(double *)flag->value);
+        } else {
+            meta_add(&meta, flag->name, "%s", flag_show(flag, text));
+        }
     }
     char *data = (char *)malloc(3 * strlen(run->o.data) + 1);
     if (!data) abort();
@@ -769,8 +581,8 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
     meta_add(&meta, "loss_sum", "%.17g", run->loss_sum);
     for (int i = 0; i < run->n_rows; i++) {
         const LogRow *row = &run->rows[i];
-        append(&log, "%lld,%lld,%.17g,%.17g,%.17g,%lld\n", (long long)row->epoch, (long long)row->step, row->train,
-               row->test, row->lr, (long long)row->steps);
+        st_print(&log, "%lld,%lld,%.17g,%.17g,%.17g,%lld\n", (long long)row->epoch, (long long)row->step, row->train,
+                 row->test, row->lr, (long long)row->steps);
     }
     meta_add(&meta, "log", "%.*s", (int)log.size, log.size ? log.bytes : "");
     free(log.bytes);
@@ -819,34 +631,31 @@ static inline bool resume_flags(TrainRun *run) {
         return fail(run->error, "%s: it is the state of a model '%.40s', and this trains '%s'", path, model,
                     run->spec->name);
     }
-    for (int i = 0; i < run->n_flags; i++) {
-        Flag *flag = &run->flags[i];
+    for (int i = 0; i < run->flags.n; i++) {
+        Flag *flag = &run->flags.list[i];
         if (!flag->fixed) continue;
-        char key[32], given[64], saved[64], why[ERROR_SIZE];
-        snprintf(key, sizeof key, "%s", flag->name);
-        for (char *c = key; *c; c++) {
-            if (*c == '-') *c = '_';
-        }
+        char given[64], saved[64], *key = meta_key(flag->name);
         const char *text = st_meta(&run->weights, key);
-        if (!text) return fail(run->error, "%s: it is no resume state: its metadata lack '%s'", path, key);
-        flag_text(flag, given);
-        if (!flag_set(flag, text, run->spec->precisions, why)) {
-            return fail(run->error, "%s: its metadata are damaged, or of another build: '%s' is '%.40s', and %s", path,
-                        key, text, why);
+        free(key);
+        if (!text) return fail(run->error, "%s: it is no resume state: its metadata lack --%s", path, flag->name);
+        flag_show(flag, given);
+        if (!flag_set(flag, text, run->error)) {
+            return fail(run->error, "%s: its metadata are damaged, or of another build: --%s is '%.40s', and %s", path,
+                        flag->name, text, run->error);
         }
         if (flag->kind == FLAG_TEXT) { // the file's strings do not live as long
             snprintf(run->precision, sizeof run->precision, "%s", text);
             *(const char **)flag->value = run->precision;
         }
-        flag_text(flag, saved);
-        if (flag->given && strcmp(given, saved)) {
-            return misuse(run,
-                          "--%s %s: the run in %s has %s; leave the flag out to go on, or start anew in another --out",
-                          flag->name, given, run->o.out, saved);
+        if (flag->given && strcmp(given, flag_show(flag, saved))) {
+            run->status = 2;
+            return fail(run->error,
+                        "--%s %s: the run in %s has %s; leave the flag out to go on, or start anew in another --out",
+                        flag->name, given, run->o.out, saved);
         }
     }
     const char *data = st_meta(&run->weights, "data");
-    if (!run->flags[0].given && data) {
+    if (!flag_find(&run->flags, "data")->given && data) {
         run->saved_data = (char *)malloc(strlen(data) + 1);
         if (!run->saved_data) abort();
         name_unescape(data, run->saved_data);
@@ -882,9 +691,9 @@ static inline bool resume_state(TrainRun *run) {
         LogRow row;
         long long epoch, step, steps;
         int used = 0;
-        if (sscanf(at, "%lld,%lld,%lf,%lf,%lf,%lld%n", &epoch, &step, &row.train, &row.test, &row.lr, &steps, &used) !=
-                6 ||
-            at[used] != '\n' || !isfinite(row.train + row.test + row.lr) || epoch != run->n_rows + 1 ||
+        int fields =
+            sscanf(at, "%lld,%lld,%lf,%lf,%lf,%lld%n", &epoch, &step, &row.train, &row.test, &row.lr, &steps, &used);
+        if (fields != 6 || at[used] != '\n' || !isfinite(row.train + row.test + row.lr) || epoch != run->n_rows + 1 ||
             step != epoch * run->epoch_steps || steps != run->epoch_steps) {
             return fail(run->error, "%s: its metadata are damaged: row %d of 'log'", path, run->n_rows + 1);
         }
@@ -973,48 +782,49 @@ static inline void curve_draw(const TrainRun *run, int n, StBuffer *out) {
     double x_end = last > 1 ? last : 1, x_scale = (WIDTH - LEFT - RIGHT) / x_end,
            y_scale = (HEIGHT - TOP - BOTTOM) / (high - low);
     char count[32];
-    append(out,
-           "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" "
-           "font-size=\"13\">\n",
-           WIDTH, HEIGHT);
-    append(out, "<title>Loss of %s by epoch</title>\n<rect width=\"%d\" height=\"%d\" fill=\"white\"/>\n",
-           run->spec->name, WIDTH, HEIGHT);
-    append(out, "<text x=\"%d\" y=\"26\" font-size=\"16\">%s, %s parameters: loss by epoch</text>\n", LEFT,
-           run->spec->name, thousands(count, run->layout.count));
-    append(out, "<g stroke=\"#ddd\" fill=\"none\">\n");
+    st_print(out,
+             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" "
+             "font-size=\"13\">\n",
+             WIDTH, HEIGHT);
+    st_print(out, "<title>Loss of %s by epoch</title>\n<rect width=\"%d\" height=\"%d\" fill=\"white\"/>\n",
+             run->spec->name, WIDTH, HEIGHT);
+    st_print(out, "<text x=\"%d\" y=\"26\" font-size=\"16\">%s, %s parameters: loss by epoch</text>\n", LEFT,
+             run->spec->name, thousands(count, run->layout.count));
+    st_print(out, "<g stroke=\"#ddd\" fill=\"none\">\n");
     for (int i = 0; low + i * y_step < high + y_step / 2; i++) {
-        append(out, "<path d=\"M%d %.1fH%d\"/>\n", LEFT, TOP + (high - low - i * y_step) * y_scale, WIDTH - RIGHT);
+        st_print(out, "<path d=\"M%d %.1fH%d\"/>\n", LEFT, TOP + (high - low - i * y_step) * y_scale, WIDTH - RIGHT);
     }
-    append(out, "</g>\n<g fill=\"#444\" text-anchor=\"end\">\n");
+    st_print(out, "</g>\n<g fill=\"#444\" text-anchor=\"end\">\n");
     for (int i = 0; low + i * y_step < high + y_step / 2; i++) {
-        append(out, "<text x=\"%d\" y=\"%.1f\">%.6g</text>\n", LEFT - 8, TOP + (high - low - i * y_step) * y_scale + 4,
-               low + i * y_step);
+        st_print(out, "<text x=\"%d\" y=\"%.1f\">%.6g</text>\n", LEFT - 8,
+                 TOP + (high - low - i * y_step) * y_scale + 4, low + i * y_step);
     }
-    append(out, "</g>\n<g fill=\"#444\" text-anchor=\"middle\">\n");
+    st_print(out, "</g>\n<g fill=\"#444\" text-anchor=\"middle\">\n");
     for (double x = 0; x <= x_end + 1e-9; x += x_step) {
-        append(out, "<text x=\"%.1f\" y=\"%d\">%.0f</text>\n", LEFT + x * x_scale, HEIGHT - BOTTOM + 20, x);
+        st_print(out, "<text x=\"%.1f\" y=\"%d\">%.0f</text>\n", LEFT + x * x_scale, HEIGHT - BOTTOM + 20, x);
     }
-    append(out, "<text x=\"%d\" y=\"%d\">epoch (%s steps each)</text>\n", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16,
-           thousands(count, run->epoch_steps));
-    append(out, "<text transform=\"translate(20 %d) rotate(-90)\">loss (nats per token)</text>\n</g>\n",
-           (TOP + HEIGHT - BOTTOM) / 2);
+    st_print(out, "<text x=\"%d\" y=\"%d\">epoch (%s steps each)</text>\n", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16,
+             thousands(count, run->epoch_steps));
+    st_print(out, "<text transform=\"translate(20 %d) rotate(-90)\">loss (nats per token)</text>\n</g>\n",
+             (TOP + HEIGHT - BOTTOM) / 2);
     static const char *const names[] = {"train", "test"}, *const colors[] = {"#5b7fa6", "#c0392b"};
     double x = 0, y[2] = {0, 0};
     for (int k = 0; k < 2; k++) {
-        append(out, "<g fill=\"%s\">\n<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"2\" points=\"", colors[k],
-               colors[k]);
+        st_print(out, "<g fill=\"%s\">\n<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"2\" points=\"", colors[k],
+                 colors[k]);
         for (int pass = 0; pass < 2; pass++) { // first the line, then its points
             for (int i = 0; i < n; i++) {
                 x = LEFT + (double)rows[i].step / (double)run->epoch_steps * x_scale;
                 y[k] = TOP + (high - (k ? rows[i].test : rows[i].train)) * y_scale;
-                append(out, pass ? "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\"/>\n" : "%.1f,%.1f ", x, y[k]);
+                st_print(out, pass ? "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\"/>\n" : "%.1f,%.1f ", x, y[k]);
                 if (pass && k && i == best) {
-                    append(out,
-                           "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"6\" fill=\"none\" stroke=\"%s\" stroke-width=\"2\"/>\n",
-                           x, y[k], colors[k]);
+                    st_print(
+                        out,
+                        "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"6\" fill=\"none\" stroke=\"%s\" stroke-width=\"2\"/>\n", x,
+                        y[k], colors[k]);
                 }
             }
-            append(out, pass ? "</g>\n" : "\"/>\n");
+            st_print(out, pass ? "</g>\n" : "\"/>\n");
         }
     }
     // The names stand at the lines' ends, apart from each other.
@@ -1023,23 +833,23 @@ static inline void curve_draw(const TrainRun *run, int n, StBuffer *out) {
     y[upper] -= apart;
     y[!upper] += apart;
     for (int k = 0; k < 2; k++) {
-        append(out, "<text x=\"%.1f\" y=\"%.1f\" fill=\"%s\">%s %.4f</text>\n", x + 10, y[k] + 4, colors[k], names[k],
-               k ? rows[n - 1].test : rows[n - 1].train);
+        st_print(out, "<text x=\"%.1f\" y=\"%.1f\" fill=\"%s\">%s %.4f</text>\n", x + 10, y[k] + 4, colors[k], names[k],
+                 k ? rows[n - 1].test : rows[n - 1].train);
     }
-    append(out, "<text x=\"%d\" y=\"46\" fill=\"%s\">best test loss %.4f, epoch %lld (circle)</text>\n</svg>\n", LEFT,
-           colors[1], rows[best].test, (long long)rows[best].epoch);
+    st_print(out, "<text x=\"%d\" y=\"46\" fill=\"%s\">best test loss %.4f, epoch %lld (circle)</text>\n</svg>\n", LEFT,
+             colors[1], rows[best].test, (long long)rows[best].epoch);
 }
 
 // Writes log.csv and loss.svg of the first n rows; without rows, a header and no curve.
 static inline bool reports_write(TrainRun *run, int n) {
     StBuffer out = {NULL, 0, 0, false};
-    append(&out, "epoch,step,train_loss,test_loss,lr,steps,seconds\n");
+    st_print(&out, "epoch,step,train_loss,test_loss,lr,steps,seconds\n");
     for (int i = 0; i < n; i++) {
         char text[192];
         row_text(text, &run->rows[i]);
-        append(&out, "%s", text);
-        if (run->rows[i].seconds >= 0) append(&out, "%.1f", run->rows[i].seconds);
-        append(&out, "\n");
+        st_print(&out, "%s", text);
+        if (run->rows[i].seconds >= 0) st_print(&out, "%.1f", run->rows[i].seconds);
+        st_print(&out, "\n");
     }
     bool ok = !out.failed && write_file_atomically(run->log_path, out.bytes, out.size, run->error);
     out.size = 0;
@@ -1365,7 +1175,7 @@ static inline bool run_dump(TrainRun *run) {
     spec->train_step(run->model, &plan);
     TrainLoss result = spec->get_loss(run->model);
     real loss = (real)result.sum;
-    epoch_batch(&run->train, (uint64_t)run->o.seed, plan.epoch, plan.index, run->config.B, starts);
+    epoch_batch(&run->train, run->o.seed, plan.epoch, plan.index, run->config.B, starts);
     for (int64_t i = 0; i < B * T; i++) {
         input[i] = run->train.tokens[starts[i / T] + i % T];
         input[B * T + i] = run->train.tokens[starts[i / T] + i % T + 1];
@@ -1485,16 +1295,14 @@ static inline bool starter_compose(TrainRun *run, const char *folder) {
     char *compose = join(self, "data_prep/compose_music"), *prepare = join(self, "data_prep/prepare_music");
     char *starter = join(folder, "starter"), *train = join(starter, "train"), *test = join(starter, "test");
     const char *first[] = {compose, "--out", starter, NULL}, *second[] = {prepare, "--out", folder, train, test, NULL};
-    bool ok = true;
-    for (int i = 0; i < 2 && ok; i++) {
-        const char *program = i ? prepare : compose;
-        if (access(program, X_OK)) {
-            ok =
-                fail(run->error,
-                     "%s: there is no music here yet, and %s, which would make some, cannot be run (%s); build it with "
-                     "make, or give --data a folder made by prepare_music",
-                     folder, program, strerror(errno));
-        }
+    const char *missing = access(compose, X_OK) ? compose : access(prepare, X_OK) ? prepare : NULL;
+    bool ok = !missing;
+    if (missing) {
+        fail(
+            run->error,
+            "%s: there is no music here yet, and %s, which would make some, cannot be run (%s); build it with make, or "
+            "give --data a folder made by prepare_music",
+            folder, missing, strerror(errno));
     }
     if (ok) fprintf(stderr, "%s: no music here yet: composing the starter corpus into it\n", folder);
     ok = ok && run_program(compose, first, run->error) && run_program(prepare, second, run->error);
@@ -1507,25 +1315,6 @@ static inline bool starter_compose(TrainRun *run, const char *folder) {
 }
 
 // ---- main, piece by piece
-
-static inline bool make_folders(const char *path, char *error) { // as mkdir -p
-    char *partial = join(path, "");
-    bool ok = true;
-    for (char *c = partial + 1; ok && *partial && c[-1]; c++) {
-        if (*c && *c != '/') continue;
-        char kept = *c;
-        *c = 0;
-        if (mkdir(partial, 0777) && errno != EEXIST)
-            ok = fail(error, "%s: the folder cannot be made: %s", partial, strerror(errno));
-        *c = kept;
-        if (!kept) break;
-    }
-    struct stat about;
-    if (ok && (stat(path, &about) || !S_ISDIR(about.st_mode)))
-        ok = fail(error, "%s: is not a folder; give another --out", path);
-    free(partial);
-    return ok;
-}
 
 // Reads the file that the weights come from, if any, and sets the sizes and, for --resume, all saved flags.
 static inline bool weights_open(TrainRun *run) {
@@ -1543,20 +1332,18 @@ static inline bool weights_open(TrainRun *run) {
     }
     for (int i = 0; i < run->spec->n_sizes; i++) {
         const char *flag = run->spec->size_flags[i].flag;
-        if (flag_find(run, flag, strlen(flag))->given && o->sizes[i] != sizes[i]) {
-            return misuse(run, "--%s %lld: %s has %d; leave the flag out", flag, (long long)o->sizes[i],
-                          run->weights_path, sizes[i]);
+        if (flag_find(&run->flags, flag)->given && o->sizes[i] != sizes[i]) {
+            run->status = 2;
+            return fail(run->error, "--%s %lld: %s has %d; leave the flag out", flag, (long long)o->sizes[i],
+                        run->weights_path, sizes[i]);
         }
         o->sizes[i] = sizes[i];
     }
     const char *window = st_meta(&run->weights, "window");
-    Flag *flag = flag_find(run, "window", 6);
-    char why[ERROR_SIZE];
-    if (window && !o->resume && !flag->given) { // a model's window is its own default
-        if (!flag_set(flag, window, run->spec->precisions, why))
-            return fail(run->error, "%s: its window is '%.40s', and %s", run->weights_path, window, why);
-    }
-    return true;
+    Flag *flag = flag_find(&run->flags, "window");
+    // A model's window is its own default.
+    if (!window || o->resume || flag->given || flag_set(flag, window, run->error)) return true;
+    return fail(run->error, "%s: its window is '%.40s', and %s", run->weights_path, window, run->error);
 }
 
 static inline bool data_open_one(TrainRun *run, const char *name, Dataset *data, char *identity) {
@@ -1586,7 +1373,9 @@ static inline bool data_open(TrainRun *run) {
         run->epoch_steps = run->train.n_windows / config->B;
         return true;
     }
-    if (!run->flags[0].given && !o->resume && starter_wanted(o->data) && !starter_compose(run, o->data)) return false;
+    if (!flag_find(&run->flags, "data")->given && !o->resume && starter_wanted(o->data) &&
+        !starter_compose(run, o->data))
+        return false;
     struct stat about;
     if (stat(o->data, &about) || !S_ISDIR(about.st_mode)) {
         return fail(run->error,
@@ -1716,10 +1505,14 @@ static inline bool run_training(TrainRun *run) {
 static inline bool train_run(TrainRun *run) {
     const Options *o = &run->o;
     const ModelSpec *spec = run->spec;
-    if (!flags_parse(run)) return false;
-    if (o->help) help_print(run);
-    if (o->version) printf("%s %s\n", run->program, TRAIN_VERSION);
-    if (o->help || o->version) return true;
+    bool understood = flags_parse(&run->flags, run->argc, run->argv, run->error);
+    if (understood && run->flags.help) help_print(run);
+    if (understood && run->flags.version) printf("%s %s\n", run->program, MUSIC_VERSION);
+    if (understood && (run->flags.help || run->flags.version)) return true;
+    if (!understood || !flags_agree(o, run->error)) {
+        run->status = 2;
+        return false;
+    }
     run->model_path = join(o->out, "model.safetensors");
     run->last_path = join(o->out, "last.safetensors");
     run->log_path = join(o->out, "log.csv");
@@ -1731,7 +1524,7 @@ static inline bool train_run(TrainRun *run) {
     config->B = (int)o->batch;
     config->T = (int)o->window;
     config->dropout = o->dropout;
-    config->seed = (uint64_t)o->seed;
+    config->seed = o->seed;
     config->precision = o->precision;
     config->threads = 1;
 #ifdef _OPENMP
@@ -1762,13 +1555,10 @@ static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
     run->program = slash ? slash + 1 : argc > 0 ? argv[0] : "train";
     run->argc = argc;
     run->argv = argv;
+    program_start();
     flags_define(run);
-    signal(SIGXFSZ, SIG_IGN); // a file-size limit is then an error of the write, with a sentence
-    bool ok = train_run(run);
-    if (ok && (fflush(stdout) || ferror(stdout)))
-        ok = fail(run->error, "stdout: cannot be written: %s", strerror(errno));
-    if (!ok) fprintf(stderr, "%s: %s\n", run->program, run->error);
-    int status = ok ? run->status : run->status ? run->status : 1;
+    if (!train_run(run) && !run->status) run->status = 1;
+    int status = program_end(run->program, run->status, run->error);
     if (run->model) spec->destroy(run->model);
     layout_free(&run->layout);
     st_free(&run->weights);

@@ -186,12 +186,22 @@ if [ -w /dev/full ]; then
 fi
 
 # Wrong usage
-for arguments in '' '--nonsense train' 'train test one' '--out' '--test 0 many' '--test 1 many' '--test nan many' '--test x many' \
-    '--seed -1 many' '--seed 1x many' '--seed 99999999999999999999 many' '--seed 2 train test' '--tokens one.mid train' '--tokens'; do
-    run $arguments
-    check "'$arguments' exits 2" [ "$status" -eq 2 ]
-    check "'$arguments' says why" sentence 'help'
-done
+misused() { # misused WORDS ARGUMENTS...
+    words=$1
+    shift
+    run "$@"
+    check "'$*' exits 2" [ "$status" -eq 2 ]
+    check "'$*' says '$words'" sentence "$words"
+}
+misused 'give a folder'
+misused '--nonsense: there is no such flag; --help' --nonsense train
+misused 'one: it is one DIR too many' train test one
+misused '--out: its value is missing' --out
+for part in 0 1 nan x; do misused "--test $part: it must be a number above 0 and below 1" --test $part many; done
+for seed in -1 1x 99999999999999999999; do misused "--seed $seed: it must be a whole number" --seed $seed many; done
+misused 'only one folder can be split' --seed 2 train test
+misused '--tokens one.mid: it goes with nothing else' --tokens one.mid train
+misused '--tokens: its value is missing' --tokens
 run --help
 check "--help" [ "$status" -eq 0 -a -s out.txt ]
 run --version

@@ -611,7 +611,7 @@ static void check_usage(void) {
     }
     CHECK(!exists("x.mid"), "a wrong call wrote a file");
     CHECK(call("--help") == 0 && strstr(said, "--top-p"), "%s", said);
-    CHECK(call("--version") == 0 && strstr(said, SAMPLE_VERSION), "%s", said);
+    CHECK(call("--version") == 0 && strstr(said, MUSIC_VERSION), "%s", said);
     CHECK(call("MODEL --seed 18446744073709551615 -n 2 --tokens 9 -o @/w.mid") == 0 && strstr(said, "seed 0"),
           "the seed after the largest is not 0: %s", said);
 }

@@ -451,7 +451,7 @@ static void test_usage(void) {
               wrong[i][0], status);
     }
     CHECK(trainer("--help") == 0 && said("stdout", "--eval-stride N") && said("stdout", "[0.02]"), "--help");
-    CHECK(trainer("--version") == 0 && said("stdout", "train_bigram " TRAIN_VERSION "\n"), "--version");
+    CHECK(trainer("--version") == 0 && said("stdout", "train_bigram " MUSIC_VERSION "\n"), "--version");
     char *never = read_text("%s/%s", "never/last.safetensors");
     CHECK(!*never, "wrong usage has written something");
     free(never);
