@@ -68,7 +68,9 @@ build/test_%: test/test_%.c $(ALL_SOURCES) build/flags
 	$(CC) $(TEST_CFLAGS) -o $@ $< $(LDLIBS)
 build/test_%_sanitized: test/test_%.c $(ALL_SOURCES) build/flags
 	$(CC) $(TEST_CFLAGS) $(SANITIZE) -o $@ $< $(LDLIBS)
-build/test_%_double build/test_%_plain: test/test_%.c $(ALL_SOURCES) build/flags
+build/test_%_double: test/test_%.c $(ALL_SOURCES) build/flags
+	$(CC) $(TEST_CFLAGS) -o $@ $< $(LDLIBS)
+build/test_%_plain: test/test_%.c $(ALL_SOURCES) build/flags
 	$(CC) $(TEST_CFLAGS) -o $@ $< $(LDLIBS)
 
 clean:

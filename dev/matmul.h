@@ -118,6 +118,14 @@ static inline int divide_up(int a, int b) { return (a + b - 1) / b; }
 
 static inline int round_up(int n, int multiple) { return divide_up(n, multiple) * multiple; }
 
+static inline size_t thread_count(void) { // pieces of scratch that thread_number needs
+#ifdef _OPENMP
+    return (size_t)omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
 static inline size_t thread_number(void) { // of the caller, for its own piece of scratch
 #ifdef _OPENMP
     return (size_t)omp_get_thread_num();

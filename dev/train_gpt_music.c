@@ -618,7 +618,7 @@ static int gpt_layers(const Gpt *m) { return m->config.sizes[GPT_LAYERS]; }
 static size_t gpt_carve(Gpt *m, real *base) {
     const AttentionShape s = m->shape;
     const size_t B = (size_t)m->config.B, R = B * s.T, C = s.C, F = (size_t)m->config.sizes[GPT_HIDDEN];
-    const size_t wide = 3 * C > F ? 3 * C : F, threads = (size_t)m->config.threads, rows = R + Q_ROWS;
+    const size_t wide = 3 * C > F ? 3 * C : F, threads = thread_count(), rows = R + Q_ROWS;
     const size_t attention = attention_scratch_size(s), dropout = dropout_scratch_size(s.C);
     const size_t mm_columns = wide > V ? wide : V;
     size_t used = 0;

@@ -81,6 +81,9 @@ static void check_gradients(ModelConfig config) {
 }
 
 int main(void) {
+#ifdef _OPENMP
+    omp_set_num_threads(1); // so small that threads would spend their time waiting
+#endif
     // T above the relative distances, one tile of queries; head size 3
     check_gradients((ModelConfig){{3, 12, 4, 10, 5}, 2, 11, 0.5, 1, "fp32", 1});
     // several tiles of queries and panels of keys, the last ones partial; head size 5
