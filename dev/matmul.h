@@ -1,6 +1,6 @@
 // Matrix products for the CPU reference: one register tile, one parallel loop, three products.
 //
-// It promises about 90 % of the machine's multiply-add rate on the trainers' shapes, the same bytes for any number of
+// It promises some 85 % of the machine's multiply-add rate on the trainers' shapes, the same bytes for any number of
 // threads, and `real` in float or double. It leaves out everything that such shapes do not need: alpha and beta,
 // packing of the left operand, blocking over the reduction beyond a cache's worth.
 //
@@ -18,9 +18,6 @@
 
 #include <stdbool.h>
 #include <stddef.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -95,18 +92,17 @@ ALWAYS_INLINE vector select_vector(vector_mask where, vector yes, vector no) {
     return (vector)(((vector_mask)yes & where) | ((vector_mask)no & ~where));
 }
 
-// Stores the sums of a tile at out (row stride N), vector by vector; gate has out's position and stride.
-ALWAYS_INLINE void tile_store(vector sums[TILE_M][TILE_VECTORS], real *out, ptrdiff_t out_row, bool add, bool last,
-                              const real *bias, bool relu, const real *gate) {
+// Stores the sums of a tile at out, rows of stride out_row; bias and gate belong to the tile, gate has out's stride.
+ALWAYS_INLINE void tile_store(vector sums[TILE_M][TILE_VECTORS], real *out, ptrdiff_t out_row, Epilogue epilogue) {
     const vector zero = {0};
     UNROLL for (int i = 0; i < TILE_M; i++) {
         UNROLL for (int v = 0; v < TILE_VECTORS; v++) {
             ptrdiff_t at = i * out_row + v * LANES;
             vector sum = sums[i][v];
-            if (add) sum += load(out + at);
-            if (last && bias) sum += load(bias + v * LANES);
-            if (last && relu) sum = keep_where(~(sum < zero), sum);
-            if (last && gate) sum = keep_where(load(gate + at) > zero, sum);
+            if (epilogue.add) sum += load(out + at);
+            if (epilogue.bias) sum += load(epilogue.bias + v * LANES);
+            if (epilogue.relu) sum = keep_where(~(sum < zero), sum);
+            if (epilogue.gate) sum = keep_where(load(epilogue.gate + at) > zero, sum);
             store(out + at, sum);
         }
     }
@@ -136,76 +132,87 @@ static inline size_t thread_number(void) { // of the caller, for its own piece o
 
 // The reduction is cut into blocks of this many k, so that a panel and the left rows that meet it stay in the first two
 // caches. The order of the additions is fixed by it.
-enum { MATMUL_K = 256, MATMUL_TILES = 8 /* tiles of the left operand that a thread takes at a time */ };
+enum { MATMUL_K = 256 };
 
 // Elements of scratch that matmul needs for a right operand of K x N.
-static inline size_t matmul_scratch_size(size_t K, size_t N) {
-    return (K < MATMUL_K ? K : MATMUL_K) * ((N + TILE_N - 1) / TILE_N * TILE_N);
+static inline size_t matmul_scratch_size(size_t K, size_t N) { return K * ((N + TILE_N - 1) / TILE_N * TILE_N); }
+
+// panel[k][n] = B(k,n) = b[k*b_row + n*b_col], k < block, n < TILE_N, and 0 from n = width on.
+static inline void pack_panel(real *panel, const real *b, ptrdiff_t b_row, ptrdiff_t b_col, int block, int width) {
+    for (int k = 0; k < block && b_col == 1; k++) { // row by row, or column by column: along the memory of B
+        for (int n = 0; n < TILE_N; n++) panel[k * TILE_N + n] = n < width ? b[k * b_row + n] : 0;
+    }
+    for (int n = 0; n < TILE_N && b_col != 1; n++) {
+        for (int k = 0; k < block; k++) panel[k * TILE_N + n] = n < width ? b[k * b_row + n * b_col] : 0;
+    }
+}
+
+// rows x width of out, at most a tile. Where it hangs over an edge, it works on copies that are a whole tile.
+static inline void matmul_tile(real *out, ptrdiff_t out_row, int rows, int width, int block, const real *a,
+                               ptrdiff_t a_row, ptrdiff_t a_col, const real *panel, Epilogue epilogue) {
+    vector sums[TILE_M][TILE_VECTORS];
+    tile_zero(sums);
+    if (rows == TILE_M) {
+        tile(sums, TILE_VECTORS, block, a, a_row, a_col, panel, TILE_N);
+    } else {
+        real a_copy[MATMUL_K * TILE_M] = {0};
+        for (int k = 0; k < block; k++) {
+            for (int i = 0; i < rows; i++) a_copy[k * TILE_M + i] = a[i * a_row + k * a_col];
+        }
+        tile(sums, TILE_VECTORS, block, a_copy, 1, TILE_M, panel, TILE_N);
+    }
+    if (rows == TILE_M && width == TILE_N) {
+        tile_store(sums, out, out_row, epilogue);
+        return;
+    }
+    real out_copy[TILE_M * TILE_N] = {0}, gate_copy[TILE_M * TILE_N] = {0}, bias_copy[TILE_N] = {0};
+    for (int i = 0; i < rows; i++) {
+        for (int n = 0; n < width; n++) {
+            if (epilogue.add) out_copy[i * TILE_N + n] = out[i * out_row + n];
+            if (epilogue.gate) gate_copy[i * TILE_N + n] = epilogue.gate[i * out_row + n];
+            if (epilogue.bias) bias_copy[n] = epilogue.bias[n];
+        }
+    }
+    if (epilogue.gate) epilogue.gate = gate_copy;
+    if (epilogue.bias) epilogue.bias = bias_copy;
+    tile_store(sums, out_copy, TILE_N, epilogue);
+    for (int i = 0; i < rows; i++) {
+        for (int n = 0; n < width; n++) out[i * out_row + n] = out_copy[i * TILE_N + n];
+    }
 }
 
 // out[i][n] = epilogue(sum_k A(i,k) B(k,n)), i < M, n < N, out with rows of N.
 // A(i,k) = a[i*a_row + k*a_col], B(k,n) = b[k*b_row + n*b_col]. scratch: shared, matmul_scratch_size(K, N) elements.
-// A tile that hangs over an edge works in a small copy, with zeros where A ends.
 static inline void matmul(real *out, int M, int N, int K, const real *a, ptrdiff_t a_row, ptrdiff_t a_col,
                           const real *b, ptrdiff_t b_row, ptrdiff_t b_col, Epilogue epilogue, real *scratch) {
-    int panels = divide_up(N, TILE_N), tiles = divide_up(M, TILE_M);
+    const int panels = divide_up(N, TILE_N), tiles = divide_up(M, TILE_M), blocks = divide_up(K, MATMUL_K);
+    const int share =
+        tiles / (4 * (int)thread_count()); // tiles that a thread takes at a time: few, but panels are reused
+    const int step = share < 1 ? 1 : min_int(share, 8);
 #pragma omp parallel
-    for (int k0 = 0; k0 < K; k0 += MATMUL_K) {
-        int block = min_int(K - k0, MATMUL_K);
-        bool add = epilogue.add || k0 > 0, last = k0 + block == K;
+    {
 #pragma omp for schedule(static)
-        for (int p = 0; p < panels; p++) {
-            int width = min_int(N - p * TILE_N, TILE_N);
-            real *panel = scratch + (size_t)p * block * TILE_N;
-            const real *b_p = b + k0 * b_row + (ptrdiff_t)p * TILE_N * b_col;
-            for (int n = 0; n < TILE_N && b_col != 1; n++) {
-                for (int k = 0; k < block; k++) panel[k * TILE_N + n] = n < width ? b_p[k * b_row + n * b_col] : 0;
-            }
-            for (int k = 0; k < block && b_col == 1; k++) {
-                for (int n = 0; n < TILE_N; n++) panel[k * TILE_N + n] = n < width ? b_p[k * b_row + n] : 0;
-            }
+        for (int q = 0; q < blocks * panels; q++) {
+            int k0 = q / panels * MATMUL_K, p = q % panels, block = min_int(K - k0, MATMUL_K);
+            pack_panel(scratch + ((size_t)k0 * panels + (size_t)p * block) * TILE_N,
+                       b + k0 * b_row + (ptrdiff_t)p * TILE_N * b_col, b_row, b_col, block,
+                       min_int(N - p * TILE_N, TILE_N));
         }
 #pragma omp for schedule(dynamic)
-        for (int first = 0; first < tiles; first += MATMUL_TILES) {
-            for (int p = 0; p < panels; p++) {
-                const real *panel = scratch + (size_t)p * block * TILE_N;
-                int width = min_int(N - p * TILE_N, TILE_N);
-                for (int t = first; t < min_int(first + MATMUL_TILES, tiles); t++) {
-                    int rows = min_int(M - t * TILE_M, TILE_M);
-                    const real *a_t = a + t * TILE_M * a_row + k0 * a_col;
+        for (int first = 0; first < tiles; first += step) {
+            for (int q = 0; q < blocks * panels; q++) {
+                int k0 = q / panels * MATMUL_K, p = q % panels, block = min_int(K - k0, MATMUL_K);
+                for (int t = first; t < min_int(first + step, tiles); t++) {
                     ptrdiff_t at = (ptrdiff_t)t * TILE_M * N + p * TILE_N;
-                    const real *bias = epilogue.bias ? epilogue.bias + p * TILE_N : NULL;
-                    const real *gate = epilogue.gate ? epilogue.gate + at : NULL;
-                    vector sums[TILE_M][TILE_VECTORS];
-                    tile_zero(sums);
-                    if (rows == TILE_M) {
-                        tile(sums, TILE_VECTORS, block, a_t, a_row, a_col, panel, TILE_N);
-                    } else {
-                        real a_edge[MATMUL_K * TILE_M];
-                        for (int k = 0; k < block; k++) {
-                            for (int i = 0; i < TILE_M; i++) {
-                                a_edge[k * TILE_M + i] = i < rows ? a_t[i * a_row + k * a_col] : 0;
-                            }
-                        }
-                        tile(sums, TILE_VECTORS, block, a_edge, 1, TILE_M, panel, TILE_N);
+                    Epilogue e = {NULL, false, NULL, epilogue.add || k0 > 0};
+                    if (k0 + block == K) {
+                        e.relu = epilogue.relu;
+                        if (epilogue.bias) e.bias = epilogue.bias + p * TILE_N;
+                        if (epilogue.gate) e.gate = epilogue.gate + at;
                     }
-                    if (rows == TILE_M && width == TILE_N) {
-                        tile_store(sums, out + at, N, add, last, bias, epilogue.relu, gate);
-                    } else {
-                        real out_edge[TILE_M * TILE_N] = {0}, gate_edge[TILE_M * TILE_N] = {0}, bias_edge[TILE_N] = {0};
-                        for (int n = 0; n < width; n++) {
-                            if (bias) bias_edge[n] = bias[n];
-                            for (int i = 0; i < rows; i++) {
-                                if (add) out_edge[i * TILE_N + n] = out[at + (ptrdiff_t)i * N + n];
-                                if (gate) gate_edge[i * TILE_N + n] = gate[(ptrdiff_t)i * N + n];
-                            }
-                        }
-                        tile_store(sums, out_edge, TILE_N, add, last, bias ? bias_edge : NULL, epilogue.relu,
-                                   gate ? gate_edge : NULL);
-                        for (int i = 0; i < rows; i++) {
-                            for (int n = 0; n < width; n++) out[at + (ptrdiff_t)i * N + n] = out_edge[i * TILE_N + n];
-                        }
-                    }
+                    matmul_tile(out + at, N, min_int(M - t * TILE_M, TILE_M), min_int(N - p * TILE_N, TILE_N), block,
+                                a + t * TILE_M * a_row + k0 * a_col, a_row, a_col,
+                                scratch + ((size_t)k0 * panels + (size_t)p * block) * TILE_N, e);
                 }
             }
         }

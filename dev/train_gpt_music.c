@@ -252,7 +252,7 @@ static void tile_rows(real *out, int out_row, int width, const real *a, int a_ro
             vector sums[TILE_M][TILE_VECTORS];
             tile_zero(sums);
             tile(sums, TILE_VECTORS, s.S, a + (size_t)i * a_row, a_row, 1, b + j, s.keys);
-            tile_store(sums, out + (size_t)i * out_row + j, out_row, false, false, NULL, false, NULL);
+            tile_store(sums, out + (size_t)i * out_row + j, out_row, (Epilogue){0});
         }
     }
 }
@@ -620,7 +620,8 @@ static size_t gpt_carve(Gpt *m, real *base) {
     const size_t B = (size_t)m->config.B, R = B * s.T, C = s.C, F = (size_t)m->config.sizes[GPT_HIDDEN];
     const size_t wide = 3 * C > F ? 3 * C : F, threads = thread_count(), rows = R + Q_ROWS;
     const size_t attention = attention_scratch_size(s), dropout = dropout_scratch_size(s.C);
-    const size_t mm_columns = wide > V ? wide : V;
+    const size_t widest = wide > V ? wide : V, weights = matmul_scratch_size(widest, widest);
+    const size_t inputs = matmul_scratch_size(R, C > F ? C : F);
     size_t used = 0;
 #define TAKE(pointer, count)                                                                                           \
     do {                                                                                                               \
@@ -652,7 +653,7 @@ static size_t gpt_carve(Gpt *m, real *base) {
     TAKE(m->drel, B * s.H * s.keys * s.head_row);
     TAKE(m->ln_partial, (R / LAYERNORM_ROWS + 1) * 2 * C);
     TAKE(m->scratch, threads * (attention > dropout ? attention : dropout));
-    TAKE(m->mm_scratch, matmul_scratch_size(MATMUL_K, mm_columns));
+    TAKE(m->mm_scratch, inputs > weights ? inputs : weights);
 #undef TAKE
     return used;
 }
