@@ -1,5 +1,5 @@
 # make                     the trainer, the sampler, and the two programs that prepare music
-# make train_gpt_music     the trainer; DEVICE=cpu forces the CPU
+# make train_gpt_music     the trainer, and the sampler beside it; DEVICE=cpu forces the CPU
 # make test                all checks, a few minutes; make test-long: the slow ones too
 # make bench               the trainer's speed on this machine
 # CC=clang, OPENMP=no (one thread) and CFLAGS=... do what one expects.
@@ -12,12 +12,16 @@ LDLIBS = -lm
 NATIVE := $(shell $(CC) -march=native -E -x c /dev/null >/dev/null 2>&1 && echo -march=native)
 
 # OpenMP, unless the compiler cannot or OPENMP=no; without it pragmas are just comments.
-OPENMP ?= $(shell mkdir -p build && echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c - -o build/probe 2>/dev/null && echo yes)
+ifndef OPENMP
+OPENMP := $(shell probe=$$(mktemp) && echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c - -o $$probe 2>/dev/null && echo yes; rm -f $$probe)
+endif
 PARALLEL := $(if $(filter yes,$(OPENMP)),-fopenmp,-Wno-unknown-pragmas)
 
 DEVICE ?= cpu
 ifneq ($(DEVICE),cpu)
+ifneq ($(MAKECMDGOALS),clean)
 $(error DEVICE=$(DEVICE) cannot be built: this version has the CPU trainer only, DEVICE=cpu)
+endif
 endif
 HAVE_NVCC := $(if $(shell command -v nvcc 2>/dev/null),nvcc is here but this version has no CUDA trainer,there is no nvcc)
 
@@ -26,15 +30,15 @@ PREPARE = data_prep/prepare_music data_prep/compose_music
 
 all: train_gpt_music sample_music
 
-train_gpt_music: dev/train_gpt_music.c dev/train.h dev/matmul.h $(HOST) build/flags | $(PREPARE)
-	$(CC) $(CFLAGS) $(PARALLEL) -o $@ $< $(LDLIBS)
-	@echo "$@: built for the CPU ($(HAVE_NVCC)), $(if $(filter yes,$(OPENMP)),all cores,ONE THREAD: the compiler has no OpenMP)"
+train_gpt_music: dev/train_gpt_music.c dev/train.h dev/matmul.h $(HOST) build/flags | $(PREPARE) sample_music
+	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
+	@echo "$@: built for the CPU ($(HAVE_NVCC)), $(if $(filter yes,$(OPENMP)),all cores,ONE THREAD$(if $(OPENMP),: OPENMP=$(OPENMP),: the compiler has no OpenMP))"
 
 sample_music: sample_music.c midi.h $(HOST) build/flags
-	$(CC) $(CFLAGS) $(PARALLEL) -o $@ $< $(LDLIBS)
+	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 data_prep/%: data_prep/%.c midi.h $(HOST) build/flags
-	$(CC) $(CFLAGS) $(PARALLEL) -o $@ $< $(LDLIBS)
+	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 # Changes only when the compiler or its flags do, so that everything is built again then.
 build/flags: FORCE
@@ -65,13 +69,13 @@ build/test_gradients build/test_gradients_sanitized build/test_matmul_double: TE
 build/test_%_plain: NATIVE = # the narrowest vectors that the compiler assumes
 
 build/test_%: test/test_%.c $(ALL_SOURCES) build/flags
-	$(CC) $(TEST_CFLAGS) -o $@ $< $(LDLIBS)
+	$(CC) $(TEST_CFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
 build/test_%_sanitized: test/test_%.c $(ALL_SOURCES) build/flags
-	$(CC) $(TEST_CFLAGS) $(SANITIZE) -o $@ $< $(LDLIBS)
+	$(CC) $(TEST_CFLAGS) $(SANITIZE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 build/test_%_double: test/test_%.c $(ALL_SOURCES) build/flags
-	$(CC) $(TEST_CFLAGS) -o $@ $< $(LDLIBS)
+	$(CC) $(TEST_CFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
 build/test_%_plain: test/test_%.c $(ALL_SOURCES) build/flags
-	$(CC) $(TEST_CFLAGS) -o $@ $< $(LDLIBS)
+	$(CC) $(TEST_CFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 clean:
 	rm -rf build train_gpt_music sample_music $(PREPARE)

@@ -1,5 +1,5 @@
-// The Transformer on the CPU: forward, backward and Adamax, whole. The reference that train_gpt_music.cu is checked
-// against, and a trainer in its own right.
+// The Transformer on the CPU: forward, backward and Adamax, whole. A trainer in its own right, and the reference for
+// any faster one.
 //
 // It promises the published model exactly (4,326,041 parameters in its default sizes), every gradient checked against
 // finite differences when built with -DREAL=double, the same bytes for any number of threads, and no allocation in a
@@ -90,6 +90,10 @@ static void gpt_point(GptTensors *tensors, const ParamLayout *layout, int L, rea
 static bool gpt_check_sizes(const ModelConfig *config, char *error) {
     int C = config->sizes[GPT_WIDTH], H = config->sizes[GPT_HEADS];
     if (C % H) return fail(error, "--width %d is not a multiple of --heads %d", C, H);
+    if ((double)config->B * config->T > 1 << 30) {
+        return fail(error, "--batch %d windows of --window %d tokens are more than 2^30 tokens a step", config->B,
+                    config->T);
+    }
     return true;
 }
 
@@ -158,11 +162,12 @@ ALWAYS_INLINE vector exp_vector(vector x) {
         for (int i = 0; i < LANES; i++) x[i] = (real)exp((double)x[i]);
         return x;
     }
+    typedef uint32_t bits __attribute__((vector_size(VECTOR_BYTES))); // of floats
     const real round = (real)12582912; // 1.5 * 2^23: adding it rounds to an integer, in the low bits
     vector_mask tiny = x < (real)-87;  // flushed to 0
     x = keep_where(~tiny, x);
     vector n = x * (real)1.44269504088896341 + round;
-    vector_mask exponent = ((vector_mask)n - (vector_mask)(zero + round)) << 23;
+    bits exponent = ((bits)n - (bits)(zero + round)) << 23;
     n -= round;
     vector f = x - n * (real)0.693145751953125 - n * (real)1.42860682030941723e-6; // ln 2 in two parts, the first exact
     vector p = f * (real)(1.0 / 5040) + (real)(1.0 / 720);
@@ -172,7 +177,8 @@ ALWAYS_INLINE vector exp_vector(vector x) {
     p = p * f + (real)0.5;
     p = p * f + 1;
     p = p * f + 1;
-    return keep_where(~tiny, (vector)((vector_mask)p + exponent));
+    vector e = keep_where(~tiny, (vector)((bits)p + exponent));
+    return select_vector(x == x, e, x);
 }
 
 // ---- embedding
@@ -479,9 +485,8 @@ static void layernorm_again(real *y, const real *normalized, const real *w, cons
     }
 }
 
-enum {
-    LAYERNORM_ROWS = 64
-}; // rows whose gradients of w and b are summed together: fixed, so that threads change nothing
+// Rows whose gradients of w and b are summed together: a fixed number, so that threads change nothing.
+enum { LAYERNORM_ROWS = 64 };
 
 // d comes as dy and becomes dx; dbranch = dx * mask; dw, db +=. partial: [R / LAYERNORM_ROWS rounded up, 2, C].
 // With g = dy * w: dx = rstd * (g - mean(g) - normalized * mean(g * normalized)).
@@ -613,27 +618,27 @@ typedef struct {
 
 static int gpt_layers(const Gpt *m) { return m->config.sizes[GPT_LAYERS]; }
 
-// Walks through the block of memory; with base NULL it only counts. Elements are real, all pieces on cache lines. The
-// Q_ROWS rows more are what tiles at the end of a batch read, and throw away.
-static size_t gpt_carve(Gpt *m, real *base) {
+// Walks through the block of memory and returns its elements, as a double because a product of flags may be anything;
+// with base NULL it only counts. All pieces begin on cache lines. The Q_ROWS rows more of qkv and x are what tiles at
+// the end of the batch read, and throw away.
+static double gpt_carve(Gpt *m, real *base) {
     const AttentionShape s = m->shape;
-    const size_t B = (size_t)m->config.B, R = B * s.T, C = s.C, F = (size_t)m->config.sizes[GPT_HIDDEN];
-    const size_t wide = 3 * C > F ? 3 * C : F, threads = thread_count(), rows = R + Q_ROWS;
-    const size_t attention = attention_scratch_size(s), dropout = dropout_scratch_size(s.C);
-    const size_t widest = wide > V ? wide : V, weights = matmul_scratch_size(widest, widest);
-    const size_t inputs = matmul_scratch_size(R, C > F ? C : F);
-    size_t used = 0;
+    const double B = m->config.B, R = B * s.T, C = s.C, F = m->config.sizes[GPT_HIDDEN], H = s.H, rows = R + Q_ROWS;
+    const double wide = fmax(3 * C, F), widest = fmax(wide, V), threads = (double)thread_count();
+    const double inputs = (double)matmul_scratch_size((size_t)R, (size_t)fmax(C, F));
+    const double weights = (double)matmul_scratch_size((size_t)widest, (size_t)widest);
+    double used = 0;
 #define TAKE(pointer, count)                                                                                           \
     do {                                                                                                               \
-        if (base) pointer = base + used;                                                                               \
-        used += ((size_t)(count) + 15) / 16 * 16;                                                                      \
+        if (base) pointer = base + (size_t)used;                                                                       \
+        used += ceil((double)(count) / 16) * 16;                                                                       \
     } while (0)
     for (int i = 0; i < 4; i++) TAKE(m->state[i], m->layout.size);
     for (int l = 0; l < gpt_layers(m); l++) {
         LayerActivations *a = &m->acts[l];
         TAKE(a->qkv, rows * 3 * C);
-        TAKE(a->scores, B * s.H * scores_per_head(s));
-        TAKE(a->log_sums, R * s.H);
+        TAKE(a->scores, B * H * (double)scores_per_head(s));
+        TAKE(a->log_sums, R * H);
         TAKE(a->attn, R * C);
         TAKE(a->normalized1, R * C);
         TAKE(a->rstd1, R);
@@ -641,19 +646,19 @@ static size_t gpt_carve(Gpt *m, real *base) {
         TAKE(a->normalized2, R * C);
         TAKE(a->rstd2, R);
     }
-    TAKE(m->x, R * C);
+    TAKE(m->x, rows * C);
     TAKE(m->logits, R * V);
     TAKE(m->dlogits, R * V);
     TAKE(m->losses, R);
     TAKE(m->dx, R * C);
-    TAKE(m->branch, rows * C);
+    TAKE(m->branch, R * C);
     TAKE(m->wide, R * wide);
-    TAKE(m->rel_rows, s.keys * s.head_row);
-    TAKE(m->rel_columns, s.keys * s.S);
-    TAKE(m->drel, B * s.H * s.keys * s.head_row);
-    TAKE(m->ln_partial, (R / LAYERNORM_ROWS + 1) * 2 * C);
-    TAKE(m->scratch, threads * (attention > dropout ? attention : dropout));
-    TAKE(m->mm_scratch, inputs > weights ? inputs : weights);
+    TAKE(m->rel_rows, (double)s.keys * s.head_row);
+    TAKE(m->rel_columns, (double)s.keys * s.S);
+    TAKE(m->drel, B * H * s.keys * s.head_row);
+    TAKE(m->ln_partial, ceil(R / LAYERNORM_ROWS) * 2 * C);
+    TAKE(m->scratch, threads * fmax((double)attention_scratch_size(s), (double)dropout_scratch_size(s.C)));
+    TAKE(m->mm_scratch, fmax(inputs, weights));
 #undef TAKE
     return used;
 }
@@ -682,16 +687,18 @@ static void *gpt_create(const ModelConfig *config, char *error) {
     m->shape = attention_shape(config->T, sizes[GPT_WIDTH], sizes[GPT_HEADS], sizes[GPT_REL]);
     m->bad_step = -1;
     gpt_layout(sizes, &m->layout);
+    m->acts = (LayerActivations *)allocate("the model", sizes[GPT_LAYERS], sizeof(LayerActivations), error);
     m->params.layers = (LayerTensors *)allocate("the model", sizes[GPT_LAYERS], sizeof(LayerTensors), error);
     m->grads.layers = (LayerTensors *)allocate("the model", sizes[GPT_LAYERS], sizeof(LayerTensors), error);
-    m->acts = (LayerActivations *)allocate("the model", sizes[GPT_LAYERS], sizeof(LayerActivations), error);
-    m->tokens = (uint8_t *)allocate("the batch", R, 1, error);
-    m->targets = (uint8_t *)allocate("the batch", R, 1, error);
-    m->starts = (int64_t *)allocate("the batch", config->B, sizeof(int64_t), error);
-    if (m->params.layers && m->grads.layers && m->acts && m->tokens && m->targets && m->starts) {
-        m->memory = allocate("the model and its activations", (double)gpt_carve(m, NULL), sizeof(real), error);
+    if (m->acts && m->params.layers && m->grads.layers) {
+        m->memory = allocate("the model and its activations", gpt_carve(m, NULL), sizeof(real), error);
     }
-    if (!m->memory) {
+    if (m->memory) {
+        m->tokens = (uint8_t *)allocate("the batch", R, 1, error);
+        m->targets = (uint8_t *)allocate("the batch", R, 1, error);
+        m->starts = (int64_t *)allocate("the batch", config->B, sizeof(int64_t), error);
+    }
+    if (!m->tokens || !m->targets || !m->starts) {
         gpt_destroy(m);
         return NULL;
     }
@@ -771,13 +778,15 @@ static void gpt_backward(Gpt *m, int B, int64_t step) {
         residual_dropout_layernorm_backward(m->dx, m->branch, g->ln1_w, g->ln1_b, a->normalized1, a->rstd1, p->ln1_w,
                                             gpt_dropout(m, step, 2 * l), R, T, C, m->ln_partial, m->scratch);
         matmul_backward_weight(g->out_w, g->out_b, m->branch, a->attn, R, C, C, mm);
-        matmul_backward_input(m->x, m->branch, p->out_w, NULL, false, R, C, C, mm); // x: the gradient of attn
+        real *dattn = m->x; // x is free here
+        matmul_backward_input(dattn, m->branch, p->out_w, NULL, false, R, C, C, mm);
         relative_vectors(m->rel_rows, m->rel_columns, p->rel, s);
-        attention_backward(m->wide, m->drel, a->scores, l < L - 1 ? m->acts[l + 1].scores : NULL, m->x, a->attn,
+        attention_backward(m->wide, m->drel, a->scores, l < L - 1 ? m->acts[l + 1].scores : NULL, dattn, a->attn,
                            a->log_sums, a->qkv, m->rel_rows, B, s, m->scratch);
         relative_vectors_backward(g->rel, m->drel, B * s.H, s);
         if (l > 0) {
-            layernorm_again(m->x, m->acts[l - 1].normalized2, p[-1].ln2_w, p[-1].ln2_b, R, C);
+            const LayerTensors *below = &m->params.layers[l - 1];
+            layernorm_again(m->x, m->acts[l - 1].normalized2, below->ln2_w, below->ln2_b, R, C);
         } else {
             embedding_forward(m->x, m->tokens, m->params.emb, R, C);
         }

@@ -205,6 +205,7 @@ static void check_exp(void) {
     CHECK(worst < 3e-7, "exp is off by %g", worst);
     CHECK(exp_vector(zero - INFINITY)[0] == 0, "e^-inf is not 0");
     CHECK(isnan((double)exp_vector(zero + (real)NAN)[0]), "e^NaN is not NaN");
+    CHECK(isnan((double)exp_vector(zero + (real)nanf("5"))[0]), "e^NaN is not NaN, whatever its bits");
     CHECK(exp_vector(zero)[0] == 1, "e^0 is not 1");
 }
 
@@ -295,8 +296,9 @@ int main(void) {
     check_adamax();
     check_against_plain((ModelConfig){{2, 256, 16, 512, 240}, 1, 20, 0.5, 1, "fp32", 1}); // the paper's widths
     check_against_plain((ModelConfig){{2, 24, 2, 20, 30}, 1, 50, 0.5, 2, "fp32", 1});
-    check_against_plain((ModelConfig){{3, 15, 5, 11, 4}, 3, 35, 0.3, 3, "fp32", 1}); // odd everything
-    check_against_plain((ModelConfig){{1, 64, 2, 40, 1}, 2, 17, 0, 4, "fp32", 1});   // one distance, wide heads
+    check_against_plain((ModelConfig){{3, 15, 5, 11, 4}, 3, 35, 0.3, 3, "fp32", 1});      // odd everything
+    check_against_plain((ModelConfig){{1, 64, 2, 40, 1}, 2, 17, 0, 4, "fp32", 1});        // one distance, wide heads
+    check_against_plain((ModelConfig){{1, 18, 3, 10, 1050}, 1, 1100, 0.5, 5, "fp32", 1}); // a long window
     check_learning();
     return check_report("gpt");
 }
