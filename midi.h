@@ -187,8 +187,7 @@ typedef struct {
 } midi_report;
 
 // Reads the bytes of a file. Tolerant, as real folders need: unknown chunks, a RIFF RMID wrapper, fewer tracks than
-// announced and bytes after the last one are accepted and counted. *song need not be initialised; after a failure it is
-// empty.
+// announced and bytes after the last one are accepted and counted. *song may be uninitialised; a failure empties it.
 MIDI_DEF int midi_read(midi_song *song, const void *bytes, size_t size, midi_error *error);
 
 #ifndef MIDI_NO_FILES
@@ -200,8 +199,8 @@ MIDI_DEF int midi_read_file(midi_song *song, const char *path, size_t max_bytes,
 // for each `track` named; format 0: all in one. At one tick: texts, tempos, meters, then note-offs, then note-ons. What
 // midi_read read comes back the same from midi_read(midi_write(song)), save the order of notes that begin together, the
 // counts and last_mark. The file pairs notes first in, first out: where notes of one track, channel and key overlap,
-// the one that begins first ends first. Errors: a field out of its range, a gap of 2^28 ticks or more, a track of 4
-// GiB, no memory.
+// the one that begins first ends first.
+// Errors: a field out of its range, a gap of 2^28 ticks or more, a track of 4 GiB, no memory.
 MIDI_DEF int midi_write(const midi_song *song, uint8_t **bytes, size_t *size, midi_error *error);
 
 // Frees what the song owns and empties it.
@@ -216,9 +215,8 @@ MIDI_DEF int midi_add_text(midi_song *song, int64_t tick, int type, const char *
 // Tick -> step: rint(tick * (4.0 / division)), ties to even, in IEEE double. Above 2^25 it stays 2^25.
 MIDI_DEF int64_t midi_steps(int64_t tick, int division);
 
-// Song -> tokens; the caller frees *tokens with MIDI_FREE (never NULL). report may be NULL. An empty stream is
-// possible. Errors: longer than MIDI_MAX_STEPS, more than MIDI_MAX_PIECES or MIDI_MAX_LINES, division not 1..32767, no
-// memory.
+// Song -> tokens; the caller frees *tokens with MIDI_FREE (never NULL). report may be NULL. The stream may be empty.
+// Errors: longer than MIDI_MAX_STEPS, more than MIDI_MAX_PIECES or MIDI_MAX_LINES, division not 1..32767, no memory.
 MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, midi_report *report, midi_error *error);
 
 // Tokens -> song of division 480: notes sorted by (start, key, duration) with velocity 80 on channel 0 of track 0, and
@@ -518,9 +516,12 @@ static int midi__chunks(midi__reader *reader) {
         if (at + 4 > size) return midi__fail(error, 0, "an RMID file without MThd in it");
         reader->at = at;
     }
-    if (size - reader->at < 14) return midi__fail(error, size, "too short for a MIDI file");
     const uint8_t *header = bytes + reader->at;
-    if (memcmp(header, "MThd", 4)) return midi__fail(error, 0, "not a MIDI file: it does not begin with MThd");
+    size_t there = size - reader->at;
+    if (there >= 4 && memcmp(header, "MThd", 4)) {
+        return midi__fail(error, 0, "not a MIDI file: it does not begin with MThd");
+    }
+    if (there < 14) return midi__fail(error, size, "too short for a MIDI file");
     size_t length = midi__big_endian(header + 4, 4);
     if (length < 6) return midi__fail(error, reader->at + 4, "the header is shorter than 6 bytes");
     int format = (int)midi__big_endian(header + 8, 2);
@@ -917,8 +918,7 @@ static size_t midi__merge(const uint8_t *lines, int64_t steps, const uint64_t *p
         if (line < 0 && i == n) return count;
         int64_t time = i < n ? (int64_t)(pieces[i] >> 12) : steps + 1;
         int64_t stop = line >= 0 && line <= base + 31 ? line : base + 31;
-        // A bar item: on the way to the next line as soon as its turn comes, after the last line only when a note needs
-        // it.
+        // A bar item: on the way to the next line as soon as its turn comes, behind the last line only for a note.
         if (line >= 0 ? stop <= time : time > stop) {
             if (tokens) {
                 tokens[count] = (uint8_t)(MIDI_OFFSET + stop - base);

@@ -14,8 +14,7 @@
 // How it is fast. One token is a row of matrix-vector products, each weight used once: the memory's read rate is the
 // limit (`--bench` measures both). So the weights lie in memory exactly in the order in which they are read, the keys
 // and values of the context lie in blocks as the products want them, and all loops over them use the compiler's
-// vectors. Asking for data ahead by hand was measured and does not pay: such orderly reading the hardware foresees by
-// itself.
+// vectors. Asking for data ahead by hand was measured and does not pay: the hardware foresees such orderly reading.
 //
 // The model is the one of dev/train_gpt_music.c: the scores of a layer add to those of the layer below (He et al.,
 // RealFormer, 2021), relative positions are clipped (Huang et al., Music Transformer, 2019).
@@ -216,32 +215,39 @@ static int64_t part_floats(const Part *part) {
     }
 }
 
+// As "[153, 256]"; free: a size of 0 may be any.
+static const char *shape_text(char text[200], int rank, const int64_t *shape, bool free) {
+    int n = snprintf(text, 200, "[");
+    for (int d = 0; d < rank; d++) { // of 8 sizes at most, 20 digits each
+        n += snprintf(text + n, (size_t)(200 - n), free && !shape[d] ? "%sany" : "%s%lld", d ? ", " : "",
+                      (long long)shape[d]);
+    }
+    snprintf(text + n, (size_t)(200 - n), "]");
+    return text;
+}
+
 // The tensor `name` of a file, if it has this rank and, where they are not 0, these sizes; else NULL and a sentence.
 static const StTensor *tensor_need(const StFile *file, const char *path, const char *name, int rank, int64_t rows,
                                    int64_t cols, char *error) {
     const StTensor *tensor = st_find(file, name);
+    const int64_t want[2] = {rank == 2 ? rows : cols, cols};
+    char has[200], needs[200];
     if (!tensor) {
-        fail(error, "%s: tensor %s is missing; give a model.safetensors that a trainer wrote", path, name);
+        fail(error, "%s: tensor '%s' %s is missing", path, name, shape_text(needs, rank, want, true));
         return NULL;
     }
-    int64_t want[2] = {rank == 2 ? rows : cols, cols};
-    bool right = tensor->rank == rank && st_is_float(tensor);
+    bool right = tensor->rank == rank;
     for (int d = 0; right && d < rank; d++) {
         int64_t size = tensor->shape[d];
         right = size >= 1 && size <= 1 << 20 && (!want[d] || size == want[d]);
     }
-    if (right) return tensor;
-    char have[200] = "", should[100] = "";
-    for (int d = 0; d < tensor->rank; d++) {
-        snprintf(have + strlen(have), sizeof have - strlen(have), d ? ",%lld" : "%lld", (long long)tensor->shape[d]);
+    if (!right) {
+        fail(error, "%s: tensor '%s' has the shape %s instead of %s", path, name,
+             shape_text(has, tensor->rank, tensor->shape, false), shape_text(needs, rank, want, true));
+        return NULL;
     }
-    for (int d = 0; d < rank; d++) {
-        char size[24] = "any";
-        if (want[d]) snprintf(size, sizeof size, "%lld", (long long)want[d]);
-        snprintf(should + strlen(should), sizeof should - strlen(should), d ? ",%s" : "%s", size);
-    }
-    fail(error, "%s: tensor %s is %s [%s]; it should be F32 [%s]", path, name, st_type_name(tensor->type), have,
-         should);
+    if (st_is_float(tensor)) return tensor;
+    fail(error, "%s: tensor '%s' is %s instead of floating point", path, name, st_type_name(tensor->type));
     return NULL;
 }
 
@@ -257,7 +263,7 @@ static bool part_load(const Part *part, const StFile *file, const char *path, in
     for (int64_t i = 0; i < tensor->count; i++) {
         int64_t row = i / cols, col = i % cols;
         float value = (float)st_get(tensor, i);
-        if (!isfinite(value)) return fail(error, "%s: tensor %s has a number that is not finite", path, name);
+        if (!isfinite(value)) return fail(error, "%s: tensor '%s' has a number that is not finite", path, name);
         bool panels = part->arrangement == PANELS;
         (*part->place)[panels ? (row / PANEL * cols + col) * PANEL + row % PANEL : row * wide + col] = value;
     }
@@ -291,8 +297,8 @@ static bool model_sizes(Model *m, const StFile *file, const char *path, char *er
     m->HS = (int)rel->shape[1];
     m->H = (int)fc1->shape[0];
     if (m->C % m->HS) {
-        return fail(error, "%s: tensor layers.0.attn.rel has rows of %d, which should divide the width %d", path, m->HS,
-                    m->C);
+        return fail(error, "%s: tensor 'layers.0.attn.rel' has rows of %d, which should divide the width %d", path,
+                    m->HS, m->C);
     }
     m->NH = m->C / m->HS;
     return true;
@@ -397,8 +403,7 @@ static bool stream_new(Stream *s, const Model *m, int N, char *error) {
     return true;
 }
 
-// scores[n_slots] -> weights[n_slots] = exp(scores - the largest); returns one by their sum. n_slots: a multiple of
-// PANEL.
+// scores[n_slots] -> weights[n_slots] = exp(scores - the largest), n_slots a multiple of PANEL. Returns 1 / their sum.
 static float softmax(float *weights, const float *scores, int n_slots) {
     const vec *score = (const vec *)scores;
     vec *weight = (vec *)weights, top = score[0], sum = {0};
@@ -411,8 +416,8 @@ static float softmax(float *weights, const float *scores, int n_slots) {
     return 1.0f / vec_sum(sum);
 }
 
-// out[HS] = scale * sum_j weights[j] values[d / LANES][j][d % LANES], j < n_slots; `slots` is the values' second
-// dimension.
+// out[d] = scale * sum_j weights[j] values[d / LANES][j][d % LANES], d < HS, j < n_slots; the values are
+// [HS / LANES, rounded up][slots][LANES].
 static void weigh(float *out, float scale, const float *weights, const float *values, int n_slots, int64_t slots,
                   int HS) {
     for (int first = 0; first < HS; first += LANES, values += slots * LANES) {
@@ -572,6 +577,7 @@ typedef struct {
     uint64_t seed;
     uint8_t *tokens; // prime and new material
     size_t n, n_prime;
+    bool cut;         // it has fewer bars than asked for, because it has as many tokens as it may
     double seconds;   // it took
     midi_song midi;   // notes, bar lines, tempo, meters and texts of what is written
     bool *from_prime; // [midi.n_notes]
@@ -592,8 +598,8 @@ static void song_free(Song *song) {
 }
 
 // Samples song->tokens. Stops after settings->tokens new ones, or at the bar line behind `bars` whole bars; the rest of
-// the bar in which a prime breaks off is not one of them. Token i takes the random number of counter i, so that it does
-// not matter who else draws.
+// the bar in which a prime breaks off is not one of them, and lines count as song_find_lines counts them. Token i takes
+// the random number of counter i, so that it does not matter who else draws.
 static bool song_sample(Song *song, const Model *model, const Settings *settings, char *error) {
     enum { TOKENS_IN_BAR = 2048 }; // with --bars alone: a model that forgets to end its bars must end too
     size_t most = (size_t)(settings->tokens ? settings->tokens : settings->bars * TOKENS_IN_BAR), n = settings->n_prime;
@@ -617,7 +623,7 @@ static bool song_sample(Song *song, const Model *model, const Settings *settings
         Philox4 words = philox(key, (uint32_t)i, 0, 0, 0);
         int token = draw(logits, previous, &settings->filter, philox_uniform(words.x[0], words.x[1]));
         song->tokens[n++] = (uint8_t)token;
-        bars += token == MIDI_BAR && previous != MIDI_OFFSET + LONGEST_BAR;
+        bars += token == MIDI_BAR && previous != MIDI_OFFSET && previous != MIDI_OFFSET + LONGEST_BAR;
         if (settings->bars && bars == settings->bars) break;
         if (i + 1 < most) logits = stream_step(&stream, token);
         previous = token;
@@ -625,6 +631,7 @@ static bool song_sample(Song *song, const Model *model, const Settings *settings
     song->seconds = seconds_now() - start;
     song->n = n;
     song->n_prime = settings->n_prime;
+    song->cut = settings->bars && bars < settings->bars;
     stream_free(&stream);
     return finite ||
            fail(error, "%s: computes numbers that are not finite; it should be trained anew", settings->model_path);
@@ -740,8 +747,14 @@ static bool song_make(Song *song, const Model *model, const Settings *settings, 
     return ok || fail(error, "no memory for a song of %zu tokens", song->n);
 }
 
-// Bars with anything in them.
-static int song_bars(const Song *song) { return song->n_lines - (song->lines[song->n_lines - 1] >= song->end); }
+// The bars that end with a line, and the one that was begun after them, if there is a note in it. Behind a line that is
+// the last token nothing was begun: what sounds there rings on, or belongs to the bar before.
+static int song_bars(const Song *song) {
+    const midi_song *midi = &song->midi; // whose notes are sorted by their start
+    int64_t line = song->lines[song->n_lines - 1];
+    bool begun = song->tokens[song->n - 1] != MIDI_BAR && midi->n_notes && midi->notes[midi->n_notes - 1].start >= line;
+    return song->n_lines - 1 + begun;
+}
 
 static double song_seconds(const Song *song) {
     return (double)song->end / QUARTER * 1e-6 * song->midi.tempos[0].us_per_quarter;
@@ -1093,6 +1106,10 @@ static bool make_and_write(const Call *call, const Model *model, int64_t i, StBu
     if (ok) {
         st_print(report, "  %zu notes  %d bars  %.1f s  seed %llu  %.0f tokens/s", song.midi.n_notes, song_bars(&song),
                  song_seconds(&song), (unsigned long long)song.seed, (double)song.n / song.seconds);
+        if (song.cut) {
+            st_print(report, "  ended after %zu new tokens, before --bars %lld", song.n - song.n_prime,
+                     (long long)settings->bars);
+        }
     }
     song_free(&song);
     return ok;

@@ -702,8 +702,7 @@ static int pattern_notes(const Pattern *pattern) { // a bar
     return notes;
 }
 
-// The bass line: roots mostly, thirds where that makes the line smoother; no octaves or fifths in parallel with the
-// melody.
+// The bass line: roots mostly, thirds where that is smoother; no octaves or fifths in parallel with the melody.
 static void lead_bass(Chord *chords, int n, const int *melody, bool inversions) {
     int before = 41;
     for (int i = 0; i < n; i++) {
@@ -946,8 +945,7 @@ static int climb(const Theme *theme) { // scale steps from the floor to the high
     return top;
 }
 
-// Of eight throws of the dice the texture whose notes per second come nearest to what is wanted, and not the last one
-// again.
+// Of eight throws of the dice the texture whose notes per second come nearest to what is wanted, but not the last one.
 static void dress(Piece *piece, Section *section, const Section *before, int wanted_tenths) {
     int best = 1 << 20, bar_ms = piece->meter->bar * 15000 / piece->tempo;
     for (int try = 0; try < 8; try++) {
@@ -1223,7 +1221,8 @@ static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *err
     static const char *const parts[2] = {"train", "test"};
     static Piece piece;
     char folders[2][4096], path[4096 + 200];
-    int written[2] = {0, 0}, removed = 0;
+    size_t existing[2];
+    int written[2] = {0, 0}, removed = 0, n_folders = 0;
     double notes = 0, seconds = 0;
     char(*names)[96] = (char(*)[96])calloc((size_t)pieces, sizeof *names);
     bool ok = names || fail(error, "no memory for the names of %d pieces", pieces);
@@ -1231,7 +1230,9 @@ static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *err
         if (snprintf(folders[part], sizeof folders[part], "%s/%s", out, parts[part]) >= (int)sizeof folders[part]) {
             ok = fail(error, "%.60s...: the path is too long", out);
         }
-        ok = ok && make_folders(folders[part], error);
+        if (!ok) break;
+        existing[n_folders++] = existing_folders(folders[part]);
+        ok = make_folders(folders[part], error);
     }
     for (int number = 1; number <= pieces && ok; number++) {
         int part = number % 10 == 2;
@@ -1250,6 +1251,7 @@ static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *err
     }
     for (int part = 0; part < 2 && ok; part++) removed += remove_stale(folders[part], names, pieces);
     free(names);
+    while (!ok && n_folders-- > 0) remove_empty_folders(folders[n_folders], existing[n_folders]);
     if (!ok) return false;
     printf("composed %d pieces into %s and %d into %s: %.0f notes, %.1f hours", written[0], folders[0], written[1],
            folders[1], notes, seconds / 3600);

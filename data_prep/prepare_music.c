@@ -257,8 +257,7 @@ static bool add_folder(Corpus *corpus, const char *root, bool test) {
 
 // ---- writing the datasets
 
-// The first pieces of a permutation by the seed are for testing: test * n of them, rounded, but one at least on each
-// side.
+// The first pieces of a permutation by the seed are for testing: test * n, rounded, but at least one on each side.
 static void split(Corpus *corpus, double test, uint64_t seed) {
     double wanted = floor(test * (double)corpus->n + 0.5);
     size_t n_test = wanted < 1 ? 1 : wanted > (double)(corpus->n - 1) ? corpus->n - 1 : (size_t)wanted;
@@ -307,6 +306,7 @@ static bool save_both(const Corpus *corpus, const char *out, char *error) {
     static const char *const names[2] = {"train.safetensors", "test.safetensors"};
     char *path[2], *fresh[2];
     struct stat status;
+    size_t existing = existing_folders(out);
     bool saved = make_folders(out, error);
     for (int i = 0; i < 2; i++) {
         path[i] = join(out, names[i]);
@@ -318,12 +318,17 @@ static bool save_both(const Corpus *corpus, const char *out, char *error) {
     }
     if (saved) {
         saved = save(corpus, false, fresh[0], error) && save(corpus, true, fresh[1], error);
+        for (int i = 0; i < 2 && !saved; i++) { // say it of the file that was asked for
+            size_t length = strlen(fresh[i]);
+            if (!strncmp(error, fresh[i], length)) fail(error, "%s%s", path[i], error + length);
+        }
         for (int i = 0; i < 2 && saved; i++) {
             if (rename(fresh[i], path[i])) saved = fail(error, "%s: cannot be replaced: %s", path[i], strerror(errno));
         }
         if (!saved) remove(fresh[0]), remove(fresh[1]);
     }
     if (saved) printf("wrote %s and %s\n", path[0], path[1]);
+    if (!saved) remove_empty_folders(out, existing);
     for (int i = 0; i < 2; i++) {
         free(path[i]);
         free(fresh[i]);

@@ -112,6 +112,31 @@ static inline bool make_folders(const char *path, char *error) { // as mkdir -p;
     return made;
 }
 
+// How many bytes of a path name folders that exist: ask before make_folders, and give it to remove_empty_folders.
+static inline size_t existing_folders(const char *path) {
+    char part[4096];
+    size_t length = strlen(path), existing = 0;
+    for (size_t i = 1; i <= length && i < sizeof part; i++) {
+        if (path[i] && path[i] != '/') continue;
+        memcpy(part, path, i);
+        part[i] = 0;
+        if (access(part, F_OK)) break;
+        existing = i;
+    }
+    return existing;
+}
+
+// Removes the empty folders of a path, from its end back to its first `existing` bytes: what a failure need not leave.
+static inline void remove_empty_folders(const char *path, size_t existing) {
+    char part[4096];
+    snprintf(part, sizeof part, "%s", path);
+    for (size_t i = strlen(part); i > existing; i--) {
+        if (path[i] && path[i] != '/') continue;
+        part[i] = 0;
+        rmdir(part); // fails, as it should, where something is in it
+    }
+}
+
 // A file in the making: atomic_open, any number of atomic_write, then atomic_close. It grows as PATH.tmp in the same
 // folder and becomes PATH when all of it is on the disk; on any failure PATH.tmp is removed and PATH stays as it was.
 typedef struct {

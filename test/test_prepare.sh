@@ -55,6 +55,14 @@ run --tokens one.mid
 check "--tokens prints the ids" [ "$status $(tr '\n' ' ' <out.txt)" = "0 1 72 124 " ]
 printf 'Hello, this is no MIDI file' >text.mid
 : >empty.mid
+for text in RIFF 'no midi' 'thirteen byte'; do
+    printf '%s' "$text" >short.mid
+    run --tokens short.mid
+    check "'$text' is not MIDI" sentence 'short.mid: not a MIDI file'
+done
+printf 'MThd\000\000' >short.mid
+run --tokens short.mid
+check "half a header is too short" sentence 'short.mid: too short'
 for file in text.mid empty.mid missing.mid . /dev/null; do
     run --tokens $file
     check "--tokens $file fails with a sentence" [ "$status" -eq 1 ]
@@ -179,6 +187,21 @@ mkdir -p way/test.safetensors
 run --out way train test
 check "a folder in the way of a set" sentence 'test.safetensors'
 check "nothing is written beside it" [ "$(ls way)" = test.safetensors ]
+( # no room: files of half a KiB at most
+    ulimit -f 1
+    trap '' XFSZ
+    exec "$program" --out new/deep/ train test >out.txt 2>err.txt
+)
+check "no room for a set exits 1" [ $? -eq 1 ]
+check "and names the set" sentence 'new/deep//*train.safetensors: cannot be written'
+check "and leaves no folders" [ ! -e new ]
+mkdir mine
+(
+    ulimit -f 1
+    trap '' XFSZ
+    exec "$program" --out mine/deep train test >out.txt 2>err.txt
+)
+check "but those that were there" [ -d mine -a ! -e mine/deep ]
 if [ -w /dev/full ]; then
     "$program" --tokens one.mid >/dev/full 2>err.txt
     check "a full disk exits 1" [ $? -eq 1 ]

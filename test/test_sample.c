@@ -543,12 +543,26 @@ static void check_bars(void) {
         CHECK(song_make(&song, &model, &settings, 2, error), "%s", error);
         int lines = 0;
         for (size_t i = 0; i < song.n; i++) {
-            lines += song.tokens[i] == MIDI_BAR && (i == 0 || song.tokens[i - 1] != MIDI_OFFSET + 31);
+            int length = i ? song.tokens[i - 1] - MIDI_OFFSET : 0;
+            lines += song.tokens[i] == MIDI_BAR && length != 0 && length != 31;
         }
+        CHECK(song_bars(&song) == bars && !song.cut, "--bars %d: %d bars are reported", bars, song_bars(&song));
         CHECK(lines == bars && song.tokens[song.n - 1] == MIDI_BAR, "--bars %d gave %d bar lines", bars, lines);
         song_free(&song);
     }
+    int ringing = 0;
+    for (int seed = 0; seed < 40; seed++) { // whatever rings on past the last line is no bar
+        Settings settings = {.filter = {.temperature = 1, .top_p = 1}, .bars = 4, .context = 64, .bpm = 120};
+        CHECK(song_make(&song, &model, &settings, (uint64_t)seed, error), "%s", error);
+        ringing += song.end > song.lines[song.n_lines - 1];
+        CHECK(song_bars(&song) == 4, "--bars 4 --seed %d: %d bars are reported", seed, song_bars(&song));
+        song_free(&song);
+    }
+    CHECK(ringing > 0, "no song rang on");
     CHECK(call("MODEL --bars 3 --tokens 7 --seed 1 -o @/e.mid") == 0, "%s", said); // whichever comes first
+    CHECK(strstr(said, "ended after 7 new tokens, before --bars 3"), "what ended the song is not said: %s", said);
+    CHECK(call("MODEL --bars 1 --seed 1 -o @/e.mid") == 0 && !strstr(said, "ended"), "%s", said);
+    CHECK(call("MODEL --tokens 7 --seed 1 -o @/e.mid") == 0 && !strstr(said, "ended"), "%s", said);
     model_free(&model);
 
     // Lines that only cut a long bar do not count, nor do bars without length: 4/4, 31 + 1 steps = 4/2, 4/4, nothing.
@@ -645,15 +659,16 @@ static void check_bad(const Tensors *good, const char *name, int change, const c
 static void check_models(Sizes size) {
     static Tensors list;
     make_tensors(&list, size);
-    check_bad(&list, "emb.weight", 0, "missing");
-    check_bad(&list, "head.bias", 0, "missing");
+    check_bad(&list, "emb.weight", 0, "bad.safetensors: tensor 'emb.weight' [153, any] is missing\n");
+    check_bad(&list, "head.bias", 0, "bad.safetensors: tensor 'head.bias' [153] is missing\n");
     check_bad(&list, "layers.0.attn.qkv.weight", 0, "missing");
     check_bad(&list, "layers.1.ln2.bias", 0, "missing");
-    check_bad(&list, "emb.weight", 1, "should be F32 [153,any]");
-    check_bad(&list, "layers.1.attn.rel", 1, "should be");
-    check_bad(&list, "layers.0.fc2.weight", 1, "should be");
+    check_bad(&list, "emb.weight", 1, "tensor 'emb.weight' has the shape [152, ");
+    check_bad(&list, "emb.weight", 1, "] instead of [153, any]\n");
+    check_bad(&list, "layers.1.attn.rel", 1, "tensor 'layers.1.attn.rel' has the shape [");
+    check_bad(&list, "layers.0.fc2.weight", 1, "] instead of [");
     check_bad(&list, "layers.1.fc1.bias", 2, "not finite");
-    check_bad(&list, "layers.1.fc1.bias", 3, "I32");
+    check_bad(&list, "layers.1.fc1.bias", 3, "tensor 'layers.1.fc1.bias' is I32 instead of floating point\n");
     check_bad(&list, "head.weight", 4, "not finite");
     add_tensor(&list, 0, 1, MIDI_TOKENS, size.C, "adamax.exp_avg.emb.weight"); // a resume state has more tensors
     CHECK(!mkdir(in_folder("again"), 0700), "no folder");
