@@ -170,7 +170,8 @@ static inline bool flag_set(Flag *flag, const char *text, char *error) {
     }
     char most[64] = "";
     if (isfinite(flag->max)) snprintf(most, sizeof most, " and %s %g", flag->below ? "below" : "at most", flag->max);
-    return fail(error, "it must be a number %s %g%s", flag->above ? "above" : "of at least", flag->min, most);
+    return fail(error, "it must be a %snumber %s %g%s", *most ? "" : "finite ", flag->above ? "above" : "of at least",
+                flag->min, most);
 }
 
 // ---- the command line

@@ -12,10 +12,11 @@
 //   log.csv (its seconds column aside) as a run that was never killed. Hence the state of a run is the weights, the two
 //   Adamax averages, the number of steps taken, the epochs logged so far, and the running sums of the epoch and of the
 //   evaluation in progress. Nothing depends on time: saving more or less often changes no result.
-// - Files are written whole or not at all, in the order model, last, log.csv, loss.svg.
+// - Files are written whole or not at all, in the order model, last, log.csv, loss.svg. Weights that are not finite are
+//   neither read nor saved.
+// - A new run leaves the files of an earlier one in its folder alone until its own first steps have gone well.
 // - An error is one sentence on stderr that names the file or flag. Exit status 0: done; 1: it failed, or it was
-// stopped
-//   and saved before its end; 2: wrong usage.
+//   stopped and saved before its end; 2: wrong usage.
 // What it leaves out: anything that knows what the model is, and more than one process or device.
 //
 // C11 and C++17, POSIX. Include it before any system header.
@@ -214,9 +215,20 @@ static inline const char *shape_text(char text[96], int rank, const int64_t *sha
     return text;
 }
 
+// The first tensor with a NaN or an infinity, or NULL.
+static inline const ParamTensor *params_not_finite(const ParamLayout *layout, const real *params) {
+    for (int k = 0; k < layout->n; k++) {
+        const ParamTensor *tensor = &layout->list[k];
+        for (int64_t i = 0; i < tensor->count; i++) {
+            if (!isfinite(params[tensor->offset + i])) return tensor;
+        }
+    }
+    return NULL;
+}
+
 // Reads every tensor of the layout from an open file into the flat array; each is looked up behind prefix ("" for the
 // weights). exact: its elements must have this build's type, because rounding them would not continue the same run.
-// False, and a sentence, where a tensor is missing or has another shape or type.
+// False, and a sentence, where a tensor is missing, has another shape or type, or a number that is not finite.
 static inline bool params_load(const ParamLayout *layout, const StFile *file, const char *prefix, bool exact,
                                const char *path, real *params, char *error) {
     memset(params, 0, (size_t)layout->size * sizeof *params);
@@ -245,7 +257,9 @@ static inline bool params_load(const ParamLayout *layout, const StFile *file, co
                         st_type_name(found->type));
         }
     }
-    return true;
+    const ParamTensor *bad = params_not_finite(layout, params);
+    if (!bad) return true;
+    return fail(error, "%s: tensor '%s%s' has a number that is not finite", path, prefix, bad->name);
 }
 
 // ---- small helpers
@@ -332,6 +346,7 @@ typedef struct {
     char default_out[64], precision[16], error[ERROR_SIZE];
     int status; // exit status, if it is not to follow from success
     char *model_path, *last_path, *log_path, *svg_path, *saved_data;
+    char *previous_path, *whole_path; // see run_begin, epoch_done
 
     ModelConfig config;
     ParamLayout layout;
@@ -343,13 +358,14 @@ typedef struct {
     int64_t epoch_steps, eval_windows;
 
     // The state of the run, beside the model's own.
+    bool begun; // the files in --out are this run's
     int64_t step;
     double loss_sum; // of this epoch's steps so far
     LogRow *rows;    // one for each epoch done, and room for one more
     int n_rows;
     EvalLoss eval; // the evaluation in progress: its first eval_done windows
     int64_t eval_done;
-    double best; // lowest test loss, infinite before the first; after how many epochs and steps
+    double best; // lowest test loss of the epochs done, infinite before the first; after how many epochs and steps
     int64_t best_epoch, best_step;
     double seconds_before, resumed_at, saved_at; // time spent on this epoch before resumed_at
 } TrainRun;
@@ -418,7 +434,10 @@ static inline void help_print(const TrainRun *run) {
         "\nIn the --out folder: model.safetensors, the best model; last.safetensors, the state that --resume goes on\n"
         "from, with all other flags as they were (only --epochs, --patience, --steps and --threads may change);\n"
         "log.csv, a row per epoch: epoch, step (since step 0), train_loss, test_loss, lr, steps (in the epoch),\n"
-        "seconds; loss.svg, the curves. A new run keeps an earlier best model as model.prev.safetensors.\n\n"
+        "seconds; loss.svg, the curves. A new run keeps an earlier best model as model.prev.safetensors. Where "
+        "--steps\n"
+        "ends a run within an epoch with a better model, the best of the epochs before it is "
+        "model.whole.safetensors.\n\n"
         "--eval ends with a line `eval loss=... windows=... tokens=... stride=...`, --bench with a line\n"
         "`bench model=%s device=... precision=... batch=... ms_per_step=... tokens_per_s=... gflop_per_s=...`,\n"
         "the median.\n"
@@ -554,8 +573,15 @@ static inline bool model_save(TrainRun *run, int64_t epoch, double train_loss, d
 }
 
 // Writes last.safetensors, everything that a bit-exact continuation needs. The time spent so far on an unfinished epoch
-// is kept where the run is only interrupted, not where it ends: two runs that end alike have the same bytes.
+// is kept where the run is only interrupted, not where it ends: two runs that end alike have the same bytes. A state
+// that is not finite is no use to anybody: then the file stays as it is.
 static inline bool last_save(TrainRun *run, bool interrupted) {
+    for (int k = STATE_PARAMS; k <= STATE_EXP_INF; k++) {
+        const ParamTensor *bad = params_not_finite(&run->layout, run->spec->state(run->model, k));
+        if (!bad) continue;
+        return fail(run->error, "%s: not saved: after step %lld tensor '%s' is not finite; try a smaller --lr",
+                    run->last_path, (long long)run->step - 1, bad->name);
+    }
     MetaList meta;
     StBuffer log = {NULL, 0, 0, false};
     meta.n = 0;
@@ -960,24 +986,55 @@ static inline void train_catch_signals(void) {
 
 typedef enum { GO_ON, STOPPED, FAILED } Outcome;
 
+// A second name, whatever had it before; true too where there is no such file.
+static inline bool second_name(const char *path, const char *name, char *error) {
+    unlink(name);
+    if (access(path, F_OK) || !link(path, name) || !rename(path, name)) return true; // rename: there may be no links
+    return fail(error, "%s: cannot be kept as %s: %s", path, name, strerror(errno));
+}
+
+static inline void previous_keep(const TrainRun *run) {
+    char *path = join(run->o.out, "model.prev.safetensors");
+    if (!access(run->previous_path, F_OK) && !rename(run->previous_path, path)) {
+        fprintf(stderr, "%s: %s holds an earlier run; its best model is kept as %s\n", run->program, run->o.out, path);
+        unlink(run->previous_path); // where both were one file already, rename has left it
+    }
+    free(path);
+}
+
+// Saves the state of a new run for the first time: from here on it can be resumed, and the folder is its own. The best
+// model of an earlier run gets a second name, first a temporary one, and the final one when the state is saved. Killed
+// before that, the folder holds the earlier run; killed after it, the resumed run does the rest.
+static inline bool run_begin(TrainRun *run) {
+    if (run->begun) return true;
+    if (!second_name(run->model_path, run->previous_path, run->error)) return false;
+    if (!last_save(run, true)) {
+        if (!rename(run->previous_path, run->model_path)) unlink(run->previous_path); // where both are one file
+        return false;
+    }
+    run->begun = true;
+    previous_keep(run);
+    return reports_write(run, 0);
+}
+
 // After a step or an evaluation batch: save if it is time, or if a signal asks for the end.
 static inline Outcome save_if_due(TrainRun *run, double now) {
     if (!train_signal && now - run->saved_at < SAVE_SECONDS) return GO_ON;
-    if (!last_save(run, true)) return FAILED;
+    if (!(run->begun ? last_save(run, true) : run_begin(run))) return FAILED;
     return train_signal ? STOPPED : GO_ON;
 }
 
-// run->step is the first step that went wrong; the model has skipped every update since. Saves the state before it.
+// run->step is the first step that went wrong; the model has skipped every update since. Saves the state before it,
+// unless the run is so young that there is nothing to save.
 static inline Outcome training_broke(TrainRun *run) {
-    char why[ERROR_SIZE] = "", where[ERROR_SIZE];
+    char why[ERROR_SIZE] = "";
     StepPlan plan = plan_of(run, run->step);
-    if (!last_save(run, true)) return FAILED;
+    if (run->begun && !last_save(run, true)) return FAILED;
     if (!run->spec->diagnose(run->model, &plan, why)) snprintf(why, sizeof why, "no tensor of it could be named");
-    snprintf(where, sizeof where, "%s", run->last_path);
-    fail(run->error,
-         "step %lld: the loss or a gradient is no longer finite (%.300s); %.400s holds the state before it; try a "
-         "smaller --lr",
-         (long long)run->step, why, where);
+    fail(run->error, "step %lld: the loss or a gradient is no longer finite (%.300s); %s%.400s%s%s",
+         (long long)run->step, why, run->begun ? "" : "nothing was saved, and ",
+         run->begun ? run->last_path : run->o.out, run->begun ? " holds the state before it" : " is as it was",
+         run->step ? "; try a smaller --lr" : "");
     return FAILED;
 }
 
@@ -996,7 +1053,7 @@ static inline Outcome train_until(TrainRun *run, int64_t end) {
         // Looking at the loss waits for the device, so it is done now and then only.
         double now = seconds_now();
         bool show = progress_due(&progress, now);
-        if (!show && !train_signal && run->step < end) continue;
+        if (run->begun && !show && !train_signal && run->step < end) continue;
         TrainLoss loss = spec->get_loss(run->model);
         run->loss_sum = loss.sum;
         if (loss.bad_step >= 0) {
@@ -1006,7 +1063,8 @@ static inline Outcome train_until(TrainRun *run, int64_t end) {
         }
         now = seconds_now();
         if (show) progress_train(&progress, run, now);
-        Outcome outcome = save_if_due(run, now);
+        // A learning rate far too large shows in the second step, the first with other weights.
+        Outcome outcome = run->step < 2 || run_begin(run) ? save_if_due(run, now) : FAILED;
         if (outcome != GO_ON) {
             progress_clear(&progress);
             return outcome;
@@ -1048,10 +1106,17 @@ static inline double eval_mean(const EvalLoss *eval, int64_t *tokens) {
     return sum / (double)*tokens;
 }
 
+static inline void best_set(TrainRun *run, const LogRow *row) {
+    run->best = row->test;
+    run->best_epoch = row->epoch;
+    run->best_step = row->step;
+}
+
 // An evaluation is complete: keeps the model if it is the best, then writes last, log.csv and loss.svg, in this order:
 // killed in between, the run repeats the step that led here and writes the same bytes again. `whole` says that the
-// epoch is over; where --steps ended it early, its row is shown and written to log.csv, but is no part of the state, so
-// that resuming goes on as if it had never stopped.
+// epoch is over. Where --steps ended it early, its row is shown and written to log.csv, and its model is kept if it is
+// the best, but neither is part of the state: resuming goes on as if it had never stopped. For that the best model of
+// whole epochs keeps a second name, under which the next evaluation finds it.
 static inline bool epoch_done(TrainRun *run, bool whole) {
     int64_t tokens, epoch = run->n_rows, start = epoch * run->epoch_steps;
     LogRow row;
@@ -1062,16 +1127,20 @@ static inline bool epoch_done(TrainRun *run, bool whole) {
     row.test = eval_mean(&run->eval, &tokens);
     row.lr = plan_of(run, run->step - 1).lr;
     if (!isfinite(row.test)) {
-        if (!last_save(run, true)) return false;
+        if (run->begun && !last_save(run, true)) return false;
         return fail(run->error, "step %lld: the test loss is no longer finite; try a smaller --lr",
                     (long long)run->step);
     }
-    if (!run->best_step || row.test < run->best) {
-        if (!model_save(run, epoch + whole, row.train, row.test)) return false;
-        run->best = row.test;
-        run->best_epoch = epoch + 1;
-        run->best_step = run->step;
+    if (!run_begin(run)) return false;
+    if (!run->best_step) {
+        unlink(run->whole_path); // of an earlier run
+    } else if (!access(run->whole_path, F_OK) && rename(run->whole_path, run->model_path)) {
+        return fail(run->error, "%s: cannot be made %s: %s", run->whole_path, run->model_path, strerror(errno));
     }
+    bool better = !run->best_step || row.test < run->best;
+    if (better && !whole && run->best_step && !second_name(run->model_path, run->whole_path, run->error)) return false;
+    if (better && !model_save(run, row.epoch, row.train, row.test)) return false;
+    if (better && whole) best_set(run, &row);
     double now = seconds_now();
     row.seconds = run->seconds_before + now - run->resumed_at;
     run->seconds_before = 0;
@@ -1086,6 +1155,7 @@ static inline bool epoch_done(TrainRun *run, bool whole) {
         run->n_rows--;
     }
     if (!last_save(run, false) || !reports_write(run, (int)epoch + 1)) return false;
+    if (better) best_set(run, &row); // of a part of an epoch: for the last line only, nothing is saved any more
     printf("epoch %lld  train %.4f  test %.4f  lr %g  steps %lld  %.1f s\n", (long long)row.epoch, row.train, row.test,
            row.lr, (long long)row.steps, row.seconds);
     fflush(stdout);
@@ -1145,6 +1215,7 @@ static inline bool run_eval(TrainRun *run) {
     int64_t tokens;
     evaluate(run, false);
     double mean = eval_mean(&run->eval, &tokens);
+    if (!isfinite(mean)) return fail(run->error, "%s: its loss on the test set is not finite", run->weights_path);
     for (int i = 0; i < 4; i++) {
         if (!run->eval.count[i]) continue;
         printf("%-9s loss %.4f over %lld tokens\n", train_kinds[i], run->eval.sum[i] / (double)run->eval.count[i],
@@ -1152,7 +1223,7 @@ static inline bool run_eval(TrainRun *run) {
     }
     printf("eval loss=%#.7g windows=%lld tokens=%lld stride=%lld\n", mean, (long long)run->eval_windows,
            (long long)tokens, (long long)run->o.eval_stride);
-    return isfinite(mean) ? true : fail(run->error, "%s: its loss on the test set is not finite", run->weights_path);
+    return true;
 }
 
 // One training step, the next of this run, with all its tensors: what two implementations are compared by.
@@ -1449,48 +1520,41 @@ static inline void announce(const TrainRun *run) {
 #endif
 }
 
-// A new run in a used folder: the best model there gets a second name, first a temporary one, and the final one when
-// the new run has saved its first state. Killed in between, the resumed run does the rest.
-static inline bool previous_link(const TrainRun *run, const char *temporary) {
-    unlink(temporary);
-    return access(run->model_path, F_OK) || !link(run->model_path, temporary) ||
-           !rename(run->model_path, temporary); // a file system without links
-}
-
-static inline void previous_keep(const TrainRun *run, const char *temporary) {
-    char *path = join(run->o.out, "model.prev.safetensors");
-    if (!access(temporary, F_OK) && !rename(temporary, path)) {
-        fprintf(stderr, "%s: %s holds an earlier run; its best model is kept as %s\n", run->program, run->o.out, path);
-        unlink(temporary); // where both were one file already, rename has left it
+// Makes the --out folder, and those that it is in.
+static inline bool out_make(TrainRun *run) {
+    char *part = join(run->o.out, "");
+    struct stat about;
+    bool ok = true;
+    for (char *end = part + 1; ok && *part; end++) { // the file in the way, if there is one
+        char kept = *end;
+        if (kept && kept != '/') continue;
+        *end = 0;
+        if (!stat(part, &about) && !S_ISDIR(about.st_mode)) {
+            ok = fail(run->error, "--out %.400s: %.400s is a file, not a folder", run->o.out, part);
+        }
+        *end = kept;
+        if (!kept) break;
     }
-    free(path);
+    free(part);
+    return ok && make_folders(run->o.out, run->error);
 }
 
 static inline bool run_training(TrainRun *run) {
     static const char *const unfinished[] = {"model.safetensors.tmp", "last.safetensors.tmp", "log.csv.tmp",
                                              "loss.svg.tmp"};
-    if (!make_folders(run->o.out, run->error)) return false;
     for (int i = 0; i < 4; i++) { // what a run that was killed while writing has left
         char *path = join(run->o.out, unfinished[i]);
         unlink(path);
         free(path);
     }
-    char *previous = join(run->o.out, "model.prev.safetensors.tmp");
     run->resumed_at = run->saved_at = seconds_now();
-    bool ok = true;
-    if (run->o.resume) {
+    run->begun = run->o.resume;
+    if (run->begun) {
         log_recall_seconds(run);
         printf("going on from step %lld, after %d epochs\n", (long long)run->step, run->n_rows);
-    } else {
-        // From here on there is a state to resume from, whenever the run is killed.
-        ok = previous_link(run, previous)
-                 ? last_save(run, false)
-                 : fail(run->error, "%s: cannot be kept as %s: %s", run->model_path, previous, strerror(errno));
-        if (!ok) unlink(previous);
+        previous_keep(run);
+        if (!reports_write(run, run->n_rows)) return false;
     }
-    if (ok) previous_keep(run, previous);
-    free(previous);
-    if (!ok || !reports_write(run, run->n_rows)) return false;
     train_catch_signals();
     Outcome outcome = train(run);
     if (outcome == STOPPED) {
@@ -1517,6 +1581,8 @@ static inline bool train_run(TrainRun *run) {
     run->last_path = join(o->out, "last.safetensors");
     run->log_path = join(o->out, "log.csv");
     run->svg_path = join(o->out, "loss.svg");
+    run->previous_path = join(o->out, "model.prev.safetensors.tmp");
+    run->whole_path = join(o->out, "model.whole.safetensors");
     run->best = HUGE_VAL;
     if (!weights_open(run)) return false;
     ModelConfig *config = &run->config;
@@ -1539,6 +1605,7 @@ static inline bool train_run(TrainRun *run) {
     spec->layout(config->sizes, &run->layout);
     if (!data_open(run)) return false;
     if (!model_make(run)) return false;
+    if (!o->bench && !o->eval && !o->dump && !out_make(run)) return false;
     announce(run);
     if (o->bench) return run_bench(run);
     if (o->eval) return run_eval(run);
@@ -1569,6 +1636,8 @@ static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
     free(run->last_path);
     free(run->log_path);
     free(run->svg_path);
+    free(run->previous_path);
+    free(run->whole_path);
     free(run->saved_data);
     free(run);
     return status;

@@ -145,7 +145,8 @@ tail -n 1 stderr >last_line
 says "last.safetensors: cannot be written"
 rm -f one/model.prev.safetensors
 check "a full disk has changed the folder" test "$(cat one/* | cksum)" = "$before"
-refuses 1 "data/train.safetensors" $tiny --out data/train.safetensors
+refuses 1 "data/train.safetensors is a file, not a folder" $tiny --out data/train.safetensors/deeper
+check "no word before that" test ! -s stdout
 
 # Any number of threads, stopping by --steps, SIGTERM and SIGKILL: always the same bytes.
 flags="$tiny --epoch-size 0.008 --epochs 3"
@@ -196,9 +197,23 @@ cp killed/model.safetensors kept
 run 0 $tiny --epochs 1 --seed 9 --out killed
 same kept killed/model.prev.safetensors
 
-# A learning rate that blows the model up: a sentence, and a state that is still good.
-refuses 1 "no longer finite" $tiny --lr 1e38 --out exploded
+# A learning rate that blows the model up: a sentence, and the earlier run in the folder is still there.
+before=$(cat killed/* | cksum)
+refuses 1 "no longer finite" $tiny --lr 1e38 --out killed
 check "the sentence names a tensor" grep -q "is the first tensor that is not finite" last_line
+refuses 1 "finite" $tiny --lr 1e30 --out killed
+check "the earlier run is as it was" test "$(cat killed/* | cksum)" = "$before"
+
+# Weights that are not numbers.
+size=$(wc -c <model)
+{
+    head -c $((size - 4)) model
+    printf '\0\0\300\177'
+} >nan
+refuses 1 "' has a number that is not finite" --eval --init nan
+check "nothing like nan is printed" sh -c '! grep -q nan stdout'
+refuses 1 "nan: tensor '" $tiny --init nan --out killed
+check "the earlier run is as it was" test "$(cat killed/* | cksum)" = "$before"
 
 echo "cli: $passed passed, $failed failed"
 test "$failed" -eq 0 && test "$passed" -gt 0

@@ -421,8 +421,8 @@ static void test_usage(void) {
         {"--batch=", "--batch :"},
         {"--steps 1x", "--steps 1x: it must be a whole number"},
         {"--steps 99999999999999999999", "--steps 99999999999999999999:"},
-        {"--lr nan", "--lr nan: it must be a number above 0"},
-        {"--lr inf", "--lr inf:"},
+        {"--lr nan", "--lr nan: it must be a finite number above 0"},
+        {"--lr inf", "--lr inf: it must be a finite number above 0"},
         {"--lr 0", "--lr 0:"},
         {"--lr 0x1", "--lr 0x1:"},
         {"--lr 1e999", "--lr 1e999:"},
@@ -714,6 +714,122 @@ static void test_resume(void) {
     CHECK(same_results("unbroken", "before"), "a refused resume has changed files");
 }
 
+static bool same_folders(const char *a, const char *b) { // every byte of every file
+    char command[512];
+    snprintf(command, sizeof command, "cd %s && diff -r %s %s", scratch, a, b);
+    return system(command) == 0;
+}
+
+// A part of an epoch, ended by --steps, may have the best model so far, but is forgotten when the run goes on.
+static void test_parts(void) {
+    const int64_t last = last_step("patient");
+    int better = 0, kept = 0, chosen = 0;
+    char flags[256], path[256];
+    snprintf(path, sizeof path, "%s/part/model.whole.safetensors", scratch);
+    for (int64_t step = last - 1; step > 0; step -= last / 16 + 1) {
+        shell("rm -rf %s/part %s/part2", scratch, scratch);
+        snprintf(flags, sizeof flags, PATIENT "--out @/part --steps %lld", (long long)step);
+        CHECK(trainer(flags) == 0, "%s", flags);
+        bool part_is_best = access(path, F_OK) == 0;
+        better += part_is_best;
+        if (part_is_best) {
+            shell("cp -r %s/part %s/part2", scratch, scratch);
+            StFile part, log;
+            char part_path[256], epoch[32] = "", best[64];
+            snprintf(part_path, sizeof part_path, "%s/part/model.safetensors", scratch);
+            CHECK(st_read(&part, part_path, error), "%s", error);
+            int number = atoi(st_meta(&part, "epoch"));
+            snprintf(epoch, sizeof epoch, "epoch %d  train ", number);
+            snprintf(best, sizeof best, "best test loss %.4f, epoch %d: ", strtod(st_meta(&part, "test_loss"), NULL),
+                     number);
+            CHECK(atoll(st_meta(&part, "step")) == step && said("stdout", epoch) && said("stdout", best),
+                  "the model of %s", flags);
+            snprintf(part_path, sizeof part_path, "%s/part/last.safetensors", scratch);
+            CHECK(st_read(&log, part_path, error), "%s", error);
+            CHECK(atoll(st_meta(&log, "best_step")) < step, "the state of %s", flags);
+            st_free(&part);
+            st_free(&log);
+            CHECK(trainer(strcat(flags, " --resume")) == 0 && same_results("part", "part2"), "%s", flags);
+        }
+        CHECK(trainer(PATIENT "--out @/part --resume") == 0 && same_results("patient", "part"), "after %s", flags);
+        if (!part_is_best) continue;
+        StFile model;
+        snprintf(flags, sizeof flags, "%s/part/model.safetensors", scratch);
+        CHECK(st_read(&model, flags, error), "%s", error);
+        if (atoll(st_meta(&model, "step")) < step) kept++, chosen = (int)step;
+        st_free(&model);
+    }
+    CHECK(better > 0 && kept > 0, "%d parts were better, and %d of them than all later epochs", better, kept);
+    // Killed while such a part is saved, and while the run goes on from it.
+    for (int resumed = 0; resumed < 2; resumed++) {
+        for (int n = 1, died = 137; died == 137; n++) {
+            shell("rm -rf %s/part", scratch);
+            snprintf(flags, sizeof flags, PATIENT "--out @/part --steps %d", resumed ? chosen : chosen - 1);
+            CHECK(trainer(flags) == 0, "%s", flags);
+            snprintf(flags, sizeof flags, PATIENT "--out @/part --resume --steps %d", chosen);
+            kill_after_rename = n;
+            died = trainer(resumed ? PATIENT "--out @/part --resume" : flags);
+            never_kill();
+            CHECK(trainer(PATIENT "--out @/part --resume") == 0 && same_results("patient", "part"),
+                  "killed after file %d, %d", n, resumed);
+        }
+    }
+}
+
+// A new run that fails before it has got anywhere leaves the earlier run in its folder alone.
+static void test_young(void) {
+    shell("cd %s && rm -rf used earlier && cp -r whole used && cp -r whole earlier", scratch);
+    for (int step = 0; step < 2; step++) {
+        poison_step = step;
+        CHECK(trainer(RUN "--out @/used") == 1 && said("stderr", "nothing was saved, and ") &&
+                  same_folders("used", "earlier"),
+              "step %d goes wrong", step);
+        CHECK(trainer(RUN "--out @/empty") == 1 && access(strcat(strcpy(error, scratch), "/empty/log.csv"), F_OK),
+              "step %d goes wrong in an empty folder", step);
+    }
+    never_kill();
+    kill_in_step = 1;
+    CHECK(trainer(RUN "--out @/used") == 137 && same_folders("used", "earlier"), "killed in step 1");
+    never_kill();
+    CHECK(trainer(RUN "--out @/used --lr 1e39") == 1 && said("stderr", "finite") && same_folders("used", "earlier"),
+          "--lr 1e39");
+    CHECK(trainer(RUN "--out @/used --lr 1e39 --steps 1") == 1 && said("stderr", "finite") &&
+              same_folders("used", "earlier"),
+          "--lr 1e39 --steps 1");
+    poison_test = true;
+    CHECK(trainer(RUN "--out @/used --steps 1") == 1 && same_folders("used", "earlier"), "a test loss, --steps 1");
+    CHECK(trainer("--data @/data --out @/used --eval") == 1 && said("stderr", "is not finite"), "--eval");
+    never_kill();
+    char *out = read_text("%s/%s", "stdout");
+    CHECK(!strstr(out, "nan") && !strstr(out, "inf"), "--eval prints\n%s", out);
+    free(out);
+    // Weights and averages that are not finite.
+    static const char *const names[] = {"out.bias", "adamax.exp_avg.emb.weight", "adamax.exp_inf.out.weight"};
+    for (int i = 0; i < 3; i++) {
+        StFile state;
+        char path[256], says[128];
+        real bad = (real)(i == 1 ? -HUGE_VAL : (double)NAN);
+        snprintf(path, sizeof path, "%s/whole/last.safetensors", scratch);
+        CHECK(st_read(&state, path, error), "%s", error);
+        for (int k = 0; k < state.n_tensors; k++) {
+            const StTensor *tensor = &state.tensors[k];
+            char *end = (char *)state.bytes + ((const char *)tensor->data - (char *)state.bytes) +
+                        (size_t)tensor->count * sizeof bad;
+            if (!strcmp(tensor->name, names[i])) memcpy(end - sizeof bad, &bad, sizeof bad);
+        }
+        snprintf(path, sizeof path, "%s/used/last.safetensors", scratch);
+        CHECK(st_write(path, state.tensors, state.n_tensors, state.meta, state.n_meta, error), "%s", error);
+        st_free(&state);
+        shell("cd %s && cp used/last.safetensors earlier", scratch);
+        snprintf(says, sizeof says, "used/last.safetensors: tensor '%s' has a number that is not finite", names[i]);
+        CHECK(trainer("--out @/used --resume --epochs 9") == 1 && said("stderr", says), "--resume %s", names[i]);
+        if (i) continue;
+        CHECK(trainer(RUN "--out @/used --init @/used/last.safetensors") == 1 && said("stderr", says), "--init");
+        CHECK(trainer("--data @/data --eval --init @/used/last.safetensors") == 1 && said("stderr", says), "--eval");
+    }
+    CHECK(same_folders("used", "earlier"), "a file has changed");
+}
+
 static void test_bad_state(void) { // hostile metadata in last.safetensors
     static const char *const edits[] = {
         "s/\"step\":\"/\"step\":\"9/",         "s/\"epoch\":\"4\"/\"epoch\":\"3\"/",
@@ -840,8 +956,8 @@ static void test_failures(void) {
     CHECK(same_results("unbroken", "full"), "a full disk has cost files");
     // Places that cannot be written.
     shell("echo > %s/file", scratch);
-    CHECK(trainer(RUN "--out @/file") == 1 && said("stderr", "file: "), "--out is a file");
-    CHECK(trainer(RUN "--out @/file/deeper") == 1 && said("stderr", "file"), "--out is below a file");
+    CHECK(trainer(RUN "--out @/file") == 1 && said("stderr", "file is a file, not a folder"), "--out is a file");
+    CHECK(trainer(RUN "--out @/file/deeper") == 1 && said("stderr", "file is a file, not a folder"), "below a file");
     CHECK(trainer(RUN "--out @/x --dump @/no/such/dump") == 1 && said("stderr", "no/such/dump: cannot be written"),
           "--dump");
     // Data.
@@ -904,6 +1020,8 @@ int main(int argc, char **argv) {
     test_used_folder();
     test_kills();
     test_resume();
+    test_parts();
+    test_young();
     test_bad_state();
     test_init();
     test_dump_and_bench();
