@@ -216,7 +216,9 @@ static void check_learning(void) {
     static uint8_t tokens[N];
     const uint8_t phrase[] = {1, 60, 124, 5, 64, 124, 9, 67, 128, 17, 0, 1, 55, 136, 9, 72, 122};
     for (int i = 0; i < N; i++) tokens[i] = phrase[i % (int)sizeof phrase];
-    char folder[] = "/tmp/gpt_test_XXXXXX", path[64], error[ERROR_SIZE];
+    const char *base = getenv("TMPDIR");
+    char folder[256], path[300], error[ERROR_SIZE];
+    snprintf(folder, sizeof folder, "%.200s/test_gpt.XXXXXX", base && *base ? base : "/tmp");
     CHECK(mkdtemp(folder) != NULL, "no scratch folder");
     snprintf(path, sizeof path, "%s/train.safetensors", folder);
     const int64_t pieces[2] = {0, N};
