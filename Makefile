@@ -30,7 +30,7 @@ PREPARE = data_prep/prepare_music data_prep/compose_music
 
 all: train_gpt_music sample_music
 
-train_gpt_music: dev/train_gpt_music.c dev/train.h dev/matmul.h $(HOST) build/flags | $(PREPARE) sample_music
+train_gpt_music: dev/train_gpt_music.c dev/train.h dev/matmul.h dev/vector.h $(HOST) build/flags | $(PREPARE) sample_music
 	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
 	@echo "$@: built for the CPU ($(HAVE_NVCC)), $(if $(filter yes,$(OPENMP)),all cores,ONE THREAD$(if $(OPENMP),: OPENMP=$(OPENMP),: the compiler has no OpenMP))"
 

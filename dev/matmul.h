@@ -10,39 +10,16 @@
 // [k][TILE_N], so that a step reads whole cache lines in order. The left operand is read where it lies: it is only
 // broadcast from, so that its strides may be anything, a transposed or even a skewed matrix included.
 //
-// Vectors are the compiler's own (gcc and clang): 64 bytes with AVX-512, 32 with AVX, 16 with NEON or SSE; the same
-// source compiles to each, chosen by -march. Each sum is made in one order, whichever tile or thread computes it:
-// chains of MATMUL_K multiply-adds in ascending k, added up one after the other. So threads and tails do not change a
-// bit.
+// Each sum is made in one order, whichever tile or thread computes it: chains of MATMUL_K multiply-adds in ascending k,
+// added up one after the other. So threads and tails do not change a bit.
 #ifndef MATMUL_H
 #define MATMUL_H
 
-#include <stdbool.h>
-#include <stddef.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-#ifndef REAL
-#define REAL float
-#endif
-typedef REAL real;
-
-#if defined(__AVX512F__)
-#define VECTOR_BYTES 64
-#elif defined(__AVX__)
-#define VECTOR_BYTES 32
-#else
-#define VECTOR_BYTES 16
-#endif
-enum { LANES = VECTOR_BYTES / (int)sizeof(real) };
-typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias)); // at any address
-
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-
-ALWAYS_INLINE vector load(const real *p) { return *(const vector *)p; }
-ALWAYS_INLINE void store(real *p, vector v) { *(vector *)p = v; }
+#include "vector.h"
 
 // 8 x 2 vectors of sums: 16 of the 32 registers of AVX-512 and NEON, enough to hide a multiply-add's latency of 4
 // cycles with one or two units; it runs at 97 % of one Zen 4 core's peak, and reads the left operand unpacked as fast
@@ -86,17 +63,8 @@ typedef struct {
     bool add;         // out += instead of out =
 } Epilogue;
 
-typedef __typeof__((vector){0} < (vector){0}) vector_mask; // integers of the same width, all ones where true
-
-ALWAYS_INLINE vector keep_where(vector_mask where, vector v) { return (vector)((vector_mask)v & where); }
-
-ALWAYS_INLINE vector select_vector(vector_mask where, vector yes, vector no) {
-    return (vector)(((vector_mask)yes & where) | ((vector_mask)no & ~where));
-}
-
 // Stores the sums of a tile at out, rows of stride out_row; bias and gate belong to the tile, gate has out's stride.
 ALWAYS_INLINE void tile_store(vector sums[TILE_M][TILE_VECTORS], real *out, ptrdiff_t out_row, Epilogue epilogue) {
-    const vector zero = {0};
     UNROLL for (int i = 0; i < TILE_M; i++) {
         UNROLL for (int v = 0; v < TILE_VECTORS; v++) {
             ptrdiff_t at = i * out_row + v * LANES;

@@ -130,57 +130,6 @@ static bool gpt_sizes_of_file(const StFile *file, int *sizes, char *error) {
     return true;
 }
 
-// ---- vectors (rows of any length: a partial vector at the end is padded with zeros, so that every row has one body)
-
-static const vector zero = {0};
-
-ALWAYS_INLINE vector load_part(const real *p, int n) { // n <= 0: zeros
-    if (n >= LANES) return load(p);
-    vector v = {0};
-    for (int i = 0; i < n; i++) v[i] = p[i];
-    return v;
-}
-
-ALWAYS_INLINE void store_part(real *p, vector v, int n) {
-    if (n >= LANES) {
-        store(p, v);
-    } else {
-        for (int i = 0; i < n; i++) p[i] = v[i];
-    }
-}
-
-ALWAYS_INLINE real sum_lanes(vector v) {
-    real sum = 0;
-    for (int i = 0; i < LANES; i++) sum += v[i];
-    return sum;
-}
-
-// e^x for x <= 0, within 2 units in the last place in float; e^-inf = 0, and NaN stays. x = n ln 2 + f with |f| <=
-// ln(2)/2: a polynomial in f (Taylor to f^7, its remainder below 2^-27), then n is added to the exponent.
-ALWAYS_INLINE vector exp_vector(vector x) {
-    if (sizeof(real) == sizeof(double)) {
-        for (int i = 0; i < LANES; i++) x[i] = (real)exp((double)x[i]);
-        return x;
-    }
-    typedef uint32_t bits __attribute__((vector_size(VECTOR_BYTES))); // of floats
-    const real round = (real)12582912; // 1.5 * 2^23: adding it rounds to an integer, in the low bits
-    vector_mask tiny = x < (real)-87;  // flushed to 0
-    x = keep_where(~tiny, x);
-    vector n = x * (real)1.44269504088896341 + round;
-    bits exponent = ((bits)n - (bits)(zero + round)) << 23;
-    n -= round;
-    vector f = x - n * (real)0.693145751953125 - n * (real)1.42860682030941723e-6; // ln 2 in two parts, the first exact
-    vector p = f * (real)(1.0 / 5040) + (real)(1.0 / 720);
-    p = p * f + (real)(1.0 / 120);
-    p = p * f + (real)(1.0 / 24);
-    p = p * f + (real)(1.0 / 6);
-    p = p * f + (real)0.5;
-    p = p * f + 1;
-    p = p * f + 1;
-    vector e = keep_where(~tiny, (vector)((bits)p + exponent));
-    return select_vector(x == x, e, x);
-}
-
 // ---- embedding
 
 // x[r] = emb[tokens[r]]
