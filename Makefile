@@ -25,12 +25,14 @@ endif
 endif
 HAVE_NVCC := $(if $(shell command -v nvcc 2>/dev/null),nvcc is here but this version has no CUDA trainer,there is no nvcc)
 
-HOST = dev/safetensors.h dev/flags.h dev/philox.h dev/data.h
+HOST = dev/safetensors.h dev/curves.h dev/flags.h dev/philox.h dev/data.h
 PREPARE = data_prep/prepare_music data_prep/compose_music
 
-all: train_gpt_music sample_music
+TRAINERS = train_gpt_music train_lstm_music
 
-train_gpt_music: dev/train_gpt_music.c dev/train.h dev/matmul.h dev/vector.h $(HOST) build/flags | $(PREPARE) sample_music
+all: $(TRAINERS) sample_music
+
+$(TRAINERS): %: dev/%.c dev/train.h dev/matmul.h dev/vector.h $(HOST) build/flags | $(PREPARE) sample_music
 	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
 	@echo "$@: built for the CPU ($(HAVE_NVCC)), $(if $(filter yes,$(OPENMP)),all cores,ONE THREAD$(if $(OPENMP),: OPENMP=$(OPENMP),: the compiler has no OpenMP))"
 
@@ -78,6 +80,6 @@ build/test_%_plain: test/test_%.c $(ALL_SOURCES) build/flags
 	$(CC) $(TEST_CFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 clean:
-	rm -rf build train_gpt_music sample_music $(PREPARE)
+	rm -rf build $(TRAINERS) sample_music $(PREPARE)
 
 .PHONY: all bench test test-long clean FORCE

@@ -154,6 +154,18 @@ static inline void matmul_tile(real *out, ptrdiff_t out_row, int rows, int width
     }
 }
 
+// out[i][n] += sum_k a[i][k] panel[k][n], i < M, n < width <= TILE_N: the product with one panel that is packed
+// already.
+static inline void matmul_panel_add(real *out, ptrdiff_t out_row, int M, int width, int K, const real *a,
+                                    ptrdiff_t a_row, const real *panel) {
+    for (int k0 = 0; k0 < K; k0 += MATMUL_K) {
+        for (int i0 = 0; i0 < M; i0 += TILE_M) {
+            matmul_tile(out + i0 * out_row, out_row, min_int(M - i0, TILE_M), width, min_int(K - k0, MATMUL_K),
+                        a + i0 * a_row + k0, a_row, 1, panel + (ptrdiff_t)k0 * TILE_N, (Epilogue){.add = true});
+        }
+    }
+}
+
 // out[i][n] = epilogue(sum_k A(i,k) B(k,n)), i < M, n < N, out with rows of N.
 // A(i,k) = a[i*a_row + k*a_col], B(k,n) = b[k*b_row + n*b_col]. scratch: shared, matmul_scratch_size(K, N) elements.
 static inline void matmul(real *out, int M, int N, int K, const real *a, ptrdiff_t a_row, ptrdiff_t a_col,

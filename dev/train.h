@@ -51,6 +51,7 @@
 #include <omp.h>
 #endif
 
+#include "curves.h"
 #include "data.h"
 #include "flags.h"
 #include "philox.h"
@@ -150,11 +151,10 @@ typedef struct {
     void (*set_loss)(void *model, double sum); // and forgets bad_step
     // Adds the losses of n windows (1 <= n <= B, at token positions starts[]) of the test set, without dropout.
     void (*eval_batch)(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add);
-    // Runs the bad step again, without the update, and writes which tensor is the first one that is not finite, as a
-    // clause: "act.layers.3.fc1 is the first tensor that is not finite". False: nothing was found.
-    bool (*diagnose)(void *model, const StepPlan *plan, char *error);
-    // act.* and logits of the last step; returns how many. It is called with NULL before that step, to make room for
-    // what training alone would not keep; -1: there is no room.
+    // The forward of a step and, where the loss is finite, the backward, without the update. Returns the loss.
+    double (*gradients)(void *model, const StepPlan *plan);
+    // act.* in the order of the forward, then logits, of the last step; returns how many. It is called with NULL before
+    // that step, to make room for what training alone would not keep; -1: there is no room.
     int (*activations)(void *model, Activation *list);
 } ModelSpec;
 
@@ -215,13 +215,25 @@ static inline const char *shape_text(char text[96], int rank, const int64_t *sha
     return text;
 }
 
+static inline bool all_finite(const real *values, int64_t n) {
+    int bad = 0;
+#pragma omp parallel for schedule(static)
+    for (int64_t first = 0; first < n; first += 4096) {
+        real sum = 0; // of x * 0: NaN where x is infinite or NaN
+        for (int64_t i = first; i < (first + 4096 < n ? first + 4096 : n); i++) sum += values[i] * 0;
+        if (!(sum == 0)) {
+#pragma omp atomic write
+            bad = 1;
+        }
+    }
+    return !bad;
+}
+
 // The first tensor with a NaN or an infinity, or NULL.
 static inline const ParamTensor *params_not_finite(const ParamLayout *layout, const real *params) {
     for (int k = 0; k < layout->n; k++) {
         const ParamTensor *tensor = &layout->list[k];
-        for (int64_t i = 0; i < tensor->count; i++) {
-            if (!isfinite(params[tensor->offset + i])) return tensor;
-        }
+        if (!all_finite(params + tensor->offset, tensor->count)) return tensor;
     }
     return NULL;
 }
@@ -282,6 +294,27 @@ static inline void *allocate(const char *what, double count, size_t size, char *
 #endif
     memset(out, 0, (size_t)bytes + 64);
     return out;
+}
+
+// Pieces of one block of memory, each at a 64-byte boundary of it. With base NULL it only counts.
+typedef struct {
+    real *base;
+    double used; // elements so far; a double because a product of flags may be anything
+} Arena;
+
+static inline real *arena_take(Arena *arena, double count) {
+    real *piece = arena->base ? arena->base + (size_t)arena->used : NULL;
+    arena->used += ceil(count / 16) * 16;
+    return piece;
+}
+
+// Adds the losses of n targets by their kinds.
+static inline void eval_add(EvalLoss *eval, const real *losses, const uint8_t *targets, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        int kind = token_kind(targets[i]);
+        eval->sum[kind] += (double)losses[i];
+        eval->count[kind]++;
+    }
 }
 
 static inline double seconds_now(void) {
@@ -780,90 +813,25 @@ static inline void log_recall_seconds(TrainRun *run) {
     free(bytes);
 }
 
-// A round number (1, 2 or 5 times a power of ten) that divides range into about `wanted` parts.
-static inline double nice_step(double range, int wanted) {
-    double step = 1;
-    while (step * wanted < range) step *= 10;
-    while (step * wanted >= range * 10 && step > 1e-9) step /= 10;
-    if (step / 5 * wanted >= range) return step / 5;
-    return step / 2 * wanted >= range ? step / 2 : step;
-}
-
-// The curves of n rows as an SVG of its own: x in epochs, y in nats per token, the lowest test loss marked.
-static inline void curve_draw(const TrainRun *run, int n, StBuffer *out) {
-    enum { WIDTH = 760, HEIGHT = 460, LEFT = 72, RIGHT = 96, TOP = 56, BOTTOM = 60 };
-    const LogRow *rows = run->rows;
-    double low = HUGE_VAL, high = -HUGE_VAL, last = (double)rows[n - 1].step / (double)run->epoch_steps;
-    int best = 0;
+static inline bool curve_write(TrainRun *run, int n) {
+    LossPoint *points = (LossPoint *)malloc((size_t)n * sizeof *points);
+    if (!points) abort();
     for (int i = 0; i < n; i++) {
-        low = fmin(low, fmin(rows[i].train, rows[i].test));
-        high = fmax(high, fmax(rows[i].train, rows[i].test));
-        if (rows[i].test < rows[best].test) best = i;
+        points[i].epoch = (double)run->rows[i].step / (double)run->epoch_steps;
+        points[i].train = run->rows[i].train;
+        points[i].test = run->rows[i].test;
     }
-    double y_step = nice_step(high - low > 0.05 ? high - low : 0.05, 6), x_step = nice_step(last, 10);
-    if (x_step < 1) x_step = 1;
-    low = floor(low / y_step) * y_step;
-    high = ceil(high / y_step) * y_step;
-    if (high <= low) high = low + y_step;
-    double x_end = last > 1 ? last : 1, x_scale = (WIDTH - LEFT - RIGHT) / x_end,
-           y_scale = (HEIGHT - TOP - BOTTOM) / (high - low);
-    char count[32];
-    st_print(out,
-             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" "
-             "font-size=\"13\">\n",
-             WIDTH, HEIGHT);
-    st_print(out, "<title>Loss of %s by epoch</title>\n<rect width=\"%d\" height=\"%d\" fill=\"white\"/>\n",
-             run->spec->name, WIDTH, HEIGHT);
-    st_print(out, "<text x=\"%d\" y=\"26\" font-size=\"16\">%s, %s parameters: loss by epoch</text>\n", LEFT,
-             run->spec->name, thousands(count, run->layout.count));
-    st_print(out, "<g stroke=\"#ddd\" fill=\"none\">\n");
-    for (int i = 0; low + i * y_step < high + y_step / 2; i++) {
-        st_print(out, "<path d=\"M%d %.1fH%d\"/>\n", LEFT, TOP + (high - low - i * y_step) * y_scale, WIDTH - RIGHT);
-    }
-    st_print(out, "</g>\n<g fill=\"#444\" text-anchor=\"end\">\n");
-    for (int i = 0; low + i * y_step < high + y_step / 2; i++) {
-        st_print(out, "<text x=\"%d\" y=\"%.1f\">%.6g</text>\n", LEFT - 8,
-                 TOP + (high - low - i * y_step) * y_scale + 4, low + i * y_step);
-    }
-    st_print(out, "</g>\n<g fill=\"#444\" text-anchor=\"middle\">\n");
-    for (double x = 0; x <= x_end + 1e-9; x += x_step) {
-        st_print(out, "<text x=\"%.1f\" y=\"%d\">%.0f</text>\n", LEFT + x * x_scale, HEIGHT - BOTTOM + 20, x);
-    }
-    st_print(out, "<text x=\"%d\" y=\"%d\">epoch (%s steps each)</text>\n", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16,
-             thousands(count, run->epoch_steps));
-    st_print(out, "<text transform=\"translate(20 %d) rotate(-90)\">loss (nats per token)</text>\n</g>\n",
-             (TOP + HEIGHT - BOTTOM) / 2);
-    static const char *const names[] = {"train", "test"}, *const colors[] = {"#5b7fa6", "#c0392b"};
-    double x = 0, y[2] = {0, 0};
-    for (int k = 0; k < 2; k++) {
-        st_print(out, "<g fill=\"%s\">\n<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"2\" points=\"", colors[k],
-                 colors[k]);
-        for (int pass = 0; pass < 2; pass++) { // first the line, then its points
-            for (int i = 0; i < n; i++) {
-                x = LEFT + (double)rows[i].step / (double)run->epoch_steps * x_scale;
-                y[k] = TOP + (high - (k ? rows[i].test : rows[i].train)) * y_scale;
-                st_print(out, pass ? "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\"/>\n" : "%.1f,%.1f ", x, y[k]);
-                if (pass && k && i == best) {
-                    st_print(
-                        out,
-                        "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"6\" fill=\"none\" stroke=\"%s\" stroke-width=\"2\"/>\n", x,
-                        y[k], colors[k]);
-                }
-            }
-            st_print(out, pass ? "</g>\n" : "\"/>\n");
-        }
-    }
-    // The names stand at the lines' ends, apart from each other.
-    double apart = fmax(0, 16 - fabs(y[0] - y[1])) / 2;
-    int upper = y[0] > y[1];
-    y[upper] -= apart;
-    y[!upper] += apart;
-    for (int k = 0; k < 2; k++) {
-        st_print(out, "<text x=\"%.1f\" y=\"%.1f\" fill=\"%s\">%s %.4f</text>\n", x + 10, y[k] + 4, colors[k], names[k],
-                 k ? rows[n - 1].test : rows[n - 1].train);
-    }
-    st_print(out, "<text x=\"%d\" y=\"46\" fill=\"%s\">best test loss %.4f, epoch %lld (circle)</text>\n</svg>\n", LEFT,
-             colors[1], rows[best].test, (long long)rows[best].epoch);
+    const LossCurve curve = {run->spec->name, points, n, 0, 0};
+    char title[128], epochs[64], count[32];
+    snprintf(title, sizeof title, "%s, %s parameters: loss by epoch", run->spec->name,
+             thousands(count, run->layout.count));
+    snprintf(epochs, sizeof epochs, "epoch (%s steps each)", thousands(count, run->epoch_steps));
+    StBuffer out = {NULL, 0, 0, false};
+    curves_draw(&out, title, epochs, &curve, 1);
+    bool ok = !out.failed && write_file_atomically(run->svg_path, out.bytes, out.size, run->error);
+    free(out.bytes);
+    free(points);
+    return ok;
 }
 
 // Writes log.csv and loss.svg of the first n rows; without rows, a header and no curve.
@@ -878,14 +846,9 @@ static inline bool reports_write(TrainRun *run, int n) {
         st_print(&out, "\n");
     }
     bool ok = !out.failed && write_file_atomically(run->log_path, out.bytes, out.size, run->error);
-    out.size = 0;
-    if (ok && n) {
-        curve_draw(run, n, &out);
-        ok = !out.failed && write_file_atomically(run->svg_path, out.bytes, out.size, run->error);
-    } else if (ok) {
-        unlink(run->svg_path);
-    }
     free(out.bytes);
+    if (ok && n) return curve_write(run, n);
+    if (ok) unlink(run->svg_path);
     return ok;
 }
 
@@ -1024,13 +987,42 @@ static inline Outcome save_if_due(TrainRun *run, double now) {
     return train_signal ? STOPPED : GO_ON;
 }
 
+// Runs a bad step again and writes which tensor is the first one that is not finite, as a clause: parameters, then
+// activations in the order of the forward, then gradients in that of the backward. False: nothing was found.
+static inline bool diagnose(const ModelSpec *spec, void *model, const ParamLayout *layout, const StepPlan *plan,
+                            char *error) {
+    const char *clause = "%s%s is the first tensor that is not finite";
+    const ParamTensor *bad = params_not_finite(layout, spec->state(model, STATE_PARAMS));
+    if (bad) return !fail(error, clause, "param.", bad->name);
+    int count = spec->activations(model, NULL);
+    Activation *list = count > 0 ? (Activation *)calloc((size_t)count, sizeof *list) : NULL;
+    if (!list) return false;
+    double loss = spec->gradients(model, plan);
+    spec->activations(model, list);
+    bool found = false;
+    for (int i = 0; i < count && !found; i++) {
+        int64_t n = 1;
+        for (int d = 0; d < list[i].rank; d++) n *= list[i].shape[d];
+        if (!all_finite(list[i].data, n)) found = !fail(error, clause, list[i].name, "");
+    }
+    free(list);
+    if (!found && !isfinite(loss)) found = !fail(error, clause, "loss", "");
+    const real *grads = spec->state(model, STATE_GRADS);
+    for (int k = layout->n - 1; k >= 0 && !found; k--) {
+        const ParamTensor *tensor = &layout->list[k];
+        if (!all_finite(grads + tensor->offset, tensor->count)) found = !fail(error, clause, "grad.", tensor->name);
+    }
+    return found;
+}
+
 // run->step is the first step that went wrong; the model has skipped every update since. Saves the state before it,
 // unless the run is so young that there is nothing to save.
 static inline Outcome training_broke(TrainRun *run) {
     char why[ERROR_SIZE] = "";
     StepPlan plan = plan_of(run, run->step);
     if (run->begun && !last_save(run, true)) return FAILED;
-    if (!run->spec->diagnose(run->model, &plan, why)) snprintf(why, sizeof why, "no tensor of it could be named");
+    if (!diagnose(run->spec, run->model, &run->layout, &plan, why))
+        snprintf(why, sizeof why, "no tensor of it could be named");
     fail(run->error, "step %lld: the loss or a gradient is no longer finite (%.300s); %s%.400s%s%s",
          (long long)run->step, why, run->begun ? "" : "nothing was saved, and ",
          run->begun ? run->last_path : run->o.out, run->begun ? " holds the state before it" : " is as it was",
@@ -1277,7 +1269,7 @@ static inline bool run_dump(TrainRun *run) {
     free(input);
     if (ok && result.bad_step >= 0) {
         char why[ERROR_SIZE] = "";
-        spec->diagnose(run->model, &plan, why);
+        diagnose(spec, run->model, &run->layout, &plan, why);
         return fail(run->error, "step %lld: the loss or a gradient is not finite (%.300s)", (long long)plan.step, why);
     }
     if (ok) printf("step %lld, loss %#.7g: %s\n", (long long)plan.step, (double)loss, run->o.dump);

@@ -519,20 +519,6 @@ static void adamax(real *params, const real *grads, real *exp_avg, real *exp_inf
     }
 }
 
-static bool all_finite(const real *values, int64_t n) {
-    int bad = 0;
-#pragma omp parallel for schedule(static)
-    for (int64_t first = 0; first < n; first += 4096) {
-        real sum = 0; // of x * 0: NaN where x is infinite or NaN
-        for (int64_t i = first; i < (first + 4096 < n ? first + 4096 : n); i++) sum += values[i] * 0;
-        if (!(sum == 0)) {
-#pragma omp atomic write
-            bad = 1;
-        }
-    }
-    return !bad;
-}
-
 // ---- the model: memory
 
 typedef struct {               // what the backward needs of a layer's forward
@@ -567,49 +553,43 @@ typedef struct {
 
 static int gpt_layers(const Gpt *m) { return m->config.sizes[GPT_LAYERS]; }
 
-// Walks through the block of memory and returns its elements, as a double because a product of flags may be anything;
-// with base NULL it only counts. All pieces begin on cache lines. The Q_ROWS rows more of qkv and x are what tiles at
-// the end of the batch read, and throw away.
+// Points into the block of memory at base and returns its elements; with base NULL it only counts. The Q_ROWS rows more
+// of qkv and x are what tiles at the end of the batch read, and throw away.
 static double gpt_carve(Gpt *m, real *base) {
     const AttentionShape s = m->shape;
     const double B = m->config.B, R = B * s.T, C = s.C, F = m->config.sizes[GPT_HIDDEN], H = s.H, rows = R + Q_ROWS;
     const double wide = fmax(3 * C, F), widest = fmax(wide, V), threads = (double)thread_count();
     const double inputs = (double)matmul_scratch_size((size_t)R, (size_t)fmax(C, F));
     const double weights = (double)matmul_scratch_size((size_t)widest, (size_t)widest);
-    double used = 0;
-#define TAKE(pointer, count)                                                                                           \
-    do {                                                                                                               \
-        if (base) pointer = base + (size_t)used;                                                                       \
-        used += ceil((double)(count) / 16) * 16;                                                                       \
-    } while (0)
-    for (int i = 0; i < 4; i++) TAKE(m->state[i], m->layout.size);
+    Arena arena = {base, 0};
+    for (int i = 0; i < 4; i++) m->state[i] = arena_take(&arena, (double)m->layout.size);
     for (int l = 0; l < gpt_layers(m); l++) {
         LayerActivations *a = &m->acts[l];
-        TAKE(a->qkv, rows * 3 * C);
-        TAKE(a->scores, B * H * (double)scores_per_head(s));
-        TAKE(a->log_sums, R * H);
-        TAKE(a->attn, R * C);
-        TAKE(a->normalized1, R * C);
-        TAKE(a->rstd1, R);
-        TAKE(a->fc1, R * F);
-        TAKE(a->normalized2, R * C);
-        TAKE(a->rstd2, R);
+        a->qkv = arena_take(&arena, rows * 3 * C);
+        a->scores = arena_take(&arena, B * H * (double)scores_per_head(s));
+        a->log_sums = arena_take(&arena, R * H);
+        a->attn = arena_take(&arena, R * C);
+        a->normalized1 = arena_take(&arena, R * C);
+        a->rstd1 = arena_take(&arena, R);
+        a->fc1 = arena_take(&arena, R * F);
+        a->normalized2 = arena_take(&arena, R * C);
+        a->rstd2 = arena_take(&arena, R);
     }
-    TAKE(m->x, rows * C);
-    TAKE(m->logits, R * V);
-    TAKE(m->dlogits, R * V);
-    TAKE(m->losses, R);
-    TAKE(m->dx, R * C);
-    TAKE(m->branch, R * C);
-    TAKE(m->wide, R * wide);
-    TAKE(m->rel_rows, (double)s.keys * s.head_row);
-    TAKE(m->rel_columns, (double)s.keys * s.S);
-    TAKE(m->drel, B * H * s.keys * s.head_row);
-    TAKE(m->ln_partial, ceil(R / LAYERNORM_ROWS) * 2 * C);
-    TAKE(m->scratch, threads * fmax((double)attention_scratch_size(s), (double)dropout_scratch_size(s.C)));
-    TAKE(m->mm_scratch, fmax(inputs, weights));
-#undef TAKE
-    return used;
+    m->x = arena_take(&arena, rows * C);
+    m->logits = arena_take(&arena, R * V);
+    m->dlogits = arena_take(&arena, R * V);
+    m->losses = arena_take(&arena, R);
+    m->dx = arena_take(&arena, R * C);
+    m->branch = arena_take(&arena, R * C);
+    m->wide = arena_take(&arena, R * wide);
+    m->rel_rows = arena_take(&arena, (double)s.keys * s.head_row);
+    m->rel_columns = arena_take(&arena, (double)s.keys * s.S);
+    m->drel = arena_take(&arena, B * H * s.keys * s.head_row);
+    m->ln_partial = arena_take(&arena, ceil(R / LAYERNORM_ROWS) * 2 * C);
+    m->scratch =
+        arena_take(&arena, threads * fmax((double)attention_scratch_size(s), (double)dropout_scratch_size(s.C)));
+    m->mm_scratch = arena_take(&arena, fmax(inputs, weights));
+    return arena.used;
 }
 
 static void gpt_destroy(void *model) {
@@ -758,7 +738,8 @@ static void gpt_load_windows(Gpt *m, const Dataset *data, const int64_t *starts,
 }
 
 // Forward and loss of a planned step, and the backward if the loss is finite.
-static double gpt_gradients(Gpt *m, const StepPlan *plan) {
+static double gpt_gradients(void *model, const StepPlan *plan) {
+    Gpt *m = (Gpt *)model;
     const int B = m->config.B;
     epoch_batch(m->data, m->config.seed, plan->epoch, plan->index, B, m->starts);
     gpt_load_windows(m, m->data, m->starts, B);
@@ -797,11 +778,7 @@ static void gpt_eval_batch(void *model, const Dataset *test, const int64_t *star
     gpt_load_windows(m, test, starts, n);
     gpt_forward(m, n, -1);
     gpt_loss(m, n * m->shape.T, false);
-    for (int r = 0; r < n * m->shape.T; r++) {
-        int kind = token_kind(m->targets[r]);
-        add->sum[kind] += (double)m->losses[r];
-        add->count[kind]++;
-    }
+    eval_add(add, m->losses, m->targets, n * m->shape.T);
 }
 
 static real *gpt_state(void *model, int which) { return ((Gpt *)model)->state[which]; }
@@ -834,39 +811,6 @@ static int gpt_activations(void *model, Activation *list) {
     return count;
 }
 
-// Names the first tensor of a step that is not finite: parameters, then activations in the order of the forward, then
-// the gradients in that of the backward.
-static bool gpt_diagnose(void *model, const StepPlan *plan, char *error) {
-    Gpt *m = (Gpt *)model;
-    const char *clause = "%s%s is the first tensor that is not finite";
-    for (int k = 0; k < m->layout.n; k++) {
-        const ParamTensor *tensor = &m->layout.list[k];
-        if (!all_finite(m->state[STATE_PARAMS] + tensor->offset, tensor->count)) {
-            fail(error, clause, "param.", tensor->name);
-            return true;
-        }
-    }
-    int count = gpt_activations(m, NULL);
-    Activation *list = count > 0 ? (Activation *)calloc((size_t)count, sizeof *list) : NULL;
-    if (!list) return false;
-    double loss = gpt_gradients(m, plan);
-    gpt_activations(m, list);
-    bool found = false;
-    for (int i = 0; i < count && !found; i++) {
-        int64_t n = list[i].shape[0] * list[i].shape[1] * list[i].shape[2];
-        if (!all_finite(list[i].data, n)) found = !fail(error, clause, list[i].name, "");
-    }
-    free(list);
-    if (!found && !isfinite(loss)) found = !fail(error, clause, "loss", "");
-    for (int k = m->layout.n - 1; k >= 0 && !found; k--) {
-        const ParamTensor *tensor = &m->layout.list[k];
-        if (!all_finite(m->state[STATE_GRADS] + tensor->offset, tensor->count)) {
-            found = !fail(error, clause, "grad.", tensor->name);
-        }
-    }
-    return found;
-}
-
 // Three times the forward's products; attention's three (q.k, q.rel, a.v) below the diagonal only.
 static double gpt_step_flops(const ModelConfig *config) {
     const double B = config->B, T = config->T, L = config->sizes[GPT_LAYERS], C = config->sizes[GPT_WIDTH],
@@ -896,7 +840,7 @@ static const ModelSpec gpt_spec = {
     .get_loss = gpt_get_loss,
     .set_loss = gpt_set_loss,
     .eval_batch = gpt_eval_batch,
-    .diagnose = gpt_diagnose,
+    .gradients = gpt_gradients,
     .activations = gpt_activations,
 };
 

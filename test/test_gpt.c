@@ -264,15 +264,18 @@ static void check_learning(void) {
 
             // a number that is not finite: no update from there on, and the culprit is named
             StepPlan plan = {160, 3, 10, 3e-3};
-            CHECK(!gpt_diagnose(m, &plan, error), "found something wrong with a good model: %s", error);
+            CHECK(!diagnose(&gpt_spec, m, &m->layout, &plan, error), "found something wrong with a good model: %s",
+                  error);
             real *spot = m->params.layers[0].ln2_b + 3, old = *spot;
             *spot = (real)3e38; // finite, but what comes of it is not
             gpt_train_step(m, &plan);
             CHECK(gpt_get_loss(m).bad_step == 160, "a loss that is not finite went unnoticed");
-            CHECK(gpt_diagnose(m, &plan, error) && strstr(error, "act.layers.1.attn"), "diagnosis: %s", error);
+            CHECK(diagnose(&gpt_spec, m, &m->layout, &plan, error) && strstr(error, "act.layers.1.attn"),
+                  "diagnosis: %s", error);
             CHECK(*spot == (real)3e38 && m->state[STATE_PARAMS][0] == weights[1][0], "a bad step changed the weights");
             *spot = (real)NAN;
-            CHECK(gpt_diagnose(m, &plan, error) && strstr(error, "param.layers.0.ln2.bias"), "diagnosis: %s", error);
+            CHECK(diagnose(&gpt_spec, m, &m->layout, &plan, error) && strstr(error, "param.layers.0.ln2.bias"),
+                  "diagnosis: %s", error);
             *spot = old;
             gpt_set_loss(m, 0);
             gpt_train_step(m, &plan);
