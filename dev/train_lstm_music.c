@@ -291,10 +291,11 @@ static void layernorm_relu_dropout_forward(real *y, real *normalized, real *rstd
             squares += v * v;
         }
         const real scale = 1 / (real)sqrt((double)(sum_lanes(squares) / (real)C + (real)1e-5));
-        for (int c = 0; c < C; c++) {
-            real n = normalized_r[c] * scale, v = n * w[c] + b[c];
-            normalized_r[c] = n;
-            y_r[c] = (v < 0 ? 0 : v) * kept[c];
+        for (int c = 0; c < C; c += LANES) {
+            vector n = load_part(normalized_r + c, C - c) * scale;
+            vector v = n * load_part(w + c, C - c) + load_part(b + c, C - c);
+            store_part(normalized_r + c, n, C - c);
+            store_part(y_r + c, keep_where(~(v < 0), v) * load_part(kept + c, C - c), C - c);
         }
         rstd[r] = scale;
     }
@@ -319,17 +320,18 @@ static void layernorm_relu_dropout_backward(real *d, real *dw, real *db, const r
             real *d_r = d + (size_t)r * C;
             const real *normalized_r = normalized + (size_t)r * C;
             dropout_row(kept, (uint32_t *)(kept + round_up(C, 16)), dropout, r % B, r / B, C);
-            for (int c = 0; c < C; c++) {
-                real n = normalized_r[c], dv = n * w[c] + b[c] > 0 ? d_r[c] * kept[c] : 0;
-                dw_chunk[c] += dv * n;
-                db_chunk[c] += dv;
-                d_r[c] = dv * w[c];
-            }
             vector sum = zero, product = zero;
             for (int c = 0; c < C; c += LANES) {
-                vector g = load_part(d_r + c, C - c);
+                const int left = C - c;
+                vector n = load_part(normalized_r + c, left), w_c = load_part(w + c, left);
+                vector dv = load_part(d_r + c, left) * load_part(kept + c, left);
+                dv = keep_where(n * w_c + load_part(b + c, left) > 0, dv);
+                store_part(dw_chunk + c, load_part(dw_chunk + c, left) + dv * n, left);
+                store_part(db_chunk + c, load_part(db_chunk + c, left) + dv, left);
+                vector g = dv * w_c;
+                store_part(d_r + c, g, left);
                 sum += g;
-                product += g * load_part(normalized_r + c, C - c);
+                product += g * n;
             }
             const real mean = sum_lanes(sum) / (real)C, mean_product = sum_lanes(product) / (real)C;
             for (int c = 0; c < C; c++) d_r[c] = rstd[r] * (d_r[c] - mean - normalized_r[c] * mean_product);
