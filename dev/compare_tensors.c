@@ -219,18 +219,16 @@ static void compare_tensor(Comparison *c, const StTensor *a, const StTensor *b) 
                shape_text(b, other));
         return;
     }
+    const char *in_a = (const char *)a->data, *in_b = (const char *)b->data;
     size_t size = (size_t)st_size(a->type);
-    double max = 0, x, y;
+    double max = 0;
     int64_t worst = 0;
     long double sum = 0;
     for (int64_t i = 0; i < a->count; i++) {
-        double gap = fabs((x = value_of(a, i)) - (y = value_of(b, i)));
+        double x = value_of(a, i), y = value_of(b, i), gap = fabs(x - y);
         if (floats && (!isfinite(x) || !isfinite(y))) gap = INFINITY;
-        if (!floats) { // doubles do not tell all whole numbers apart
-            bool equal =
-                !memcmp((const char *)a->data + (size_t)i * size, (const char *)b->data + (size_t)i * size, size);
-            gap = equal ? 0 : fmax(gap, 1);
-        }
+        // Doubles do not tell all whole numbers apart, bytes do.
+        if (!floats) gap = memcmp(in_a + (size_t)i * size, in_b + (size_t)i * size, size) ? fmax(gap, 1) : 0;
         sum += (long double)gap * gap;
         if (gap > max) {
             max = gap;
