@@ -4,7 +4,7 @@
 // It promises the published model exactly (4,326,041 parameters in its default sizes), every gradient checked against
 // finite differences when built with -DREAL=double, the same bytes for any number of threads, and no allocation in a
 // step. It leaves out mixed precision and more than one machine. The recipe around a step (data, epochs, files, command
-// line) is train.h; matrix products are matmul.h.
+// line) is train.h, what it needs to know of a model on the host host_model.h; matrix products are matmul.h.
 //
 // The model: token embedding, then L layers, each
 //     x = LN1(x + dropout(attention(x) Wo^T + bo))
@@ -18,7 +18,7 @@
 // tokens, D distances in the relative table. All matrices are row-major; a linear layer's weight is [out, in].
 // In a backward, gradients of parameters are added to (+=); gradients of activations are set (=), save where a residual
 // branch adds to them, which is said.
-#include "train.h" // first: it chooses the system's interfaces
+#include "host_model.h" // first: it chooses the system's interfaces
 
 #include "matmul.h"
 
@@ -373,23 +373,6 @@ static void relative_vectors_backward(real *drel_table, const real *drel, int he
 
 // ---- residual, dropout, LayerNorm
 
-typedef struct { // dropout at one place of the model in one step; p = 0: none
-    PhiloxKey key;
-    uint32_t step;
-    double p;
-} Dropout;
-
-// kept[c] = 1/(1-p) or 0 for channel c of position (b, t), by Philox: every device makes the same mask.
-static void dropout_row(real *kept, uint32_t *words, Dropout dropout, int b, int t, int C) {
-    const uint32_t threshold = (uint32_t)(dropout.p * 4294967296.0);
-    const real scale = (real)(1 / (1 - dropout.p));
-    if (dropout.p > 0) philox_row(dropout.key, divide_up(C, 4), (uint32_t)t, (uint32_t)b, dropout.step, words);
-    for (int c = 0; c < C; c++) kept[c] = dropout.p == 0 || words[c] >= threshold ? scale : 0;
-}
-
-// Elements of one thread's scratch for a mask: the row itself and Philox's words.
-static size_t dropout_scratch_size(int C) { return 2 * (size_t)round_up(C, 16); }
-
 // y = LN(x + dropout(branch)) = normalized * w + b, normalized = (. - mean) * rstd, eps = 1e-5 (Ba et al., 2016).
 // x, branch, y, normalized [R,C]; rstd [R]; y may be x. R = B*T rows.
 static void residual_dropout_layernorm_forward(real *y, real *normalized, real *rstd, const real *x, const real *branch,
@@ -400,7 +383,7 @@ static void residual_dropout_layernorm_forward(real *y, real *normalized, real *
         real *kept = scratch + thread_number() * dropout_scratch_size(C);
         const real *x_r = x + (size_t)r * C, *branch_r = branch + (size_t)r * C;
         real *y_r = y + (size_t)r * C, *normalized_r = normalized + (size_t)r * C;
-        dropout_row(kept, (uint32_t *)(kept + round_up(C, 16)), dropout, r / T, r % T, C);
+        dropout_row(kept, dropout, r / T, r % T, C);
         vector sum = zero, squares = zero;
         for (int c = 0; c < C; c += LANES) {
             vector v = load_part(x_r + c, C - c) + load_part(branch_r + c, C - c) * load_part(kept + c, C - c);
@@ -458,7 +441,7 @@ static void residual_dropout_layernorm_backward(real *d, real *dbranch, real *dw
                 product += g * load_part(normalized_r + c, C - c);
             }
             const real mean = sum_lanes(sum) / (real)C, mean_product = sum_lanes(product) / (real)C, scale = rstd[r];
-            dropout_row(kept, (uint32_t *)(kept + round_up(C, 16)), dropout, r / T, r % T, C);
+            dropout_row(kept, dropout, r / T, r % T, C);
             for (int c = 0; c < C; c++) {
                 real dy = d_r[c], n = normalized_r[c];
                 dw_chunk[c] += dy * n;
@@ -531,38 +514,30 @@ typedef struct {               // what the backward needs of a layer's forward
 } LayerActivations;
 
 typedef struct {
-    ModelConfig config;
+    HostModel host;
     AttentionShape shape;
-    ParamLayout layout;
     GptTensors params, grads;
     LayerActivations *acts;
-    void *memory;                        // one block for all that follows
-    real *state[4];                      // by STATE_*: parameters, their averages, their gradients
     real *x;                             // [R,C] what flows from layer to layer, then a layer's input again
     real *logits, *dlogits, *losses;     // [R,V], [R,V], [R]
     real *dx, *branch, *wide;            // [R,C], [R,C], [R, max(3C, F)]: gradients on their way down
     real *rel_rows, *rel_columns, *drel; // attention's, of the layer at work
     real *ln_partial, *scratch, *mm_scratch;
-    real *kept;                // activations that are not kept otherwise, for a dump: [1 + 2L, R, C], or NULL
-    uint8_t *tokens, *targets; // [R]
-    int64_t *starts;           // [B]
-    const Dataset *data;
-    double loss_sum;
-    int64_t bad_step;
 } Gpt;
 
-static int gpt_layers(const Gpt *m) { return m->config.sizes[GPT_LAYERS]; }
+static int gpt_layers(const Gpt *m) { return m->host.config.sizes[GPT_LAYERS]; }
 
 // Points into the block of memory at base and returns its elements; with base NULL it only counts. The Q_ROWS rows more
 // of qkv and x are what tiles at the end of the batch read, and throw away.
 static double gpt_carve(Gpt *m, real *base) {
     const AttentionShape s = m->shape;
-    const double B = m->config.B, R = B * s.T, C = s.C, F = m->config.sizes[GPT_HIDDEN], H = s.H, rows = R + Q_ROWS;
+    const double B = m->host.config.B, R = B * s.T, C = s.C, F = m->host.config.sizes[GPT_HIDDEN], H = s.H,
+                 rows = R + Q_ROWS;
     const double wide = fmax(3 * C, F), widest = fmax(wide, V), threads = (double)thread_count();
     const double inputs = (double)matmul_scratch_size((size_t)R, (size_t)fmax(C, F));
     const double weights = (double)matmul_scratch_size((size_t)widest, (size_t)widest);
     Arena arena = {base, 0};
-    for (int i = 0; i < 4; i++) m->state[i] = arena_take(&arena, (double)m->layout.size);
+    for (int i = 0; i < 4; i++) m->host.state[i] = arena_take(&arena, (double)m->host.layout.size);
     for (int l = 0; l < gpt_layers(m); l++) {
         LayerActivations *a = &m->acts[l];
         a->qkv = arena_take(&arena, rows * 3 * C);
@@ -595,15 +570,10 @@ static double gpt_carve(Gpt *m, real *base) {
 static void gpt_destroy(void *model) {
     Gpt *m = (Gpt *)model;
     if (!m) return;
-    layout_free(&m->layout);
+    host_destroy(&m->host);
     free(m->params.layers);
     free(m->grads.layers);
     free(m->acts);
-    free(m->memory);
-    free(m->kept);
-    free(m->tokens);
-    free(m->targets);
-    free(m->starts);
     free(m);
 }
 
@@ -611,50 +581,36 @@ static void *gpt_create(const ModelConfig *config, char *error) {
     Gpt *m = (Gpt *)allocate("the model", 1, sizeof *m, error);
     if (!m) return NULL;
     const int *sizes = config->sizes;
-    const double R = (double)config->B * config->T;
-    m->config = *config;
     m->shape = attention_shape(config->T, sizes[GPT_WIDTH], sizes[GPT_HEADS], sizes[GPT_REL]);
-    m->bad_step = -1;
-    gpt_layout(sizes, &m->layout);
+    bool ok = host_create(&m->host, config, gpt_layout, error);
     m->acts = (LayerActivations *)allocate("the model", sizes[GPT_LAYERS], sizeof(LayerActivations), error);
     m->params.layers = (LayerTensors *)allocate("the model", sizes[GPT_LAYERS], sizeof(LayerTensors), error);
     m->grads.layers = (LayerTensors *)allocate("the model", sizes[GPT_LAYERS], sizeof(LayerTensors), error);
-    if (m->acts && m->params.layers && m->grads.layers) {
-        m->memory = allocate("the model and its activations", gpt_carve(m, NULL), sizeof(real), error);
+    if (ok && m->acts && m->params.layers && m->grads.layers) {
+        m->host.memory = allocate("the model and its activations", gpt_carve(m, NULL), sizeof(real), error);
     }
-    if (m->memory) {
-        m->tokens = (uint8_t *)allocate("the batch", R, 1, error);
-        m->targets = (uint8_t *)allocate("the batch", R, 1, error);
-        m->starts = (int64_t *)allocate("the batch", config->B, sizeof(int64_t), error);
-    }
-    if (!m->tokens || !m->targets || !m->starts) {
+    if (!m->host.memory) {
         gpt_destroy(m);
         return NULL;
     }
-    gpt_carve(m, (real *)m->memory);
-    gpt_point(&m->params, &m->layout, sizes[GPT_LAYERS], m->state[STATE_PARAMS]);
-    gpt_point(&m->grads, &m->layout, sizes[GPT_LAYERS], m->state[STATE_GRADS]);
+    gpt_carve(m, (real *)m->host.memory);
+    gpt_point(&m->params, &m->host.layout, sizes[GPT_LAYERS], m->host.state[STATE_PARAMS]);
+    gpt_point(&m->grads, &m->host.layout, sizes[GPT_LAYERS], m->host.state[STATE_GRADS]);
     return m;
 }
 
 // ---- the model: forward, backward, update
 
-static Dropout gpt_dropout(const Gpt *m, int64_t step, int site) { // step < 0: none
-    Dropout dropout = {philox_key(m->config.seed, PHILOX_DROPOUT, (uint32_t)site), (uint32_t)step, m->config.dropout};
-    if (step < 0) dropout.p = 0;
-    return dropout;
-}
-
 static void gpt_keep(Gpt *m, int which) {
-    size_t size = (size_t)m->config.B * m->shape.T * m->shape.C;
-    if (m->kept) memcpy(m->kept + which * size, m->x, size * sizeof(real));
+    size_t size = (size_t)m->host.config.B * m->shape.T * m->shape.C;
+    if (m->host.kept) memcpy(m->host.kept + which * size, m->x, size * sizeof(real));
 }
 
-// Logits of m->tokens, B rows of T, with the dropout of a step, or without for step < 0.
+// Logits of m->host.tokens, B rows of T, with the dropout of a step, or without for step < 0.
 static void gpt_forward(Gpt *m, int B, int64_t step) {
     const AttentionShape s = m->shape;
-    const int T = s.T, C = s.C, R = B * T, F = m->config.sizes[GPT_HIDDEN];
-    embedding_forward(m->x, m->tokens, m->params.emb, R, C);
+    const int T = s.T, C = s.C, R = B * T, F = m->host.config.sizes[GPT_HIDDEN];
+    embedding_forward(m->x, m->host.tokens, m->params.emb, R, C);
     gpt_keep(m, 0);
     for (int l = 0; l < gpt_layers(m); l++) {
         const LayerTensors *p = &m->params.layers[l];
@@ -665,12 +621,12 @@ static void gpt_forward(Gpt *m, int B, int64_t step) {
                           B, s, m->scratch);
         matmul_forward(m->branch, a->attn, p->out_w, p->out_b, false, R, C, C, m->mm_scratch);
         residual_dropout_layernorm_forward(m->x, a->normalized1, a->rstd1, m->x, m->branch, p->ln1_w, p->ln1_b,
-                                           gpt_dropout(m, step, 2 * l), R, T, C, m->scratch);
+                                           host_dropout(&m->host, step, 2 * l), R, T, C, m->scratch);
         gpt_keep(m, 1 + 2 * l);
         matmul_forward(a->fc1, m->x, p->fc1_w, p->fc1_b, true, R, C, F, m->mm_scratch);
         matmul_forward(m->branch, a->fc1, p->fc2_w, p->fc2_b, false, R, F, C, m->mm_scratch);
         residual_dropout_layernorm_forward(m->x, a->normalized2, a->rstd2, m->x, m->branch, p->ln2_w, p->ln2_b,
-                                           gpt_dropout(m, step, 2 * l + 1), R, T, C, m->scratch);
+                                           host_dropout(&m->host, step, 2 * l + 1), R, T, C, m->scratch);
         gpt_keep(m, 2 + 2 * l);
     }
     matmul_forward(m->logits, m->x, m->params.head_w, m->params.head_b, false, R, C, V, m->mm_scratch);
@@ -678,7 +634,7 @@ static void gpt_forward(Gpt *m, int B, int64_t step) {
 
 // The mean loss of the batch; with dlogits ready for the backward if asked.
 static double gpt_loss(Gpt *m, int R, bool backward) {
-    softmax_cross_entropy(m->losses, backward ? m->dlogits : NULL, m->logits, m->targets, R);
+    softmax_cross_entropy(m->losses, backward ? m->dlogits : NULL, m->logits, m->host.targets, R);
     double sum = 0;
     for (int r = 0; r < R; r++) sum += (double)m->losses[r];
     return sum / R;
@@ -687,9 +643,9 @@ static double gpt_loss(Gpt *m, int R, bool backward) {
 // Gradients of all parameters, from zero, after gpt_forward and gpt_loss of the same step.
 static void gpt_backward(Gpt *m, int B, int64_t step) {
     const AttentionShape s = m->shape;
-    const int T = s.T, C = s.C, R = B * T, F = m->config.sizes[GPT_HIDDEN], L = gpt_layers(m);
+    const int T = s.T, C = s.C, R = B * T, F = m->host.config.sizes[GPT_HIDDEN], L = gpt_layers(m);
     real *mm = m->mm_scratch;
-    memset(m->state[STATE_GRADS], 0, (size_t)m->layout.size * sizeof(real));
+    memset(m->host.state[STATE_GRADS], 0, (size_t)m->host.layout.size * sizeof(real));
     matmul_backward_weight(m->grads.head_w, m->grads.head_b, m->dlogits, m->x, R, C, V, mm);
     matmul_backward_input(m->dx, m->dlogits, m->params.head_w, NULL, false, R, C, V, mm);
     for (int l = L - 1; l >= 0; l--) {
@@ -697,7 +653,8 @@ static void gpt_backward(Gpt *m, int B, int64_t step) {
         LayerActivations *a = &m->acts[l];
         // x = LN2(x + dropout(fc2(relu(fc1(x)))))
         residual_dropout_layernorm_backward(m->dx, m->branch, g->ln2_w, g->ln2_b, a->normalized2, a->rstd2, p->ln2_w,
-                                            gpt_dropout(m, step, 2 * l + 1), R, T, C, m->ln_partial, m->scratch);
+                                            host_dropout(&m->host, step, 2 * l + 1), R, T, C, m->ln_partial,
+                                            m->scratch);
         matmul_backward_weight(g->fc2_w, g->fc2_b, m->branch, a->fc1, R, F, C, mm);
         matmul_backward_input(m->wide, m->branch, p->fc2_w, a->fc1, false, R, F, C, mm);
         layernorm_again(m->x, a->normalized1, p->ln1_w, p->ln1_b, R, C);
@@ -705,7 +662,7 @@ static void gpt_backward(Gpt *m, int B, int64_t step) {
         matmul_backward_input(m->dx, m->wide, p->fc1_w, NULL, true, R, C, F, mm);
         // x = LN1(x + dropout(out(attention(qkv(x)))))
         residual_dropout_layernorm_backward(m->dx, m->branch, g->ln1_w, g->ln1_b, a->normalized1, a->rstd1, p->ln1_w,
-                                            gpt_dropout(m, step, 2 * l), R, T, C, m->ln_partial, m->scratch);
+                                            host_dropout(&m->host, step, 2 * l), R, T, C, m->ln_partial, m->scratch);
         matmul_backward_weight(g->out_w, g->out_b, m->branch, a->attn, R, C, C, mm);
         real *dattn = m->x; // x is free here
         matmul_backward_input(dattn, m->branch, p->out_w, NULL, false, R, C, C, mm);
@@ -717,32 +674,30 @@ static void gpt_backward(Gpt *m, int B, int64_t step) {
             const LayerTensors *below = &m->params.layers[l - 1];
             layernorm_again(m->x, m->acts[l - 1].normalized2, below->ln2_w, below->ln2_b, R, C);
         } else {
-            embedding_forward(m->x, m->tokens, m->params.emb, R, C);
+            embedding_forward(m->x, m->host.tokens, m->params.emb, R, C);
         }
         matmul_backward_weight(g->qkv_w, g->qkv_b, m->wide, m->x, R, C, 3 * C, mm);
         matmul_backward_input(m->dx, m->wide, p->qkv_w, NULL, true, R, C, 3 * C, mm);
     }
-    embedding_backward(m->grads.emb, m->dx, m->tokens, R, C);
+    embedding_backward(m->grads.emb, m->dx, m->host.tokens, R, C);
 }
 
 // ---- what the recipe asks of a model (train.h, ModelSpec)
 
-static void gpt_set_data(void *model, const Dataset *train) { ((Gpt *)model)->data = train; }
-
 static void gpt_load_windows(Gpt *m, const Dataset *data, const int64_t *starts, int n) {
     const int T = m->shape.T;
     for (int b = 0; b < n; b++) {
-        memcpy(m->tokens + (size_t)b * T, data->tokens + starts[b], (size_t)T);
-        memcpy(m->targets + (size_t)b * T, data->tokens + starts[b] + 1, (size_t)T);
+        memcpy(m->host.tokens + (size_t)b * T, data->tokens + starts[b], (size_t)T);
+        memcpy(m->host.targets + (size_t)b * T, data->tokens + starts[b] + 1, (size_t)T);
     }
 }
 
 // Forward and loss of a planned step, and the backward if the loss is finite.
 static double gpt_gradients(void *model, const StepPlan *plan) {
     Gpt *m = (Gpt *)model;
-    const int B = m->config.B;
-    epoch_batch(m->data, m->config.seed, plan->epoch, plan->index, B, m->starts);
-    gpt_load_windows(m, m->data, m->starts, B);
+    const int B = m->host.config.B;
+    epoch_batch(m->host.data, m->host.config.seed, plan->epoch, plan->index, B, m->host.starts);
+    gpt_load_windows(m, m->host.data, m->host.starts, B);
     gpt_forward(m, B, plan->step);
     double loss = gpt_loss(m, B * m->shape.T, true);
     if (isfinite(loss)) gpt_backward(m, B, plan->step);
@@ -751,26 +706,15 @@ static double gpt_gradients(void *model, const StepPlan *plan) {
 
 static void gpt_train_step(void *model, const StepPlan *plan) {
     Gpt *m = (Gpt *)model;
-    if (m->bad_step >= 0) return;
+    if (m->host.bad_step >= 0) return;
     double loss = gpt_gradients(m, plan);
-    if (!isfinite(loss) || !all_finite(m->state[STATE_GRADS], m->layout.size)) {
-        m->bad_step = plan->step;
+    if (!isfinite(loss) || !all_finite(m->host.state[STATE_GRADS], m->host.layout.size)) {
+        m->host.bad_step = plan->step;
         return;
     }
-    adamax(m->state[STATE_PARAMS], m->state[STATE_GRADS], m->state[STATE_EXP_AVG], m->state[STATE_EXP_INF],
-           m->layout.size, plan->lr, plan->step + 1);
-    m->loss_sum += loss;
-}
-
-static TrainLoss gpt_get_loss(void *model) {
-    const Gpt *m = (const Gpt *)model;
-    return (TrainLoss){m->loss_sum, m->bad_step};
-}
-
-static void gpt_set_loss(void *model, double sum) {
-    Gpt *m = (Gpt *)model;
-    m->loss_sum = sum;
-    m->bad_step = -1;
+    adamax(m->host.state[STATE_PARAMS], m->host.state[STATE_GRADS], m->host.state[STATE_EXP_AVG],
+           m->host.state[STATE_EXP_INF], m->host.layout.size, plan->lr, plan->step + 1);
+    m->host.loss_sum += loss;
 }
 
 static void gpt_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
@@ -778,30 +722,27 @@ static void gpt_eval_batch(void *model, const Dataset *test, const int64_t *star
     gpt_load_windows(m, test, starts, n);
     gpt_forward(m, n, -1);
     gpt_loss(m, n * m->shape.T, false);
-    eval_add(add, m->losses, m->targets, n * m->shape.T);
+    eval_add(add, m->losses, m->host.targets, n * m->shape.T);
 }
-
-static real *gpt_state(void *model, int which) { return ((Gpt *)model)->state[which]; }
-
-static void gpt_state_changed(void *model) { (void)model; } // they are the model's own arrays
 
 // The activations of the last step. Called with list NULL before a step, it makes that step keep them all.
 static int gpt_activations(void *model, Activation *list) {
     Gpt *m = (Gpt *)model;
-    const int64_t B = m->config.B, T = m->shape.T, C = m->shape.C, F = m->config.sizes[GPT_HIDDEN];
+    const int64_t B = m->host.config.B, T = m->shape.T, C = m->shape.C, F = m->host.config.sizes[GPT_HIDDEN];
     const int L = gpt_layers(m), count = 2 + 5 * L;
     if (!list) {
-        if (!m->kept) m->kept = (real *)calloc((size_t)(B * T * C * (1 + 2 * L)), sizeof(real));
-        return m->kept ? count : -1;
+        if (!m->host.kept) m->host.kept = (real *)calloc((size_t)(B * T * C * (1 + 2 * L)), sizeof(real));
+        return m->host.kept ? count : -1;
     }
     const size_t kept = (size_t)(B * T * C);
     Activation *next = list;
-    *next++ = (Activation){"act.emb", 3, {B, T, C}, m->kept};
+    *next++ = (Activation){"act.emb", 3, {B, T, C}, m->host.kept};
     for (int l = 0; l < L; l++) {
         const LayerActivations *a = &m->acts[l];
         const char *names[] = {"qkv", "attn", "ln1", "fc1", "ln2"};
         const int64_t widths[] = {3 * C, C, C, F, C};
-        const real *data[] = {a->qkv, a->attn, m->kept + (1 + 2 * l) * kept, a->fc1, m->kept + (2 + 2 * l) * kept};
+        const real *data[] = {a->qkv, a->attn, m->host.kept + (1 + 2 * l) * kept, a->fc1,
+                              m->host.kept + (2 + 2 * l) * kept};
         for (int i = 0; i < 5; i++) {
             *next = (Activation){"", 3, {B, T, widths[i]}, data[i]};
             snprintf(next++->name, sizeof next->name, "act.layers.%d.%s", l, names[i]);
@@ -833,12 +774,12 @@ static const ModelSpec gpt_spec = {
     .step_flops = gpt_step_flops,
     .create = gpt_create,
     .destroy = gpt_destroy,
-    .state = gpt_state,
-    .state_changed = gpt_state_changed,
-    .set_data = gpt_set_data,
+    .state = host_state,
+    .state_changed = host_state_changed,
+    .set_data = host_set_data,
     .train_step = gpt_train_step,
-    .get_loss = gpt_get_loss,
-    .set_loss = gpt_set_loss,
+    .get_loss = host_get_loss,
+    .set_loss = host_set_loss,
     .eval_batch = gpt_eval_batch,
     .gradients = gpt_gradients,
     .activations = gpt_activations,

@@ -4,7 +4,7 @@
 // It promises the published model exactly (4,426,457 parameters in its default sizes), every gradient checked against
 // finite differences when built with -DREAL=double, the same bytes for any number of threads, and no allocation in a
 // step. It leaves out mixed precision and more than one machine. The recipe around a step (data, epochs, files, command
-// line) is train.h; matrix products are matmul.h.
+// line) is train.h, what it needs to know of a model on the host host_model.h; matrix products are matmul.h.
 //
 // The model: token embedding; L LSTM layers (Hochreiter and Schmidhuber, 1997; Gers et al., 2000: forget gates), each
 //     i, f, g, o = W_ih x_t + b_ih + W_hh h_(t-1) + b_hh            i, f, o through the logistic function, g through
@@ -22,7 +22,7 @@
 // where all of a window lies together. All matrices are row-major; a linear layer's weight is [out, in].
 // In a backward, gradients of parameters are added to (+=); gradients of activations are set (=), save where it is
 // said.
-#include "train.h" // first: it chooses the system's interfaces
+#include "host_model.h" // first: it chooses the system's interfaces
 
 #include "matmul.h"
 
@@ -246,29 +246,12 @@ static void recurrence_backward(real *gates, real *dh, real *dc, const real *c, 
 
 // ---- dropout, LayerNorm and ReLU
 
-typedef struct { // dropout at one place of the model in one step; p = 0: none
-    PhiloxKey key;
-    uint32_t step;
-    double p;
-} Dropout;
-
-// kept[c] = 1/(1-p) or 0 for channel c of position (b, t), by Philox: every device makes the same mask.
-static void dropout_row(real *kept, uint32_t *words, Dropout dropout, int b, int t, int C) {
-    const uint32_t threshold = (uint32_t)(dropout.p * 4294967296.0);
-    const real scale = (real)(1 / (1 - dropout.p));
-    if (dropout.p > 0) philox_row(dropout.key, divide_up(C, 4), (uint32_t)t, (uint32_t)b, dropout.step, words);
-    for (int c = 0; c < C; c++) kept[c] = dropout.p == 0 || words[c] >= threshold ? scale : 0;
-}
-
-// Elements of one thread's scratch for a mask: the row itself and Philox's words.
-static size_t dropout_scratch_size(int C) { return 2 * (size_t)round_up(C, 16); }
-
 // y = dropout(x), x, y [R,C], y may be x; and its backward, as dx = dropout(dy).
 static void dropout_forward(real *y, const real *x, Dropout dropout, int R, int B, int C, real *scratch) {
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < R; r++) {
         real *kept = scratch + thread_number() * dropout_scratch_size(C);
-        dropout_row(kept, (uint32_t *)(kept + round_up(C, 16)), dropout, r % B, r / B, C);
+        dropout_row(kept, dropout, r % B, r / B, C);
         for (int c = 0; c < C; c++) y[(size_t)r * C + c] = x[(size_t)r * C + c] * kept[c];
     }
 }
@@ -281,7 +264,7 @@ static void layernorm_relu_dropout_forward(real *y, real *normalized, real *rstd
     for (int r = 0; r < R; r++) {
         real *kept = scratch + thread_number() * dropout_scratch_size(C);
         real *y_r = y + (size_t)r * C, *normalized_r = normalized + (size_t)r * C;
-        dropout_row(kept, (uint32_t *)(kept + round_up(C, 16)), dropout, r % B, r / B, C);
+        dropout_row(kept, dropout, r % B, r / B, C);
         vector sum = zero, squares = zero;
         for (int c = 0; c < C; c += LANES) sum += load_part(normalized_r + c, C - c);
         const real mean = sum_lanes(sum) / (real)C;
@@ -319,7 +302,7 @@ static void layernorm_relu_dropout_backward(real *d, real *dw, real *db, const r
         for (int r = chunk * LAYERNORM_ROWS; r < min_int((chunk + 1) * LAYERNORM_ROWS, R); r++) {
             real *d_r = d + (size_t)r * C;
             const real *normalized_r = normalized + (size_t)r * C;
-            dropout_row(kept, (uint32_t *)(kept + round_up(C, 16)), dropout, r % B, r / B, C);
+            dropout_row(kept, dropout, r % B, r / B, C);
             vector sum = zero, product = zero;
             for (int c = 0; c < C; c += LANES) {
                 const int left = C - c;
@@ -395,12 +378,9 @@ typedef struct {         // what the backward needs of a layer's forward
 } LayerActivations;
 
 typedef struct {
-    ModelConfig config;
-    ParamLayout layout;
+    HostModel host;
     LstmTensors params, grads;
     LayerActivations *acts;
-    void *memory;                    // one block for all that follows
-    real *state[4];                  // by STATE_*: parameters, their averages, their gradients
     real *table, *bias;              // [V,4H] layer 0's gates of each token; [4H] sum of a layer's two biases
     real *normalized1, *rstd1, *x1;  // [R,2H], [R], [R,2H] of the head's first layer; x1 after dropout
     real *normalized2, *rstd2, *x2;  // [R,H], [R], [R,H] of its second
@@ -408,25 +388,20 @@ typedef struct {
     real *d, *d_wide, *dc;           // [R,H], [R,2H], [B,H]: gradients on their way down
     real *panels;                    // the recurrent weights of the layer at work, packed
     real *ln_partial, *scratch, *mm_scratch;
-    real *kept;                // the last step's activations in the order of the files, or NULL
-    uint8_t *tokens, *targets; // [R]
-    int64_t *starts;           // [B]
-    const Dataset *data;
-    double loss_sum;
-    int64_t bad_step;
 } Lstm;
 
-static int lstm_layers(const Lstm *m) { return m->config.sizes[LSTM_LAYERS]; }
+static int lstm_layers(const Lstm *m) { return m->host.config.sizes[LSTM_LAYERS]; }
 
 // Points into the block of memory at base and returns its elements; with base NULL it only counts.
 static double lstm_carve(Lstm *m, real *base) {
-    const double R = (double)m->config.B * m->config.T, E = m->config.sizes[LSTM_EMBED],
-                 H = m->config.sizes[LSTM_WIDTH];
+    const double R = (double)m->host.config.B * m->host.config.T, E = m->host.config.sizes[LSTM_EMBED],
+                 H = m->host.config.sizes[LSTM_WIDTH];
     const double inputs = (double)matmul_scratch_size((size_t)R, (size_t)fmax(E, 2 * H));
+    const double w = fmax(4 * H, V), n = fmax(fmax(2 * H, E), V); // the larger and the smaller size of a weight
     const double weights =
-        (double)matmul_scratch_size((size_t)fmax(fmax(4 * H, E), V), (size_t)fmax(fmax(4 * H, E), V));
+        (double)fmax(matmul_scratch_size((size_t)w, (size_t)n), matmul_scratch_size((size_t)n, (size_t)w));
     Arena arena = {base, 0};
-    for (int i = 0; i < 4; i++) m->state[i] = arena_take(&arena, (double)m->layout.size);
+    for (int i = 0; i < 4; i++) m->host.state[i] = arena_take(&arena, (double)m->host.layout.size);
     for (int l = 0; l < lstm_layers(m); l++) {
         LayerActivations *a = &m->acts[l];
         a->gates = arena_take(&arena, R * 4 * H);
@@ -447,7 +422,7 @@ static double lstm_carve(Lstm *m, real *base) {
     m->losses = arena_take(&arena, R);
     m->d = arena_take(&arena, R * H);
     m->d_wide = arena_take(&arena, R * 2 * H);
-    m->dc = arena_take(&arena, m->config.B * H);
+    m->dc = arena_take(&arena, m->host.config.B * H);
     m->panels = arena_take(&arena, 4 * H * block_units((int)H));
     m->ln_partial = arena_take(&arena, ceil(R / LAYERNORM_ROWS) * 4 * H);
     m->scratch = arena_take(&arena, (double)thread_count() * (double)dropout_scratch_size((int)(2 * H)));
@@ -458,15 +433,10 @@ static double lstm_carve(Lstm *m, real *base) {
 static void lstm_destroy(void *model) {
     Lstm *m = (Lstm *)model;
     if (!m) return;
-    layout_free(&m->layout);
+    host_destroy(&m->host);
     free(m->params.layers);
     free(m->grads.layers);
     free(m->acts);
-    free(m->memory);
-    free(m->kept);
-    free(m->tokens);
-    free(m->targets);
-    free(m->starts);
     free(m);
 }
 
@@ -474,38 +444,24 @@ static void *lstm_create(const ModelConfig *config, char *error) {
     Lstm *m = (Lstm *)allocate("the model", 1, sizeof *m, error);
     if (!m) return NULL;
     const int L = config->sizes[LSTM_LAYERS];
-    const double R = (double)config->B * config->T;
-    m->config = *config;
-    m->bad_step = -1;
-    lstm_layout(config->sizes, &m->layout);
+    bool ok = host_create(&m->host, config, lstm_layout, error);
     m->acts = (LayerActivations *)allocate("the model", L, sizeof(LayerActivations), error);
     m->params.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
     m->grads.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
-    if (m->acts && m->params.layers && m->grads.layers) {
-        m->memory = allocate("the model and its activations", lstm_carve(m, NULL), sizeof(real), error);
+    if (ok && m->acts && m->params.layers && m->grads.layers) {
+        m->host.memory = allocate("the model and its activations", lstm_carve(m, NULL), sizeof(real), error);
     }
-    if (m->memory) {
-        m->tokens = (uint8_t *)allocate("the batch", R, 1, error);
-        m->targets = (uint8_t *)allocate("the batch", R, 1, error);
-        m->starts = (int64_t *)allocate("the batch", config->B, sizeof(int64_t), error);
-    }
-    if (!m->tokens || !m->targets || !m->starts) {
+    if (!m->host.memory) {
         lstm_destroy(m);
         return NULL;
     }
-    lstm_carve(m, (real *)m->memory);
-    lstm_point(&m->params, &m->layout, L, m->state[STATE_PARAMS]);
-    lstm_point(&m->grads, &m->layout, L, m->state[STATE_GRADS]);
+    lstm_carve(m, (real *)m->host.memory);
+    lstm_point(&m->params, &m->host.layout, L, m->host.state[STATE_PARAMS]);
+    lstm_point(&m->grads, &m->host.layout, L, m->host.state[STATE_GRADS]);
     return m;
 }
 
 // ---- the model: forward, backward, update
-
-static Dropout lstm_dropout(const Lstm *m, int64_t step, int site) { // step < 0: none
-    Dropout dropout = {philox_key(m->config.seed, PHILOX_DROPOUT, (uint32_t)site), (uint32_t)step, m->config.dropout};
-    if (step < 0) dropout.p = 0;
-    return dropout;
-}
 
 // Copies the rows of x to `at`, in the order of the files; relu(x * w + b) of them where there is a w. Returns the end.
 static real *keep_rows(real *at, const real *x, const real *w, const real *b, int B, int T, int C) {
@@ -521,8 +477,8 @@ static real *keep_rows(real *at, const real *x, const real *w, const real *b, in
 }
 
 static void lstm_keep(Lstm *m, int B) {
-    const int T = m->config.T, H = m->config.sizes[LSTM_WIDTH];
-    real *at = m->kept;
+    const int T = m->host.config.T, H = m->host.config.sizes[LSTM_WIDTH];
+    real *at = m->host.kept;
     for (int l = 0; l < lstm_layers(m); l++) {
         at = keep_rows(at, m->acts[l].h, NULL, NULL, B, T, H);
         at = keep_rows(at, m->acts[l].c, NULL, NULL, B, T, H);
@@ -532,9 +488,10 @@ static void lstm_keep(Lstm *m, int B) {
     keep_rows(at, m->logits, NULL, NULL, B, T, V);
 }
 
-// Logits of m->tokens, B windows, with the dropout of a step, or without for step < 0.
+// Logits of m->host.tokens, B windows, with the dropout of a step, or without for step < 0.
 static void lstm_forward(Lstm *m, int B, int64_t step) {
-    const int T = m->config.T, R = B * T, E = m->config.sizes[LSTM_EMBED], H = m->config.sizes[LSTM_WIDTH];
+    const int T = m->host.config.T, R = B * T, E = m->host.config.sizes[LSTM_EMBED],
+              H = m->host.config.sizes[LSTM_WIDTH];
     const int L = lstm_layers(m);
     const LstmTensors *p = &m->params;
     for (int l = 0; l < L; l++) {
@@ -543,27 +500,27 @@ static void lstm_forward(Lstm *m, int B, int64_t step) {
         for (int j = 0; j < 4 * H; j++) m->bias[j] = layer->b_ih[j] + layer->b_hh[j];
         if (l == 0) { // a token's input product is the same wherever it stands
             matmul_forward(m->table, p->emb, layer->w_ih, m->bias, false, V, E, 4 * H, m->mm_scratch);
-            embedding_forward(a->gates, m->tokens, m->table, R, 4 * H);
+            embedding_forward(a->gates, m->host.tokens, m->table, R, 4 * H);
         } else {
             matmul_forward(a->gates, m->acts[l - 1].x, layer->w_ih, m->bias, false, R, H, 4 * H, m->mm_scratch);
         }
         pack_recurrent_forward(m->panels, layer->w_hh, H);
         recurrence_forward(a->gates, a->c, a->h, m->panels, B, T, H);
-        dropout_forward(a->x, a->h, lstm_dropout(m, step, l), R, B, H, m->scratch);
+        dropout_forward(a->x, a->h, host_dropout(&m->host, step, l), R, B, H, m->scratch);
     }
     matmul_forward(m->normalized1, m->acts[L - 1].x, p->fc1_w, p->fc1_b, false, R, H, 2 * H, m->mm_scratch);
-    layernorm_relu_dropout_forward(m->x1, m->normalized1, m->rstd1, p->ln1_w, p->ln1_b, lstm_dropout(m, step, L), R, B,
-                                   2 * H, m->scratch);
+    layernorm_relu_dropout_forward(m->x1, m->normalized1, m->rstd1, p->ln1_w, p->ln1_b, host_dropout(&m->host, step, L),
+                                   R, B, 2 * H, m->scratch);
     matmul_forward(m->normalized2, m->x1, p->fc2_w, p->fc2_b, false, R, 2 * H, H, m->mm_scratch);
-    layernorm_relu_dropout_forward(m->x2, m->normalized2, m->rstd2, p->ln2_w, p->ln2_b, lstm_dropout(m, step, L + 1), R,
-                                   B, H, m->scratch);
+    layernorm_relu_dropout_forward(m->x2, m->normalized2, m->rstd2, p->ln2_w, p->ln2_b,
+                                   host_dropout(&m->host, step, L + 1), R, B, H, m->scratch);
     matmul_forward(m->logits, m->x2, p->fc3_w, p->fc3_b, false, R, H, V, m->mm_scratch);
-    if (m->kept) lstm_keep(m, B);
+    if (m->host.kept) lstm_keep(m, B);
 }
 
 // The mean loss of the batch; with dlogits ready for the backward if asked.
 static double lstm_loss(Lstm *m, int R, bool backward) {
-    softmax_cross_entropy(m->losses, backward ? m->dlogits : NULL, m->logits, m->targets, R);
+    softmax_cross_entropy(m->losses, backward ? m->dlogits : NULL, m->logits, m->host.targets, R);
     double sum = 0;
     for (int r = 0; r < R; r++) sum += (double)m->losses[r];
     return sum / R;
@@ -571,27 +528,28 @@ static double lstm_loss(Lstm *m, int R, bool backward) {
 
 // Gradients of all parameters, from zero, after lstm_forward and lstm_loss of the same step.
 static void lstm_backward(Lstm *m, int B, int64_t step) {
-    const int T = m->config.T, R = B * T, E = m->config.sizes[LSTM_EMBED], H = m->config.sizes[LSTM_WIDTH];
+    const int T = m->host.config.T, R = B * T, E = m->host.config.sizes[LSTM_EMBED],
+              H = m->host.config.sizes[LSTM_WIDTH];
     const int L = lstm_layers(m);
     const LstmTensors *p = &m->params, *g = &m->grads;
     real *mm = m->mm_scratch;
-    memset(m->state[STATE_GRADS], 0, (size_t)m->layout.size * sizeof(real));
+    memset(m->host.state[STATE_GRADS], 0, (size_t)m->host.layout.size * sizeof(real));
     // logits = fc3(dropout(relu(LN2(fc2(dropout(relu(LN1(fc1(x)))))))))
     matmul_backward_weight(g->fc3_w, g->fc3_b, m->dlogits, m->x2, R, H, V, mm);
     matmul_backward_input(m->d, m->dlogits, p->fc3_w, NULL, false, R, H, V, mm);
     layernorm_relu_dropout_backward(m->d, g->ln2_w, g->ln2_b, m->normalized2, m->rstd2, p->ln2_w, p->ln2_b,
-                                    lstm_dropout(m, step, L + 1), R, B, H, m->ln_partial, m->scratch);
+                                    host_dropout(&m->host, step, L + 1), R, B, H, m->ln_partial, m->scratch);
     matmul_backward_weight(g->fc2_w, g->fc2_b, m->d, m->x1, R, 2 * H, H, mm);
     matmul_backward_input(m->d_wide, m->d, p->fc2_w, NULL, false, R, 2 * H, H, mm);
     layernorm_relu_dropout_backward(m->d_wide, g->ln1_w, g->ln1_b, m->normalized1, m->rstd1, p->ln1_w, p->ln1_b,
-                                    lstm_dropout(m, step, L), R, B, 2 * H, m->ln_partial, m->scratch);
+                                    host_dropout(&m->host, step, L), R, B, 2 * H, m->ln_partial, m->scratch);
     matmul_backward_weight(g->fc1_w, g->fc1_b, m->d_wide, m->acts[L - 1].x, R, H, 2 * H, mm);
     matmul_backward_input(m->d, m->d_wide, p->fc1_w, NULL, false, R, H, 2 * H, mm);
     for (int l = L - 1; l >= 0; l--) {
         const LayerTensors *layer = &p->layers[l], *dlayer = &g->layers[l];
         LayerActivations *a = &m->acts[l];
         real *dgates = a->gates; // they take the gates' place
-        dropout_forward(m->d, m->d, lstm_dropout(m, step, l), R, B, H, m->scratch);
+        dropout_forward(m->d, m->d, host_dropout(&m->host, step, l), R, B, H, m->scratch);
         pack_recurrent_backward(m->panels, layer->w_hh, H);
         recurrence_backward(dgates, m->d, m->dc, a->c, m->panels, B, T, H);
         // Gates of step t met h of step t - 1, and zeros at t = 0.
@@ -600,7 +558,7 @@ static void lstm_backward(Lstm *m, int B, int64_t step) {
         if (l == 0) {
             real *dtable = m->table;
             memset(dtable, 0, (size_t)V * 4 * H * sizeof(real));
-            embedding_backward(dtable, dgates, m->tokens, R, 4 * H);
+            embedding_backward(dtable, dgates, m->host.tokens, R, 4 * H);
             matmul_backward_weight(dlayer->w_ih, dlayer->b_ih, dtable, p->emb, V, E, 4 * H, mm);
             matmul_backward_input(g->emb, dtable, layer->w_ih, NULL, true, V, E, 4 * H, mm);
         } else {
@@ -613,72 +571,55 @@ static void lstm_backward(Lstm *m, int B, int64_t step) {
 
 // ---- what the recipe asks of a model (train.h, ModelSpec)
 
-static void lstm_set_data(void *model, const Dataset *train) { ((Lstm *)model)->data = train; }
-
 static void lstm_load_windows(Lstm *m, const Dataset *data, const int64_t *starts, int n) {
-    for (int r = 0; r < n * m->config.T; r++) {
+    for (int r = 0; r < n * m->host.config.T; r++) {
         const uint8_t *token = data->tokens + starts[r % n] + r / n;
-        m->tokens[r] = token[0];
-        m->targets[r] = token[1];
+        m->host.tokens[r] = token[0];
+        m->host.targets[r] = token[1];
     }
 }
 
 // Forward and loss of a planned step, and the backward if the loss is finite.
 static double lstm_gradients(void *model, const StepPlan *plan) {
     Lstm *m = (Lstm *)model;
-    const int B = m->config.B;
-    epoch_batch(m->data, m->config.seed, plan->epoch, plan->index, B, m->starts);
-    lstm_load_windows(m, m->data, m->starts, B);
+    const int B = m->host.config.B;
+    epoch_batch(m->host.data, m->host.config.seed, plan->epoch, plan->index, B, m->host.starts);
+    lstm_load_windows(m, m->host.data, m->host.starts, B);
     lstm_forward(m, B, plan->step);
-    double loss = lstm_loss(m, B * m->config.T, true);
+    double loss = lstm_loss(m, B * m->host.config.T, true);
     if (isfinite(loss)) lstm_backward(m, B, plan->step);
     return loss;
 }
 
 static void lstm_train_step(void *model, const StepPlan *plan) {
     Lstm *m = (Lstm *)model;
-    if (m->bad_step >= 0) return;
+    if (m->host.bad_step >= 0) return;
     double loss = lstm_gradients(m, plan);
-    if (!isfinite(loss) || !all_finite(m->state[STATE_GRADS], m->layout.size)) {
-        m->bad_step = plan->step;
+    if (!isfinite(loss) || !all_finite(m->host.state[STATE_GRADS], m->host.layout.size)) {
+        m->host.bad_step = plan->step;
         return;
     }
-    adamax(m->state[STATE_PARAMS], m->state[STATE_GRADS], m->state[STATE_EXP_AVG], m->state[STATE_EXP_INF],
-           m->layout.size, plan->lr, plan->step + 1);
-    m->loss_sum += loss;
-}
-
-static TrainLoss lstm_get_loss(void *model) {
-    const Lstm *m = (const Lstm *)model;
-    return (TrainLoss){m->loss_sum, m->bad_step};
-}
-
-static void lstm_set_loss(void *model, double sum) {
-    Lstm *m = (Lstm *)model;
-    m->loss_sum = sum;
-    m->bad_step = -1;
+    adamax(m->host.state[STATE_PARAMS], m->host.state[STATE_GRADS], m->host.state[STATE_EXP_AVG],
+           m->host.state[STATE_EXP_INF], m->host.layout.size, plan->lr, plan->step + 1);
+    m->host.loss_sum += loss;
 }
 
 static void lstm_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
     Lstm *m = (Lstm *)model;
     lstm_load_windows(m, test, starts, n);
     lstm_forward(m, n, -1);
-    lstm_loss(m, n * m->config.T, false);
-    eval_add(add, m->losses, m->targets, n * m->config.T);
+    lstm_loss(m, n * m->host.config.T, false);
+    eval_add(add, m->losses, m->host.targets, n * m->host.config.T);
 }
-
-static real *lstm_state(void *model, int which) { return ((Lstm *)model)->state[which]; }
-
-static void lstm_state_changed(void *model) { (void)model; } // they are the model's own arrays
 
 // The activations of the last step. Called with list NULL before a step, it makes that step keep them.
 static int lstm_activations(void *model, Activation *list) {
     Lstm *m = (Lstm *)model;
     const int L = lstm_layers(m), count = 2 * L + 3;
-    const int64_t B = m->config.B, T = m->config.T, H = m->config.sizes[LSTM_WIDTH];
-    if (!list && !m->kept) m->kept = (real *)calloc((size_t)(B * T * ((2 * L + 3) * H + V)), sizeof(real));
-    if (!m->kept) return -1;
-    const real *at = m->kept;
+    const int64_t B = m->host.config.B, T = m->host.config.T, H = m->host.config.sizes[LSTM_WIDTH];
+    if (!list && !m->host.kept) m->host.kept = (real *)calloc((size_t)(B * T * ((2 * L + 3) * H + V)), sizeof(real));
+    if (!m->host.kept) return -1;
+    const real *at = m->host.kept;
     for (int i = 0; i < count && list; i++) {
         const int64_t C = i == 2 * L ? 2 * H : i < count - 1 ? H : V;
         list[i] = (Activation){"", 3, {B, T, C}, at};
@@ -714,12 +655,12 @@ static const ModelSpec lstm_spec = {
     .step_flops = lstm_step_flops,
     .create = lstm_create,
     .destroy = lstm_destroy,
-    .state = lstm_state,
-    .state_changed = lstm_state_changed,
-    .set_data = lstm_set_data,
+    .state = host_state,
+    .state_changed = host_state_changed,
+    .set_data = host_set_data,
     .train_step = lstm_train_step,
-    .get_loss = lstm_get_loss,
-    .set_loss = lstm_set_loss,
+    .get_loss = host_get_loss,
+    .set_loss = host_set_loss,
     .eval_batch = lstm_eval_batch,
     .gradients = lstm_gradients,
     .activations = lstm_activations,
