@@ -1,7 +1,8 @@
 # make                     the trainer, the sampler, and the two programs that prepare music
 # make train_gpt_music     the trainer, and the sampler beside it; DEVICE=cpu forces the CPU
 # make test                all checks, a few minutes; make test-long: the slow ones too
-# make bench               the trainer's speed on this machine
+# make bench               the trainers' speed on this machine
+# make paper               the published comparison: both models trained, evaluated and sampled, DATA=a MIDI folder
 # CC=clang, OPENMP=no (one thread) and CFLAGS=... do what one expects.
 
 # -O3 -march=native: the matrix products use the vectors of this machine (matmul.h).
@@ -32,14 +33,20 @@ TRAINERS = train_gpt_music train_lstm_music
 
 all: $(TRAINERS) sample_music
 
-$(TRAINERS): %: dev/%.c dev/train.h dev/matmul.h dev/vector.h $(HOST) build/flags | $(PREPARE) sample_music
+$(TRAINERS): %: dev/%.c dev/train.h dev/host_model.h dev/matmul.h dev/vector.h $(HOST) build/flags | $(PREPARE) sample_music
 	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
 	@echo "$@: built for the CPU ($(HAVE_NVCC)), $(if $(filter yes,$(OPENMP)),all cores,ONE THREAD$(if $(OPENMP),: OPENMP=$(OPENMP),: the compiler has no OpenMP))"
 
-sample_music: sample_music.c midi.h $(HOST) build/flags
+sample_music: sample_music.c midi.h dev/vector.h $(HOST) build/flags
 	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 data_prep/%: data_prep/%.c midi.h $(HOST) build/flags
+	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
+dev/compare_tensors: dev/compare_tensors.c dev/flags.h dev/safetensors.h build/flags
+	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
+dev/paper: dev/paper.c dev/train.h midi.h $(HOST) build/flags
 	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 # Changes only when the compiler or its flags do, so that everything is built again then.
@@ -48,26 +55,32 @@ build/flags: FORCE
 	@echo '$(CC) $(CFLAGS) $(PARALLEL)' | cmp -s - $@ || echo '$(CC) $(CFLAGS) $(PARALLEL)' > $@
 FORCE:
 
-bench: train_gpt_music
+bench: $(TRAINERS)
 	./train_gpt_music --bench 20
+	./train_lstm_music --bench 20
+
+# DATA=folder and the other variables that it takes stand at the head of dev/paper.sh.
+paper: $(TRAINERS) sample_music $(PREPARE) dev/paper
+	@dev/paper.sh
 
 # ---- tests: test/test_NAME.c or test/test_NAME.sh, each ending in a line `NAME: N passed, N failed`
 
 TEST_CFLAGS = $(CFLAGS) $(PARALLEL) -Werror
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
-PROGRAMS = flags midi compose safetensors philox data train matmul gpt gradients sample
-SANITIZED = flags midi compose safetensors data train matmul gpt sample
+PROGRAMS = flags midi compose safetensors compare philox data train vector matmul gpt lstm gradients lstm_gradients sample
+SANITIZED = flags midi compose safetensors compare data train vector matmul gpt lstm sample
 ALL_SOURCES = $(wildcard *.h *.c dev/*.h dev/*.c data_prep/*.c test/*.c test/*.h)
 CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double build/test_matmul_plain
-SCRIPTS = test/test_headers.sh test/test_prepare.sh test/test_cli.sh
+SCRIPTS = test/test_headers.sh test/test_prepare.sh test/test_cli.sh test/test_resume.sh test/test_paper.sh
 
+test test-long: dev/paper
 test: all $(CHECKS)
 	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS)
 
 test-long: all $(CHECKS) build/test_gradients_sanitized build/test_gpt_plain
 	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS) build/test_gradients_sanitized build/test_gpt_plain
 
-build/test_gradients build/test_gradients_sanitized build/test_matmul_double: TEST_CFLAGS += -DREAL=double
+build/test_gradients build/test_gradients_sanitized build/test_lstm_gradients build/test_lstm_gradients_sanitized build/test_matmul_double build/test_vector_double: TEST_CFLAGS += -DREAL=double
 build/test_%_plain: NATIVE = # the narrowest vectors that the compiler assumes
 
 build/test_%: test/test_%.c $(ALL_SOURCES) build/flags
@@ -80,6 +93,6 @@ build/test_%_plain: test/test_%.c $(ALL_SOURCES) build/flags
 	$(CC) $(TEST_CFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 clean:
-	rm -rf build $(TRAINERS) sample_music $(PREPARE)
+	rm -rf build $(TRAINERS) sample_music $(PREPARE) dev/compare_tensors dev/paper
 
-.PHONY: all bench test test-long clean FORCE
+.PHONY: all bench paper test test-long clean FORCE

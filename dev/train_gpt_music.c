@@ -762,7 +762,7 @@ static double gpt_step_flops(const ModelConfig *config) {
 static const ModelSpec gpt_spec = {
     .name = "gpt",
     .device = "cpu",
-    .precisions = "fp32",
+    .precisions = sizeof(real) == sizeof(double) ? "fp64" : "fp32",
     .size_flags = gpt_size_flags,
     .n_sizes = N_SIZES,
     .lr = 1e-3,

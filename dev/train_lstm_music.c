@@ -643,7 +643,7 @@ static double lstm_step_flops(const ModelConfig *config) {
 static const ModelSpec lstm_spec = {
     .name = "lstm",
     .device = "cpu",
-    .precisions = "fp32",
+    .precisions = sizeof(real) == sizeof(double) ? "fp64" : "fp32",
     .size_flags = lstm_size_flags,
     .n_sizes = N_SIZES,
     .lr = 5e-4,
