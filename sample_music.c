@@ -1,29 +1,31 @@
 // sample_music.c: new piano music from a trained model, as a .mid to play and an .svg to look at.
 //
 //     ./sample_music -o song.mid -o song.svg --seed 7
-//     ./sample_music out/gpt/model.safetensors --prime mine.mid --top-p 0.95 -n 4 -o song.mid
+//     ./sample_music out/lstm/model.safetensors --prime mine.mid --top-p 0.95 -n 4 -o song.mid
 //
 // Promises. The same model, flags and seed give the same bytes, whatever the number of threads; song i of `-n N` is the
-// song that `--seed s+i` gives. Every token obeys the grammar of midi.h, so that none is wasted. One token costs one
-// pass over the weights and over the keys and values of the context, however much was generated before. Up to --context
-// tokens the logits are the full forward's to rounding; from there on each position attends to the last --context ones,
-// itself included. An output file appears whole or not at all.
+// song that `--seed s+i` gives. Every token obeys the grammar of midi.h, so that none is wasted. The logits are the
+// full forward's to rounding, but a token costs one pass over the weights, however much was generated before: the LSTM
+// carries its state, the Transformer the keys and values of its context, over which it passes too. Beyond --context
+// tokens each position of the Transformer attends to the last --context ones, itself included. The kind of the model is
+// told by its tensors' names, its sizes by their shapes. An output file appears whole or not at all.
 //
-// Leaves out: models other than the Transformer, and sizes of numbers other than float32.
+// Leaves out: other models, and sizes of numbers other than float32.
 //
 // How it is fast. One token is a row of matrix-vector products, each weight used once: the memory's read rate is the
 // limit (`--bench` measures both). So the weights lie in memory exactly in the order in which they are read, the keys
 // and values of the context lie in blocks as the products want them, and all loops over them use the compiler's
 // vectors. Asking for data ahead by hand was measured and does not pay: the hardware foresees such orderly reading.
 //
-// The model is the one of dev/train_gpt_music.c: the scores of a layer add to those of the layer below (He et al.,
-// RealFormer, 2021), relative positions are clipped (Huang et al., Music Transformer, 2019).
-// Letters: V vocabulary, C width, L layers, NH heads of size HS, H hidden units, N context (slots of the ring), t time.
+// The models are those of dev/train_gpt_music.c and dev/train_lstm_music.c.
+// Letters: V vocabulary, C width, L layers, NH heads of size HS, N context (slots of the ring), t time; H hidden units
+// of a Transformer's layer or of an LSTM's, E width of the LSTM's embedding.
 
 #define _DEFAULT_SOURCE // madvise, clock_gettime
 #include "dev/flags.h"
 #include "dev/philox.h"
 #include "dev/safetensors.h"
+#include "dev/vector.h"
 #define MIDI_IMPLEMENTATION
 #include "midi.h"
 #include <time.h>
@@ -36,89 +38,22 @@
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"
 #endif
 
-// ---- vectors
+enum { V = MIDI_TOKENS, PANEL = 4 * LANES }; // a panel of weights is four vectors wide
 
-// As many floats as a register of the machine has. A weight panel is four of them wide.
-#if defined(__AVX512F__)
-#define VEC_BYTES 64
-#elif defined(__AVX__)
-#define VEC_BYTES 32
-#else
-#define VEC_BYTES 16
-#endif
-enum { LANES = VEC_BYTES / 4, PANEL = 4 * LANES };
-typedef float vec __attribute__((vector_size(VEC_BYTES), may_alias));
-typedef uint32_t vec_bits __attribute__((vector_size(VEC_BYTES), may_alias));
+// ---- vectors and matrices
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
 #define KEEP_LOOP _Pragma("GCC unroll 1") // memory read in larger bites, out of order, is read slower
 
-INLINE vec vec_max(vec a, vec b) {
-    vec_bits a_larger = (vec_bits)(a > b);
-    return (vec)(((vec_bits)a & a_larger) | ((vec_bits)b & ~a_larger));
-}
-
-// e^x for x <= 0, to about 2 units in the last place; below -87 it stays e^-87. e^x = 2^n e^r with n = rint(x log2 e),
-// |r| <= log(2)/2, and for e^r the polynomial of Cephes' expf (S. Moshier).
-INLINE vec vec_exp(vec x) {
-    x = vec_max(x, (vec){0} - 87.0f);
-    vec shifted = x * 1.44269504f + 12582912.0f; // 1.5 * 2^23: the last bits of the sum are n
-    vec n = shifted - 12582912.0f;
-    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    return p * (vec)(((vec_bits)shifted << 23) + (127u << 23));
-}
-
-INLINE float vec_sum(vec v) { // always in this order
-    for (int n = LANES / 2; n; n /= 2) {
-        for (int i = 0; i < n; i++) v[i] += v[i + n];
-    }
-    return v[0];
-}
-
-INLINE float vec_most(vec v) { // the largest
-    for (int n = LANES / 2; n; n /= 2) {
-        for (int i = 0; i < n; i++) v[i] = v[i] > v[i + n] ? v[i] : v[i + n];
-    }
-    return v[0];
-}
-
 static int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-// Zeroed memory, aligned for vectors, in the system's large pages where it offers them: with the usual pages of 4 KB
-// the processor spends a third of its time looking addresses up. NULL: no memory. The caller frees it.
-static float *vec_alloc(int64_t floats) {
-    const size_t large = (size_t)2 << 20;
-    size_t size = (size_t)floats * sizeof(float), unit = size < large ? 64 : large;
-    size = (size + unit - 1) / unit * unit;
-    float *memory = (float *)aligned_alloc(unit, size ? size : unit);
-#if defined(MADV_HUGEPAGE)
-    if (memory && unit == large) madvise(memory, size, MADV_HUGEPAGE); // advice: nothing is lost if it is not taken
-#endif
-    if (memory) memset(memory, 0, size);
-    return memory;
-}
 
 // y[n_out, rounded up to PANEL] = bias + W x; bias may be y. W is in panels, [n_out / PANEL][n_in][PANEL]: each input
 // number meets four whole vectors of weights that follow each other in memory.
 static void matvec(float *y, const float *bias, const float *panels, const float *x, int n_in, int n_out) {
-    const vec *w = (const vec *)panels;
+    const vector *w = (const vector *)panels;
     for (int o = 0; o < n_out; o += PANEL) {
-        vec *out = (vec *)(y + o);
-        const vec *start = (const vec *)(bias + o);
-        vec even[4] = {start[0], start[1], start[2], start[3]}, odd[4] = {{0}}; // two, to wait less for each sum
+        vector *out = (vector *)(y + o);
+        const vector *start = (const vector *)(bias + o);
+        vector even[4] = {start[0], start[1], start[2], start[3]}, odd[4] = {{0}}; // two, to wait less for each sum
         int i = 0;
         KEEP_LOOP for (; i + 2 <= n_in; i += 2, w += 8) {
             UNROLL for (int k = 0; k < 4; k++) even[k] += w[k] * x[i];
@@ -131,89 +66,71 @@ static void matvec(float *y, const float *bias, const float *panels, const float
     }
 }
 
-// x = LayerNorm(x + y) * weight + bias over n numbers; all four arrays hold zeros from n to the next multiple of LANES.
-static void add_layernorm(float *x, const float *y, const float *weight, const float *bias, int n) {
-    int n_vec = (n + LANES - 1) / LANES;
-    vec *X = (vec *)x, sum = {0}, squares = {0};
-    for (int i = 0; i < n_vec; i++) {
-        X[i] += ((const vec *)y)[i];
-        sum += X[i];
-    }
-    float mean = vec_sum(sum) / (float)n;
+// The arrays of the next three hold zeros from n to the next multiple of LANES.
+
+static void add(float *x, const float *y, int n) { // x += y
+    for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) + load(y + i));
+}
+
+static void relu(float *x, int n) { // keeps a NaN, so that it shows
+    for (int i = 0; i < n; i += LANES) store(x + i, keep_where(~(load(x + i) < 0), load(x + i)));
+}
+
+// x = LayerNorm(x) * weight + bias
+static void layernorm(float *x, const float *weight, const float *bias, int n) {
+    vector sum = {0}, squares = {0};
+    for (int i = 0; i < n; i += LANES) sum += load(x + i);
+    float mean = sum_lanes(sum) / (float)n;
     for (int i = 0; i < n; i++) x[i] -= mean;
-    for (int i = 0; i < n_vec; i++) squares += X[i] * X[i];
-    float scale = 1.0f / sqrtf(vec_sum(squares) / (float)n + 1e-5f);
-    for (int i = 0; i < n_vec; i++) X[i] = X[i] * scale * ((const vec *)weight)[i] + ((const vec *)bias)[i];
+    for (int i = 0; i < n; i += LANES) squares += load(x + i) * load(x + i);
+    float scale = 1.0f / sqrtf(sum_lanes(squares) / (float)n + 1e-5f);
+    for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) * scale * load(weight + i) + load(bias + i));
 }
 
-// ---- the model
+// ---- memory, and weights out of a file
 
-typedef struct {           // one layer's weights, in the order of use
-    float *qkv, *qkv_bias; // panels of [3C][C], [3C]
-    float *rel;            // panels of [rel][HS]; row rel-1-n belongs to distance n, row 0 to all beyond
-    float *out, *out_bias; // panels of [C][C], [C]
-    float *ln1, *ln1_bias; // [C]
-    float *fc1, *fc1_bias; // panels of [H][C], [H]
-    float *fc2, *fc2_bias; // panels of [C][H], [C]
-    float *ln2, *ln2_bias; // [C]
-} Layer;
+// Zeroed memory, aligned for vectors, in the system's large pages where it offers them: with the usual pages of 4 KB
+// the processor spends a third of its time looking addresses up. NULL: no memory. The caller frees it.
+static float *vector_alloc(int64_t floats) {
+    const size_t large = (size_t)2 << 20;
+    size_t size = (size_t)floats * sizeof(float), unit = size < large ? 64 : large;
+    size = (size + unit - 1) / unit * unit;
+    float *memory = (float *)aligned_alloc(unit, size ? size : unit);
+#if defined(MADV_HUGEPAGE)
+    if (memory && unit == large) madvise(memory, size, MADV_HUGEPAGE); // advice: nothing is lost if it is not taken
+#endif
+    if (memory) memset(memory, 0, size);
+    return memory;
+}
 
+// One piece of memory for many arrays. What lays them out runs twice: first without memory, to learn how much it takes.
 typedef struct {
-    int V, C, L, NH, HS, H, rel;
-    int64_t parameters;
-    float *memory;           // owns all weights
-    float *emb;              // [V][C], rows padded to a multiple of LANES
-    Layer *layers;           // [L]
-    float *head, *head_bias; // panels of [V][C], [V]
-    char about[200];         // for people: kind and sizes
-} Model;
+    float *memory;  // or NULL
+    int64_t floats; // taken so far
+} Arena;
 
-// How a tensor of the file lies in memory, zeros where it is padded.
+static float *take(Arena *arena, int64_t floats) {
+    float *place = arena->memory ? arena->memory + arena->floats : NULL;
+    arena->floats += round_up(floats, PANEL);
+    return place;
+}
+
+// A model's file on its way into memory.
+typedef struct {
+    const StFile *file;
+    const char *path;
+    char *error;
+    bool ok;            // false once a sentence is in error
+    int64_t parameters; // copied so far
+    Arena arena;
+} Loader;
+
+// How a matrix lies in memory, zeros where it is padded. A vector is a matrix of one column.
 typedef enum {
-    VECTOR, // [cols rounded up to PANEL]
     ROWS,   // [rows][cols rounded up to LANES]
-    PANELS  // [rows / PANEL][cols][PANEL], the rows rounded up
+    PANELS, // [rows / PANEL][cols][PANEL], the rows rounded up
+    GATES   // panels of LANES units with their four gates, [units / LANES][cols][4][LANES], the units rounded up
 } Arrangement;
-
-typedef struct {
-    int layer;        // -1: of none
-    const char *name; // within the layer
-    int rows, cols;   // 0 rows: a tensor of one dimension
-    Arrangement arrangement;
-    float **place;
-} Part;
-
-enum { LAYER_PARTS = 13 };
-
-// All weights in the order in which a token uses them: parts[1 + L * LAYER_PARTS + 2].
-static void model_parts(Model *m, Part *parts) {
-    int C = m->C, H = m->H;
-    *parts++ = (Part){-1, "emb.weight", m->V, C, ROWS, &m->emb};
-    for (int i = 0; i < m->L; i++) {
-        Layer *l = &m->layers[i];
-        const Part list[LAYER_PARTS] = {
-            {i, "attn.qkv.weight", 3 * C, C, PANELS, &l->qkv}, {i, "attn.qkv.bias", 0, 3 * C, VECTOR, &l->qkv_bias},
-            {i, "attn.rel", m->rel, m->HS, PANELS, &l->rel},   {i, "attn.out.weight", C, C, PANELS, &l->out},
-            {i, "attn.out.bias", 0, C, VECTOR, &l->out_bias},  {i, "ln1.weight", 0, C, VECTOR, &l->ln1},
-            {i, "ln1.bias", 0, C, VECTOR, &l->ln1_bias},       {i, "fc1.weight", H, C, PANELS, &l->fc1},
-            {i, "fc1.bias", 0, H, VECTOR, &l->fc1_bias},       {i, "fc2.weight", C, H, PANELS, &l->fc2},
-            {i, "fc2.bias", 0, C, VECTOR, &l->fc2_bias},       {i, "ln2.weight", 0, C, VECTOR, &l->ln2},
-            {i, "ln2.bias", 0, C, VECTOR, &l->ln2_bias},
-        };
-        memcpy(parts, list, sizeof list);
-        parts += LAYER_PARTS;
-    }
-    *parts++ = (Part){-1, "head.weight", m->V, C, PANELS, &m->head};
-    *parts++ = (Part){-1, "head.bias", 0, m->V, VECTOR, &m->head_bias};
-}
-
-static int64_t part_floats(const Part *part) {
-    switch (part->arrangement) {
-    case VECTOR: return round_up(part->cols, PANEL);
-    case ROWS: return part->rows * round_up(part->cols, LANES);
-    default: return round_up(part->rows, PANEL) * part->cols;
-    }
-}
 
 // As "[153, 256]"; free: a size of 0 may be any.
 static const char *shape_text(char text[200], int rank, const int64_t *shape, bool free) {
@@ -226,14 +143,15 @@ static const char *shape_text(char text[200], int rank, const int64_t *shape, bo
     return text;
 }
 
-// The tensor `name` of a file, if it has this rank and, where they are not 0, these sizes; else NULL and a sentence.
-static const StTensor *tensor_need(const StFile *file, const char *path, const char *name, int rank, int64_t rows,
-                                   int64_t cols, char *error) {
-    const StTensor *tensor = st_find(file, name);
-    const int64_t want[2] = {rank == 2 ? rows : cols, cols};
+// The tensor `name`, if it has this rank (1 or 2) and, where they are not 0, these sizes; else NULL and a sentence.
+static const StTensor *tensor_need(Loader *from, const char *name, int rank, int64_t rows, int64_t cols) {
+    const StTensor *tensor = st_find(from->file, name);
+    const int64_t want[2] = {rows, cols};
     char has[200], needs[200];
+    if (!from->ok) return NULL;
     if (!tensor) {
-        fail(error, "%s: tensor '%s' %s is missing", path, name, shape_text(needs, rank, want, true));
+        from->ok =
+            fail(from->error, "%s: tensor '%s' %s is missing", from->path, name, shape_text(needs, rank, want, true));
         return NULL;
     }
     bool right = tensor->rank == rank;
@@ -242,111 +160,86 @@ static const StTensor *tensor_need(const StFile *file, const char *path, const c
         right = size >= 1 && size <= 1 << 20 && (!want[d] || size == want[d]);
     }
     if (!right) {
-        fail(error, "%s: tensor '%s' has the shape %s instead of %s", path, name,
-             shape_text(has, tensor->rank, tensor->shape, false), shape_text(needs, rank, want, true));
-        return NULL;
+        from->ok = fail(from->error, "%s: tensor '%s' has the shape %s instead of %s", from->path, name,
+                        shape_text(has, tensor->rank, tensor->shape, false), shape_text(needs, rank, want, true));
+    } else if (!st_is_float(tensor)) {
+        from->ok = fail(from->error, "%s: tensor '%s' is %s instead of floating point", from->path, name,
+                        st_type_name(tensor->type));
     }
-    if (st_is_float(tensor)) return tensor;
-    fail(error, "%s: tensor '%s' is %s instead of floating point", path, name, st_type_name(tensor->type));
-    return NULL;
+    return from->ok ? tensor : NULL;
 }
 
-// Copies a tensor of the file to its place; every number must be finite.
-static bool part_load(const Part *part, const StFile *file, const char *path, int64_t *parameters, char *error) {
+// Takes room for a tensor, [rows][cols] or with cols = 0 [rows]. Without memory it is checked, with memory copied;
+// every number must be finite.
+PRINTF_LIKE(5, 6)
+static float *matrix(Loader *from, Arrangement arrangement, int rows, int cols, const char *format, ...) {
     char name[64];
-    if (part->layer < 0) snprintf(name, sizeof name, "%s", part->name);
-    if (part->layer >= 0) snprintf(name, sizeof name, "layers.%d.%s", part->layer, part->name);
-    const StTensor *tensor = tensor_need(file, path, name, part->rows ? 2 : 1, part->rows, part->cols, error);
-    if (!tensor) return false;
-    *parameters += tensor->count;
-    int64_t cols = part->cols, wide = round_up(cols, LANES);
-    for (int64_t i = 0; i < tensor->count; i++) {
-        int64_t row = i / cols, col = i % cols;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(name, sizeof name, format, arguments);
+    va_end(arguments);
+    const StTensor *tensor = tensor_need(from, name, cols ? 2 : 1, rows, cols);
+    if (!tensor) return NULL;
+    const int64_t n = cols ? cols : 1, wide = round_up(n, LANES), units = rows / 4;
+    const int64_t high = round_up(arrangement == GATES ? 4 * round_up(units, LANES) : rows, PANEL);
+    float *place = take(&from->arena, arrangement == ROWS ? rows * wide : high * n);
+    for (int64_t i = 0; place && i < tensor->count; i++) {
+        int64_t row = i / n, col = i % n;
         float value = (float)st_get(tensor, i);
-        if (!isfinite(value)) return fail(error, "%s: tensor '%s' has a number that is not finite", path, name);
-        bool panels = part->arrangement == PANELS;
-        (*part->place)[panels ? (row / PANEL * cols + col) * PANEL + row % PANEL : row * wide + col] = value;
-    }
-    return true;
-}
-
-static void model_free(Model *m) {
-    free(m->layers);
-    free(m->memory);
-    memset(m, 0, sizeof *m);
-}
-
-// The sizes, from the shapes: all that a file saved by other programs has.
-static bool model_sizes(Model *m, const StFile *file, const char *path, char *error) {
-    if (st_find(file, "lstm.weight_ih_l0")) {
-        return fail(error, "%s: is an LSTM; this version samples the Transformer (gpt) only", path);
-    }
-    for (int i = 0; i < file->n_tensors; i++) {
-        int layer;
-        if (sscanf(file->tensors[i].name, "layers.%d.", &layer) == 1 && layer >= m->L && layer < 1 << 16) {
-            m->L = layer + 1;
+        if (!isfinite(value)) {
+            from->ok = fail(from->error, "%s: tensor '%s' has a number that is not finite", from->path, name);
+            return NULL;
         }
+        if (arrangement == GATES) {
+            int64_t gate = row / units, unit = row % units;
+            row = unit / LANES * PANEL + gate * LANES + unit % LANES;
+        }
+        place[arrangement == ROWS ? row * wide + col : (row / PANEL * n + col) * PANEL + row % PANEL] = value;
+        from->parameters++;
     }
-    const StTensor *emb = tensor_need(file, path, "emb.weight", 2, MIDI_TOKENS, 0, error);
-    const StTensor *rel = emb ? tensor_need(file, path, "layers.0.attn.rel", 2, 0, 0, error) : NULL;
-    const StTensor *fc1 = rel ? tensor_need(file, path, "layers.0.fc1.weight", 2, 0, emb->shape[1], error) : NULL;
-    if (!fc1) return false;
-    m->V = MIDI_TOKENS;
-    m->C = (int)emb->shape[1];
-    m->rel = (int)rel->shape[0];
-    m->HS = (int)rel->shape[1];
-    m->H = (int)fc1->shape[0];
-    if (m->C % m->HS) {
-        return fail(error, "%s: tensor 'layers.0.attn.rel' has rows of %d, which should divide the width %d", path,
-                    m->HS, m->C);
-    }
-    m->NH = m->C / m->HS;
-    return true;
+    return place;
 }
 
-static bool model_place(Model *m, const StFile *file, const char *path, char *error) {
-    int n_parts = 1 + m->L * LAYER_PARTS + 2;
-    int64_t floats = 0;
-    m->layers = (Layer *)calloc((size_t)m->L, sizeof(Layer));
-    Part *parts = (Part *)malloc((size_t)n_parts * sizeof(Part));
-    if (m->layers && parts) {
-        model_parts(m, parts);
-        for (int i = 0; i < n_parts; i++) floats += part_floats(&parts[i]);
-        m->memory = vec_alloc(floats);
+static bool no_memory(const Loader *from) { return fail(from->error, "%s: does not fit into memory", from->path); }
+
+// 1 + the largest number behind `mark` in a tensor's name that begins with `kind`; 0: there is none.
+static int count_layers(const StFile *file, const char *kind, const char *mark) {
+    int layers = 0, layer;
+    for (int i = 0; i < file->n_tensors; i++) {
+        const char *name = file->tensors[i].name;
+        const char *at = strncmp(name, kind, strlen(kind)) ? NULL : strstr(name, mark);
+        bool has = at && sscanf(at + strlen(mark), "%5d", &layer) == 1;
+        if (has && layer >= layers) layers = layer + 1;
     }
-    bool ok = m->memory || fail(error, "%s: its weights do not fit into memory", path);
-    float *place = m->memory;
-    for (int i = 0; ok && i < n_parts; i++) {
-        *parts[i].place = place;
-        place += part_floats(&parts[i]);
-        ok = part_load(&parts[i], file, path, &m->parameters, error);
-    }
-    free(parts);
-    return ok;
+    return layers;
 }
 
-// Reads a model or a resume state (whose further tensors are left alone). After a failure there is nothing to free.
-static bool model_load(Model *m, const char *path, char *error) {
-    StFile file;
-    memset(m, 0, sizeof *m);
-    if (!st_read(&file, path, error)) return false;
-    bool ok = model_sizes(m, &file, path, error) && model_place(m, &file, path, error);
-    const char *slash = strrchr(path, '/'), *epoch = st_meta(&file, "epoch");
-    snprintf(m->about, sizeof m->about, "%.80s (gpt, %d layers of width %d%s%.20s)", slash ? slash + 1 : path, m->L,
-             m->C, epoch ? ", epoch " : "", epoch ? epoch : "");
-    st_free(&file);
-    if (!ok) model_free(m);
-    return ok;
-}
+// ---- the Transformer
+//
+// The scores of a layer add to those of the layer below (He et al., RealFormer, 2021), relative positions are clipped
+// (Huang et al., Music Transformer, 2019).
 
-// ---- one token through the model
+typedef struct {           // one layer's weights, in the order of use
+    float *qkv, *qkv_bias; // panels of [3C][C], [3C]
+    float *rel;            // panels of [rel][HS]; row rel-1-n belongs to distance n, row 0 to all beyond
+    float *out, *out_bias; // panels of [C][C], [C]
+    float *ln1, *ln1_bias; // [C]
+    float *fc1, *fc1_bias; // panels of [H][C], [H]
+    float *fc2, *fc2_bias; // panels of [C][H], [C]
+    float *ln2, *ln2_bias; // [C]
+} GptLayer;
+
+typedef struct {
+    int C, L, NH, HS, H, rel;
+    float *emb;              // [V][C], rows padded to a multiple of LANES
+    GptLayer *layers;        // [L]
+    float *head, *head_bias; // panels of [V][C], [V]
+} Gpt;
 
 // What a song in the making carries from token to token: keys and values of the last N tokens.
 typedef struct {
-    const Model *model;
-    int N, slots;  // length of the ring, and that rounded up to PANEL
-    int64_t t;     // tokens seen; the next one goes to slot t % N
-    float *memory; // owns all that follows
+    int N, slots; // length of the ring, and that rounded up to PANEL
+    int64_t t;    // tokens seen; the next one goes to slot t % N
     // The cache: [L] of keys, each head in panels as weights are, [NH][slots / PANEL][HS][PANEL], then values,
     // [NH][HS / LANES, rounded up][slots][LANES].
     float *cache;
@@ -361,59 +254,79 @@ typedef struct {
     float *zeros;         // [rel]
     float *weights;       // [slots] one head's softmax, not yet divided by its sum
     float *logits;        // [V]
-} Stream;
+} GptState;
 
-static void stream_free(Stream *s) {
-    free(s->memory);
-    memset(s, 0, sizeof *s);
+static void gpt_sizes(Gpt *m, Loader *from) {
+    const StTensor *emb = tensor_need(from, "emb.weight", 2, V, 0);
+    const StTensor *rel = tensor_need(from, "layers.0.attn.rel", 2, 0, 0);
+    const StTensor *fc1 = tensor_need(from, "layers.0.fc1.weight", 2, 0, emb ? emb->shape[1] : 0);
+    if (!from->ok) return;
+    m->C = (int)emb->shape[1];
+    m->L = count_layers(from->file, "layers.", ".");
+    m->rel = (int)rel->shape[0];
+    m->HS = (int)rel->shape[1];
+    m->H = (int)fc1->shape[0];
+    m->NH = m->C / m->HS;
+    m->layers = (GptLayer *)calloc((size_t)m->L, sizeof *m->layers);
+    if (!m->layers) from->ok = no_memory(from);
+    if (m->C % m->HS) {
+        from->ok = fail(from->error, "%s: tensor 'layers.0.attn.rel' has rows of %d, which should divide the width %d",
+                        from->path, m->HS, m->C);
+    }
 }
 
-// A stream that has seen nothing. After a failure there is nothing to free.
-static bool stream_new(Stream *s, const Model *m, int N, char *error) {
-    memset(s, 0, sizeof *s);
-    s->model = m;
+static void gpt_weights(Gpt *m, Loader *from) { // in the order in which a token uses them
+    const int C = m->C, H = m->H;
+    m->emb = matrix(from, ROWS, V, C, "emb.weight");
+    for (int i = 0; i < m->L; i++) {
+        GptLayer *l = &m->layers[i];
+        l->qkv = matrix(from, PANELS, 3 * C, C, "layers.%d.attn.qkv.weight", i);
+        l->qkv_bias = matrix(from, PANELS, 3 * C, 0, "layers.%d.attn.qkv.bias", i);
+        l->rel = matrix(from, PANELS, m->rel, m->HS, "layers.%d.attn.rel", i);
+        l->out = matrix(from, PANELS, C, C, "layers.%d.attn.out.weight", i);
+        l->out_bias = matrix(from, PANELS, C, 0, "layers.%d.attn.out.bias", i);
+        l->ln1 = matrix(from, PANELS, C, 0, "layers.%d.ln1.weight", i);
+        l->ln1_bias = matrix(from, PANELS, C, 0, "layers.%d.ln1.bias", i);
+        l->fc1 = matrix(from, PANELS, H, C, "layers.%d.fc1.weight", i);
+        l->fc1_bias = matrix(from, PANELS, H, 0, "layers.%d.fc1.bias", i);
+        l->fc2 = matrix(from, PANELS, C, H, "layers.%d.fc2.weight", i);
+        l->fc2_bias = matrix(from, PANELS, C, 0, "layers.%d.fc2.bias", i);
+        l->ln2 = matrix(from, PANELS, C, 0, "layers.%d.ln2.weight", i);
+        l->ln2_bias = matrix(from, PANELS, C, 0, "layers.%d.ln2.bias", i);
+    }
+    m->head = matrix(from, PANELS, V, C, "head.weight");
+    m->head_bias = matrix(from, PANELS, V, 0, "head.bias");
+}
+
+static void gpt_state(GptState *s, const Gpt *m, int N, Arena *arena) {
     s->N = N;
     s->slots = (int)round_up(N, PANEL);
     s->layer_floats = (m->C + m->NH * round_up(m->HS, LANES)) * s->slots;
-    int64_t C = round_up(m->C, PANEL);
-    struct {
-        float **place;
-        int64_t floats;
-    } list[] = {
-        {&s->cache, m->L * s->layer_floats},     {&s->x, C},
-        {&s->qkv, round_up(3 * m->C, PANEL)},    {&s->heads, C},
-        {&s->hidden, round_up(m->H, PANEL)},     {&s->update, C},
-        {&s->scores, (int64_t)m->NH * s->slots}, {&s->near, m->NH * round_up(m->rel, PANEL)},
-        {&s->zeros, round_up(m->rel, PANEL)},    {&s->weights, s->slots},
-        {&s->logits, round_up(m->V, PANEL)},
-    };
-    const int n = sizeof list / sizeof *list;
-    int64_t floats = 0;
-    for (int i = 0; i < n; i++) floats += list[i].floats;
-    s->memory = vec_alloc(floats);
-    if (!s->memory) {
-        return fail(error, "--context %d: its keys and values take %lld MB, which do not fit into memory", N,
-                    (long long)(floats * 4 >> 20));
-    }
-    float *place = s->memory;
-    for (int i = 0; i < n; i++) {
-        *list[i].place = place;
-        place += list[i].floats;
-    }
-    return true;
+    s->cache = take(arena, m->L * s->layer_floats);
+    s->x = take(arena, m->C);
+    s->qkv = take(arena, 3 * m->C);
+    s->heads = take(arena, m->C);
+    s->hidden = take(arena, m->H);
+    s->update = take(arena, m->C);
+    s->scores = take(arena, (int64_t)m->NH * s->slots);
+    s->near = take(arena, m->NH * round_up(m->rel, PANEL));
+    s->zeros = take(arena, m->rel);
+    s->weights = take(arena, s->slots);
+    s->logits = take(arena, V);
 }
 
 // scores[n_slots] -> weights[n_slots] = exp(scores - the largest), n_slots a multiple of PANEL. Returns 1 / their sum.
 static float softmax(float *weights, const float *scores, int n_slots) {
-    const vec *score = (const vec *)scores;
-    vec *weight = (vec *)weights, top = score[0], sum = {0};
-    for (int b = 1; b < n_slots / LANES; b++) top = vec_max(top, score[b]);
-    float most = vec_most(top);
-    for (int b = 0; b < n_slots / LANES; b++) {
-        weight[b] = vec_exp(score[b] - most);
-        sum += weight[b];
+    vector top = load(scores), sum = {0};
+    for (int i = LANES; i < n_slots; i += LANES) top = select_vector(load(scores + i) > top, load(scores + i), top);
+    float most = top[0];
+    for (int i = 1; i < LANES; i++) most = top[i] > most ? top[i] : most;
+    for (int i = 0; i < n_slots; i += LANES) {
+        vector weight = exp_vector(load(scores + i) - most);
+        store(weights + i, weight);
+        sum += weight;
     }
-    return 1.0f / vec_sum(sum);
+    return 1.0f / sum_lanes(sum);
 }
 
 // out[d] = scale * sum_j weights[j] values[d / LANES][j][d % LANES], d < HS, j < n_slots; the values are
@@ -421,12 +334,13 @@ static float softmax(float *weights, const float *scores, int n_slots) {
 static void weigh(float *out, float scale, const float *weights, const float *values, int n_slots, int64_t slots,
                   int HS) {
     for (int first = 0; first < HS; first += LANES, values += slots * LANES) {
-        const vec *value = (const vec *)values;
-        vec sums[8] = {{0}};
+        const vector *value = (const vector *)values;
+        vector sums[8] = {{0}};
         KEEP_LOOP for (int j = 0; j < n_slots; j += 8) {
             UNROLL for (int k = 0; k < 8; k++) sums[k] += value[j + k] * weights[j + k];
         }
-        vec sum = (((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))) * scale;
+        vector sum =
+            (((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))) * scale;
         memcpy(out + first, &sum, (size_t)(HS - first < LANES ? HS - first : LANES) * sizeof *out);
     }
 }
@@ -440,8 +354,9 @@ static void add_near(float *restrict scores, const float *restrict near, float f
 // and values. s->scores comes with the sum of the layers below and leaves with this layer's added. `slot` is this
 // token's, `filled` slots are in use. Each stage runs over all heads before the next: one head alone would spend its
 // time waiting for the end of each sum.
-static void attention(Stream *s, const float *keys, const float *values, const float *rel, int slot, int filled) {
-    const int NH = s->model->NH, HS = s->model->HS, n_rel = s->model->rel, near_floats = (int)round_up(n_rel, PANEL);
+static void gpt_attention(GptState *s, const Gpt *m, const float *keys, const float *values, const float *rel, int slot,
+                          int filled) {
+    const int NH = m->NH, HS = m->HS, n_rel = m->rel, near_floats = (int)round_up(n_rel, PANEL);
     const int n_slots = (int)round_up(filled, PANEL);
     const int64_t slots = s->slots, value_floats = round_up(HS, LANES) * slots;
 
@@ -467,8 +382,7 @@ static void attention(Stream *s, const float *keys, const float *values, const f
 }
 
 // Feeds one token; returns the logits [V] of the one after it, which stay valid until the next call.
-static const float *stream_step(Stream *s, int token) {
-    const Model *m = s->model;
+static const float *gpt_step(GptState *s, const Gpt *m, int token) {
     const int C = m->C, HS = m->HS, slot = (int)(s->t % s->N), filled = s->t < s->N ? (int)s->t + 1 : s->N;
     const int64_t slots = s->slots;
     const float scale = 1.0f / sqrtf((float)HS);
@@ -476,7 +390,7 @@ static const float *stream_step(Stream *s, int token) {
     memcpy(s->x, m->emb + token * round_up(C, LANES), (size_t)C * sizeof(float));
     memset(s->scores, 0, (size_t)m->NH * (size_t)s->slots * sizeof(float));
     for (int i = 0; i < m->L; i++) {
-        const Layer *l = &m->layers[i];
+        const GptLayer *l = &m->layers[i];
         matvec(s->qkv, l->qkv_bias, l->qkv, s->x, C, 3 * C);
         for (int c = 0; c < C; c++) s->qkv[c] *= scale;
         float *keys = s->cache + i * s->layer_floats, *values = keys + C * slots;
@@ -488,17 +402,261 @@ static const float *stream_step(Stream *s, int token) {
                 value[d / LANES * LANES * slots + d % LANES] = s->qkv[2 * C + h * HS + d];
             }
         }
-        attention(s, keys, values, l->rel, slot, filled);
+        gpt_attention(s, m, keys, values, l->rel, slot, filled);
         matvec(s->update, l->out_bias, l->out, s->heads, C, C);
-        add_layernorm(s->x, s->update, l->ln1, l->ln1_bias, C);
+        add(s->x, s->update, C);
+        layernorm(s->x, l->ln1, l->ln1_bias, C);
         matvec(s->hidden, l->fc1_bias, l->fc1, s->x, C, m->H);
-        for (int c = 0; c < m->H; c++) s->hidden[c] = s->hidden[c] > 0 ? s->hidden[c] : 0;
+        relu(s->hidden, m->H);
         matvec(s->update, l->fc2_bias, l->fc2, s->hidden, m->H, C);
-        add_layernorm(s->x, s->update, l->ln2, l->ln2_bias, C);
+        add(s->x, s->update, C);
+        layernorm(s->x, l->ln2, l->ln2_bias, C);
     }
-    matvec(s->logits, m->head_bias, m->head, s->x, C, m->V);
+    matvec(s->logits, m->head_bias, m->head, s->x, C, V);
     s->t++;
     return s->logits;
+}
+
+// The floats that a token needs: the weights but the embedding, and the context's keys and values.
+static int64_t gpt_floats(const Gpt *m, int64_t parameters, int context) {
+    return parameters - (int64_t)V * m->C + 2LL * m->L * m->C * context;
+}
+
+// ---- the LSTM
+//
+// Hochreiter and Schmidhuber, 1997, with the forget gate of Gers et al., 2000, as PyTorch writes it: gates in the order
+// i, f, g, o, each with two biases; a head of three linear layers, LayerNorm and ReLU between them. What comes before
+// is all in h and c, so that there is no context to pass over.
+//
+// A panel of gates is PANEL = 4 LANES numbers wide: of LANES units all of i, then all of f, g and o.
+
+typedef struct {
+    float *ih, *hh;        // panels of [4H][E or H], [4H][H], in gates
+    float *bias, *bias_hh; // [4H], in gates; bias is the sum of both in the end
+} LstmLayer;
+
+typedef struct {
+    int E, H, L, H1, H2;                    // H1, H2: the widths of the head
+    float *emb;                             // [V][E], rows padded to a multiple of LANES
+    LstmLayer *layers;                      // [L]
+    float *first;                           // [V][4H], in gates: each token's input product in layer 0, biases included
+    float *fc1, *fc1_bias, *ln1, *ln1_bias; // panels of [H1][H], [H1], [H1], [H1]
+    float *fc2, *fc2_bias, *ln2, *ln2_bias; // panels of [H2][H1], [H2], [H2], [H2]
+    float *fc3, *fc3_bias;                  // panels of [V][H2], [V]
+} Lstm;
+
+typedef struct {
+    int units;        // H rounded up to LANES; the last ones stay 0
+    float *h, *c;     // [L][units]: what is carried from token to token
+    float *gates;     // [4 units]
+    float *fc1, *fc2; // [H1], [H2]
+    float *logits;    // [V]
+} LstmState;
+
+static void lstm_sizes(Lstm *m, Loader *from) {
+    const StTensor *emb = tensor_need(from, "emb.weight", 2, V, 0);
+    const StTensor *hh = tensor_need(from, "lstm.weight_hh_l0", 2, 0, 0);
+    const StTensor *fc1 = tensor_need(from, "head.1.weight", 2, 0, hh ? hh->shape[1] : 0);
+    const StTensor *fc2 = tensor_need(from, "head.5.weight", 2, 0, fc1 ? fc1->shape[0] : 0);
+    if (!from->ok) return;
+    m->E = (int)emb->shape[1];
+    m->H = (int)hh->shape[1];
+    m->L = count_layers(from->file, "lstm.", "_l");
+    m->H1 = (int)fc1->shape[0];
+    m->H2 = (int)fc2->shape[0];
+    m->layers = (LstmLayer *)calloc((size_t)m->L, sizeof *m->layers);
+    if (!m->layers) from->ok = no_memory(from);
+}
+
+static void lstm_weights(Lstm *m, Loader *from) { // in the order in which a token uses them, but for those of `first`
+    const int H = m->H;
+    m->emb = matrix(from, ROWS, V, m->E, "emb.weight");
+    m->first = take(&from->arena, V * 4 * round_up(H, LANES));
+    for (int i = 0; i < m->L; i++) {
+        LstmLayer *l = &m->layers[i];
+        l->ih = matrix(from, GATES, 4 * H, i ? H : m->E, "lstm.weight_ih_l%d", i);
+        l->bias = matrix(from, GATES, 4 * H, 0, "lstm.bias_ih_l%d", i);
+        l->bias_hh = matrix(from, GATES, 4 * H, 0, "lstm.bias_hh_l%d", i);
+        l->hh = matrix(from, GATES, 4 * H, H, "lstm.weight_hh_l%d", i);
+    }
+    m->fc1 = matrix(from, PANELS, m->H1, H, "head.1.weight");
+    m->fc1_bias = matrix(from, PANELS, m->H1, 0, "head.1.bias");
+    m->ln1 = matrix(from, PANELS, m->H1, 0, "head.2.weight");
+    m->ln1_bias = matrix(from, PANELS, m->H1, 0, "head.2.bias");
+    m->fc2 = matrix(from, PANELS, m->H2, m->H1, "head.5.weight");
+    m->fc2_bias = matrix(from, PANELS, m->H2, 0, "head.5.bias");
+    m->ln2 = matrix(from, PANELS, m->H2, 0, "head.6.weight");
+    m->ln2_bias = matrix(from, PANELS, m->H2, 0, "head.6.bias");
+    m->fc3 = matrix(from, PANELS, V, m->H2, "head.9.weight");
+    m->fc3_bias = matrix(from, PANELS, V, 0, "head.9.bias");
+}
+
+static void lstm_prepare(Lstm *m) { // once its weights are there: what needs no computing anew for each token
+    const int gates = 4 * (int)round_up(m->H, LANES);
+    for (int i = 0; i < m->L; i++) add(m->layers[i].bias, m->layers[i].bias_hh, gates);
+    for (int v = 0; v < V; v++) {
+        matvec(m->first + v * gates, m->layers[0].bias, m->layers[0].ih, m->emb + v * round_up(m->E, LANES), m->E,
+               gates);
+    }
+}
+
+static void lstm_state(LstmState *s, const Lstm *m, Arena *arena) {
+    s->units = (int)round_up(m->H, LANES);
+    s->h = take(arena, m->L * s->units);
+    s->c = take(arena, m->L * s->units);
+    s->gates = take(arena, 4 * s->units);
+    s->fc1 = take(arena, m->H1);
+    s->fc2 = take(arena, m->H2);
+    s->logits = take(arena, V);
+}
+
+// c = sigmoid(f) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c)
+static void lstm_cell(float *h, float *c, const float *gates, int units) {
+    for (int u = 0; u < units; u += LANES, gates += PANEL) {
+        vector i = sigmoid_vector(load(gates)), f = sigmoid_vector(load(gates + LANES));
+        vector g = tanh_vector(load(gates + 2 * LANES)), o = sigmoid_vector(load(gates + 3 * LANES));
+        vector cell = f * load(c + u) + i * g;
+        store(c + u, cell);
+        store(h + u, o * tanh_vector(cell));
+    }
+}
+
+static const float *lstm_step(LstmState *s, const Lstm *m, int token) { // as gpt_step
+    const int H = m->H, gates = 4 * s->units;
+    const float *below = NULL, *input = m->first + token * gates;
+    for (int i = 0; i < m->L; i++) {
+        const LstmLayer *l = &m->layers[i];
+        float *h = s->h + i * s->units, *c = s->c + i * s->units;
+        if (i) {
+            matvec(s->gates, l->bias, l->ih, below, H, gates);
+            input = s->gates;
+        }
+        matvec(s->gates, input, l->hh, h, H, gates);
+        lstm_cell(h, c, s->gates, s->units);
+        below = h;
+    }
+    matvec(s->fc1, m->fc1_bias, m->fc1, below, H, m->H1);
+    layernorm(s->fc1, m->ln1, m->ln1_bias, m->H1);
+    relu(s->fc1, m->H1);
+    matvec(s->fc2, m->fc2_bias, m->fc2, s->fc1, m->H1, m->H2);
+    layernorm(s->fc2, m->ln2, m->ln2_bias, m->H2);
+    relu(s->fc2, m->H2);
+    matvec(s->logits, m->fc3_bias, m->fc3, s->fc2, m->H2, V);
+    return s->logits;
+}
+
+// The floats that a token needs: the weights but the embedding, one of each layer's two biases, and layer 0's input
+// weights, instead of which (and of its other bias) a row of `first` is read.
+static int64_t lstm_floats(const Lstm *m, int64_t parameters) {
+    return parameters - (int64_t)V * m->E - (int64_t)4 * m->H * (m->L + m->E);
+}
+
+// ---- a model of either kind
+
+typedef enum { GPT, LSTM } Kind;
+
+static const char *const kind_names[] = {"gpt", "lstm"};
+
+typedef struct {
+    Kind kind;
+    Gpt gpt; // one of the two
+    Lstm lstm;
+    int64_t parameters;
+    float *memory;   // owns all weights
+    char about[200]; // for people: kind and sizes
+} Model;
+
+static void model_free(Model *m) {
+    free(m->gpt.layers);
+    free(m->lstm.layers);
+    free(m->memory);
+    memset(m, 0, sizeof *m);
+}
+
+static void model_sizes(Model *m, Loader *from) {
+    if (count_layers(from->file, "lstm.", "_l")) {
+        m->kind = LSTM;
+        lstm_sizes(&m->lstm, from);
+    } else if (count_layers(from->file, "layers.", ".")) {
+        m->kind = GPT;
+        gpt_sizes(&m->gpt, from);
+    } else {
+        from->ok = fail(from->error, "%s: has the tensors of neither a Transformer nor an LSTM; give a trained model",
+                        from->path);
+    }
+}
+
+static void model_weights(Model *m, Loader *from) {
+    if (m->kind == GPT) gpt_weights(&m->gpt, from);
+    if (m->kind == LSTM) lstm_weights(&m->lstm, from);
+}
+
+static void model_describe(Model *m, const StFile *file, const char *path) {
+    const char *slash = strrchr(path, '/'), *epoch = st_meta(file, "epoch");
+    int layers = m->kind == GPT ? m->gpt.L : m->lstm.L, width = m->kind == GPT ? m->gpt.C : m->lstm.H;
+    snprintf(m->about, sizeof m->about, "%.80s (%s, %d layers of width %d%s%.20s)", slash ? slash + 1 : path,
+             kind_names[m->kind], layers, width, epoch ? ", epoch " : "", epoch ? epoch : "");
+}
+
+// Reads a model or a resume state (whose further tensors are left alone). After a failure there is nothing to free.
+static bool model_load(Model *m, const char *path, char *error) {
+    StFile file;
+    Loader from = {&file, path, error, true, 0, {NULL, 0}};
+    memset(m, 0, sizeof *m);
+    if (!st_read(&file, path, error)) return false;
+    model_sizes(m, &from);
+    model_weights(m, &from);
+    if (from.ok) {
+        m->memory = vector_alloc(from.arena.floats);
+        from.arena = (Arena){m->memory, 0};
+        if (!m->memory) from.ok = no_memory(&from);
+    }
+    model_weights(m, &from);
+    if (from.ok && m->kind == LSTM) lstm_prepare(&m->lstm);
+    m->parameters = from.parameters;
+    model_describe(m, &file, path);
+    st_free(&file);
+    if (!from.ok) model_free(m);
+    return from.ok;
+}
+
+// What a song in the making carries from token to token.
+typedef struct {
+    const Model *model;
+    GptState gpt; // one of the two
+    LstmState lstm;
+    float *memory; // owns all of it
+} Stream;
+
+static void stream_free(Stream *s) {
+    free(s->memory);
+    memset(s, 0, sizeof *s);
+}
+
+static void stream_lay_out(Stream *s, int context, Arena *arena) {
+    if (s->model->kind == GPT) gpt_state(&s->gpt, &s->model->gpt, context, arena);
+    if (s->model->kind == LSTM) lstm_state(&s->lstm, &s->model->lstm, arena);
+}
+
+// A stream that has seen nothing; context: of a Transformer. After a failure there is nothing to free.
+static bool stream_new(Stream *s, const Model *m, int context, char *error) {
+    Arena arena = {NULL, 0};
+    memset(s, 0, sizeof *s);
+    s->model = m;
+    stream_lay_out(s, context, &arena);
+    s->memory = arena.memory = vector_alloc(arena.floats);
+    if (!s->memory) {
+        return fail(error, "a song's state of %lld MB does not fit into memory%s", (long long)(arena.floats * 4 >> 20),
+                    m->kind == GPT ? "; a smaller --context takes less" : "");
+    }
+    arena.floats = 0;
+    stream_lay_out(s, context, &arena);
+    return true;
+}
+
+static const float *stream_step(Stream *s, int token) {
+    return s->model->kind == GPT ? gpt_step(&s->gpt, &s->model->gpt, token)
+                                 : lstm_step(&s->lstm, &s->model->lstm, token);
 }
 
 // ---- choosing a token
@@ -586,6 +744,12 @@ typedef struct {
     int64_t end; // tick
     char model[240], how[600];
 } Song;
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
 
 enum { QUARTER = 4 * MIDI_STEP, LONGEST_BAR = 31 }; // ticks; steps: a longer bar has a token at each 31 of them
 
@@ -715,7 +879,8 @@ static void song_describe(Song *song, const Model *model, const Settings *settin
     if (filter->top_k) ADD(", top-k %lld", (long long)filter->top_k);
     if (filter->top_p < 1) ADD(", top-p %g", filter->top_p);
     if (filter->min_p > 0) ADD(", min-p %g", filter->min_p);
-    ADD(", context %lld, bpm %g", (long long)settings->context, settings->bpm);
+    if (model->kind == GPT) ADD(", context %lld", (long long)settings->context);
+    ADD(", bpm %g", settings->bpm);
     if (settings->prime_path) {
         const char *slash = strrchr(settings->prime_path, '/');
         ADD(", prime %.120s (%zu tokens%s)", slash ? slash + 1 : settings->prime_path, settings->n_prime,
@@ -952,25 +1117,26 @@ static double median(double *values, int n) {
 
 // Reads n floats (a multiple of 128) as fast as one core can.
 static float read_all(const float *memory, int64_t n) {
-    const vec *v = (const vec *)memory;
-    vec sums[8] = {{0}};
-    for (int64_t i = 0; i < n / LANES; i += 8) {
-        UNROLL for (int k = 0; k < 8; k++) sums[k] += v[i + k];
+    vector sums[8] = {{0}};
+    for (int64_t i = 0; i < n; i += 8 * LANES) {
+        UNROLL for (int k = 0; k < 8; k++) sums[k] += load(memory + i + k * LANES);
     }
-    return vec_sum(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
+    return sum_lanes(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
 }
 
-// Times a token with a full context, in turn with reading as many bytes as it needs: the weights but the embedding, and
-// the context's keys and values. Prints a line; false: no memory.
+// Times a token, with a full context where the model has one, in turn with reading as many bytes as it needs. Prints a
+// line; false: no memory.
 static bool bench(const Model *m, int context, char *error) {
     enum { ROUNDS = 40, EACH = 8 };
     Stream stream;
     if (!stream_new(&stream, m, context, error)) return false;
-    int64_t needed = m->parameters - (int64_t)m->V * m->C + 2LL * m->L * m->C * context, floats = round_up(needed, 128);
-    float *buffer = vec_alloc(floats);
+    int64_t needed =
+        m->kind == GPT ? gpt_floats(&m->gpt, m->parameters, context) : lstm_floats(&m->lstm, m->parameters);
+    int64_t floats = round_up(needed, 128);
+    float *buffer = vector_alloc(floats);
     double reads[ROUNDS * EACH], tokens[ROUNDS * EACH];
     volatile float kept = 0; // so that the reading is not optimised away
-    for (int i = 0; i < context; i++) stream_step(&stream, i % m->V);
+    for (int i = 0; i < context; i++) stream_step(&stream, i % V);
     for (int i = 0; buffer && i < ROUNDS; i++) {
         for (int k = -1; k < EACH; k++) { // the first of each fills the caches
             double start = seconds_now();
@@ -979,7 +1145,7 @@ static bool bench(const Model *m, int context, char *error) {
         }
         for (int k = -1; k < EACH; k++) {
             double start = seconds_now();
-            stream_step(&stream, (i + k + 1) % m->V);
+            stream_step(&stream, (i + k + 1) % V);
             if (k >= 0) tokens[i * EACH + k] = seconds_now() - start;
         }
     }
@@ -987,9 +1153,10 @@ static bool bench(const Model *m, int context, char *error) {
     if (!buffer) return fail(error, "--bench: no memory for a buffer of %lld MB", (long long)(floats * 4 >> 20));
     free(buffer);
     double token = median(tokens, ROUNDS * EACH), read = median(reads, ROUNDS * EACH);
-    printf("bench model=gpt context=%d tokens_per_s=%.0f read_gb_per_s=%.1f mb_per_token=%.1f limit_tokens_per_s=%.0f "
-           "fraction=%.3f\n",
-           context, 1 / token, (double)floats * 4e-9 / read, (double)needed * 4e-6, 1 / read, read / token);
+    printf("bench model=%s", kind_names[m->kind]);
+    if (m->kind == GPT) printf(" context=%d", context);
+    printf(" tokens_per_s=%.0f read_gb_per_s=%.1f mb_per_token=%.1f limit_tokens_per_s=%.0f fraction=%.3f\n", 1 / token,
+           (double)floats * 4e-9 / read, (double)needed * 4e-6, 1 / read, read / token);
     return true;
 }
 
@@ -998,6 +1165,7 @@ static bool bench(const Model *m, int context, char *error) {
 typedef struct {
     Settings settings;
     Texts outputs;
+    const Flag *context;
     bool bench;
 } Call;
 
@@ -1035,11 +1203,12 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     flag_text(f, "prime", "FILE", &s->prime_path, NULL, "go on from the beginning of this MIDI file");
     flag_whole(f, "prime-tokens", &s->prime_tokens, 256, 1, many, "its first N tokens");
     flag_switch(f, "no-prime", &s->no_prime, "leave the prime out of what is written");
-    flag_whole(f, "context", &s->context, 1024, 1, 65536, "each token looks back on the last N");
+    call->context = flag_whole(f, "context", &s->context, 1024, 1, 65536,
+                               "each token of a Transformer looks back on the last N; an LSTM's state carries all");
     flag_number(f, "bpm", &s->bpm, 120, "[4, 1000]", "quarters per minute, written into the .mid");
     flag_whole(f, "threads", &s->threads, 0, 1, 1024, "songs made at a time, with -n; changes no byte [all cores]");
     flag_switch(f, "bench", &call->bench,
-                "time a token at contexts 256 and 1,024 against reading memory, one core; no song");
+                "time a token (a Transformer's at contexts 256 and 1,024) against reading memory, one core; no song");
     if (!flags_parse(f, argc, argv, error)) return false;
     for (int i = 0; i < call->outputs.n; i++) {
         const char *path = call->outputs.list[i];
@@ -1171,14 +1340,16 @@ static int sample_main(int argc, char **argv) {
         print_help(&flags);
     } else if (flags.version) {
         printf("sample_music %s\n", MUSIC_VERSION);
+    } else if (!find_model(settings, error) || !model_load(&model, settings->model_path, error)) {
+        status = 1;
+    } else if (call.context->given && model.kind == LSTM) {
+        status = 2;
+        fail(error, "--context %lld: %s is an LSTM, whose state carries all that came before; leave the flag out",
+             (long long)settings->context, settings->model_path);
+    } else if (call.bench) {
+        status = !(bench(&model, 256, error) && (model.kind == LSTM || bench(&model, 1024, error)));
     } else {
-        bool ok = find_model(settings, error) && model_load(&model, settings->model_path, error);
-        if (ok && call.bench) {
-            ok = bench(&model, 256, error) && bench(&model, 1024, error);
-        } else if (ok) {
-            ok = (!settings->prime_path || read_prime(settings, error)) && make_all(&call, &model, error);
-        }
-        status = !ok;
+        status = !((!settings->prime_path || read_prime(settings, error)) && make_all(&call, &model, error));
     }
     model_free(&model);
     MIDI_FREE(settings->prime);

@@ -1,6 +1,6 @@
-// The sampler: cached decoding against a plain full forward in double, the grammar, the filters against brute force,
-// the same bytes for the same seed, primes, bars, the ring, .mid and .svg read back, and every error's exit status.
-// Models have random weights, made here.
+// The sampler: token after token against a plain full forward in double, of the Transformer and of the LSTM; the
+// grammar, the filters against brute force, the same bytes for the same seed, primes, bars, the ring, .mid and .svg
+// read back, and every error's exit status. Models have random weights, made here.
 #define TESTING
 #include "../sample_music.c"
 #include "check.h"
@@ -37,11 +37,16 @@ typedef struct {
 } Sizes;
 
 typedef struct {
+    int E, H, L, H1, H2;
+} LstmSizes;
+
+typedef struct {
     StTensor tensors[160];
     char names[160][64];
     int n;
 } Tensors;
 
+// Numbers around the mean: normal ones of this deviation, or, if it is below 0, uniform ones at most so far away.
 static void add_tensor(Tensors *list, double mean, double deviation, int rows, int cols, const char *format, ...) {
     va_list arguments;
     int k = list->n++;
@@ -51,7 +56,11 @@ static void add_tensor(Tensors *list, double mean, double deviation, int rows, i
     int64_t count = (int64_t)(rows ? rows : 1) * cols;
     float *data = (float *)malloc((size_t)count * sizeof *data);
     PhiloxKey key = philox_key(1, PHILOX_INIT, (uint32_t)k);
-    for (int64_t i = 0; i < count; i++) data[i] = (float)(mean + deviation * philox_normal(key, (uint64_t)i));
+    for (int64_t i = 0; i < count; i++) {
+        Philox4 words = philox(key, (uint32_t)i, 0, 0, 0);
+        double uniform = 1 - 2 * philox_uniform(words.x[0], words.x[1]);
+        data[i] = (float)(mean + deviation * (deviation < 0 ? uniform : philox_normal(key, (uint64_t)i)));
+    }
     StTensor *tensor = &list->tensors[k];
     memset(tensor, 0, sizeof *tensor);
     tensor->name = list->names[k];
@@ -87,16 +96,49 @@ static void make_tensors(Tensors *list, Sizes size) {
     add_tensor(list, 0, 0.1, 0, MIDI_TOKENS, "head.bias");
 }
 
+// As a new model's, times gain in the recurrence: with 1 the gates stay half open, with 4 they open and close.
+static void make_lstm_tensors(Tensors *list, LstmSizes size, double gain) {
+    const double by_units = -gain / sqrt(size.H), by_H1 = -1 / sqrt(size.H1), by_H2 = -1 / sqrt(size.H2);
+    list->n = 0;
+    add_tensor(list, 0, 1, MIDI_TOKENS, size.E, "emb.weight");
+    for (int i = 0; i < size.L; i++) {
+        add_tensor(list, 0, by_units, 4 * size.H, i ? size.H : size.E, "lstm.weight_ih_l%d", i);
+        add_tensor(list, 0, by_units, 4 * size.H, size.H, "lstm.weight_hh_l%d", i);
+        add_tensor(list, 0, by_units, 0, 4 * size.H, "lstm.bias_ih_l%d", i);
+        add_tensor(list, 0, by_units, 0, 4 * size.H, "lstm.bias_hh_l%d", i);
+    }
+    add_tensor(list, 0, -1 / sqrt(size.H), size.H1, size.H, "head.1.weight");
+    add_tensor(list, 0, -1 / sqrt(size.H), 0, size.H1, "head.1.bias");
+    add_tensor(list, 1, 0.1, 0, size.H1, "head.2.weight");
+    add_tensor(list, 0, 0.1, 0, size.H1, "head.2.bias");
+    add_tensor(list, 0, by_H1, size.H2, size.H1, "head.5.weight");
+    add_tensor(list, 0, by_H1, 0, size.H2, "head.5.bias");
+    add_tensor(list, 1, 0.1, 0, size.H2, "head.6.weight");
+    add_tensor(list, 0, 0.1, 0, size.H2, "head.6.bias");
+    add_tensor(list, 0, by_H2, MIDI_TOKENS, size.H2, "head.9.weight");
+    add_tensor(list, 0, by_H2, 0, MIDI_TOKENS, "head.9.bias");
+}
+
 static void free_tensors(Tensors *list) {
     for (int i = 0; i < list->n; i++) free((void *)list->tensors[i].data);
+}
+
+static bool write_tensors(const char *path, Tensors *list) { // and frees them
+    bool ok = st_write(path, list->tensors, list->n, NULL, 0, error);
+    free_tensors(list);
+    return ok;
 }
 
 static bool make_model(const char *path, Sizes size) {
     static Tensors list;
     make_tensors(&list, size);
-    bool ok = st_write(path, list.tensors, list.n, NULL, 0, error);
-    free_tensors(&list);
-    return ok;
+    return write_tensors(path, &list);
+}
+
+static bool make_lstm(const char *path, LstmSizes size, double gain) {
+    static Tensors list;
+    make_lstm_tensors(&list, size, gain);
+    return write_tensors(path, &list);
 }
 
 // ---- the full forward, as the definition has it, in double
@@ -110,34 +152,47 @@ static double *tensor_copy(const StFile *file, const char *format, int layer) {
     return copy;
 }
 
+typedef struct {
+    int n_in, n_out;
+    double *across, *b; // [n_in][n_out]: compilers like it better than [n_out][n_in]; [n_out]
+} Linear;
+
+static Linear linear_read(const StFile *file, const char *weight, const char *bias, int layer, int n_in, int n_out) {
+    Linear l = {n_in, n_out, (double *)malloc((size_t)n_in * n_out * sizeof(double)), tensor_copy(file, bias, layer)};
+    double *W = tensor_copy(file, weight, layer);
+    for (int o = 0; o < n_out; o++) {
+        for (int i = 0; i < n_in; i++) l.across[(size_t)i * n_out + o] = W[(size_t)o * n_in + i];
+    }
+    free(W);
+    return l;
+}
+
+static void linear_free(Linear *l) { free(l->across), free(l->b); }
+
+static void linear_apply(const Linear *l, double *y, const double *x) { // y[n_out] = x[n_in] W^T + b
+    memcpy(y, l->b, (size_t)l->n_out * sizeof *y);
+    for (int i = 0; i < l->n_in; i++) {
+        const double factor = x[i], *row = l->across + (size_t)i * l->n_out;
+        for (int o = 0; o < l->n_out; o++) y[o] += factor * row[o];
+    }
+}
+
 // y[T][n_out] = x[T][n_in] W^T + b; named tensors, W is [n_out][n_in]
 static double *linear(const StFile *file, const char *weight, const char *bias, int layer, const double *x, int T,
                       int n_in, int n_out) {
-    double *W = tensor_copy(file, weight, layer), *b = tensor_copy(file, bias, layer);
-    double *across = (double *)malloc((size_t)n_in * n_out * sizeof *across); // [n_in][n_out]: compilers like it
+    Linear l = linear_read(file, weight, bias, layer, n_in, n_out);
     double *y = (double *)malloc((size_t)T * n_out * sizeof *y);
-    for (int o = 0; o < n_out; o++) {
-        for (int i = 0; i < n_in; i++) across[(size_t)i * n_out + o] = W[(size_t)o * n_in + i];
-    }
-    for (int t = 0; t < T; t++) {
-        double *out = y + (size_t)t * n_out;
-        memcpy(out, b, (size_t)n_out * sizeof *out);
-        for (int i = 0; i < n_in; i++) {
-            double factor = x[(size_t)t * n_in + i];
-            const double *row = across + (size_t)i * n_out;
-            for (int o = 0; o < n_out; o++) out[o] += factor * row[o];
-        }
-    }
-    free(W), free(b), free(across);
+    for (int t = 0; t < T; t++) linear_apply(&l, y + (size_t)t * n_out, x + (size_t)t * n_in);
+    linear_free(&l);
     return y;
 }
 
 static void residual_layernorm(const StFile *file, const char *weight, const char *bias, int layer, double *x,
-                               double *update, int T, int C) { // x = LN(x + update); frees update
+                               double *update, int T, int C) { // x = LN(x + update); frees update, which may be NULL
     double *w = tensor_copy(file, weight, layer), *b = tensor_copy(file, bias, layer);
     for (int t = 0; t < T; t++) {
         double *row = x + (size_t)t * C, mean = 0, variance = 0;
-        for (int c = 0; c < C; c++) mean += (row[c] += update[(size_t)t * C + c]) / C;
+        for (int c = 0; c < C; c++) mean += (row[c] += update ? update[(size_t)t * C + c] : 0) / C;
         for (int c = 0; c < C; c++) variance += (row[c] - mean) * (row[c] - mean) / C;
         for (int c = 0; c < C; c++) row[c] = (row[c] - mean) / sqrt(variance + 1e-5) * w[c] + b[c];
     }
@@ -187,23 +242,63 @@ static double *full_forward(const StFile *file, Sizes size, const uint8_t *token
     return logits;
 }
 
-// The largest difference between the stream's logits and the full forward's over T positions.
-static void check_logits(const char *name, Sizes size, int T, int context) {
-    const char *path = in_folder("logits.safetensors");
-    StFile file;
+static double logistic(double x) { return 1 / (1 + exp(-x)); }
+
+// logits[T][153]
+static double *lstm_forward(const StFile *file, LstmSizes size, const uint8_t *tokens, int T) {
+    const int H = size.H, E = size.E;
+    double *emb = tensor_copy(file, "emb.weight", 0), *x = (double *)malloc((size_t)T * E * sizeof *x);
+    for (int t = 0; t < T; t++) memcpy(x + (size_t)t * E, emb + tokens[t] * E, (size_t)E * sizeof *x);
+    for (int l = 0; l < size.L; l++) {
+        double *input = linear(file, "lstm.weight_ih_l%d", "lstm.bias_ih_l%d", l, x, T, l ? H : E, 4 * H);
+        Linear recurrent = linear_read(file, "lstm.weight_hh_l%d", "lstm.bias_hh_l%d", l, H, 4 * H);
+        double *h = (double *)calloc((size_t)(T + 1) * H, sizeof *h); // h[0] is the state before the first token
+        double *c = (double *)calloc((size_t)H, sizeof *c), *gates = (double *)malloc((size_t)4 * H * sizeof *gates);
+        for (int t = 0; t < T; t++) {
+            linear_apply(&recurrent, gates, h + (size_t)t * H);
+            for (int k = 0; k < 4 * H; k++) gates[k] += input[(size_t)t * 4 * H + k];
+            for (int u = 0; u < H; u++) {
+                c[u] = logistic(gates[H + u]) * c[u] + logistic(gates[u]) * tanh(gates[2 * H + u]);
+                h[(size_t)(t + 1) * H + u] = logistic(gates[3 * H + u]) * tanh(c[u]);
+            }
+        }
+        linear_free(&recurrent);
+        free(x), free(input), free(c), free(gates);
+        x = (double *)malloc((size_t)T * H * sizeof *x);
+        memcpy(x, h + H, (size_t)T * H * sizeof *x);
+        free(h);
+    }
+    const int widths[] = {H, size.H1, size.H2, MIDI_TOKENS}, names[] = {1, 5, 9};
+    for (int k = 0; k < 3; k++) {
+        double *y = linear(file, "head.%d.weight", "head.%d.bias", names[k], x, T, widths[k], widths[k + 1]);
+        free(x), x = y;
+        if (k == 2) break;
+        residual_layernorm(file, "head.%d.weight", "head.%d.bias", names[k] + 1, x, NULL, T, widths[k + 1]);
+        for (size_t i = 0; i < (size_t)T * widths[k + 1]; i++) x[i] = x[i] > 0 ? x[i] : 0;
+    }
+    free(emb);
+    return x;
+}
+
+static uint8_t *random_tokens(int T) {
+    uint8_t *tokens = (uint8_t *)malloc((size_t)T);
+    for (int t = 0; t < T; t++) {
+        tokens[t] = (uint8_t)(philox(philox_key(7, 0, 0), (uint32_t)t, 0, 0, 0).x[0] % MIDI_TOKENS);
+    }
+    return tokens;
+}
+
+// The largest difference between the stream's logits and those wanted over T positions.
+static void compare_logits(const char *name, const char *path, const uint8_t *tokens, const double *want, int T,
+                           int context) {
     Model model;
     Stream stream;
-    uint8_t *tokens = (uint8_t *)malloc((size_t)T);
-    for (int t = 0; t < T; t++)
-        tokens[t] = (uint8_t)(philox(philox_key(7, 0, 0), (uint32_t)t, 0, 0, 0).x[0] % MIDI_TOKENS);
-    bool ok = make_model(path, size) && st_read(&file, path, error);
+    bool ok = model_load(&model, path, error) && stream_new(&stream, &model, context, error);
     CHECK(ok, "%s: %s", name, error);
     if (!ok) return;
-    double *want = full_forward(&file, size, tokens, T, context), worst = 0;
-    ok = model_load(&model, path, error) && stream_new(&stream, &model, context, error);
-    CHECK(ok, "%s: %s", name, error);
+    double worst = 0;
     int where = -1;
-    for (int t = 0; ok && t < T; t++) {
+    for (int t = 0; t < T; t++) {
         const float *logits = stream_step(&stream, tokens[t]);
         for (int v = 0; v < MIDI_TOKENS; v++) {
             double difference = fabs(logits[v] - want[(size_t)t * MIDI_TOKENS + v]);
@@ -211,12 +306,35 @@ static void check_logits(const char *name, Sizes size, int T, int context) {
         }
     }
     printf("logits, %s: largest difference %.1e, at position %d of %d\n", name, worst, where, T);
-    CHECK(ok && worst < 1e-4, "%s: logits differ from the full forward's by %g at position %d", name, worst, where);
+    CHECK(worst < 1e-4, "%s: logits differ from the full forward's by %g at position %d", name, worst, where);
     stream_free(&stream);
     model_free(&model);
+}
+
+static void check_logits(const char *name, Sizes size, int T, int context) {
+    const char *path = in_folder("logits.safetensors");
+    StFile file;
+    bool ok = make_model(path, size) && st_read(&file, path, error);
+    CHECK(ok, "%s: %s", name, error);
+    if (!ok) return;
+    uint8_t *tokens = random_tokens(T);
+    double *want = full_forward(&file, size, tokens, T, context);
+    compare_logits(name, path, tokens, want, T, context);
     st_free(&file);
-    free(want);
-    free(tokens);
+    free(want), free(tokens);
+}
+
+static void check_lstm_logits(const char *name, LstmSizes size, double gain, int T) {
+    const char *path = in_folder("logits.safetensors");
+    StFile file;
+    bool ok = make_lstm(path, size, gain) && st_read(&file, path, error);
+    CHECK(ok, "%s: %s", name, error);
+    if (!ok) return;
+    uint8_t *tokens = random_tokens(T);
+    double *want = lstm_forward(&file, size, tokens, T);
+    compare_logits(name, path, tokens, want, T, 1);
+    st_free(&file);
+    free(want), free(tokens);
 }
 
 // ---- choosing tokens
@@ -312,8 +430,8 @@ static void check_filters(void) {
 
 // ---- the program, called as from a shell
 
-static char said[4096]; // what the last call wrote to stdout and stderr
-static char small_model[512];
+static char said[4096];       // what the last call wrote to stdout and stderr
+static char small_model[512]; // that MODEL stands for
 
 static int call(const char *arguments, ...) { // split at spaces; @ stands for the scratch folder, MODEL for the model
     static char text[4096], line[4096];
@@ -358,6 +476,14 @@ static bool same_file(const char *a, const char *b) {
 }
 
 static bool exists(const char *name) { return !access(in_folder(name), F_OK); }
+
+static void contains(const char *name, const char *text) { // a file of the scratch folder
+    void *bytes;
+    size_t size;
+    bool read = read_file(in_folder(name), &bytes, &size, error);
+    CHECK(read && strstr((char *)bytes, text), "%s: does not contain '%s'", name, text);
+    if (read) free(bytes);
+}
 
 static void check_grammar(void) {
     static const Filter filters[] = {{1, 0, 1, 0}, {2, 0, 1, 0}, {0.5, 10, 0.9, 0.01}, {0, 0, 1, 0}};
@@ -646,7 +772,7 @@ static void check_bad(const Tensors *good, const char *name, int change, const c
         if (change == 0) list.tensors[i] = list.tensors[--list.n]; // missing
         if (change == 1) tensor->shape[0]--;
         if (change == 3) tensor->type = ST_I32;
-        if (change == 4) memset(bad, 0x7E, (size_t)tensor->count * sizeof *bad); // 8.5e37, finite
+        if (change == 4) memset(bad, 0x7F, (size_t)tensor->count * sizeof *bad); // 3.4e38, finite
         break;
     }
     CHECK(bad && st_write(in_folder("bad.safetensors"), list.tensors, list.n, NULL, 0, error), "%s: %s", name, error);
@@ -656,7 +782,21 @@ static void check_bad(const Tensors *good, const char *name, int change, const c
     free(bad);
 }
 
-static void check_models(Sizes size) {
+// A resume state has more tensors than its model, and gives the same songs. Frees the list.
+static void check_resume_state(Tensors *list) {
+    const char *slash = strrchr(small_model, '/') + 1; // the model's name is in the song
+    char again[100];
+    snprintf(again, sizeof again, "again/%.80s", slash);
+    add_tensor(list, 0, 1, MIDI_TOKENS, 7, "adamax.exp_avg.emb.weight");
+    add_tensor(list, 0, 1, 32, 7, "adamax.exp_inf.lstm.weight_ih_l9");
+    add_tensor(list, 0, 1, 32, 7, "adamax.exp_inf.layers.9.fc1.weight");
+    CHECK(write_tensors(in_folder(again), list), "%s", error);
+    CHECK(call("@/%s --seed 9 --tokens 300 -o @/l.mid", again) == 0, "%s", said);
+    CHECK(call("MODEL --seed 9 --tokens 300 -o @/m.mid") == 0, "%s", said);
+    CHECK(same_file("l.mid", "m.mid"), "a resume state gives another song than its model");
+}
+
+static void check_gpt_files(Sizes size) {
     static Tensors list;
     make_tensors(&list, size);
     check_bad(&list, "emb.weight", 0, "bad.safetensors: tensor 'emb.weight' [153, any] is missing\n");
@@ -670,19 +810,69 @@ static void check_models(Sizes size) {
     check_bad(&list, "layers.1.fc1.bias", 2, "not finite");
     check_bad(&list, "layers.1.fc1.bias", 3, "tensor 'layers.1.fc1.bias' is I32 instead of floating point\n");
     check_bad(&list, "head.weight", 4, "not finite");
-    add_tensor(&list, 0, 1, MIDI_TOKENS, size.C, "adamax.exp_avg.emb.weight"); // a resume state has more tensors
-    CHECK(!mkdir(in_folder("again"), 0700), "no folder");
-    CHECK(st_write(in_folder("again/small.safetensors"), list.tensors, list.n, NULL, 0, error), "%s", error);
-    CHECK(call("@/again/small.safetensors --seed 9 --tokens 300 -o @/l.mid") == 0, "%s", said);
-    CHECK(call("MODEL --seed 9 --tokens 300 -o @/m.mid") == 0, "%s", said);
-    CHECK(same_file("l.mid", "m.mid"), "a resume state gives another song than its model");
-    list.n = 1;
-    snprintf(list.names[0], sizeof list.names[0], "lstm.weight_ih_l0");
-    CHECK(st_write(in_folder("lstm.safetensors"), list.tensors, 1, NULL, 0, error), "%s", error);
-    CHECK(call("@/lstm.safetensors -o @/x.mid") == 1 && strstr(said, "LSTM"), "%s", said);
-    list.n = 2 + 2 * 13 + 1 + 1;
-    free_tensors(&list);
+    check_resume_state(&list);
+}
 
+static void check_lstm_files(LstmSizes size) {
+    static Tensors list;
+    make_lstm_tensors(&list, size, 1);
+    check_bad(&list, "emb.weight", 0, "bad.safetensors: tensor 'emb.weight' [153, any] is missing\n");
+    check_bad(&list, "lstm.weight_hh_l0", 0, "bad.safetensors: tensor 'lstm.weight_hh_l0' [any, any] is missing\n");
+    check_bad(&list, "lstm.weight_ih_l1", 0, "tensor 'lstm.weight_ih_l1' [80, 20] is missing\n");
+    check_bad(&list, "lstm.weight_hh_l1", 0, "missing");
+    check_bad(&list, "lstm.bias_hh_l1", 0, "tensor 'lstm.bias_hh_l1' [80] is missing\n");
+    check_bad(&list, "head.5.weight", 0, "tensor 'head.5.weight' [any, 12] is missing\n");
+    check_bad(&list, "head.9.bias", 0, "missing");
+    check_bad(&list, "lstm.weight_ih_l0", 1, "has the shape [79, 24] instead of [80, 24]\n");
+    check_bad(&list, "lstm.weight_hh_l0", 1, "has the shape [79, 20] instead of [80, 20]\n");
+    check_bad(&list, "lstm.bias_ih_l1", 1, "has the shape [79] instead of [80]\n");
+    check_bad(&list, "head.2.weight", 1, "has the shape [11] instead of [12]\n");
+    check_bad(&list, "head.9.weight", 1, "has the shape [152, 9] instead of [153, 9]\n");
+    check_bad(&list, "lstm.bias_hh_l0", 2, "tensor 'lstm.bias_hh_l0' has a number that is not finite\n");
+    check_bad(&list, "head.6.bias", 3, "is I32 instead of floating point\n");
+    check_bad(&list, "head.5.weight", 4, "computes numbers that are not finite"); // and ReLU must not hide them
+    check_bad(&list, "head.9.weight", 4, "computes numbers that are not finite");
+    check_resume_state(&list);
+}
+
+// What only one kind has, and what each does with no model named.
+static void check_kinds(const char *gpt, const char *lstm) {
+    snprintf(small_model, sizeof small_model, "%s", lstm);
+    CHECK(call("MODEL --context 64 -o @/x.mid") == 2 && !exists("x.mid"), "%s", said);
+    CHECK(strstr(said, "--context 64: ") && strstr(said, "is an LSTM") && strstr(said, "leave the flag out"), "%s",
+          said);
+    CHECK(call("MODEL --bench") == 0 && !strncmp(said, "bench model=lstm tokens_per_s=", 30), "%s", said);
+    CHECK(strstr(said, " mb_per_token=") && strstr(said, " fraction="), "%s", said);
+    CHECK(call("MODEL --tokens 9 --seed 1 -o @/k.svg") == 0, "%s", said);
+    contains("k.svg", "(lstm, 2 layers of width 20)");
+    contains("k.svg", "temperature 1, bpm 120");
+    snprintf(small_model, sizeof small_model, "%s", gpt);
+    CHECK(call("MODEL --bench") == 0 && !strncmp(said, "bench model=gpt context=256 tokens_per_s=", 41), "%s", said);
+    CHECK(strstr(said, "bench model=gpt context=1024 tokens_per_s="), "%s", said);
+    CHECK(call("MODEL --tokens 9 --seed 1 --context 64 -o @/k.svg") == 0, "%s", said);
+    contains("k.svg", "(gpt, 2 layers of width 32)");
+    contains("k.svg", "context 64, bpm 120");
+    CHECK(call("--help") == 0 && strstr(said, "an LSTM's state carries all"), "%s", said);
+
+    int here = open(".", O_RDONLY);
+    CHECK(here >= 0 && !chdir(folder), "%s: cannot be entered", folder);
+    CHECK(call("-o @/x.mid") == 1 && strstr(said, "out/gpt/model.safetensors: there is no such model yet"), "%s", said);
+    CHECK(make_folders(in_folder("out/gpt"), error) && make_folders(in_folder("out/lstm"), error), "%s", error);
+    CHECK(!link(lstm, in_folder("out/lstm/model.safetensors")), "no link");
+    CHECK(call("--tokens 9 -o @/k.svg") == 0, "%s", said);
+    contains("k.svg", "(lstm, ");
+    CHECK(!link(gpt, in_folder("out/gpt/model.safetensors")), "no link");
+    CHECK(call("--tokens 9 -o @/k.svg") == 0, "%s", said);
+    contains("k.svg", "(gpt, ");
+    CHECK(here >= 0 && !fchdir(here), "cannot go back");
+    close(here);
+}
+
+static void check_bad_files(void) {
+    static Tensors list;
+    add_tensor(&list, 0, 1, MIDI_TOKENS, 8, "emb.weight");
+    CHECK(write_tensors(in_folder("neither"), &list), "%s", error);
+    CHECK(call("@/neither -o @/x.mid") == 1 && strstr(said, "neither a Transformer nor an LSTM"), "%s", said);
     write_file_atomically(in_folder("nothing"), "", 0, error);
     write_file_atomically(in_folder("text"), "not a model at all\n", 19, error);
     CHECK(call("@/nothing -o @/x.mid") == 1, "%s", said);
@@ -713,8 +903,12 @@ int main(void) {
         return 1;
     }
     const Sizes small = {32, 2, 16, 48, 24}, paper = {256, 8, 16, 512, 240};
-    snprintf(small_model, sizeof small_model, "%s", in_folder("small.safetensors"));
-    CHECK(make_model(small_model, small), "%s", error);
+    const LstmSizes small_lstm = {24, 20, 2, 12, 9};
+    char gpt[512], lstm[512];
+    snprintf(gpt, sizeof gpt, "%s", in_folder("small.safetensors"));
+    snprintf(lstm, sizeof lstm, "%s", in_folder("lstm.safetensors"));
+    CHECK(make_model(gpt, small) && make_lstm(lstm, small_lstm, 1), "%s", error);
+    CHECK(!mkdir(in_folder("again"), 0700), "no folder");
 
     check_logits("small", small, 100, 100);
     check_logits("heads of 5, odd sizes", (Sizes){35, 3, 5, 29, 7}, 90, 90);
@@ -724,14 +918,26 @@ int main(void) {
     check_logits("a ring shorter than the distances", (Sizes){32, 2, 16, 48, 100}, 200, 37);
     check_logits("a ring of 1", small, 30, 1);
     check_logits("the paper's size", paper, POSITIONS, 1024);
+    check_lstm_logits("LSTM, small", small_lstm, 1, 200);
+    check_lstm_logits("LSTM, one layer of 1", (LstmSizes){1, 1, 1, 1, 1}, 3, 200);
+    check_lstm_logits("LSTM, three layers of 7", (LstmSizes){5, 7, 3, 19, 3}, 3, 200);
+    check_lstm_logits("LSTM, one layer of 33", (LstmSizes){70, 33, 1, 65, 17}, 4, 200);
+    check_lstm_logits("LSTM, gates that open and close", (LstmSizes){16, 40, 2, 80, 40}, 4, 200);
+    check_lstm_logits("LSTM, the paper's size", (LstmSizes){64, 512, 2, 1024, 512}, 1, POSITIONS);
     check_filters();
-    check_grammar();
-    check_seeds();
+    for (int kind = 0; kind < 2; kind++) {
+        snprintf(small_model, sizeof small_model, "%s", kind ? lstm : gpt);
+        check_grammar();
+        check_seeds();
+        check_prime();
+        if (kind) check_lstm_files(small_lstm);
+        if (!kind) check_gpt_files(small);
+    }
+    check_kinds(gpt, lstm); // leaves MODEL the Transformer
     check_files();
-    check_prime();
     check_bars();
     check_usage();
-    check_models(small);
+    check_bad_files();
 
     char command[512];
     snprintf(command, sizeof command, "rm -rf '%s'", folder);
