@@ -77,7 +77,7 @@ static inline CurveAxes curve_axes(StBuffer *out, const LossCurve *curves, int n
         axes.low = fmin(axes.low, curve->published);
         axes.high = fmax(axes.high, curve->published);
     }
-    double y_step = nice_step(fmax(axes.high - axes.low, 0.05), 6), x_step = fmax(1, nice_step(axes.end, 10));
+    double y_step = nice_step(fmax(axes.high - axes.low, 0.05), 10), x_step = fmax(1, nice_step(axes.end, 10));
     axes.low = floor(axes.low / y_step) * y_step;
     axes.high = fmax(ceil(axes.high / y_step) * y_step, axes.low + y_step);
     st_print(out, "<g fill=\"#555\" text-anchor=\"end\">\n");
@@ -140,8 +140,9 @@ static inline void curve_labels(StBuffer *out, CurveLabel *labels, int n, double
         st_print(out, "<path fill=\"none\" stroke=\"%s\" stroke-width=\"0.6\" opacity=\"0.5\" d=\"", label->color);
         st_print(out, "M%.1f %.1fH%.0fL%.0f %.1f\"/>\n", label->from + 5, label->at, fmax(right, label->from + 5),
                  right + 16, label->y);
+        // Small letters need more contrast than a line.
         st_print(out, "<text x=\"%.0f\" y=\"%.1f\" fill=\"%s\" opacity=\"%s\">%s</text>\n", right + 20, label->y + 4,
-                 label->color, label->opacity, label->text);
+                 label->color, strcmp(label->opacity, "1") ? "0.8" : "1", label->text);
     }
 }
 
@@ -162,7 +163,9 @@ static inline void curves_draw(StBuffer *out, const char *title, const char *epo
         st_print(out, "%s <tspan fill=\"%s\">%s%s%.4f, epoch %d</tspan>", k ? ";" : "", colors[k],
                  n > 1 ? curves[k].name : "", n > 1 ? " " : "", curves[k].points[best].test, best + 1);
     }
-    st_print(out, "</text>\n");
+    bool compared = false;
+    for (int k = 0; k < n; k++) compared |= curves[k].published > 0;
+    st_print(out, "%s</text>\n", compared ? "; dashed, and a diamond: published" : "");
     CurveAxes axes = curve_axes(out, curves, n, right, epochs);
     for (int i = 0; i < 3 * n; i++) { // what is published, what was trained on, and on top of them the test losses
         const LossCurve *curve = &curves[i % n];

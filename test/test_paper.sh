@@ -1,0 +1,211 @@
+#!/bin/sh
+# `make paper` from outside, with two very small models: what it writes and whether the figures in it are those of the
+# logs, interruptions, a second time, other settings, bad data. The programs must have been built.
+root=$(cd "$(dirname "$0")/.." && pwd)
+for program in train_gpt_music train_lstm_music sample_music dev/paper data_prep/prepare_music data_prep/compose_music; do
+    if ! test -x "$root/$program"; then
+        echo "FAIL $program is not there; build it with make all dev/paper"
+        echo "paper: 0 passed, 1 failed"
+        exit 1
+    fi
+done
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/test_paper.XXXXXX") || exit 1
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 1' INT TERM
+cd "$scratch" || exit 1
+LC_ALL=C OMP_NUM_THREADS=1
+export LC_ALL OMP_NUM_THREADS
+unset DATA PAPER_OUT PAPER_FLAGS GPT_FLAGS LSTM_FLAGS TRAIN_GPT_MUSIC TRAIN_LSTM_MUSIC SAMPLE_MUSIC
+passed=0
+failed=0
+
+# check DESCRIPTION COMMAND...: the command succeeds
+check() {
+    description=$1
+    shift
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAIL $description"
+        tail -n 5 stderr | sed 's/^/    /'
+    fi
+}
+
+equal() { # WHAT A B
+    check "$1: '$2' instead of '$3'" test "$2" = "$3"
+}
+
+paper() { # STATUS VARIABLE=VALUE...: dev/paper.sh ends with this status
+    wanted=$1
+    shift
+    env "$@" "$root/dev/paper.sh" >stdout 2>stderr
+    status=$?
+    check "exit status $status instead of $wanted: $*" test "$status" -eq "$wanted"
+}
+
+refuses() { # WORDS VARIABLE=VALUE...: fails with one sentence that has these words
+    words=$1
+    shift
+    paper 1 "$@"
+    check "stderr should be one sentence with: $words" grep -q -F -e "$words" stderr
+    equal "lines on stderr" "$(wc -l <stderr | tr -d ' ')" 1
+}
+
+# Elements are closed in the order in which they were opened, attributes are quoted, & begins an entity.
+well_formed() {
+    awk 'BEGIN { RS = "<" }
+        NR == 1 { next }
+        { tag = $0; sub(/>.*/, "", tag); text = $0; sub(/^[^>]*>/, "", text); name = tag; sub(/[ \t\n\/].*/, "", name) }
+        index($0, ">") == 0 || gsub(/"/, "\"", tag) % 2 { bad = 1 }
+        { gsub(/&(amp|lt|gt|quot);/, "", text); if (text ~ /&/) bad = 1 }
+        tag ~ /^\// { if (open[depth--] != substr(tag, 2)) bad = 1; next }
+        tag !~ /\/$/ { open[++depth] = name; elements++ }
+        END { exit bad || depth || !elements }' "$1"
+}
+
+"$root/data_prep/compose_music" --out music --pieces 12 >/dev/null || exit 1
+tiny="--window 24 --batch 4 --epoch-size 0.02 --epochs 6 --eval-stride 40 --lr 3e-3"
+gpt="--layers 1 --width 16 --heads 2 --hidden 24 --rel 12 --epoch-size 0.1" # long enough to be interrupted
+lstm="--layers 1 --embed 8 --width 12"
+
+# Bad data: one sentence, and no folder is left behind.
+mkdir empty half half/train half/test
+echo "no music" >half/train/a.mid
+cp half/train/a.mid half/test
+refuses "DATA=nowhere: there is no such folder" DATA=nowhere
+refuses "DATA=empty: has no folders train and test" DATA=empty
+paper 1 DATA=half PAPER_OUT=half.out
+check "prepare_music says what is wrong" grep -q "half/train" stderr
+check "bad data have left no folders" test ! -e out -a ! -e half.out
+
+# The whole, by make. The programs stay as they are.
+env DATA= make -C "$root" -o train_gpt_music -o train_lstm_music -o sample_music -o dev/paper -o data_prep/prepare_music \
+    -o data_prep/compose_music paper DATA="$scratch/music" PAPER_OUT="$scratch/whole" PAPER_FLAGS="$tiny" \
+    GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm" >stdout 2>stderr
+check "make paper ends with $?" test $? -eq 0
+for file in paper.md table.csv losses.svg settings.txt prime-1.mid prime-2.mid; do
+    check "$file is there" test -s whole/$file
+done
+check "losses.svg is well-formed" well_formed whole/losses.svg
+for words in "Transformer test" "Transformer train" "LSTM test" "LSTM published 1.425" "Transformer published 1.237"; do
+    check "losses.svg has: $words" grep -q -F "$words" whole/losses.svg
+done
+equal "best points in losses.svg" "$(grep -c 'r="6.5"' whole/losses.svg)" 2
+for model in gpt lstm; do
+    folder=whole/$model
+    row=$(grep "^$model," whole/table.csv)
+    field() { echo "$row" | cut -d , -f "$1"; }
+    counted=$(sed -n "s/^$model, \([0-9,]*\) parameters.*/\1/p" stdout | tr -d ,)
+    equal "$model, parameters" "$(field 2)" "$counted"
+    equal "$model, test loss" "loss=$(field 3)" "$(tail -n 1 $folder/eval.txt | cut -d ' ' -f 2)"
+    check "$model: every window was evaluated" grep -q "windows=$(field 10) .*stride=1$" $folder/eval.txt
+    best=$(sed 1d $folder/log.csv | sort -t , -k 4,4g | head -n 1)
+    equal "$model, the best test loss of its log" "$(field 4)" "$(echo "$best" | cut -d , -f 4)"
+    equal "$model, the best epoch of its log" "$(field 5)" "$(echo "$best" | cut -d , -f 1)"
+    equal "$model, epochs" "$(field 6)" 6
+    equal "$model, losses by kind" "$(field 12) $(field 14) $(field 16) $(field 18)" \
+        "$(sed -n 's/^[a-z]* *loss \([0-9.]*\) over .*/\1/p' $folder/eval.txt | paste -s -d ' ' -)"
+    case $model in gpt) name=Transformer ;; lstm) name=LSTM ;; esac
+    check "paper.md has $name's loss" grep -q "^| $name .* $(printf %.4f "$(field 3)") .* after [69] epochs |$" whole/paper.md
+    check "$folder/loss.svg is well-formed" well_formed $folder/loss.svg
+    for i in 1 2; do
+        for what in sample continued; do
+            figure=whole/$model-$what-$i
+            equal "the first bytes of $figure.mid" "$(head -c 4 $figure.mid)" MThd
+            check "$figure.svg is well-formed" well_formed $figure.svg
+            check "$figure.svg has new notes" grep -q '<rect class="new" .*data-note' $figure.svg
+            check "paper.md shows $figure.svg" grep -q -F "($model-$what-$i.svg)" whole/paper.md
+        done
+        check "$figure.svg has notes of the prime" grep -q '<rect class="prime" .*data-note' "$figure.svg"
+        check "whole/$model-sample-$i.svg has no prime" sh -c "! grep -q 'class=\"prime\"' whole/$model-sample-$i.svg"
+        check "$figure.svg says how long the prime is" grep -q "tokens 768, .*prime-$i.mid (256 tokens)" "$figure.svg"
+    done
+done
+piece=1
+for file in music/test/*.mid; do # of two test pieces both are taken
+    "$root/data_prep/prepare_music" --tokens "$file" | head -n 256 >wanted
+    "$root/data_prep/prepare_music" --tokens whole/prime-$piece.mid | head -n 256 >tokens
+    check "prime-$piece.mid begins as $file" cmp -s wanted tokens
+    piece=$((piece + 1))
+done
+equal "test pieces" $piece 3
+
+# Once more: nothing is trained, evaluated or sampled, and the tables are the same.
+sum=$(cat whole/paper.md whole/table.csv whole/losses.svg | cksum)
+touch marker
+sleep 1
+paper 0 DATA=music PAPER_OUT=whole PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm"
+equal "the tables" "$(cat whole/paper.md whole/table.csv whole/losses.svg | cksum)" "$sum"
+equal "what a second run has written" \
+    "$(find whole -type f -newer marker | sed 's/.*\///' | sort | paste -s -d ' ' -)" "losses.svg paper.md table.csv"
+# A prepared folder of the same music is the same data.
+paper 0 DATA=whole/data PAPER_OUT=whole PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm"
+# Other settings or data, and a folder with something else.
+refuses "'flags for the LSTM: $lstm', not 'flags for the LSTM: none'" \
+    DATA=music PAPER_OUT=whole PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt"
+mkdir other
+cp -r music other/music
+rm other/music/train/003*
+refuses "other/music/train: its music has changed" \
+    DATA=other/music PAPER_OUT=whole PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm"
+refuses "other: holds something else" DATA=music PAPER_OUT=other
+# A missing part of the evidence.
+cp -r whole torn
+mv torn/lstm/log.csv torn/lstm/log
+refuses "torn/lstm/log.csv: " DATA=music PAPER_OUT=torn PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm"
+mv torn/lstm/log torn/lstm/log.csv
+echo "eval loss=1.0" >torn/gpt/eval.txt
+refuses "torn/gpt/eval.txt: " DATA=music PAPER_OUT=torn PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm"
+
+# Interrupted as Ctrl-C does it, then killed, then left alone: what a run ends with that was never disturbed.
+cat >disturbed <<END
+#!/bin/sh
+echo \$\$ >pid
+exec "$root/train_gpt_music" "\$@"
+END
+chmod +x disturbed
+rows() { if [ -e parts/gpt/log.csv ]; then wc -l <parts/gpt/log.csv; else echo 0; fi; }
+for signal in INT KILL; do
+    most=$(($(rows) + 1)) tries=0
+    env DATA=music PAPER_OUT=parts PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm" TRAIN_GPT_MUSIC=./disturbed \
+        "$root/dev/paper.sh" >stdout 2>stderr &
+    while [ "$(rows)" -le $most ] && [ $tries -lt 100 ]; do
+        tries=$((tries + 1))
+        sleep 0.1
+    done
+    kill -$signal "$(cat pid)" 2>/dev/null
+    wait $!
+    check "a trainer that is stopped by $signal stops it all" test $? -eq 1
+    check "it was stopped while training" test ! -e parts/gpt/eval.txt
+done
+paper 0 DATA=music PAPER_OUT=parts PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm" TRAIN_GPT_MUSIC=./disturbed
+check "it went on" grep -q "^going on from step" stdout
+for file in gpt/model.safetensors gpt-sample-1.mid lstm-continued-2.svg losses.svg; do
+    check "$file is as without the interruptions" cmp -s parts/$file whole/$file
+done
+cut -d , -f 1-6 whole/gpt/log.csv >wanted
+cut -d , -f 1-6 parts/gpt/log.csv >rows
+check "the log is as without the interruptions" cmp -s wanted rows
+
+# A TERM that only the script hears reaches the trainer, and the script waits for it.
+printf '#!/bin/sh\necho begun >begun\nexec sleep 60\n' >disturbed
+env DATA=music PAPER_OUT=late TRAIN_GPT_MUSIC=./disturbed "$root/dev/paper.sh" >stdout 2>stderr &
+tries=0
+while [ ! -e begun ] && [ $tries -lt 50 ]; do
+    tries=$((tries + 1))
+    sleep 0.1
+done
+kill -TERM $!
+wait $!
+check "a TERM stops it" test $? -eq 1
+check "it says how to go on" grep -q "the same command goes on with late" stderr
+
+# Without DATA: the starter corpus, in ./data.
+printf '#!/bin/sh\nexit 1\n' >disturbed
+paper 1 TRAIN_GPT_MUSIC=./disturbed PAPER_OUT=starter
+check "the composing was announced" grep -q "composing the starter corpus" stdout
+check "the starter corpus is there" test -s data/train.safetensors
+
+echo "paper: $passed passed, $failed failed"
+[ "$failed" -eq 0 ]
