@@ -5,6 +5,7 @@
 #define CHECK_H
 
 #include <stdio.h>
+#include <stdlib.h>
 
 static int check_passed, check_failed;
 
@@ -20,6 +21,15 @@ static int check_passed, check_failed;
             printf("\n");                                                                                              \
         }                                                                                                              \
     } while (0)
+
+// A new scratch folder, whose name goes to folder[256]; the test removes it. Without one the test ends.
+static inline void check_folder(char *folder) {
+    const char *base = getenv("TMPDIR");
+    snprintf(folder, 256, "%.200s/music_test.XXXXXX", base && *base ? base : "/tmp");
+    if (mkdtemp(folder)) return;
+    perror(folder);
+    exit(1);
+}
 
 static inline int check_report(const char *name) {
     printf("%s: %d passed, %d failed\n", name, check_passed, check_failed);

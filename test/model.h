@@ -201,10 +201,8 @@ static inline void check_learning(const ModelSpec *spec, ModelConfig config, int
     static uint8_t tokens[N];
     const uint8_t phrase[] = {1, 60, 124, 5, 64, 124, 9, 67, 128, 17, 0, 1, 55, 136, 9, 72, 122};
     for (int i = 0; i < N; i++) tokens[i] = phrase[i % (int)sizeof phrase];
-    const char *base = getenv("TMPDIR");
     char folder[256], path[300], error[ERROR_SIZE];
-    snprintf(folder, sizeof folder, "%.200s/test_model.XXXXXX", base && *base ? base : "/tmp");
-    CHECK(mkdtemp(folder) != NULL, "no scratch folder");
+    check_folder(folder);
     snprintf(path, sizeof path, "%s/train.safetensors", folder);
     const int64_t pieces[2] = {0, N};
     Dataset data;

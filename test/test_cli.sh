@@ -2,38 +2,10 @@
 # The real trainers from outside, on very small models: the first run in an empty folder, wrong flags, bad data and
 # models, a full disk, stopping and resuming. TRAIN_GPT_MUSIC and TRAIN_LSTM_MUSIC are the programs; data_prep/
 # compose_music and prepare_music must have been built beside them.
-gpt=${TRAIN_GPT_MUSIC:-./train_gpt_music}
-lstm=${TRAIN_LSTM_MUSIC:-./train_lstm_music}
-case $gpt in /*) ;; *) gpt=$PWD/$gpt ;; esac
-case $lstm in /*) ;; *) lstm=$PWD/$lstm ;; esac
-for trainer in "$gpt" "$lstm"; do
-    if ! test -x "$trainer"; then
-        echo "FAIL $trainer is not there; build it, or name it in TRAIN_GPT_MUSIC or TRAIN_LSTM_MUSIC"
-        echo "cli: 0 passed, 1 failed"
-        exit 1
-    fi
-done
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/test_cli.XXXXXX") || exit 1
-trap 'rm -rf "$scratch"' EXIT
-trap 'exit 1' INT TERM
-cd "$scratch" || exit 1
-LC_ALL=C
-export LC_ALL
-passed=0
-failed=0
-
-# check DESCRIPTION COMMAND...: the command succeeds
-check() {
-    description=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $model: $description"
-        sed 's/^/    /' stderr | tail -n 5
-    fi
-}
+. "$(dirname "$0")/check.sh"
+gpt=${TRAIN_GPT_MUSIC:-$root/train_gpt_music}
+lstm=${TRAIN_LSTM_MUSIC:-$root/train_lstm_music}
+needs cli "$gpt" "$lstm"
 
 # run STATUS FLAGS...: the trainer ends with this status; its words are in stdout and stderr
 run() {
@@ -329,5 +301,4 @@ cp first/model.safetensors kept
 run 0 $tiny --epochs 1 --seed 9 --out first
 same kept first/model.prev.safetensors
 
-echo "cli: $passed passed, $failed failed"
-test "$failed" -eq 0 && test "$passed" -gt 0
+report cli

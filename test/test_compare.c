@@ -287,12 +287,7 @@ static void test_errors(void) {
 }
 
 int main(void) {
-    const char *tmp = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/test_compare.XXXXXX", tmp && *tmp ? tmp : "/tmp");
-    if (!mkdtemp(folder)) {
-        perror(folder);
-        return 1;
-    }
+    check_folder(folder);
     for (int i = 0; i < 24; i++) weights[i] = 1;
     test_differences();
     test_families();

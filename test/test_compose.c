@@ -256,9 +256,7 @@ static void write_text(const char *path, const char *text) {
 
 static void test_files(void) {
     char folder[512], path[1024], other[1024], arguments[1600], line[ERROR_SIZE], error[ERROR_SIZE];
-    const char *base = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/compose.XXXXXX", base && *base ? base : "/tmp");
-    CHECK(mkdtemp(folder), "%s: no scratch folder", folder);
+    check_folder(folder);
 
     // Twelve pieces, then five more: the first twelve stay as they are.
     snprintf(arguments, sizeof arguments, "--out %s/a/b --pieces 12", folder);

@@ -287,12 +287,7 @@ static void test_unaligned(void) {
 }
 
 int main(void) {
-    const char *tmp = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%.200s/data.XXXXXX", tmp && *tmp ? tmp : "/tmp");
-    if (!mkdtemp(folder)) {
-        printf("data: no scratch folder\n");
-        return 1;
-    }
+    check_folder(folder);
     snprintf(path, sizeof path, "%s/test.safetensors", folder);
     test_refusals();
     test_windows();

@@ -1,12 +1,7 @@
 #!/bin/sh
 # The shared headers compile as C11 and as C++17, each alone, without a warning.
-passed=0 failed=0
-check() { # NAME COMMAND...
-    name=$1
-    shift
-    if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)) && echo "FAIL $name"; fi
-}
-cd "$(dirname "$0")/.." || exit 1
+. "$(dirname "$0")/check.sh"
+cd "$root" || exit 1
 strict='-Wall -Wextra -Werror -fsyntax-only'
 case ${CC:-cc} in *clang*) CXX=clang++ ;; *) CXX=g++ ;; esac
 for header in midi.h dev/safetensors.h dev/curves.h dev/flags.h dev/philox.h dev/data.h dev/train.h dev/host_model.h; do
@@ -20,5 +15,4 @@ for header in midi.h dev/safetensors.h dev/curves.h dev/flags.h dev/philox.h dev
         echo "skipped: $header as C++17, there is no $CXX"
     fi
 done
-echo "headers: $passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+report headers

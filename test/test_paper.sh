@@ -1,36 +1,13 @@
 #!/bin/sh
 # `make paper` from outside, with two very small models: what it writes and whether the figures in it are those of the
 # logs, interruptions, a second time, other settings, bad data. The programs must have been built.
-root=$(cd "$(dirname "$0")/.." && pwd)
+. "$(dirname "$0")/check.sh"
 for program in train_gpt_music train_lstm_music sample_music dev/paper data_prep/prepare_music data_prep/compose_music; do
-    if ! test -x "$root/$program"; then
-        echo "FAIL $program is not there; build it with make all dev/paper"
-        echo "paper: 0 passed, 1 failed"
-        exit 1
-    fi
+    needs paper "$root/$program"
 done
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/test_paper.XXXXXX") || exit 1
-trap 'rm -rf "$scratch"' EXIT
-trap 'exit 1' INT TERM
-cd "$scratch" || exit 1
-LC_ALL=C OMP_NUM_THREADS=1
-export LC_ALL OMP_NUM_THREADS
+OMP_NUM_THREADS=1
+export OMP_NUM_THREADS
 unset DATA PAPER_OUT PAPER_FLAGS GPT_FLAGS LSTM_FLAGS TRAIN_GPT_MUSIC TRAIN_LSTM_MUSIC SAMPLE_MUSIC
-passed=0
-failed=0
-
-# check DESCRIPTION COMMAND...: the command succeeds
-check() {
-    description=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $description"
-        tail -n 5 stderr | sed 's/^/    /'
-    fi
-}
 
 equal() { # WHAT A B
     check "$1: '$2' instead of '$3'" test "$2" = "$3"
@@ -99,7 +76,7 @@ for model in gpt lstm; do
     counted=$(sed -n "s/^$model, \([0-9,]*\) parameters.*/\1/p" stdout | tr -d ,)
     equal "$model, parameters" "$(field 2)" "$counted"
     equal "$model, test loss" "loss=$(field 3)" "$(tail -n 1 $folder/eval.txt | cut -d ' ' -f 2)"
-    check "$model: every window was evaluated" grep -q "windows=$(field 10) .*stride=1$" $folder/eval.txt
+    check "every window was evaluated" grep -q "windows=$(field 10) .*stride=1$" $folder/eval.txt
     best=$(sed 1d $folder/log.csv | sort -t , -k 4,4g | head -n 1)
     equal "$model, the best test loss of its log" "$(field 4)" "$(echo "$best" | cut -d , -f 4)"
     equal "$model, the best epoch of its log" "$(field 5)" "$(echo "$best" | cut -d , -f 1)"

@@ -1,26 +1,8 @@
 #!/bin/sh
 # Tests of prepare_music: what it prints, what it writes, what it leaves alone. PREPARE_MUSIC names the program.
-program=${PREPARE_MUSIC:-./data_prep/prepare_music}
-case $program in /*) ;; *) program=$PWD/$program ;; esac
-folder=$(mktemp -d "${TMPDIR:-/tmp}/test_prepare.XXXXXX") || exit 1
-trap 'rm -rf "$folder"' EXIT
-trap 'exit 1' INT TERM
-cd "$folder" || exit 1
-LC_ALL=C
-export LC_ALL
-passed=0
-failed=0
-
-check() { # check DESCRIPTION COMMAND...: the command must succeed
-    what=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL test_prepare: $what"
-    fi
-}
+. "$(dirname "$0")/check.sh"
+program=${PREPARE_MUSIC:-$root/data_prep/prepare_music}
+needs prepare "$program"
 
 limit=
 command -v timeout >/dev/null && limit='timeout 60'
@@ -230,5 +212,4 @@ check "--help" [ "$status" -eq 0 -a -s out.txt ]
 run --version
 check "--version" [ "$status" -eq 0 -a -s out.txt ]
 
-echo "prepare_music: $passed passed, $failed failed"
-[ $failed -eq 0 ] && [ $passed -gt 0 ]
+report prepare_music

@@ -4,32 +4,10 @@
 # of model.safetensors, last.safetensors, loss.svg and log.csv (its seconds aside) as a run that was never killed, also
 # where log.csv was lost or edited meanwhile. RESUME_SEED=N repeats a test's moments, as far as time repeats itself.
 # data_prep/compose_music and prepare_music must have been built.
+. "$(dirname "$0")/check.sh"
 models=${*:-gpt lstm}
-root=$(cd "$(dirname "$0")/.." && pwd) || exit 1
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/test_resume.XXXXXX") || exit 1
-process=
-trap 'test -z "$process" || kill -KILL $process; rm -rf "$scratch"' EXIT
-trap 'exit 1' INT TERM
-cd "$scratch" || exit 1
-LC_ALL=C
-export LC_ALL
-passed=0
-failed=0
 random=${RESUME_SEED:-$$}
 echo "RESUME_SEED=$random"
-
-# check DESCRIPTION COMMAND...: the command succeeds
-check() {
-    description=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $model: $description"
-        test ! -s stderr || tail -n 3 stderr | sed 's/^/    /'
-    fi
-}
 
 # pause MOST: sleeps for a random number of milliseconds below this
 pause() {
@@ -202,5 +180,4 @@ for model in $models; do
     ends_alike ended
 done
 
-echo "resume: $passed passed, $failed failed"
-test "$failed" -eq 0 && test "$passed" -gt 0
+report resume

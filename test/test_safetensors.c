@@ -583,13 +583,8 @@ static void test_unwritable(void) {
 }
 
 int main(void) {
-    const char *tmp = getenv("TMPDIR");
     char command[300];
-    snprintf(folder, sizeof folder, "%.200s/safetensors.XXXXXX", tmp && *tmp ? tmp : "/tmp");
-    if (!mkdtemp(folder)) {
-        printf("safetensors: no scratch folder\n");
-        return 1;
-    }
+    check_folder(folder);
     test_round_trip();
     test_exact_bytes();
     test_foreign_files();

@@ -896,12 +896,7 @@ static void check_bad_files(void) {
 }
 
 int main(void) {
-    const char *temporary = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/test_sample.XXXXXX", temporary ? temporary : "/tmp");
-    if (!mkdtemp(folder)) {
-        printf("test_sample: %s: cannot be made\n", folder);
-        return 1;
-    }
+    check_folder(folder);
     const Sizes small = {32, 2, 16, 48, 24}, paper = {256, 8, 16, 512, 240};
     const LstmSizes small_lstm = {24, 20, 2, 12, 9};
     char gpt[512], lstm[512];

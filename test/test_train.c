@@ -244,7 +244,7 @@ static ModelSpec bigram_spec(void) {
 
 // ---- tools of the tests
 
-static char scratch[200], error[ERROR_SIZE];
+static char scratch[256], error[ERROR_SIZE];
 static long file_limit; // bytes a file of the trainer may have; 0: any
 
 static void never_kill(void) {
@@ -1001,14 +1001,13 @@ static void test_starter(void) {
 }
 
 int main(int argc, char **argv) {
-    const char *temporary = getenv("TMPDIR"), *slash = strrchr(argv[0], '/');
+    const char *slash = strrchr(argv[0], '/');
     if (!strcmp(slash ? slash + 1 : argv[0], "train_bigram")) {
         ModelSpec spec = bigram_spec();
         return train_main(argc, argv, &spec);
     }
-    snprintf(scratch, sizeof scratch, "%s/test_train.XXXXXX", temporary ? temporary : "/tmp");
-    if (!mkdtemp(scratch)) return 1;
-    char data[256];
+    check_folder(scratch);
+    char data[300];
     snprintf(data, sizeof data, "%s/data", scratch);
     make_data(data, 900, 1);
     test_parameters();
