@@ -22,10 +22,10 @@ static int check_passed, check_failed;
         }                                                                                                              \
     } while (0)
 
-// A new scratch folder, whose name goes to folder[256]; the test removes it. Without one the test ends.
+// A new scratch folder, whose name goes to folder[200]; the test removes it. Without one the test ends.
 static inline void check_folder(char *folder) {
     const char *base = getenv("TMPDIR");
-    snprintf(folder, 256, "%.200s/music_test.XXXXXX", base && *base ? base : "/tmp");
+    snprintf(folder, 200, "%.160s/music_test.XXXXXX", base && *base ? base : "/tmp");
     if (mkdtemp(folder)) return;
     perror(folder);
     exit(1);

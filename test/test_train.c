@@ -244,7 +244,7 @@ static ModelSpec bigram_spec(void) {
 
 // ---- tools of the tests
 
-static char scratch[256], error[ERROR_SIZE];
+static char scratch[200], error[ERROR_SIZE];
 static long file_limit; // bytes a file of the trainer may have; 0: any
 
 static void never_kill(void) {
@@ -1007,7 +1007,7 @@ int main(int argc, char **argv) {
         return train_main(argc, argv, &spec);
     }
     check_folder(scratch);
-    char data[300];
+    char data[256];
     snprintf(data, sizeof data, "%s/data", scratch);
     make_data(data, 900, 1);
     test_parameters();
