@@ -522,7 +522,8 @@ typedef struct {
     real *logits, *dlogits, *losses;     // [R,V], [R,V], [R]
     real *dx, *branch, *wide;            // [R,C], [R,C], [R, max(3C, F)]: gradients on their way down
     real *rel_rows, *rel_columns, *drel; // attention's, of the layer at work
-    real *ln_partial, *scratch, *mm_scratch;
+    real *ln_partial, *scratch;
+    MatmulSpace mm;
 } Gpt;
 
 static int gpt_layers(const Gpt *m) { return m->host.config.sizes[GPT_LAYERS]; }
@@ -563,7 +564,7 @@ static double gpt_carve(Gpt *m, real *base) {
     m->ln_partial = arena_take(&arena, ceil(R / LAYERNORM_ROWS) * 2 * C);
     m->scratch =
         arena_take(&arena, threads * fmax((double)attention_scratch_size(s), (double)dropout_scratch_size(s.C)));
-    m->mm_scratch = arena_take(&arena, fmax(inputs, weights));
+    m->mm.scratch = arena_take(&arena, fmax(inputs, weights));
     return arena.used;
 }
 
@@ -594,6 +595,7 @@ static void *gpt_create(const ModelConfig *config, char *error) {
         return NULL;
     }
     gpt_carve(m, (real *)m->host.memory);
+    m->mm.bf16 = !strcmp(config->precision, "bf16");
     gpt_point(&m->params, &m->host.layout, sizes[GPT_LAYERS], m->host.state[STATE_PARAMS]);
     gpt_point(&m->grads, &m->host.layout, sizes[GPT_LAYERS], m->host.state[STATE_GRADS]);
     return m;
@@ -615,21 +617,21 @@ static void gpt_forward(Gpt *m, int B, int64_t step) {
     for (int l = 0; l < gpt_layers(m); l++) {
         const LayerTensors *p = &m->params.layers[l];
         LayerActivations *a = &m->acts[l];
-        matmul_forward(a->qkv, m->x, p->qkv_w, p->qkv_b, false, R, C, 3 * C, m->mm_scratch);
+        matmul_forward(a->qkv, m->x, p->qkv_w, p->qkv_b, false, R, C, 3 * C, m->mm);
         relative_vectors(m->rel_rows, m->rel_columns, p->rel, s);
         attention_forward(a->attn, a->scores, a->log_sums, l > 0 ? m->acts[l - 1].scores : NULL, a->qkv, m->rel_columns,
                           B, s, m->scratch);
-        matmul_forward(m->branch, a->attn, p->out_w, p->out_b, false, R, C, C, m->mm_scratch);
+        matmul_forward(m->branch, a->attn, p->out_w, p->out_b, false, R, C, C, m->mm);
         residual_dropout_layernorm_forward(m->x, a->normalized1, a->rstd1, m->x, m->branch, p->ln1_w, p->ln1_b,
                                            host_dropout(&m->host, step, 2 * l), R, T, C, m->scratch);
         gpt_keep(m, 1 + 2 * l);
-        matmul_forward(a->fc1, m->x, p->fc1_w, p->fc1_b, true, R, C, F, m->mm_scratch);
-        matmul_forward(m->branch, a->fc1, p->fc2_w, p->fc2_b, false, R, F, C, m->mm_scratch);
+        matmul_forward(a->fc1, m->x, p->fc1_w, p->fc1_b, true, R, C, F, m->mm);
+        matmul_forward(m->branch, a->fc1, p->fc2_w, p->fc2_b, false, R, F, C, m->mm);
         residual_dropout_layernorm_forward(m->x, a->normalized2, a->rstd2, m->x, m->branch, p->ln2_w, p->ln2_b,
                                            host_dropout(&m->host, step, 2 * l + 1), R, T, C, m->scratch);
         gpt_keep(m, 2 + 2 * l);
     }
-    matmul_forward(m->logits, m->x, m->params.head_w, m->params.head_b, false, R, C, V, m->mm_scratch);
+    matmul_forward(m->logits, m->x, m->params.head_w, m->params.head_b, false, R, C, V, m->mm);
 }
 
 // The mean loss of the batch; with dlogits ready for the backward if asked.
@@ -644,7 +646,7 @@ static double gpt_loss(Gpt *m, int R, bool backward) {
 static void gpt_backward(Gpt *m, int B, int64_t step) {
     const AttentionShape s = m->shape;
     const int T = s.T, C = s.C, R = B * T, F = m->host.config.sizes[GPT_HIDDEN], L = gpt_layers(m);
-    real *mm = m->mm_scratch;
+    const MatmulSpace mm = m->mm;
     memset(m->host.state[STATE_GRADS], 0, (size_t)m->host.layout.size * sizeof(real));
     matmul_backward_weight(m->grads.head_w, m->grads.head_b, m->dlogits, m->x, R, C, V, mm);
     matmul_backward_input(m->dx, m->dlogits, m->params.head_w, NULL, false, R, C, V, mm);
@@ -762,7 +764,7 @@ static double gpt_step_flops(const ModelConfig *config) {
 static const ModelSpec gpt_spec = {
     .name = "gpt",
     .device = "cpu",
-    .precisions = sizeof(real) == sizeof(double) ? "fp64" : "fp32",
+    .precisions = HOST_PRECISIONS,
     .size_flags = gpt_size_flags,
     .n_sizes = N_SIZES,
     .lr = 1e-3,

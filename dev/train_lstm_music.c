@@ -144,21 +144,57 @@ static void embedding_backward(real *demb, const real *dx, const uint8_t *tokens
 static int block_units(int H) { return round_up(H, TILE_N); }
 
 // panels [H / TILE_N][4][H][TILE_N]: of each block of units, gate after gate, W_hh transposed: what a step forward
-// reads, in its order.
-static void pack_recurrent_forward(real *panels, const real *w_hh, int H) {
+// reads, in its order. In bf16 each panel takes half of its room.
+static void pack_recurrent_forward(real *panels, const real *w_hh, int H, bool bf16) {
 #pragma omp parallel for schedule(static)
     for (int q = 0; q < block_units(H) / TILE_N * 4; q++) {
-        int u0 = q / 4 * TILE_N, gate = q % 4;
-        pack_panel(panels + (size_t)q * H * TILE_N, w_hh + ((size_t)gate * H + u0) * H, 1, H, H,
-                   min_int(TILE_N, H - u0));
+        int u0 = q / 4 * TILE_N, width = min_int(TILE_N, H - u0);
+        const real *from = w_hh + ((size_t)(q % 4) * H + u0) * H;
+        real *panel = panels + (size_t)q * H * TILE_N;
+        if (bf16) {
+            pack_panel_bf16((uint32_t *)panel, from, 1, H, H, width);
+        } else {
+            pack_panel(panel, from, 1, H, H, width);
+        }
     }
 }
 
 // panels [H / TILE_N][4H][TILE_N]: of each block of units, the columns of W_hh.
-static void pack_recurrent_backward(real *panels, const real *w_hh, int H) {
+static void pack_recurrent_backward(real *panels, const real *w_hh, int H, bool bf16) {
 #pragma omp parallel for schedule(static)
     for (int u0 = 0; u0 < H; u0 += TILE_N) {
-        pack_panel(panels + (size_t)u0 * 4 * H, w_hh + u0, H, 1, 4 * H, min_int(TILE_N, H - u0));
+        real *panel = panels + (size_t)u0 * 4 * H;
+        if (bf16) {
+            pack_panel_bf16((uint32_t *)panel, w_hh + u0, H, 1, 4 * H, min_int(TILE_N, H - u0));
+        } else {
+            pack_panel(panel, w_hh + u0, H, 1, 4 * H, min_int(TILE_N, H - u0));
+        }
+    }
+}
+
+// The left operand of a step's product: rows of x [B,K] as they are, or in bf16 in a thread's own scratch.
+typedef struct {
+    const real *x;
+    const uint32_t *pairs; // or NULL
+    int row;               // elements from row to row
+} StepRows;
+
+static size_t step_scratch_size(int B, int H) { return (size_t)round_up(B, TILE_M) * (2 * (size_t)H + 16); }
+
+static StepRows step_rows(const real *x, int B, int K, bool bf16, real *scratch) {
+    if (!bf16) return (StepRows){x, NULL, K};
+    uint32_t *pairs = (uint32_t *)scratch;
+    const int row = (K + 1) / 2 + 16; // lines of a whole power of two apart would compete for a place in the cache
+    for (int b = 0; b < B; b++) bf16_pack(pairs + (size_t)b * row, x + (size_t)b * K, K);
+    return (StepRows){NULL, pairs, row};
+}
+
+// out [B][width] += rows [B,K] panel [K][TILE_N]
+static void step_product(real *out, int out_row, int B, int width, int K, StepRows rows, const real *panel) {
+    if (rows.pairs) {
+        matmul_panel_add_bf16(out, out_row, B, width, K, rows.pairs, rows.row, (const uint32_t *)panel);
+    } else {
+        matmul_panel_add(out, out_row, B, width, K, rows.x, rows.row, panel);
     }
 }
 
@@ -180,17 +216,21 @@ ALWAYS_INLINE void cell_forward(real *gates, real *c, real *h, const real *c_bef
 }
 
 // A layer over all time steps. gates [R,4H] comes as W_ih x + b_ih + b_hh and leaves as i, f, g, o; c, h [R,H].
-static void recurrence_forward(real *gates, real *c, real *h, const real *panels, int B, int T, int H) {
+// scratch: step_scratch_size for each thread.
+static void recurrence_forward(real *gates, real *c, real *h, const real *panels, int B, int T, int H, bool bf16,
+                               real *scratch) {
     const size_t row = (size_t)H, step = (size_t)B * H;
 #pragma omp parallel
     for (int t = 0; t < T; t++) {
         real *gates_t = gates + 4 * step * t, *c_t = c + step * t, *h_t = h + step * t;
+        StepRows rows = {0};
+        if (t > 0) rows = step_rows(h_t - step, B, H, bf16, scratch + thread_number() * step_scratch_size(B, H));
 #pragma omp for schedule(static) // and the threads wait for each other at its end
         for (int u0 = 0; u0 < H; u0 += TILE_N) {
             const int width = min_int(TILE_N, H - u0);
             for (int gate = 0; gate < 4 && t > 0; gate++) {
-                matmul_panel_add(gates_t + gate * row + u0, 4 * H, B, width, H, h_t - step, H,
-                                 panels + (4 * (size_t)u0 + (size_t)gate * TILE_N) * H);
+                step_product(gates_t + gate * row + u0, 4 * H, B, width, H, rows,
+                             panels + (4 * (size_t)u0 + (size_t)gate * TILE_N) * H);
             }
             for (int b = 0; b < B; b++) {
                 size_t at = b * row + u0;
@@ -221,20 +261,22 @@ ALWAYS_INLINE void cell_backward(real *gates, real *dc, const real *dh, const re
 
 // gates [R,4H] comes as i, f, g, o and leaves as the gradients of the gates' sums. dh [R,H] comes as the gradient of h
 // from above; what comes from the step after is added to it: dgates_(t+1) W_hh. dc [B,H]: scratch.
-static void recurrence_backward(real *gates, real *dh, real *dc, const real *c, const real *panels, int B, int T,
-                                int H) {
+static void recurrence_backward(real *gates, real *dh, real *dc, const real *c, const real *panels, int B, int T, int H,
+                                bool bf16, real *scratch) {
     const size_t row = (size_t)H, step = (size_t)B * H;
     memset(dc, 0, step * sizeof(real));
 #pragma omp parallel
     for (int t = T - 1; t >= 0; t--) {
         real *gates_t = gates + 4 * step * t, *dh_t = dh + step * t;
         const real *c_t = c + step * t;
+        StepRows rows = {0};
+        if (t < T - 1) {
+            rows = step_rows(gates_t + 4 * step, B, 4 * H, bf16, scratch + thread_number() * step_scratch_size(B, H));
+        }
 #pragma omp for schedule(static)
         for (int u0 = 0; u0 < H; u0 += TILE_N) {
             const int width = min_int(TILE_N, H - u0);
-            if (t < T - 1) {
-                matmul_panel_add(dh_t + u0, H, B, width, 4 * H, gates_t + 4 * step, 4 * H, panels + (size_t)u0 * 4 * H);
-            }
+            if (t < T - 1) step_product(dh_t + u0, H, B, width, 4 * H, rows, panels + (size_t)u0 * 4 * H);
             for (int b = 0; b < B; b++) {
                 size_t at = b * row + u0;
                 cell_backward(gates_t + 4 * b * row + u0, dc + at, dh_t + at, c_t + at, t > 0 ? c_t - step + at : NULL,
@@ -387,7 +429,8 @@ typedef struct {
     real *logits, *dlogits, *losses; // [R,V], [R,V], [R]
     real *d, *d_wide, *dc;           // [R,H], [R,2H], [B,H]: gradients on their way down
     real *panels;                    // the recurrent weights of the layer at work, packed
-    real *ln_partial, *scratch, *mm_scratch;
+    real *ln_partial, *scratch;
+    MatmulSpace mm;
 } Lstm;
 
 static int lstm_layers(const Lstm *m) { return m->host.config.sizes[LSTM_LAYERS]; }
@@ -425,8 +468,9 @@ static double lstm_carve(Lstm *m, real *base) {
     m->dc = arena_take(&arena, m->host.config.B * H);
     m->panels = arena_take(&arena, 4 * H * block_units((int)H));
     m->ln_partial = arena_take(&arena, ceil(R / LAYERNORM_ROWS) * 4 * H);
-    m->scratch = arena_take(&arena, (double)thread_count() * (double)dropout_scratch_size((int)(2 * H)));
-    m->mm_scratch = arena_take(&arena, fmax(inputs, weights));
+    const double rows = (double)step_scratch_size(m->host.config.B, (int)H);
+    m->scratch = arena_take(&arena, (double)thread_count() * fmax(rows, (double)dropout_scratch_size((int)(2 * H))));
+    m->mm.scratch = arena_take(&arena, fmax(inputs, weights));
     return arena.used;
 }
 
@@ -456,6 +500,7 @@ static void *lstm_create(const ModelConfig *config, char *error) {
         return NULL;
     }
     lstm_carve(m, (real *)m->host.memory);
+    m->mm.bf16 = !strcmp(config->precision, "bf16");
     lstm_point(&m->params, &m->host.layout, L, m->host.state[STATE_PARAMS]);
     lstm_point(&m->grads, &m->host.layout, L, m->host.state[STATE_GRADS]);
     return m;
@@ -499,22 +544,22 @@ static void lstm_forward(Lstm *m, int B, int64_t step) {
         LayerActivations *a = &m->acts[l];
         for (int j = 0; j < 4 * H; j++) m->bias[j] = layer->b_ih[j] + layer->b_hh[j];
         if (l == 0) { // a token's input product is the same wherever it stands
-            matmul_forward(m->table, p->emb, layer->w_ih, m->bias, false, V, E, 4 * H, m->mm_scratch);
+            matmul_forward(m->table, p->emb, layer->w_ih, m->bias, false, V, E, 4 * H, m->mm);
             embedding_forward(a->gates, m->host.tokens, m->table, R, 4 * H);
         } else {
-            matmul_forward(a->gates, m->acts[l - 1].x, layer->w_ih, m->bias, false, R, H, 4 * H, m->mm_scratch);
+            matmul_forward(a->gates, m->acts[l - 1].x, layer->w_ih, m->bias, false, R, H, 4 * H, m->mm);
         }
-        pack_recurrent_forward(m->panels, layer->w_hh, H);
-        recurrence_forward(a->gates, a->c, a->h, m->panels, B, T, H);
+        pack_recurrent_forward(m->panels, layer->w_hh, H, m->mm.bf16);
+        recurrence_forward(a->gates, a->c, a->h, m->panels, B, T, H, m->mm.bf16, m->scratch);
         dropout_forward(a->x, a->h, host_dropout(&m->host, step, l), R, B, H, m->scratch);
     }
-    matmul_forward(m->normalized1, m->acts[L - 1].x, p->fc1_w, p->fc1_b, false, R, H, 2 * H, m->mm_scratch);
+    matmul_forward(m->normalized1, m->acts[L - 1].x, p->fc1_w, p->fc1_b, false, R, H, 2 * H, m->mm);
     layernorm_relu_dropout_forward(m->x1, m->normalized1, m->rstd1, p->ln1_w, p->ln1_b, host_dropout(&m->host, step, L),
                                    R, B, 2 * H, m->scratch);
-    matmul_forward(m->normalized2, m->x1, p->fc2_w, p->fc2_b, false, R, 2 * H, H, m->mm_scratch);
+    matmul_forward(m->normalized2, m->x1, p->fc2_w, p->fc2_b, false, R, 2 * H, H, m->mm);
     layernorm_relu_dropout_forward(m->x2, m->normalized2, m->rstd2, p->ln2_w, p->ln2_b,
                                    host_dropout(&m->host, step, L + 1), R, B, H, m->scratch);
-    matmul_forward(m->logits, m->x2, p->fc3_w, p->fc3_b, false, R, H, V, m->mm_scratch);
+    matmul_forward(m->logits, m->x2, p->fc3_w, p->fc3_b, false, R, H, V, m->mm);
     if (m->host.kept) lstm_keep(m, B);
 }
 
@@ -532,7 +577,7 @@ static void lstm_backward(Lstm *m, int B, int64_t step) {
               H = m->host.config.sizes[LSTM_WIDTH];
     const int L = lstm_layers(m);
     const LstmTensors *p = &m->params, *g = &m->grads;
-    real *mm = m->mm_scratch;
+    const MatmulSpace mm = m->mm;
     memset(m->host.state[STATE_GRADS], 0, (size_t)m->host.layout.size * sizeof(real));
     // logits = fc3(dropout(relu(LN2(fc2(dropout(relu(LN1(fc1(x)))))))))
     matmul_backward_weight(g->fc3_w, g->fc3_b, m->dlogits, m->x2, R, H, V, mm);
@@ -550,8 +595,8 @@ static void lstm_backward(Lstm *m, int B, int64_t step) {
         LayerActivations *a = &m->acts[l];
         real *dgates = a->gates; // they take the gates' place
         dropout_forward(m->d, m->d, host_dropout(&m->host, step, l), R, B, H, m->scratch);
-        pack_recurrent_backward(m->panels, layer->w_hh, H);
-        recurrence_backward(dgates, m->d, m->dc, a->c, m->panels, B, T, H);
+        pack_recurrent_backward(m->panels, layer->w_hh, H, m->mm.bf16);
+        recurrence_backward(dgates, m->d, m->dc, a->c, m->panels, B, T, H, m->mm.bf16, m->scratch);
         // Gates of step t met h of step t - 1, and zeros at t = 0.
         matmul(dlayer->w_hh, 4 * H, H, R - B, dgates + (size_t)B * 4 * H, 1, 4 * H, a->h, H, 1, (Epilogue){.add = true},
                mm);
@@ -643,7 +688,7 @@ static double lstm_step_flops(const ModelConfig *config) {
 static const ModelSpec lstm_spec = {
     .name = "lstm",
     .device = "cpu",
-    .precisions = sizeof(real) == sizeof(double) ? "fp64" : "fp32",
+    .precisions = HOST_PRECISIONS,
     .size_flags = lstm_size_flags,
     .n_sizes = N_SIZES,
     .lr = 5e-4,

@@ -60,7 +60,7 @@ static inline void model_test_free(ModelTest *m) {
 
 static inline void model_print(const ModelTest *m) {
     for (int i = 0; i < m->spec->n_sizes; i++) printf("%s %d ", m->spec->size_flags[i].flag, m->config.sizes[i]);
-    printf("batch %d window %d dropout %g", m->config.B, m->config.T, m->config.dropout);
+    printf("batch %d window %d dropout %g %s", m->config.B, m->config.T, m->config.dropout, m->config.precision);
 }
 
 static inline const ParamTensor *model_tensor(const ParamLayout *layout, const char *name) {
@@ -139,8 +139,9 @@ static inline void check_plain(const ModelSpec *spec, ModelConfig config, PlainL
     free(list);
     model_print(&m);
     printf(": logits within %.1e, loss within %.1e\n", worst, fabs(loss - expected));
-    CHECK(worst < 1e-4, "logits differ by %g", worst);
-    CHECK(fabs(loss - expected) < 2e-6 * expected, "loss %.9g instead of %.9g", loss, expected);
+    const double coarser = strcmp(config.precision, "bf16") ? 1 : 300; // 8 bits an operand in place of 24: up to 65,536
+    CHECK(worst < 5e-4 * coarser, "logits differ by %g", worst);
+    CHECK(fabs(loss - expected) < 5e-6 * coarser * expected, "loss %.9g instead of %.9g", loss, expected);
     const real *grads = spec->state(m.model, STATE_GRADS);
     double largest = 0;
     for (int k = 0; k < m.layout.n; k++) {
@@ -159,7 +160,7 @@ static inline void check_plain(const ModelSpec *spec, ModelConfig config, PlainL
         }
         for (int64_t i = first; i < end; i++) params[i] = (double)m.params[i];
         double derivative = (slope[1] - slope[0]) / (2 * h);
-        CHECK(fabs(derivative / size - 1) < 1e-4, "gradient of %s: norm %.6g, but the loss changes by %.6g",
+        CHECK(fabs(derivative / size - 1) < 1e-4 * coarser, "gradient of %s: norm %.6g, but the loss changes by %.6g",
               tensor->name, size, derivative);
     }
     free(params);

@@ -112,6 +112,8 @@ int main(void) {
                                  {{2, 24, 2, 20, 30}, 1, 50, 0.5, 2, "fp32", 1},      //
                                  {{3, 15, 5, 11, 4}, 3, 35, 0.3, 3, "fp32", 1},       // odd everything
                                  {{1, 64, 2, 40, 1}, 2, 17, 0, 4, "fp32", 1},         // one distance, wide heads
+                                 {{2, 256, 16, 512, 240}, 1, 20, 0.5, 1, "bf16", 1},  //
+                                 {{3, 15, 5, 11, 4}, 3, 35, 0.3, 3, "bf16", 1},       //
                                  {{1, 18, 3, 10, 1050}, 1, 1100, 0.5, 5, "fp32", 1}}; // a long window
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_plain(&gpt_spec, cases[i], plain_loss);
     check_adamax(&gpt_spec, cases[2]);

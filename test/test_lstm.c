@@ -93,11 +93,12 @@ int main(void) {
     layout_free(&layout);
     ModelConfig config = {{64, 512, 2}, 8, 256, 0.5, 1, "fp32", 1};
     CHECK(fabs(lstm_step_flops(&config) / 1e9 - 54.1) < 0.05, "%.2f GFLOP a step", lstm_step_flops(&config) / 1e9);
-    const ModelConfig cases[] = {{{64, 512, 2}, 1, 3, 0.5, 1, "fp32", 1}, // the paper's widths
-                                 {{20, 48, 2}, 8, 20, 0.5, 2, "fp32", 1}, // whole tiles
-                                 {{7, 33, 3}, 9, 11, 0.3, 3, "fp32", 1},  // odd everything
-                                 {{12, 5, 1}, 2, 17, 0, 4, "fp32", 1},
-                                 {{3, 6, 2}, 1, 1100, 0.5, 5, "fp32", 1}}; // a long window
+    const ModelConfig cases[] = {
+        {{64, 512, 2}, 1, 3, 0.5, 1, "fp32", 1}, // the paper's widths
+        {{20, 48, 2}, 8, 20, 0.5, 2, "fp32", 1}, // whole tiles
+        {{7, 33, 3}, 9, 11, 0.3, 3, "fp32", 1},  // odd everything
+        {{12, 5, 1}, 2, 17, 0, 4, "fp32", 1},    {{64, 512, 2}, 1, 3, 0.5, 1, "bf16", 1},
+        {{7, 33, 3}, 9, 11, 0.3, 3, "bf16", 1},  {{3, 6, 2}, 1, 1100, 0.5, 5, "fp32", 1}}; // a long window
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_plain(&lstm_spec, cases[i], plain_loss);
     check_adamax(&lstm_spec, cases[2]);
     check_learning(&lstm_spec, (ModelConfig){{16, 32, 2}, 4, 40, 0.1, 5, "fp32", 1}, 400, 5e-3, "head.6.weight",

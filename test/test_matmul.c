@@ -1,5 +1,5 @@
 // matmul.h against sums in double, on random shapes with edges of every kind, both operands plain or transposed, every
-// epilogue; and that one thread and several give the same bytes.
+// epilogue, in float (or double) and in bf16; and that one thread and several give the same bytes.
 #include "../dev/matmul.h"
 
 #include "check.h"
@@ -18,6 +18,13 @@ static real *random_matrix(int n) {
     return x;
 }
 
+// The nearest number with 8 bits, ties to even.
+static double to_bf16(double x) {
+    int exponent;
+    double m = frexp(x, &exponent);
+    return ldexp(nearbyint(ldexp(m, 8)), exponent - 8);
+}
+
 int main(void) {
     const double epsilon = sizeof(real) == sizeof(float) ? 1.2e-7 : 2.3e-16;
     for (int trial = 0; trial < 300; trial++) {
@@ -31,22 +38,26 @@ int main(void) {
         real *before = malloc((size_t)(M * N) * sizeof *before);
         memcpy(again, out, (size_t)(M * N) * sizeof *out);
         memcpy(before, out, (size_t)(M * N) * sizeof *out);
+        const MatmulSpace space = {scratch, sizeof(real) == sizeof(float) && trial % 2};
         int a_row = a_turned ? 1 : K, a_col = a_turned ? M : 1, b_row = b_turned ? 1 : N, b_col = b_turned ? K : 1;
         Epilogue epilogue = {.bias = biased ? bias : NULL, .relu = relu, .gate = gated ? gate : NULL, .add = add};
 #ifdef _OPENMP
         omp_set_num_threads(1);
 #endif
-        matmul(out, M, N, K, a, a_row, a_col, b, b_row, b_col, epilogue, scratch);
+        matmul(out, M, N, K, a, a_row, a_col, b, b_row, b_col, epilogue, space);
 #ifdef _OPENMP
         omp_set_num_threads(3);
 #endif
-        matmul(again, M, N, K, a, a_row, a_col, b, b_row, b_col, epilogue, scratch);
+        matmul(again, M, N, K, a, a_row, a_col, b, b_row, b_col, epilogue, space);
         CHECK(!memcmp(out, again, (size_t)(M * N) * sizeof *out), "threads change bytes, %d x %d x %d", M, N, K);
         double worst = 0;
         for (int i = 0; i < M; i++) {
             for (int n = 0; n < N; n++) {
                 double sum = add ? (double)before[i * N + n] : 0;
-                for (int k = 0; k < K; k++) sum += (double)a[i * a_row + k * a_col] * (double)b[k * b_row + n * b_col];
+                for (int k = 0; k < K; k++) {
+                    double x = (double)a[i * a_row + k * a_col], y = (double)b[k * b_row + n * b_col];
+                    sum += space.bf16 ? to_bf16(x) * to_bf16(y) : x * y;
+                }
                 if (biased) sum += (double)bias[n];
                 if (relu && sum < 0) sum = 0;
                 if (gated && !(gate[i * N + n] > 0)) sum = 0;
@@ -60,12 +71,16 @@ int main(void) {
         free(a), free(b), free(gate), free(bias), free(out), free(again), free(scratch), free(before);
     }
     // NaN must come through a ReLU, so that a run that went wrong is noticed
-    real x[1] = {(real)NAN}, w[1] = {1}, y[1] = {0}, scratch[TILE_N];
-    matmul_forward(y, x, w, NULL, true, 1, 1, 1, scratch);
+    real x[1] = {(real)NAN}, w[1] = {1}, y[1] = {0}, scratch[TILE_N] = {0};
+    matmul_forward(y, x, w, NULL, true, 1, 1, 1, (MatmulSpace){scratch, false});
     CHECK(isnan((double)y[0]), "a ReLU turned NaN into %g", (double)y[0]);
+    if (sizeof(real) == sizeof(float)) {
+        matmul_forward(y, x, w, NULL, true, 1, 1, 1, (MatmulSpace){scratch, true});
+        CHECK(isnan((double)y[0]), "bf16 turned NaN into %g", (double)y[0]);
+    }
     // the column sums of a linear layer's backward
     real dy[6] = {1, 2, 3, 4, 5, 6}, in[4] = {1, 1, 1, 1}, dw[6] = {0}, db[3] = {1, 1, 1}, room[2 * TILE_N];
-    matmul_backward_weight(dw, db, dy, in, 2, 2, 3, room);
+    matmul_backward_weight(dw, db, dy, in, 2, 2, 3, (MatmulSpace){room, false});
     CHECK(db[0] == 6 && db[1] == 8 && db[2] == 10, "bias gradient %g %g %g", (double)db[0], (double)db[1],
           (double)db[2]);
     CHECK(dw[0] == 5 && dw[5] == 9, "weight gradient %g .. %g", (double)dw[0], (double)dw[5]);
