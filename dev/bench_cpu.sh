@@ -19,7 +19,9 @@ for round in $(seq "$rounds"); do
     echo "round $round"
     # shellcheck disable=SC2086
     if [ -n "$limit" ]; then "$limit" $shape; else echo "no OpenBLAS: its limit is not measured"; fi
-    "./train_${model}_music" --batch "$batch" --bench 10 2>/dev/null | tail -n 1
+    for precision in fp32 bf16; do
+        "./train_${model}_music" --batch "$batch" --precision $precision --bench 10 2>/dev/null | tail -n 1
+    done
     if [ -n "$peer" ]; then
         GLIBC_TUNABLES=$tunables python3 dev/torch_music.py --device cpu --model "$model" --modes eager,amp \
             --batch "$batch" --steps 6 | grep -E "^$model|torch"
