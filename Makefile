@@ -70,7 +70,7 @@ SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 PROGRAMS = flags midi compose safetensors compare philox data train vector matmul gpt lstm gradients lstm_gradients sample
 SANITIZED = flags midi compose safetensors compare data train vector matmul gpt lstm sample
 ALL_SOURCES = $(wildcard *.h *.c dev/*.h dev/*.c data_prep/*.c test/*.c test/*.h)
-CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double build/test_matmul_plain
+CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double build/test_matmul_plain build/test_lstm_plain
 SCRIPTS = test/test_headers.sh test/test_prepare.sh test/test_cli.sh test/test_resume.sh test/test_paper.sh
 
 test test-long: dev/paper

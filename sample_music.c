@@ -132,36 +132,25 @@ typedef enum {
     GATES   // panels of LANES units with their four gates, [units / LANES][cols][4][LANES], the units rounded up
 } Arrangement;
 
-// As "[153, 256]"; free: a size of 0 may be any.
-static const char *shape_text(char text[200], int rank, const int64_t *shape, bool free) {
-    int n = snprintf(text, 200, "[");
-    for (int d = 0; d < rank; d++) { // of 8 sizes at most, 20 digits each
-        n += snprintf(text + n, (size_t)(200 - n), free && !shape[d] ? "%sany" : "%s%lld", d ? ", " : "",
-                      (long long)shape[d]);
-    }
-    snprintf(text + n, (size_t)(200 - n), "]");
-    return text;
-}
-
 // The tensor `name`, if it has this rank (1 or 2) and, where they are not 0, these sizes; else NULL and a sentence.
 static const StTensor *tensor_need(Loader *from, const char *name, int rank, int64_t rows, int64_t cols) {
     const StTensor *tensor = st_find(from->file, name);
-    const int64_t want[2] = {rows, cols};
+    const int64_t want[2] = {rows ? rows : -1, cols ? cols : -1};
     char has[200], needs[200];
     if (!from->ok) return NULL;
     if (!tensor) {
         from->ok =
-            fail(from->error, "%s: tensor '%s' %s is missing", from->path, name, shape_text(needs, rank, want, true));
+            fail(from->error, "%s: tensor '%s' %s is missing", from->path, name, st_shape_text(needs, rank, want));
         return NULL;
     }
     bool right = tensor->rank == rank;
     for (int d = 0; right && d < rank; d++) {
         int64_t size = tensor->shape[d];
-        right = size >= 1 && size <= 1 << 20 && (!want[d] || size == want[d]);
+        right = size >= 1 && size <= 1 << 20 && (want[d] < 0 || size == want[d]);
     }
     if (!right) {
         from->ok = fail(from->error, "%s: tensor '%s' has the shape %s instead of %s", from->path, name,
-                        shape_text(has, tensor->rank, tensor->shape, false), shape_text(needs, rank, want, true));
+                        st_shape_text(has, tensor->rank, tensor->shape), st_shape_text(needs, rank, want));
     } else if (!st_is_float(tensor)) {
         from->ok = fail(from->error, "%s: tensor '%s' is %s instead of floating point", from->path, name,
                         st_type_name(tensor->type));
@@ -745,12 +734,6 @@ typedef struct {
     char model[240], how[600];
 } Song;
 
-static double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 enum { QUARTER = 4 * MIDI_STEP, LONGEST_BAR = 31 }; // ticks; steps: a longer bar has a token at each 31 of them
 
 static void song_free(Song *song) {
@@ -1104,16 +1087,6 @@ static const Format *format_of(const char *path) { // by its suffix, or NULL
 }
 
 // ---- speed
-
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int n) {
-    qsort(values, (size_t)n, sizeof *values, by_value);
-    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
 
 // Reads n floats (a multiple of 128) as fast as one core can.
 static float read_all(const float *memory, int64_t n) {

@@ -48,12 +48,6 @@ static void *allocate(void *old, size_t n, size_t size) { // n items of a size, 
 
 static char *copy_text(const char *text) { return strcpy((char *)allocate(NULL, strlen(text) + 1, 1), text); }
 
-static char *join(const char *folder, const char *name) {
-    char *path = (char *)allocate(NULL, strlen(folder) + strlen(name) + 2, 1);
-    sprintf(path, "%s%s%s", folder, *folder ? "/" : "", name);
-    return path;
-}
-
 // Prints a name with what could disturb a terminal, control characters and what is not UTF-8, as %XX.
 static void print_name(FILE *out, const char *name) {
     size_t left = strlen(name);
@@ -115,7 +109,7 @@ static void add_entry(Search *search, char *path, const char *problem) {
 }
 
 static void search_folder(Search *search, const char *root, char *relative) {
-    char *path = join(root, relative);
+    char *path = path_join(root, relative);
     DIR *folder = opendir(*relative ? path : root);
     if (!folder) {
         char why[200];
@@ -124,7 +118,7 @@ static void search_folder(Search *search, const char *root, char *relative) {
     }
     for (struct dirent *item; folder && (item = readdir(folder)) != NULL;) {
         if (!strcmp(item->d_name, ".") || !strcmp(item->d_name, "..")) continue;
-        char *name = join(relative, item->d_name), *full = join(root, name);
+        char *name = path_join(relative, item->d_name), *full = path_join(root, name);
         struct stat status;
         bool midi = is_midi_name(name), link = !lstat(full, &status) && S_ISLNK(status.st_mode),
              known = !stat(full, &status);
@@ -185,7 +179,7 @@ static bool add_piece(Corpus *corpus, const char *root, const char *name, char c
     midi_song song;
     midi_report report;
     Piece piece = {NULL, NULL, 0, false};
-    char *path = join(root, name);
+    char *path = path_join(root, name);
     bool good = midi_read_file(&song, path, MOST_FILE_BYTES, problem);
     free(path);
     if (!good) return false;
@@ -309,7 +303,7 @@ static bool save_both(const Corpus *corpus, const char *out, char *error) {
     size_t existing = existing_folders(out);
     bool saved = make_folders(out, error);
     for (int i = 0; i < 2; i++) {
-        path[i] = join(out, names[i]);
+        path[i] = path_join(out, names[i]);
         fresh[i] = (char *)allocate(NULL, strlen(path[i]) + 5, 1);
         sprintf(fresh[i], "%s.new", path[i]);
         if (saved && !stat(path[i], &status) && !S_ISREG(status.st_mode)) {

@@ -42,14 +42,14 @@ static double value_of(const StTensor *tensor, int64_t i) {
     }
 }
 
-// Sums of squares are long double, so that the squares of no double overflow or vanish.
-static double norm_of(const StTensor *tensor) {
+// Sums of squares and norms are long double, so that no double overflows or vanishes in them where that is wider.
+static long double norm_of(const StTensor *tensor) {
     long double sum = 0;
     for (int64_t i = 0; i < tensor->count; i++) {
         long double value = value_of(tensor, i);
         sum += value * value;
     }
-    return (double)sqrtl(sum);
+    return sqrtl(sum);
 }
 
 // ---- text
@@ -62,22 +62,13 @@ static void print_text(const char *text, int width) { // up to width bytes, cont
     if (text[n]) printf("... (%zu bytes)", strlen(text));
 }
 
-static const char *shape_text(const StTensor *tensor, char text[192]) { // [3,4], of a scalar []
-    int n = snprintf(text, 192, "[");
-    for (int d = 0; d < tensor->rank; d++) {
-        n += snprintf(text + n, 192 - (size_t)n, d ? ",%lld" : "%lld", (long long)tensor->shape[d]);
-    }
-    snprintf(text + n, 192 - (size_t)n, "]");
-    return text;
-}
-
-static const char *index_text(const StTensor *tensor, int64_t at, char text[192]) { // of element number at
+static const char *index_text(const StTensor *tensor, int64_t at, char text[200]) { // of element number at
     StTensor index = *tensor;
     for (int d = tensor->rank - 1; d >= 0; d--) {
         index.shape[d] = at % tensor->shape[d];
         at /= tensor->shape[d];
     }
-    return shape_text(&index, text);
+    return st_shape_text(text, index.rank, index.shape);
 }
 
 static int name_width(const StFile *a, const StFile *b) {
@@ -99,12 +90,12 @@ static void print_name(const char *name, int width) {
 // ---- show
 
 static void show_tensor(const StTensor *tensor, int width) {
-    char shape[192];
+    char shape[200];
     double min = INFINITY, max = -INFINITY;
     long double sum = 0, squares = 0;
     int64_t finite = 0;
     print_name(tensor->name, width);
-    printf("%-5s %-14s", st_type_name(tensor->type), shape_text(tensor, shape));
+    printf("%-5s %-14s", st_type_name(tensor->type), st_shape_text(shape, tensor->rank, tensor->shape));
     if (!is_number(tensor) || !tensor->count) {
         printf(tensor->count ? "\n" : "  empty\n");
         return;
@@ -157,7 +148,7 @@ typedef struct { // the beginning of names; * in it fits anything
 
 typedef struct {
     StFile a, b;
-    double *norms; // of b's tensors
+    long double *norms; // of b's tensors
     Pattern tolerances[MAX_TEXTS], required[MAX_TEXTS];
     int n_tolerances, n_required;
     bool quiet;
@@ -197,9 +188,9 @@ static bool is_required(const Comparison *c, const char *name) {
 }
 
 // The largest norm of the same family in b.
-static double family_norm(const Comparison *c, const char *name) {
+static long double family_norm(const Comparison *c, const char *name) {
     size_t length = strcspn(name, ".");
-    double largest = 0;
+    long double largest = 0;
     for (int i = 0; i < c->b.n_tensors; i++) {
         const char *other = c->b.tensors[i].name;
         bool same = strcspn(other, ".") == length && !strncmp(name, other, length);
@@ -209,14 +200,14 @@ static double family_norm(const Comparison *c, const char *name) {
 }
 
 static void compare_tensor(Comparison *c, const StTensor *a, const StTensor *b) {
-    char text[192], other[192];
+    char text[200], other[200];
     bool floats = st_is_float(a) && st_is_float(b);
     c->compared++;
     if (a->rank != b->rank || memcmp(a->shape, b->shape, sizeof a->shape) || (!floats && a->type != b->type)) {
         c->failed++;
         print_name(a->name, c->width);
-        printf("%s %s against %s %s  FAIL\n", st_type_name(a->type), shape_text(a, text), st_type_name(b->type),
-               shape_text(b, other));
+        printf("%s %s against %s %s  FAIL\n", st_type_name(a->type), st_shape_text(text, a->rank, a->shape),
+               st_type_name(b->type), st_shape_text(other, b->rank, b->shape));
         return;
     }
     const char *in_a = (const char *)a->data, *in_b = (const char *)b->data;
@@ -236,10 +227,10 @@ static void compare_tensor(Comparison *c, const StTensor *a, const StTensor *b) 
         }
     }
     double rtol = floats ? tolerance_of(c, a->name) : 0;
-    double norm = fmax(c->norms[b - c->b.tensors], family_norm(c, a->name) / 1000);
-    double relative = max == 0 ? 0 : floats && isfinite(max) ? (double)sqrtl(sum) / norm : INFINITY;
+    long double norm = fmaxl(c->norms[b - c->b.tensors], family_norm(c, a->name) / 1000);
+    double relative = max == 0 ? 0 : floats && isfinite(max) ? (double)(sqrtl(sum) / norm) : INFINITY;
     double used = relative == 0 ? 0 : relative / rtol;
-    bool good = used <= 1; // NaN is not
+    bool good = used <= 1 && !isinf(norm); // NaN is not
     if (!good) c->failed++;
     if (!(used <= c->used)) {
         c->used = used;
@@ -247,7 +238,7 @@ static void compare_tensor(Comparison *c, const StTensor *a, const StTensor *b) 
     }
     if (good && c->quiet) return;
     print_name(a->name, c->width);
-    printf("%-14s %9.3g %9.3g %9.3g", shape_text(a, text), max, relative, used);
+    printf("%-14s %9.3g %9.3g %9.3g", st_shape_text(text, a->rank, a->shape), max, relative, used);
     if (max > 0) {
         printf("  %s %.9g %.9g", index_text(a, worst, text), value_of(a, worst), value_of(b, worst));
     }
@@ -272,7 +263,7 @@ static bool in_file(const Pattern *pattern, const StFile *file) {
 
 static bool compare(Comparison *c, const char *path_a, const char *path_b, char *error) {
     if (!st_read(&c->a, path_a, error) || !st_read(&c->b, path_b, error)) return false;
-    c->norms = (double *)malloc(((size_t)c->b.n_tensors + 1) * sizeof *c->norms);
+    c->norms = (long double *)malloc(((size_t)c->b.n_tensors + 1) * sizeof *c->norms);
     if (!c->norms) return fail(error, "%s: there is no memory for its %d norms", path_b, c->b.n_tensors);
     for (int i = 0; i < c->b.n_tensors; i++) c->norms[i] = norm_of(&c->b.tensors[i]);
     c->width = name_width(&c->a, &c->b);

@@ -1,38 +1,46 @@
-// CUDA on a CPU: runs ordinary .cu source with g++ or clang++, without nvcc and without a GPU. For reading kernels step
-// by step in a debugger, and for tests.
+// CUDA on a CPU: runs ordinary .cu source with g++ or clang++, without nvcc and without a GPU. For tests, and for going
+// through kernels step by step in a debugger.
 //
 // How a block runs. Every CUDA thread is a fiber: a function call with a stack of its own. All fibers of a block share
 // one thread of the operating system, so only one of them runs at a time. It runs until it has to wait for others, at
-// __syncthreads(), at a warp operation such as __shfl_sync(), at grid.sync(), and there it hands the processor to the
-// next fiber that is ready. The last one to come does what all have waited for: it exchanges the values, opens the
-// barrier. A hand-over saves six registers and the stack pointer, about 20 ns, so a barrier of 256 threads costs some 5
-// us. Threads that never wait cost no hand-over: one fiber runs them one after the other. Blocks run in parallel, as
-// many as OpenMP has threads. The blocks of a cooperative launch are different: they wait for each other, so the fibers
-// of all of them live at once on one operating system thread, side by side.
+// __syncthreads(), at a warp operation such as __shfl_sync(), at grid.sync(); there it hands the processor to the next
+// fiber that is ready. The last one to come does what all have waited for: it exchanges the values, opens the barrier.
+// A hand-over saves six registers and the stack pointer and takes about 20 ns, so a barrier of 256 threads takes 5 us.
+// Threads that never wait need no hand-over: one fiber runs them one after the other.
 //
-// Where to look. Fiber: the stack switch. Thread, Warp, Block, Gang: who waits where. next_ready(): the scheduler.
-// block_barrier(), warp_operation(): the two ways to wait. run_kernel(): a launch. The rest is CUDA's vocabulary.
+// How a grid runs. Blocks run in parallel, as many as OpenMP has threads. Those of a cooperative launch wait for each
+// other, so the fibers of all of them live at once, on one thread of the operating system.
+//
+// Where to look, in this order:
+//   Fiber               a stack, and how the processor leaves one for another
+//   Thread, Warp, Block, Gang   who is ready, who waits where
+//   next_ready()        the scheduler
+//   block_barrier(), warp_operation()   the two ways to wait
+//   shared_memory()     a block's own copies of __shared__ variables
+//   run_kernel()        a launch
+// cuda_emu_api.h has the names that a .cu uses, most of them a line each.
 //
 // How to build. cuda2cpp.sed turns launches and __shared__ declarations into C++, line for line; its head says which
-// forms it knows. Include <cuda_runtime.h> and the like as always, the script makes them this file.
+// forms it knows. A .cu includes <cuda_runtime.h> and the like as always; the script makes them this file.
 //   { echo '#line 1 "x.cu"'; sed -f dev/cuda2cpp.sed x.cu; } >x.cpp
-//   g++ -std=c++17 -O2 -g -fopenmp -I. x.cpp              clang++ as well; x86-64 or 64-bit ARM, unverified on the
-//   latter
-//   ... -O1 -fsanitize=address,undefined -I. x.cpp        finds what is read or written out of bounds, in shared memory
-//   too
-//   ... -O1 -fsanitize=thread -I. -c x.cpp -o x.o && g++ -I. x.o dev/cuda_emu_race.cpp     finds missing barriers
-//   ... -O0 -g -I. x.cpp && gdb a.out                     break x.cu:37 if threadIdx.x == 5 && blockIdx.x == 2
+//   g++ -std=c++17 -O2 -fopenmp -I. x.cpp                            to run it
+//   g++ -std=c++17 -g -I. x.cpp && gdb a.out                         to step through it, after
+//                                                                    break x.cu:37 if threadIdx.x == 5
+//   g++ -std=c++17 -g -fsanitize=address,undefined -I. x.cpp         to find accesses out of bounds, of any memory
+//   g++ -std=c++17 -g -fsanitize=thread -I. -c x.cpp                 to find missing barriers
+//   g++ -std=c++17 -O2 -I. x.o dev/cuda_emu_race.cpp
+// On x86-64 and 64-bit ARM (the latter has not been run).
 //
 // What it finds in every build: barriers that only some threads reach, deadlocks, shuffles from lanes that are absent,
-// copies past an allocation. It names the place in the .cu and aborts. Shared and device memory start as NaN.
+// copies past an allocation. It names the line of the .cu and aborts. Memory starts as NaN.
 // What it cannot tell: speed, bank conflicts, registers, the last bits of a tensor core's sums, whether a kernel reads
-// host memory (it may here), or what streams would do at the same time (here they do one thing after the other).
+// the host's memory (here it may), what streams would do at the same time (here they take turns).
 //
 // Environment:
-//   CUDA_EMU_ORDER=fwd|rev|rand[:seed]  who runs first where CUDA leaves it open: threads, warps, blocks, cp.async
-//   [fwd] CUDA_EMU_KERNELS=FILE               the names of the kernels that ran are appended to FILE at the end, one a
-//   line CUDA_EMU_MEMORY=MIB                 size of the device's memory                              [the machine's]
-//   CUDA_EMU_CAPABILITY=7.5             compute capability that the device reports; 0: there is no device        [8.0]
+//   CUDA_EMU_ORDER=fwd|rev|rand[:SEED]   which thread, warp and block runs first, where CUDA leaves it open [fwd]
+//   CUDA_EMU_KERNELS=FILE                at the end the names of the kernels that ran are appended to FILE, one a line
+//   CUDA_EMU_MEMORY=MIB                  size of the device's memory [as much as the machine has]
+//   CUDA_EMU_CAPABILITY=7.5              compute capability that the device reports [8.0]; 0: there is no device
 #ifndef CUDA_EMU_H
 #define CUDA_EMU_H
 #define CUDA_EMU 1
@@ -75,35 +83,9 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// ---- The language: keywords, vectors, the four indices
-
-#define __global__
-#define __device__
-#define __host__
-#define __constant__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-#define __align__(n) __attribute__((aligned(n)))
-
-#define EMU_VECTORS(T, name)                                                                                           \
-    struct alignas(2 * sizeof(T)) name##2 {                                                                            \
-        T x, y;                                                                                                        \
-    };                                                                                                                 \
-    struct name##3 {                                                                                                   \
-        T x, y, z;                                                                                                     \
-    };                                                                                                                 \
-    struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) name##4 {                                                       \
-        T x, y, z, w;                                                                                                  \
-    };                                                                                                                 \
-    inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                                         \
-    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                                                 \
-    inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-EMU_VECTORS(float, float)
-EMU_VECTORS(int, int)
-EMU_VECTORS(unsigned, uint)
-EMU_VECTORS(unsigned char, uchar)
-EMU_VECTORS(unsigned short, ushort)
-
+struct uint3 {
+    unsigned x, y, z;
+};
 struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
@@ -186,7 +168,7 @@ emu_switch:
 #error "cuda_emu.h switches stacks on x86-64 and on 64-bit ARM only"
 #endif
 extern "C" void emu_switch(void **save, void *load) __asm__("emu_switch");
-[[noreturn]] void fiber_main();
+[[noreturn]] inline void fiber_main(); // below
 
 inline void switch_fiber(Fiber *from, Fiber *to, bool finished = false) {
 #ifdef EMU_ASAN
@@ -254,13 +236,15 @@ struct Thread {
     int number, lane; // in its block, in its warp
     Warp *warp;
     Block *block;
-    Fiber *fiber;            // null: not started
-    Site site;               // where it waits
-    WarpOperation operation; // what it waits for there, with which lanes,
-    unsigned mask;           // ...
-    void *offer;             // and what it gives and takes
+    Fiber *fiber; // null: not started
+    Site site;    // where it waits
+    // In a warp operation:
+    WarpOperation operation;
+    unsigned mask; // the lanes that it waits for
+    void *offer;   // what it gives and takes
+    // Of cp.async, those under way, and the number of the group that is open:
     std::vector<AsyncCopy> copies;
-    int copy_group; // the one that is open
+    int copy_group;
 };
 struct Warp {
     Thread *lanes;
@@ -288,7 +272,7 @@ struct Launch {
     bool cooperative;
 };
 
-// The blocks that live at once on one thread of the operating system: one of an ordinary launch, all of a cooperative
+// The blocks that live at once on a thread of the operating system: one of an ordinary launch, all of a cooperative
 // one.
 struct Gang {
     const Launch *launch;
@@ -388,8 +372,8 @@ inline uint64_t next_random(uint64_t &state) { // xorshift64
     return state ^= state << 17;
 }
 
-// Takes a thread that is ready: from the warp that ran last if it has one, else from the next warp in order. null:
-// nobody.
+// Takes a thread that is ready: of the warp that ran last if it has one, else of the next warp that has; or, if
+// `anybody`, at random. null: nobody is ready.
 inline Thread *next_ready(bool anybody = config.order == RANDOM) {
     Gang &g = *gang;
     if (anybody) g.cursor = (int)(next_random(g.random) % (uint64_t)g.n_warps);
@@ -520,15 +504,20 @@ void *allocate(size_t size);
 void deallocate(void *memory);
 void forget_accesses(const void *memory, size_t size);
 void note_access(const void *memory, size_t size, AccessKind kind, Site site);
+void note_fence();
+void note_atomic(const void *memory);
 #define EMU_UNCHECKED __attribute__((no_sanitize("thread")))
 #else
-inline void *allocate(size_t size) {               // exactly sized, for AddressSanitizer
+// exactly sized, for AddressSanitizer
+inline void *allocate(size_t size) {
     void *memory = nullptr;
     return posix_memalign(&memory, 256, size) ? nullptr : memory;
 }
 inline void deallocate(void *memory) { free(memory); }
 inline void forget_accesses(const void *, size_t) {}
 inline void note_access(const void *, size_t, AccessKind, Site) {}
+inline void note_fence() {}
+inline void note_atomic(const void *) {}
 #define EMU_UNCHECKED
 #endif
 EMU_UNCHECKED inline void make_undefined(void *memory, size_t size) {
@@ -586,13 +575,14 @@ inline void fiber_main() {
         exit_thread();
         Thread *next = next_ready();
         if (!next && gang->live) deadlock();
-        if (!next || next->fiber) {
-            Fiber *self = gang->running;
-            gang->idle.push_back(self);
-            if (next) become(next);
-            switch_fiber(self, next ? next->fiber : &gang->main, true);
+        if (next && !next->fiber) { // a fresh one goes on with this stack
+            become(next);
+            continue;
         }
-        become(next);
+        Fiber *self = gang->running;
+        gang->idle.push_back(self);
+        if (next) become(next);
+        switch_fiber(self, next ? next->fiber : &gang->main, true);
     }
 }
 
@@ -675,575 +665,5 @@ inline void run_kernel(const Launch &launch) {
 }
 } // namespace emu
 
-#define EMU_ERRORS(ERROR)                                                                                              \
-    ERROR(cudaSuccess, 0, "no error")                                                                                  \
-    ERROR(cudaErrorInvalidValue, 1, "invalid argument")                                                                \
-    ERROR(cudaErrorMemoryAllocation, 2, "out of memory")                                                               \
-    ERROR(cudaErrorInvalidConfiguration, 9, "invalid configuration argument")                                          \
-    ERROR(cudaErrorInsufficientDriver, 35, "CUDA driver version is insufficient for CUDA runtime version")             \
-    ERROR(cudaErrorNoDevice, 100, "no CUDA-capable device is detected")                                                \
-    ERROR(cudaErrorNoKernelImageForDevice, 209, "no kernel image is available for execution on the device")            \
-    ERROR(cudaErrorNotReady, 600, "device not ready")                                                                  \
-    ERROR(cudaErrorCooperativeLaunchTooLarge, 720, "too many blocks in cooperative launch")                            \
-    ERROR(cudaErrorStreamCaptureUnsupported, 900, "operation not permitted when stream is capturing")                  \
-    ERROR(cudaErrorStreamCaptureImplicit, 906,                                                                         \
-          "operation would make the legacy stream depend on a capturing blocking stream")
-#define EMU_ENUMERATOR(name, number, text) name = number,
-#define EMU_NAME_CASE(name, number, text)                                                                              \
-    case name: return #name;                                                                                           \
-        #define EMU_TEXT_CASE(name, number, text)                                                                      \
-    case name: return text;
-enum cudaError_t { EMU_ERRORS(EMU_ENUMERATOR) };
-inline const char *cudaGetErrorName(cudaError_t error) {
-    switch (error) { EMU_ERRORS(EMU_NAME_CASE) }
-    return "unrecognized error code";
-}
-inline const char *cudaGetErrorString(cudaError_t error) {
-    switch (error) { EMU_ERRORS(EMU_TEXT_CASE) }
-    return "unrecognized error code";
-}
-
-// A stream does everything at once, unless it is being captured: then it notes it down in the graph.
-namespace emu {
-struct Stream;
-struct Graph {
-    std::vector<std::function<void()>> nodes;
-    std::vector<Stream *> streams; // that are captured into it
-};
-struct Stream {
-    Graph *capture = nullptr;
-};
-struct Event {
-    double milliseconds = 0;
-    Graph *capture = nullptr;
-};
-inline int captures; // that are open
-inline cudaError_t last_error = cudaSuccess;
-inline std::map<const void *, int> dynamic_limit; // by kernel, from cudaFuncSetAttribute
-
-inline cudaError_t result(cudaError_t error) {
-    if (error) last_error = error;
-    return error;
-}
-inline cudaError_t enqueue(Stream *stream, std::function<void()> work) {
-    if (!stream && captures) return result(cudaErrorStreamCaptureImplicit);
-    if (stream && stream->capture)
-        stream->capture->nodes.push_back(std::move(work));
-    else
-        work();
-    return cudaSuccess;
-}
-
-// The emulated GPU: 4 multiprocessors like those of an A100.
-constexpr int MULTIPROCESSORS = 4, SHARED_DEFAULT = 48 << 10, SHARED_LIMIT = 163 << 10, SHARED_SIZE = 164 << 10;
-inline int blocks_at_once(int threads, size_t shared) { // on one multiprocessor
-    return std::min(2048 / ((threads + 31) / 32 * 32), std::min(32, SHARED_SIZE / ((int)shared + 1024)));
-}
-
-inline cudaError_t launch_checked(const void *kernel, Launch launch, Stream *stream) {
-    dim3 grid = launch.grid, block = launch.block;
-    size_t threads = (size_t)block.x * block.y * block.z, blocks = (size_t)grid.x * grid.y * grid.z;
-    bool grid_fits = blocks && grid.x < 1u << 31 && grid.y < 1u << 16 && grid.z < 1u << 16;
-    if (config.major == 0) return result(cudaErrorNoDevice);
-    if (!grid_fits || !threads || threads > 1024 || block.z > 64) return result(cudaErrorInvalidConfiguration);
-    size_t limit = dynamic_limit.count(kernel) ? dynamic_limit[kernel] : SHARED_DEFAULT;
-    if (launch.shared > limit) return result(cudaErrorInvalidValue);
-    if (launch.cooperative && blocks > (size_t)(MULTIPROCESSORS * blocks_at_once((int)threads, launch.shared)))
-        return result(cudaErrorCooperativeLaunchTooLarge);
-    return enqueue(stream, [launch] { run_kernel(launch); });
-}
-
-// What cuda2cpp.sed makes of kernel<<<grid, block, shared, stream>>>: a function that takes the kernel's arguments.
-template <class... P>
-inline auto launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared = 0,
-                   Stream *stream = nullptr) {
-    return [=](P... arguments) {
-        auto body = [=] { kernel(arguments...); };
-        launch_checked((const void *)kernel, {name, body, grid, block, shared, false}, stream);
-    };
-}
-template <class... P, size_t... I>
-inline std::function<void()> bind(void (*kernel)(P...), void **arguments, std::index_sequence<I...>) {
-    (void)arguments;
-    auto values = std::make_tuple(*(std::decay_t<P> *)arguments[I]...);
-    return [=] { std::apply(kernel, values); };
-}
-// And of cudaLaunchCooperativeKernel(kernel, ...).
-template <class... P>
-inline cudaError_t launch_cooperative(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, void **arguments,
-                                      size_t shared = 0, Stream *stream = nullptr) {
-    auto body = bind(kernel, arguments, std::index_sequence_for<P...>());
-    return launch_checked((const void *)kernel, {name, body, grid, block, shared, true}, stream);
-}
-} // namespace emu
-
-// ---- Device functions: synchronisation and warps
-
-inline void __syncthreads(EMU_SITE) { emu::block_barrier(site); }
-inline void __syncwarp(unsigned mask = ~0u, EMU_SITE) {
-    emu::warp_operation(
-        mask, nullptr, [](emu::Warp &warp, unsigned) { warp.synced = ++emu::sync_clock; }, site);
-}
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __threadfence_block() {}
-[[noreturn]] inline void __trap(EMU_SITE) { emu::die(site, "__trap()"); }
-// Lets somebody else run: a loop that waits for another thread's store needs it.
-inline void __nanosleep(unsigned, EMU_SITE) {
-    emu::me->site = site;
-    emu::me->warp->ready |= 1u << emu::me->lane;
-    emu::hand_over(emu::next_ready(true));
-}
-namespace cooperative_groups {
-struct grid_group {
-    void sync(EMU_SITE) const { emu::grid_barrier(site); }
-};
-inline grid_group this_grid() { return {}; }
-} // namespace cooperative_groups
-
-namespace emu {
-template <class T>
-struct Shuffled {
-    T value, result;
-    int source;
-};
-template <class T>
-inline T shuffle(unsigned mask, T value, int source, Site site) {
-    Shuffled<T> offer = {value, value, source};
-    auto exchange = [](Warp &warp, unsigned lanes) {
-        for (unsigned m = lanes; m; m &= m - 1) {
-            int lane = __builtin_ctz(m);
-            auto &taker = offer_of<Shuffled<T>>(warp, lane);
-            if (!(lanes >> taker.source & 1))
-                die(warp.lanes[lane].site, "lane %d reads from lane %d, which does not take part in the shuffle", lane,
-                    taker.source);
-            taker.result = offer_of<Shuffled<T>>(warp, taker.source).value;
-        }
-    };
-    warp_operation(mask, &offer, exchange, site);
-    return offer.result;
-}
-} // namespace emu
-template <class T>
-inline T __shfl_sync(unsigned mask, T value, int source, int width = 32, EMU_SITE) {
-    return emu::shuffle(mask, value, (emu::me->lane & -width) | (source & (width - 1)), site);
-}
-template <class T>
-inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, EMU_SITE) {
-    int lane = emu::me->lane, source = lane ^ bits;
-    return emu::shuffle(mask, value, source >= (lane & -width) + width ? lane : source, site);
-}
-template <class T>
-inline T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, EMU_SITE) {
-    int lane = emu::me->lane;
-    return emu::shuffle(mask, value, (lane & (width - 1)) + (int)by >= width ? lane : lane + (int)by, site);
-}
-template <class T>
-inline T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, EMU_SITE) {
-    int lane = emu::me->lane;
-    return emu::shuffle(mask, value, (lane & (width - 1)) < (int)by ? lane : lane - (int)by, site);
-}
-inline unsigned __ballot_sync(unsigned mask, int vote, EMU_SITE) {
-    emu::Shuffled<unsigned> offer = {vote != 0, 0, 0};
-    auto count = [](emu::Warp &warp, unsigned lanes) {
-        unsigned votes = 0;
-        for (unsigned m = lanes; m; m &= m - 1)
-            if (emu::offer_of<emu::Shuffled<unsigned>>(warp, __builtin_ctz(m)).value) votes |= m & -m;
-        for (unsigned m = lanes; m; m &= m - 1)
-            emu::offer_of<emu::Shuffled<unsigned>>(warp, __builtin_ctz(m)).result = votes;
-    };
-    emu::warp_operation(mask, &offer, count, site);
-    return offer.result;
-}
-inline int __any_sync(unsigned mask, int vote, EMU_SITE) { return __ballot_sync(mask, vote, site) != 0; }
-inline int __all_sync(unsigned mask, int vote, EMU_SITE) { return __ballot_sync(mask, !vote, site) == 0; }
-
-// ---- Device functions: atomics, loads, arithmetic
-
-namespace emu {
-template <class T, class F>
-EMU_UNCHECKED inline T atomically(T *p, F f) {
-    T old, next;
-    __atomic_load(p, &old, __ATOMIC_RELAXED);
-    do next = f(old);
-    while (!__atomic_compare_exchange(p, &old, &next, true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
-    return old;
-}
-template <class T>
-using Same = std::common_type_t<T>; // a parameter from which T is not deduced
-} // namespace emu
-template <class T>
-inline T atomicAdd(T *p, emu::Same<T> v) {
-    return emu::atomically(p, [=](T old) { return T(old + v); });
-}
-template <class T>
-inline T atomicMax(T *p, emu::Same<T> v) {
-    return emu::atomically(p, [=](T old) { return old < v ? v : old; });
-}
-template <class T>
-inline T atomicMin(T *p, emu::Same<T> v) {
-    return emu::atomically(p, [=](T old) { return v < old ? v : old; });
-}
-template <class T>
-inline T atomicOr(T *p, emu::Same<T> v) {
-    return emu::atomically(p, [=](T old) { return T(old | v); });
-}
-template <class T>
-inline T atomicExch(T *p, emu::Same<T> v) {
-    return emu::atomically(p, [=](T) { return v; });
-}
-template <class T>
-inline T atomicCAS(T *p, emu::Same<T> expected, emu::Same<T> v) {
-    return emu::atomically(p, [=](T old) { return old == expected ? v : old; });
-}
-
-template <class T>
-inline T __ldg(const T *p) {
-    return *p;
-}
-template <class T>
-inline T __ldcg(const T *p) {
-    return *p;
-}
-template <class T>
-inline T __ldcs(const T *p) {
-    return *p;
-}
-template <class T>
-inline void __stcg(T *p, emu::Same<T> v) {
-    *p = v;
-}
-template <class T>
-inline void __stcs(T *p, emu::Same<T> v) {
-    *p = v;
-}
-
-// Macros where the C library has (or may come to have) a function of that name.
-#define __expf(x) expf(x)
-#define __logf(x) logf(x)
-#define rsqrtf(x) (1.0f / sqrtf(x))
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __frcp_rn(float a) { return 1.0f / a; }
-inline float __fsqrt_rn(float a) { return sqrtf(a); }
-inline float __frsqrt_rn(float a) { return (float)(1.0 / sqrt((double)a)); }
-inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-inline float __saturatef(float x) { return x > 0 ? x < 1 ? x : 1 : 0; } // NaN becomes 0
-namespace emu {
-template <class To, class From>
-inline To bits_as(From from) {
-    static_assert(sizeof(To) == sizeof(From), "the same size");
-    To to;
-    memcpy(&to, &from, sizeof to);
-    return to;
-}
-} // namespace emu
-inline int __float_as_int(float f) { return emu::bits_as<int>(f); }
-inline unsigned __float_as_uint(float f) { return emu::bits_as<unsigned>(f); }
-inline float __int_as_float(int i) { return emu::bits_as<float>(i); }
-inline float __uint_as_float(unsigned i) { return emu::bits_as<float>(i); }
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
-inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
-template <class A, class B>
-inline std::common_type_t<A, B> min(A a, B b) {
-    std::common_type_t<A, B> x = a, y = b;
-    return y < x ? y : x;
-}
-template <class A, class B>
-inline std::common_type_t<A, B> max(A a, B b) {
-    std::common_type_t<A, B> x = a, y = b;
-    return x < y ? y : x;
-}
-
-// ---- bfloat16: the upper half of a float, rounded to nearest, ties to even
-
-struct __nv_bfloat16 {
-    unsigned short bits;
-    __nv_bfloat16() = default;
-    __nv_bfloat16(float f) {
-        unsigned u = __float_as_uint(f);
-        bits = (unsigned short)(f != f ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16);
-    }
-    operator float() const { return __uint_as_float((unsigned)bits << 16); }
-};
-struct alignas(4) __nv_bfloat162 {
-    __nv_bfloat16 x, y;
-};
-inline __nv_bfloat16 __float2bfloat16(float f) { return f; }
-inline __nv_bfloat16 __float2bfloat16_rn(float f) { return f; }
-inline float __bfloat162float(__nv_bfloat16 b) { return b; }
-inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 b) { return b.bits; }
-inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { return emu::bits_as<__nv_bfloat16>(u); }
-inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {a, b}; }
-inline __nv_bfloat162 __float22bfloat162_rn(float2 v) { return {v.x, v.y}; }
-inline __nv_bfloat162 __float2bfloat162_rn(float a) { return {a, a}; }
-inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 a, __nv_bfloat16 b) { return {a, b}; }
-inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {v.x, v.y}; }
-inline float __low2float(__nv_bfloat162 v) { return v.x; }
-inline float __high2float(__nv_bfloat162 v) { return v.y; }
-inline __nv_bfloat16 operator+(__nv_bfloat16 a, __nv_bfloat16 b) { return float(a) + float(b); }
-inline __nv_bfloat16 operator-(__nv_bfloat16 a, __nv_bfloat16 b) { return float(a) - float(b); }
-inline __nv_bfloat16 operator*(__nv_bfloat16 a, __nv_bfloat16 b) { return float(a) * float(b); }
-inline __nv_bfloat162 operator+(__nv_bfloat162 a, __nv_bfloat162 b) { return {a.x + b.x, a.y + b.y}; }
-inline __nv_bfloat162 operator*(__nv_bfloat162 a, __nv_bfloat162 b) { return {a.x * b.x, a.y * b.y}; }
-inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) { return fmaf(a, b, c); }
-inline __nv_bfloat162 __hfma2(__nv_bfloat162 a, __nv_bfloat162 b, __nv_bfloat162 c) {
-    return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};
-}
-
-// ---- Asynchronous copies, for tensor_core.cuh
-// A GPU copies at some time between the request and the wait. A missing wait shows when that is late, as in order fwd;
-// a buffer that is reused too soon shows when it is early, as in order rev; rand takes one or the other.
-
-namespace emu {
-EMU_UNCHECKED inline void copy_now(AsyncCopy &copy) {
-    if (copy.done) return;
-    memcpy(copy.to, copy.from, (size_t)copy.given);
-    memset((char *)copy.to + copy.given, 0, (size_t)(copy.bytes - copy.given));
-    copy.done = true;
-}
-inline void async_copy(void *to, const void *from, int bytes, int given, Site site) {
-    if (((uintptr_t)to | (uintptr_t)from) % (uintptr_t)bytes)
-        die(site, "cp.async: an address is no multiple of %d", bytes);
-    if (given < 0 || given > bytes) die(site, "cp.async: %d bytes of %d", given, bytes);
-    note_access(to, (size_t)bytes, REQUEST, site);
-    me->copies.push_back({to, from, bytes, given, me->copy_group, false});
-    bool early = config.order == RANDOM ? next_random(gang->random) >> 40 & 1 : config.order == REVERSE;
-    if (early) copy_now(me->copies.back());
-}
-inline void async_commit() { me->copy_group++; }
-inline void async_wait(int groups_left, Site site) {
-    auto copy = me->copies.begin();
-    for (; copy < me->copies.end() && copy->group < me->copy_group - groups_left; copy++) {
-        copy_now(*copy);
-        note_access(copy->from, (size_t)copy->given, READ, site);
-        note_access(copy->to, (size_t)copy->bytes, ARRIVAL, site);
-    }
-    me->copies.erase(me->copies.begin(), copy);
-}
-} // namespace emu
-
-// ---- The runtime API
-
-using cudaStream_t = emu::Stream *;
-using cudaEvent_t = emu::Event *;
-using cudaGraph_t = emu::Graph *;
-using cudaGraphExec_t = emu::Graph *;
-
-// Memory. The emulator's device memory is the host's, but copies are checked as if it were not.
-enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-namespace emu {
-inline auto &allocations = *new std::map<const char *, size_t>; // of device memory; still there at the very end
-inline size_t allocated() {
-    size_t sum = 0;
-    for (auto &a : allocations) sum += a.second;
-    return sum;
-}
-// Do p[0..size-1] lie in one allocation?
-inline bool on_device(const void *p, size_t size) {
-    auto next = allocations.upper_bound((const char *)p);
-    if (next == allocations.begin()) return false;
-    auto &[start, length] = *--next;
-    return (const char *)p + size <= start + length;
-}
-EMU_UNCHECKED inline void copy_bytes(void *to, const void *from, size_t size) { memmove(to, from, size); }
-EMU_UNCHECKED inline void set_bytes(void *to, int value, size_t size) { memset(to, value, size); }
-} // namespace emu
-template <class T>
-inline cudaError_t cudaMalloc(T **pointer, size_t size) {
-    if (emu::config.major == 0) return emu::result(cudaErrorNoDevice);
-    if (size > emu::config.memory - emu::allocated()) return emu::result(cudaErrorMemoryAllocation);
-    void *memory = size ? emu::allocate(size) : nullptr;
-    *pointer = (T *)memory;
-    if (!memory) return size ? emu::result(cudaErrorMemoryAllocation) : cudaSuccess;
-    emu::make_undefined(memory, size);
-    emu::allocations[(const char *)memory] = size;
-    return cudaSuccess;
-}
-inline cudaError_t cudaFree(void *pointer) {
-    if (pointer && !emu::allocations.erase((const char *)pointer)) return emu::result(cudaErrorInvalidValue);
-    emu::deallocate(pointer);
-    return cudaSuccess;
-}
-template <class T>
-inline cudaError_t cudaMallocHost(T **pointer, size_t size) {
-    *pointer = (T *)malloc(size);
-    return *pointer ? cudaSuccess : emu::result(cudaErrorMemoryAllocation);
-}
-inline cudaError_t cudaFreeHost(void *pointer) {
-    free(pointer);
-    return cudaSuccess;
-}
-inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, cudaMemcpyKind kind,
-                                   cudaStream_t stream = nullptr) {
-    bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
-    bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-    if (size && (emu::on_device(to, size) != to_device || emu::on_device(from, size) != from_device))
-        return emu::result(cudaErrorInvalidValue);
-    return emu::enqueue(stream, [=] { emu::copy_bytes(to, from, size); });
-}
-inline cudaError_t cudaMemcpy(void *to, const void *from, size_t size, cudaMemcpyKind kind) {
-    return cudaMemcpyAsync(to, from, size, kind);
-}
-inline cudaError_t cudaMemsetAsync(void *to, int value, size_t size, cudaStream_t stream = nullptr) {
-    if (size && !emu::on_device(to, size)) return emu::result(cudaErrorInvalidValue);
-    return emu::enqueue(stream, [=] { emu::set_bytes(to, value, size); });
-}
-inline cudaError_t cudaMemset(void *to, int value, size_t size) { return cudaMemsetAsync(to, value, size); }
-template <class T>
-inline cudaError_t cudaMemcpyToSymbol(T &symbol, const void *from, size_t size) {
-    return emu::enqueue(nullptr, [&symbol, from, size] { emu::copy_bytes(&symbol, from, size); });
-}
-inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
-    *total = emu::config.memory;
-    *available = *total - emu::allocated();
-    return cudaSuccess;
-}
-
-// The device
-struct cudaDeviceProp {
-    char name[256];
-    int major, minor, multiProcessorCount, maxThreadsPerMultiProcessor, maxThreadsPerBlock, warpSize, cooperativeLaunch;
-    int l2CacheSize, regsPerBlock;
-    size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
-};
-enum cudaDeviceAttr {
-    cudaDevAttrMultiProcessorCount = 16,
-    cudaDevAttrL2CacheSize = 38,
-    cudaDevAttrComputeCapabilityMajor = 75,
-    cudaDevAttrComputeCapabilityMinor = 76,
-    cudaDevAttrCooperativeLaunch = 95,
-    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
-};
-inline cudaError_t cudaGetDeviceCount(int *count) {
-    *count = emu::config.major != 0;
-    return *count ? cudaSuccess : emu::result(cudaErrorNoDevice);
-}
-inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
-    if (emu::config.major == 0) return emu::result(cudaErrorNoDevice);
-    *p = {"CUDA on the CPU",
-          emu::config.major,
-          emu::config.minor,
-          emu::MULTIPROCESSORS,
-          2048,
-          1024,
-          32,
-          1,
-          1 << 20,
-          1 << 16,
-          emu::config.memory,
-          emu::SHARED_DEFAULT,
-          emu::SHARED_LIMIT,
-          emu::SHARED_SIZE};
-    return cudaSuccess;
-}
-inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
-    cudaDeviceProp p;
-    if (cudaError_t error = cudaGetDeviceProperties(&p, device)) return error;
-    switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: *value = p.multiProcessorCount; break;
-    case cudaDevAttrL2CacheSize: *value = p.l2CacheSize; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = p.major; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = p.minor; break;
-    case cudaDevAttrCooperativeLaunch: *value = p.cooperativeLaunch; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (int)p.sharedMemPerBlockOptin; break;
-    default: return emu::result(cudaErrorInvalidValue);
-    }
-    return cudaSuccess;
-}
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaDriverGetVersion(int *version) { return *version = 12000, cudaSuccess; }
-inline cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 12000, cudaSuccess; }
-inline cudaError_t cudaGetLastError() { return std::exchange(emu::last_error, cudaSuccess); }
-inline cudaError_t cudaPeekAtLastError() { return emu::last_error; }
-enum cudaFuncAttribute {
-    cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
-    cudaFuncAttributePreferredSharedMemoryCarveout = 9
-};
-template <class F>
-inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute attribute, int value) {
-    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if (value < 0 || value > emu::SHARED_LIMIT) return emu::result(cudaErrorInvalidValue);
-    emu::dynamic_limit[(const void *)kernel] = value;
-    return cudaSuccess;
-}
-template <class F>
-inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F *, int threads, size_t shared) {
-    return *blocks = emu::blocks_at_once(threads, shared), cudaSuccess;
-}
-
-// Streams and events
-enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
-    return *stream = new emu::Stream, cudaSuccess;
-}
-inline cudaError_t cudaStreamCreate(cudaStream_t *stream) { return cudaStreamCreateWithFlags(stream, 0); }
-inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
-inline cudaError_t cudaDeviceSynchronize() {
-    return emu::captures ? emu::result(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
-}
-inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    return stream && stream->capture ? emu::result(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
-}
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
-    return *event = new emu::Event, cudaSuccess;
-}
-inline cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
-inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr) {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    event->milliseconds = (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
-    event->capture = stream ? stream->capture : nullptr;
-    return cudaSuccess;
-}
-inline cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
-    return *milliseconds = (float)(end->milliseconds - start->milliseconds), cudaSuccess;
-}
-// A stream that waits for an event of a captured stream is captured with it.
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
-    if (event->capture && !stream->capture) {
-        stream->capture = event->capture;
-        stream->capture->streams.push_back(stream);
-    }
-    return cudaSuccess;
-}
-
-// Graphs: the nodes in the order in which they were captured, one after the other.
-enum cudaStreamCaptureMode {
-    cudaStreamCaptureModeGlobal,
-    cudaStreamCaptureModeThreadLocal,
-    cudaStreamCaptureModeRelaxed
-};
-inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-    if (!stream || stream->capture) return emu::result(cudaErrorStreamCaptureUnsupported);
-    emu::captures++;
-    stream->capture = new emu::Graph{{}, {stream}};
-    return cudaSuccess;
-}
-inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
-    if (!stream->capture) return emu::result(cudaErrorInvalidValue);
-    emu::captures--;
-    *graph = stream->capture;
-    for (cudaStream_t captured : (*graph)->streams) captured->capture = nullptr;
-    return cudaSuccess;
-}
-inline cudaError_t cudaGraphGetNodes(cudaGraph_t graph, void *, size_t *count) {
-    return *count = graph->nodes.size(), cudaSuccess;
-}
-inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long = 0) {
-    return *executable = new emu::Graph(*graph), cudaSuccess;
-}
-inline cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
-    return emu::enqueue(stream, [=] {
-        for (auto &node : executable->nodes) node();
-    });
-}
-inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
-inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) { return delete executable, cudaSuccess; }
-
+#include "cuda_emu_api.h"
 #endif

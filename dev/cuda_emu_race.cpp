@@ -8,13 +8,13 @@
 // __syncthreads(), __syncwarp(). Every two bytes of device and shared memory remember who wrote and who read them last,
 // and when by that clock. Two accesses by different threads, at least one of them a write, are in order only if an
 // event that holds both threads lies between them: for two lanes of a warp any of the four, for two warps of a block
-// all but
-// __syncwarp, for two blocks only the first two. Otherwise it is a race, whatever the values came out as: both places
-// are printed and the program ends. Host code that touches device memory is found in passing.
+// all but __syncwarp, for two blocks the first two, or atomics: a block that has called __threadfence() and then
+// changes a variable by an atomic hands over what it did before the fence to the blocks whose atomics come to that
+// variable later. All else is a race, whatever the values came out as: both places are printed and the program ends.
+// Host code that touches device memory is found in passing.
 //
-// What it leaves out: accesses of a single byte, atomics (they never race; nor do they hand anything over, so a kernel
-// that passes data from block to block by an atomic flag instead of grid.sync() is reported), and local variables that
-// other threads are given pointers to. It needs addr2line to name places.
+// What it leaves out: accesses of a single byte, atomics themselves (they never race), and local variables that other
+// threads are given pointers to. It needs addr2line to name places.
 #define EMU_RACE
 #include "cuda_emu.h"
 using namespace emu;
@@ -24,11 +24,10 @@ namespace {
 const size_t MEMORY = (size_t)2 << 30; // address space only, until it is used
 enum Level : uint32_t { ONE, LANES, WARPS, BLOCKS };
 struct Access {
-    uint32_t who : 30; // number of the thread in the grid
-    uint32_t
-        others : 2; // Level: who else did the same, unordered: nobody, lanes of the warp, warps of the block, blocks
-    uint32_t when;  // 0: never; IN_FLIGHT
-    uint32_t where; // offset of the code, or SITE + number in sites
+    uint32_t who : 30;   // number of the thread in the grid
+    uint32_t others : 2; // Level: does it stand for others too, and how far away are they?
+    uint32_t when;       // 0: never; IN_FLIGHT
+    uint32_t where;      // offset of the code, or SITE + number in sites
 };
 struct Cell { // what is known of two bytes
     Access write, read;
@@ -39,6 +38,10 @@ Cell *cells;
 std::map<size_t, std::vector<void *>> unused; // by size
 std::map<void *, size_t> sizes;
 std::vector<Site> sites;
+using Known = std::map<uint32_t, uint32_t>; // of a block by its number: what it did until then
+std::map<uint32_t, Known> known_to;         // what a block knows of the others, and has fenced of its own
+std::map<const void *, Known> known_by;     // what the next atomic of this variable will learn
+uint32_t known_since;                       // gang->synced at that time
 
 std::string place(uint32_t where) {
     char text[256];
@@ -53,13 +56,14 @@ std::string place(uint32_t where) {
     while (pipe && fgets(text, sizeof text, pipe)) {
         text[strcspn(text, " \n")] = 0;
         found = text;
-        if (strncmp(text, "cuda_emu.h", 10)) break;
+        if (strncmp(text, "cuda_emu", 8)) break;
     }
     if (pipe) pclose(pipe);
     return found;
 }
 
 uint32_t threads_of_block() { return blockDim.x * blockDim.y * blockDim.z; }
+uint32_t block_number() { return blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z); }
 
 std::string thread_name(const Access &a) {
     uint32_t n = threads_of_block();
@@ -80,7 +84,8 @@ bool conflict(const Access &earlier, const Access &now) {
     if (earlier.when == IN_FLIGHT) return true;
     if (!earlier.when || (earlier.who == now.who && !earlier.others) || earlier.when < gang->synced) return false;
     uint32_t n = threads_of_block(), other = earlier.who, self = now.who;
-    if (earlier.others == BLOCKS || other / n != self / n) return true;
+    if (earlier.others == BLOCKS) return true;
+    if (other / n != self / n) return known_since != gang->synced || earlier.when >= known_to[self / n][other / n];
     if (earlier.when < me->block->synced) return false;
     if (earlier.others == WARPS || other % n / 32 != self % n / 32) return true;
     return earlier.when >= me->warp->synced;
@@ -102,8 +107,7 @@ void check(const void *address, size_t size, AccessKind kind, uint32_t where) {
                 kind == READ ? "reads" : "writes");
         abort();
     }
-    uint32_t block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
-    Access now = {(block * threads_of_block() + (uint32_t)me->number) & ~(3u << 30), ONE, sync_clock, where};
+    Access now = {(block_number() * threads_of_block() + (uint32_t)me->number) & ~(3u << 30), ONE, sync_clock, where};
     Cell *first = cells + (p - memory) / 2;
     for (Cell *cell = first; cell < first + size / 2; cell++) {
         const char *what = kind == READ ? "read" : "write";
@@ -135,9 +139,11 @@ void *emu::allocate(size_t size) {
     }
     std::vector<void *> &same = unused[size];
     if (same.empty()) {
-        if (size > (size_t)(memory_end - memory_top) / 2) return nullptr;
+        if (size + 512 > (size_t)(memory_end - memory_top)) return nullptr;
         same.push_back(memory_top);
-        memory_top += (size + 511) / 256 * 256;
+        memory_top += (size + 511) / 256 * 256; // a gap of 256 bytes or more
+    } else {
+        forget_accesses(same.back(), size);
     }
     void *p = same.back();
     same.pop_back();
@@ -155,6 +161,17 @@ void emu::note_access(const void *p, size_t size, AccessKind kind, Site site) {
     while (i < sites.size() && (sites[i].line != site.line || sites[i].file != site.file)) i++;
     if (i == sites.size()) sites.push_back(site);
     check(p, size, kind, SITE + i);
+}
+
+void emu::note_fence() {
+    if (known_since != gang->synced) known_to.clear(), known_by.clear(), known_since = gang->synced;
+    known_to[block_number()][block_number()] = ++sync_clock;
+}
+void emu::note_atomic(const void *p) {
+    if (!me || known_since != gang->synced) return; // nobody has fenced
+    Known &mine = known_to[block_number()], &there = known_by[p];
+    for (auto &[block, when] : there) mine[block] = std::max(mine[block], when);
+    there = mine;
 }
 
 // ---- What the compiler calls

@@ -9,8 +9,8 @@
 // Promises: a value is the whole text, in its range and finite, or a sentence says what it must be; an unknown flag
 // gets the nearest known one. `--flag value` and `--flag=value` are the same; -h is --help. A flag given twice counts
 // last. Left out: short names that stand together (-abc), numbers that are not decimal, and --, after which nothing is
-// a flag (a file named -x is ./-x). Also here: the version, and how each program starts and ends. C11 and C++17; with
-// -std=c11 include it before the system's headers.
+// a flag (a file named -x is ./-x). Also here: the version, the time, and how each program starts and ends. C11 and
+// C++17; with -std=c11 include it before the system's headers.
 #ifndef FLAGS_H
 #define FLAGS_H
 
@@ -19,6 +19,7 @@
 #include <ctype.h>
 #include <math.h>
 #include <signal.h>
+#include <time.h>
 
 #define MUSIC_VERSION "0.1.0" // of all programs
 
@@ -247,8 +248,28 @@ static inline void flags_print(const Flags *flags) { // a line for each, with it
         char left[64], value[64];
         bool told = !*flag_show(flag, value) || flag->help[strlen(flag->help) - 1] == ']';
         snprintf(left, sizeof left, "%s%s %s", flag_dashes(flag), flag->name, flag->value_name);
-        printf(told ? "  %-18s %s\n" : "  %-18s %s [%s]\n", *flag->name ? left : flag->value_name, flag->help, value);
+        printf("  %-18s %s", *flag->name ? left : flag->value_name, flag->help);
+        if (flag->choices) printf(", %s", flag->choices);
+        printf(told ? "\n" : " [%s]\n", value);
     }
+}
+
+// ---- time
+
+static inline double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static inline int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static inline double median(double *values, size_t n) { // of at least one value; sorts them
+    qsort(values, n, sizeof *values, by_value);
+    return (values[(n - 1) / 2] + values[n / 2]) / 2;
 }
 
 // ---- a program's start and end

@@ -7,7 +7,7 @@
 #include "train.h"
 
 // What --precision may be. bf16 rounds the operands of the large products (matmul.h); it is faster where the processor
-// multiplies them so, and elsewhere only as exact.
+// multiplies them so, slower elsewhere.
 #define HOST_PRECISIONS (sizeof(real) == sizeof(double) ? "fp64" : "fp32|bf16")
 
 typedef struct { // the first member of a model

@@ -3,13 +3,14 @@
 // It promises some 85 % of the machine's multiply-add rate on the trainers' shapes, the same bytes for any number of
 // threads, and `real` in float or double; or float operands rounded to bf16 as they are packed, products and sums in
 // float, at twice the rate where the processor multiplies pairs of bf16 (AVX512-BF16). It leaves out what such shapes
-// do not need: alpha and beta, packing of the left operand, cutting of the right one into what each cache holds.
+// do not need: alpha and beta, cutting of the right operand into what each cache holds.
 //
 // How it is fast (after Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008): a tile of
 // TILE_M x TILE_N sums stays in registers while the reduction runs over k; each step loads TILE_N numbers of the right
 // operand and multiplies them by TILE_M broadcast numbers of the left. The right operand is packed first into panels
 // [k][TILE_N], so that a step reads whole cache lines in order. The left operand is read where it lies: it is only
-// broadcast from, so that its strides may be anything, a transposed or even a skewed matrix included.
+// broadcast from, so that its strides may be anything, a transposed or even a skewed matrix included. (In bf16 it is
+// packed too, and one of its strides must be 1.)
 //
 // Each sum is made in one order, whichever tile or thread computes it: chains of MATMUL_K multiply-adds in ascending k,
 // added up one after the other. So threads and tails do not change a bit.
@@ -21,6 +22,7 @@
 #endif
 
 #include "vector.h"
+#include <assert.h>
 #include <string.h>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -319,6 +321,7 @@ static inline void matmul(real *out, int M, int N, int K, const real *a, ptrdiff
     const int share =
         tiles / (4 * (int)thread_count()); // tiles that a thread takes at a time: few, but panels are reused
     const int step = share < 1 ? 1 : min_int(share, MATMUL_TILES);
+    assert(!space.bf16 || ((a_row == 1 || a_col == 1) && (b_row == 1 || b_col == 1)));
 #pragma omp parallel
     {
 #pragma omp for schedule(static)

@@ -14,7 +14,7 @@
 // forbidden folder leaves the old file or the new one, never half of one.
 //
 // Left out: types below a byte (F4, F6), files larger than memory, big-endian machines, systems without POSIX.
-// Also here, because every program needs them: fail, read_file, write_file_atomically and make_folders.
+// Also here, because every program needs them: fail, read_file, write_file_atomically, path_join and make_folders.
 // Format: https://huggingface.co/docs/safetensors. C11 and C++17; with -std=c11 include it before the system's headers.
 #ifndef SAFETENSORS_H
 #define SAFETENSORS_H
@@ -90,6 +90,15 @@ static inline bool read_file(const char *path, void **bytes, size_t *size, char 
     *bytes = buffer;
     *size = expected;
     return true;
+}
+
+// folder/name, for free(). Without memory the program ends.
+static inline char *path_join(const char *folder, const char *name) {
+    size_t length = strlen(folder);
+    char *path = (char *)malloc(length + strlen(name) + 2);
+    if (!path) abort();
+    sprintf(path, "%s%s%s", folder, length && folder[length - 1] != '/' ? "/" : "", name);
+    return path;
 }
 
 static inline bool make_folders(const char *path, char *error) { // as mkdir -p; an existing folder is fine
@@ -275,6 +284,17 @@ typedef struct {
     int64_t count;    // elements, the product of the shape
     const void *data; // count * st_size(type) bytes, at any address
 } StTensor;
+
+// "[153, 256]", of a scalar "[]"; a size below 0 is "any".
+static inline const char *st_shape_text(char text[200], int rank, const int64_t *shape) {
+    int n = snprintf(text, 200, "[");
+    for (int d = 0; d < rank; d++) { // of 8 sizes at most, 20 digits each
+        n += snprintf(text + n, (size_t)(200 - n), shape[d] < 0 ? "%sany" : "%s%lld", d ? ", " : "",
+                      (long long)shape[d]);
+    }
+    snprintf(text + n, (size_t)(200 - n), "]");
+    return text;
+}
 
 typedef struct {
     const char *key, *value;

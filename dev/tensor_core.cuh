@@ -73,8 +73,8 @@ __device__ inline void ldmatrix(uint32_t *r, const void *row WHERE) {
     } mine = {{}, r};
     if (emu::me->lane < 8 * N) {
         if ((uintptr_t)row % 16) emu::die(site, "ldmatrix: a row's address is no multiple of 16");
-        memcpy(mine.row, row, 16);
         emu::note_access(row, 16, emu::READ, site);
+        emu::copy_bytes(mine.row, row, 16);
     }
     auto distribute = [](emu::Warp &warp, unsigned lanes) {
         if (lanes != ~0u) emu::die(warp.lanes[__builtin_ctz(lanes)].site, "ldmatrix needs all 32 lanes of the warp");
@@ -106,8 +106,8 @@ __device__ inline void ldmatrix(uint32_t *r, const void *row WHERE) {
 }
 
 // Starts a copy of BYTES (4, 8, 16; both addresses a multiple of it) from global to shared memory. Only the first
-// `given` are read, the rest of them become zero: 0 for what lies past the edge of a matrix, whose address must be
-// aligned all the same. The copy belongs to the group that this thread's next cp_async_commit() closes.
+// `given` (a multiple of 4 for sm_75) are read, the rest become zero: 0 for what lies past the edge of a matrix, whose
+// address must be aligned all the same. The copy belongs to the group that this thread's next cp_async_commit() closes.
 template <int BYTES>
 __device__ inline void cp_async(void *shared, const void *global, int given = BYTES WHERE) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "4, 8 or 16 bytes");

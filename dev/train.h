@@ -207,14 +207,6 @@ static inline void params_init(const ParamLayout *layout, uint64_t seed, real *p
     }
 }
 
-static inline const char *shape_text(char text[96], int rank, const int64_t *shape) { // "[153, 256]"
-    int n = snprintf(text, 96, "[");
-    for (int i = 0; i < rank && n < 80; i++)
-        n += snprintf(text + n, (size_t)(96 - n), "%s%lld", i ? ", " : "", (long long)shape[i]);
-    snprintf(text + n, (size_t)(96 - n), "]");
-    return text;
-}
-
 static inline bool all_finite(const real *values, int64_t n) {
     int bad = 0;
 #pragma omp parallel for schedule(static)
@@ -246,16 +238,16 @@ static inline bool params_load(const ParamLayout *layout, const StFile *file, co
     memset(params, 0, (size_t)layout->size * sizeof *params);
     for (int k = 0; k < layout->n; k++) {
         const ParamTensor *want = &layout->list[k];
-        char name[96], has[96], needs[96];
+        char name[96], has[200], needs[200];
         snprintf(name, sizeof name, "%s%s", prefix, want->name);
         const StTensor *found = st_find(file, name);
-        shape_text(needs, want->rank, want->shape);
+        st_shape_text(needs, want->rank, want->shape);
         if (!found) return fail(error, "%s: tensor '%s' %s is missing", path, name, needs);
         bool same = found->rank == want->rank;
         for (int i = 0; same && i < want->rank; i++) same = found->shape[i] == want->shape[i];
         if (!same) {
             return fail(error, "%s: tensor '%s' has the shape %s instead of %s", path, name,
-                        shape_text(has, found->rank, found->shape), needs);
+                        st_shape_text(has, found->rank, found->shape), needs);
         }
         if (exact && found->type != REAL_TYPE) {
             return fail(error, "%s: tensor '%s' is %s, and this build can only go on with %s", path, name,
@@ -315,12 +307,6 @@ static inline void eval_add(EvalLoss *eval, const real *losses, const uint8_t *t
         eval->sum[kind] += (double)losses[i];
         eval->count[kind]++;
     }
-}
-
-static inline double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 static inline double peak_megabytes(void) {
@@ -457,11 +443,11 @@ static inline void help_print(const TrainRun *run) {
         "    ./%-49s   train on the music in ./data; if there is none yet, on a\n"
         "                                                          starter corpus that it composes itself\n"
         "    data_prep/prepare_music --out data MY_MIDI_FOLDER     make ./data of your own MIDI files\n"
-        "    ./sample_music -o song.mid                            write a song with the best model so far\n\n"
+        "    ./sample_music out/%-4s/model.safetensors -o song.mid  write a song with the best model so far\n\n"
         "Each epoch ends in a line with two losses, in nats per token: lower is better. The test loss is measured on\n"
         "music that the model is not trained on; the model with the lowest is kept as model.safetensors. Ctrl-C saves\n"
         "and says how to go on.\n\nFlags, with [their defaults]:\n",
-        p, name, p);
+        p, name, p, name);
     flags_print(&run->flags);
     printf(
         "\nIn the --out folder: model.safetensors, the best model; last.safetensors, the state that --resume goes on\n"
@@ -493,14 +479,6 @@ static inline StepPlan plan_of(const TrainRun *run, int64_t step) {
     return plan;
 }
 
-static inline char *join(const char *folder, const char *name) {
-    char *path = (char *)malloc(strlen(folder) + strlen(name) + 2);
-    if (!path) abort();
-    strcpy(path, folder);
-    if (*folder && folder[strlen(folder) - 1] != '/') strcat(path, "/");
-    return strcat(path, name);
-}
-
 // Keys and values for a file's metadata; the strings are the list's.
 typedef struct {
     StMeta list[64];
@@ -509,7 +487,7 @@ typedef struct {
 
 // --eval-stride is saved as eval_stride.
 static inline char *meta_key(const char *flag) {
-    char *key = join("", flag);
+    char *key = path_join("", flag);
     for (char *c = key; *c; c++) {
         if (*c == '-') *c = '_';
     }
@@ -596,6 +574,7 @@ static inline bool model_save(TrainRun *run, int64_t epoch, double train_loss, d
         meta_add(&meta, run->spec->size_flags[i].flag, "%d", run->config.sizes[i]);
     }
     meta_add(&meta, "window", "%d", run->config.T);
+    meta_add(&meta, "precision", "%s", run->config.precision);
     meta_add(&meta, "seed", "%llu", (unsigned long long)run->o.seed);
     meta_add(&meta, "epoch", "%lld", (long long)epoch);
     meta_add(&meta, "train_loss", "%.17g", train_loss);
@@ -680,6 +659,11 @@ static inline bool meta_read(TrainRun *run, const char *key, double max, int64_t
     return fail(run->error, "%s: its metadata are damaged: '%s' is '%.40s'", run->weights_path, key, text);
 }
 
+static inline void precision_keep(TrainRun *run, const char *text) { // the file's strings do not live as long
+    snprintf(run->precision, sizeof run->precision, "%s", text);
+    run->o.precision = run->precision;
+}
+
 // Before the data are opened: takes over the saved flags; one that was given must agree.
 static inline bool resume_flags(TrainRun *run) {
     const char *path = run->weights_path, *model = st_meta(&run->weights, "model");
@@ -702,10 +686,7 @@ static inline bool resume_flags(TrainRun *run) {
             return fail(run->error, "%s: its metadata are damaged, or of another build: --%s is '%.40s', and %s", path,
                         flag->name, text, run->error);
         }
-        if (flag->kind == FLAG_TEXT) { // the file's strings do not live as long
-            snprintf(run->precision, sizeof run->precision, "%s", text);
-            *(const char **)flag->value = run->precision;
-        }
+        if (flag->kind == FLAG_TEXT) precision_keep(run, text);
         if (flag->given && strcmp(given, flag_show(flag, saved))) {
             run->status = 2;
             return fail(run->error,
@@ -957,7 +938,7 @@ static inline bool second_name(const char *path, const char *name, char *error) 
 }
 
 static inline void previous_keep(const TrainRun *run) {
-    char *path = join(run->o.out, "model.prev.safetensors");
+    char *path = path_join(run->o.out, "model.prev.safetensors");
     if (!access(run->previous_path, F_OK) && !rename(run->previous_path, path)) {
         fprintf(stderr, "%s: %s holds an earlier run; its best model is kept as %s\n", run->program, run->o.out, path);
         unlink(run->previous_path); // where both were one file already, rename has left it
@@ -1276,11 +1257,6 @@ static inline bool run_dump(TrainRun *run) {
     return ok;
 }
 
-static inline int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static inline bool run_bench(TrainRun *run) {
     enum { WARM_UP = 3 };
     const ModelSpec *spec = run->spec;
@@ -1294,13 +1270,12 @@ static inline bool run_bench(TrainRun *run) {
         spec->get_loss(run->model);
         if (i >= 0) ms[i] = 1e3 * (seconds_now() - start);
     }
-    qsort(ms, (size_t)n, sizeof *ms, by_value);
-    double median = (ms[(n - 1) / 2] + ms[n / 2]) / 2, tokens = (double)run->config.B * run->config.T;
+    double middle = median(ms, (size_t)n), tokens = (double)run->config.B * run->config.T;
     printf("%lld steps: fastest %.4g ms, slowest %.4g ms; peak memory %.0f MB\n", (long long)n, ms[0], ms[n - 1],
            peak_megabytes());
     printf("bench model=%s device=%s precision=%s batch=%d ms_per_step=%.4g tokens_per_s=%.0f gflop_per_s=%.4g\n",
-           spec->name, spec->device, run->config.precision, run->config.B, median, tokens / median * 1e3,
-           spec->step_flops(&run->config) / median / 1e6);
+           spec->name, spec->device, run->config.precision, run->config.B, middle, tokens / middle * 1e3,
+           spec->step_flops(&run->config) / middle / 1e6);
     free(ms);
     return true;
 }
@@ -1355,8 +1330,9 @@ static inline bool starter_compose(TrainRun *run, const char *folder) {
     self[length] = 0;
     char *slash = strrchr(self, '/');
     strcpy(slash ? slash : self, slash ? "" : ".");
-    char *compose = join(self, "data_prep/compose_music"), *prepare = join(self, "data_prep/prepare_music");
-    char *starter = join(folder, "starter"), *train = join(starter, "train"), *test = join(starter, "test");
+    char *compose = path_join(self, "data_prep/compose_music"), *prepare = path_join(self, "data_prep/prepare_music");
+    char *starter = path_join(folder, "starter"), *train = path_join(starter, "train"),
+         *test = path_join(starter, "test");
     const char *first[] = {compose, "--out", starter, NULL}, *second[] = {prepare, "--out", folder, train, test, NULL};
     const char *missing = access(compose, X_OK) ? compose : access(prepare, X_OK) ? prepare : NULL;
     bool ok = !missing;
@@ -1404,13 +1380,19 @@ static inline bool weights_open(TrainRun *run) {
     }
     const char *window = st_meta(&run->weights, "window");
     Flag *flag = flag_find(&run->flags, "window");
-    // A model's window is its own default.
+    // A model's window is its own default, and so is, to evaluate it, its precision, where this build has it.
+    const char *precision = st_meta(&run->weights, "precision");
+    if (o->eval && precision && !flag_find(&run->flags, "precision")->given) {
+        char kept[sizeof run->precision];
+        snprintf(kept, sizeof kept, "%s", precision);
+        if (flag_set(flag_find(&run->flags, "precision"), kept, run->error)) precision_keep(run, kept);
+    }
     if (!window || o->resume || flag->given || flag_set(flag, window, run->error)) return true;
     return fail(run->error, "%s: its window is '%.40s', and %s", run->weights_path, window, run->error);
 }
 
 static inline bool data_open_one(TrainRun *run, const char *name, Dataset *data, char *identity) {
-    char *path = join(run->o.data, name), pieces[32], windows[32];
+    char *path = path_join(run->o.data, name), pieces[32], windows[32];
     bool ok = !access(path, F_OK)
                   ? dataset_open(data, path, run->config.T, run->error)
                   : fail(run->error, "%s: is missing; make it with data_prep/prepare_music --out %s MIDI_FOLDER", path,
@@ -1506,21 +1488,26 @@ static inline void announce(const TrainRun *run) {
                (long long)run->o.eval_stride);
     }
     fflush(stdout);
+    bool cpu = !strcmp(run->spec->device, "cpu"), asked = flag_find((Flags *)&run->flags, "precision")->given;
 #ifdef __AVX512BF16__
-    if (!strcmp(run->spec->device, "cpu") && !strcmp(config->precision, "fp32") && !run->o.bench && !run->o.dump) {
+    if (cpu && !asked && !strcmp(config->precision, "fp32") && run->test.n_windows && !run->o.resume && !run->o.eval) {
         fprintf(stderr, "%s: this processor multiplies bf16 too: --precision bf16 trains about half as fast again\n",
+                run->program);
+    }
+#else
+    if (cpu && asked && !strcmp(config->precision, "bf16")) {
+        fprintf(stderr, "%s: --precision bf16: this processor has no multiplication for it; fp32 is faster here\n",
                 run->program);
     }
 #endif
 #ifndef _OPENMP
-    if (!strcmp(run->spec->device, "cpu"))
-        fprintf(stderr, "%s: built without OpenMP: ONE THREAD, however many CPUs there are\n", run->program);
+    if (cpu) fprintf(stderr, "%s: built without OpenMP: ONE THREAD, however many CPUs there are\n", run->program);
 #endif
 }
 
 // Makes the --out folder, and those that it is in.
 static inline bool out_make(TrainRun *run) {
-    char *part = join(run->o.out, "");
+    char *part = path_join(run->o.out, "");
     struct stat about;
     bool ok = true;
     for (char *end = part + 1; ok && *part; end++) { // the file in the way, if there is one
@@ -1541,7 +1528,7 @@ static inline bool run_training(TrainRun *run) {
     static const char *const unfinished[] = {"model.safetensors.tmp", "last.safetensors.tmp", "log.csv.tmp",
                                              "loss.svg.tmp"};
     for (int i = 0; i < 4; i++) { // what a run that was killed while writing has left
-        char *path = join(run->o.out, unfinished[i]);
+        char *path = path_join(run->o.out, unfinished[i]);
         unlink(path);
         free(path);
     }
@@ -1575,12 +1562,12 @@ static inline bool train_run(TrainRun *run) {
         run->status = 2;
         return false;
     }
-    run->model_path = join(o->out, "model.safetensors");
-    run->last_path = join(o->out, "last.safetensors");
-    run->log_path = join(o->out, "log.csv");
-    run->svg_path = join(o->out, "loss.svg");
-    run->previous_path = join(o->out, "model.prev.safetensors.tmp");
-    run->whole_path = join(o->out, "model.whole.safetensors");
+    run->model_path = path_join(o->out, "model.safetensors");
+    run->last_path = path_join(o->out, "last.safetensors");
+    run->log_path = path_join(o->out, "log.csv");
+    run->svg_path = path_join(o->out, "loss.svg");
+    run->previous_path = path_join(o->out, "model.prev.safetensors.tmp");
+    run->whole_path = path_join(o->out, "model.whole.safetensors");
     run->best = HUGE_VAL;
     if (!weights_open(run)) return false;
     ModelConfig *config = &run->config;

@@ -3,7 +3,7 @@
 //
 // It promises the published model exactly (4,326,041 parameters in its default sizes), every gradient checked against
 // finite differences when built with -DREAL=double, the same bytes for any number of threads, and no allocation in a
-// step. It leaves out mixed precision and more than one machine. The recipe around a step (data, epochs, files, command
+// step. It leaves out more than one machine. The recipe around a step (data, epochs, files, command
 // line) is train.h, what it needs to know of a model on the host host_model.h; matrix products are matmul.h.
 //
 // The model: token embedding, then L layers, each
@@ -104,6 +104,9 @@ static bool gpt_sizes_of_file(const StFile *file, int *sizes, char *error) {
     const StTensor *needed[] = {emb, rel, fc1};
     const char *names[] = {"emb.weight", "layers.0.attn.rel", "layers.0.fc1.weight"};
     for (int i = 0; i < 3; i++) {
+        if (!needed[i] && st_find(file, "lstm.weight_ih_l0")) {
+            return fail(error, "it holds an LSTM; that is for train_lstm_music");
+        }
         if (!needed[i]) return fail(error, "tensor '%s' of a Transformer is missing", names[i]);
         if (needed[i]->rank != 2)
             return fail(error, "tensor '%s' has %d dimensions instead of 2", names[i], needed[i]->rank);

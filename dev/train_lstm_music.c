@@ -3,14 +3,19 @@
 //
 // It promises the published model exactly (4,426,457 parameters in its default sizes), every gradient checked against
 // finite differences when built with -DREAL=double, the same bytes for any number of threads, and no allocation in a
-// step. It leaves out mixed precision and more than one machine. The recipe around a step (data, epochs, files, command
+// step. It leaves out more than one machine. The recipe around a step (data, epochs, files, command
 // line) is train.h, what it needs to know of a model on the host host_model.h; matrix products are matmul.h.
 //
-// The model: token embedding; L LSTM layers (Hochreiter and Schmidhuber, 1997; Gers et al., 2000: forget gates), each
-//     i, f, g, o = W_ih x_t + b_ih + W_hh h_(t-1) + b_hh            i, f, o through the logistic function, g through
-//     tanh c_t = f c_(t-1) + i g          h_t = o tanh(c_t)              h and c zero before the first token
-// and followed by dropout; a head of two linear layers, 2H and H wide, each with LayerNorm, ReLU and dropout; a linear
-// layer to the logits. The optimizer is Adamax (Kingma and Ba, 2015, section 7.1).
+// The model: token embedding, then L LSTM layers (Hochreiter and Schmidhuber, 1997; Gers et al., 2000), in each time
+// step
+//     i, f, o = sigmoid(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh), each with its rows of W and b
+//     g = tanh(likewise)
+//     c_t = f c_(t-1) + i g
+//     h_t = o tanh(c_t)
+//
+// where h and c are zero before the first token, and dropout follows each layer; a head of two linear layers, 2H and H
+// wide, each with LayerNorm, ReLU and dropout; a linear layer to the logits. The rows of W and b are in the order i, f,
+// g, o. The optimizer is Adamax (Kingma and Ba, 2015, section 7.1).
 //
 // How it is fast: all that does not depend on the step before is done for all time steps at once, as large products.
 // What remains, W_hh h_(t-1) forward and dgates_(t+1) W_hh backward, is a small product in each time step, on weights
@@ -20,8 +25,8 @@
 // Shapes: B batch, T positions, R = B*T rows, E embedding width, H units of a layer, L layers, V = 153 tokens. Row r is
 // position t = r / B of window b = r % B: the windows' rows of one time step lie side by side, unlike in the files,
 // where all of a window lies together. All matrices are row-major; a linear layer's weight is [out, in].
-// In a backward, gradients of parameters are added to (+=); gradients of activations are set (=), save where it is
-// said.
+// In a backward, gradients of parameters are added to (+=), but that of the second bias, which is the first's;
+// gradients of activations are set (=), save where it is said.
 #include "host_model.h" // first: it chooses the system's interfaces
 
 #include "matmul.h"
@@ -105,6 +110,9 @@ static bool lstm_sizes_of_file(const StFile *file, int *sizes, char *error) {
     const char *names[] = {"emb.weight", "lstm.weight_hh_l0"};
     for (int i = 0; i < 2; i++) { // the columns are the width of the embedding, the units
         const StTensor *tensor = st_find(file, names[i]);
+        if (!tensor && st_find(file, "layers.0.attn.rel")) {
+            return fail(error, "it holds a Transformer; that is for train_gpt_music");
+        }
         if (!tensor) return fail(error, "tensor '%s' of an LSTM is missing", names[i]);
         if (tensor->rank != 2) return fail(error, "tensor '%s' has %d dimensions instead of 2", names[i], tensor->rank);
         if (tensor->shape[1] < 1 || tensor->shape[1] > 1 << 16) {

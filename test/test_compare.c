@@ -100,11 +100,11 @@ static void test_differences(void) {
     other[1 * 12 + 2 * 4 + 3] += 0.0009765625f; // 2^-10
     save_weights("A", other);
     RUNS(0, "compare A B --rtol 1.994e-4");
-    PRINTS("[1,2,3] 1.00097656 1");
+    PRINTS("[1, 2, 3] 1.00097656 1");
     PRINTS("0.000977  0.000199         1"); // max, relative, part of the tolerance
     PRINTS(" used=1 worst=grad.w\n");
     RUNS(1, "compare A B --rtol 1.993e-4");
-    PRINTS("[1,2,3] 1.00097656 1  FAIL\n");
+    PRINTS("[1, 2, 3] 1.00097656 1  FAIL\n");
     PRINTS("\ncompare tensors=4 failed=1 only_one=0 missing=0 used=1 worst=grad.w\n");
     RUNS(1, "compare A B"); // 1e-5
     PRINTS(" used=19.9 ");
@@ -181,12 +181,12 @@ static void test_kinds(void) {
     StTensor f32 = tensor_of("x", ST_F32, 2, 1, 4, 0, weights), f64 = tensor_of("x", ST_F64, 2, 1, 4, 0, doubles);
     CHECK(one_against(f32, f64) == 0, "F32 against an equal F64: %s", printed);
     f64.data = moved;
-    CHECK(one_against(f32, f64) == 1 && strstr(printed, "[0,1] 1 1.00001"), "F32 against another F64: %s", printed);
+    CHECK(one_against(f32, f64) == 1 && strstr(printed, "[0, 1] 1 1.00001"), "F32 against another F64: %s", printed);
     StTensor turned = f32;
     turned.shape[0] = 4;
     turned.shape[1] = 1;
     CHECK(one_against(f32, turned) == 1, "another shape: %s", printed);
-    PRINTS("F32 [1,4] against F32 [4,1]  FAIL\n");
+    PRINTS("F32 [1, 4] against F32 [4, 1]  FAIL\n");
     turned = f32;
     turned.rank = 1;
     turned.shape[0] = 4;
@@ -214,8 +214,8 @@ static void test_kinds(void) {
     float odd[4] = {1, 1, NAN, 1};
     StTensor bad = tensor_of("x", ST_F32, 2, 1, 4, 0, odd);
     for (int i = 0; i < 2; i++) {
-        CHECK(one_against(bad, f32) == 1 && strstr(printed, "  [0,2] "), "in A: %s", printed);
-        CHECK(one_against(f32, bad) == 1 && strstr(printed, "  [0,2] "), "in B: %s", printed);
+        CHECK(one_against(bad, f32) == 1 && strstr(printed, "  [0, 2] "), "in A: %s", printed);
+        CHECK(one_against(f32, bad) == 1 && strstr(printed, "  [0, 2] "), "in B: %s", printed);
         CHECK(one_against(bad, bad) == 1, "in both: %s", printed);
         PRINTS(" used=inf worst=x\n");
         odd[2] = -INFINITY;
@@ -236,7 +236,7 @@ static void test_show(void) {
     RUNS(0, "show A");
     PRINTS(": 5 tensors, 11 elements, ");
     PRINTS("  model = gpt\n  names = one?two\n");
-    PRINTS("w       F32   [2,3]                   -2           3         0.5      1.8708  2 NOT FINITE\n");
+    PRINTS("w       F32   [2, 3]                  -2           3         0.5      1.8708  2 NOT FINITE\n");
     PRINTS("i       I8    [2]                     -3           5           1      4.1231\n");
     PRINTS("u       U8    [2]                    100         200         150      158.11\n");
     PRINTS("none    F64   [0]             empty\n");

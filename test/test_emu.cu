@@ -1,4 +1,5 @@
-// Small kernels for everything that dev/cuda_emu.h emulates, checked against plain loops; they run on a GPU as well.
+// Small kernels for everything that dev/cuda_emu.h emulates, checked against plain loops; they run on a GPU as well
+// (sm_80 and up).
 //   test_emu           all of them
 //   test_emu PLANTED   one kernel with a mistake in it, to see that it is found; the names are in main()
 // A line that test_emu.sh expects in a message ends in a comment `// here: PLANTED`.
@@ -99,8 +100,8 @@ __global__ void product_bf16(float *C, const bf16 *A, const bf16 *B, int M, int 
         if (MISTAKE != 1) cp_async_wait<1>();
         __syncthreads();
         uint32_t a[4], b[4];
-        ldmatrix<4>(a, &As[(s - 1) % 2][m + lane % 16][lane / 16 * 8]);
-        ldmatrix<4, true>(b, &Bs[(s - 1) % 2][lane % 16][n + lane / 16 * 8]); // here: reuse
+        ldmatrix<4>(a, &As[(s - 1) % 2][m + lane % 16][lane / 16 * 8]);       // here: nowait reuse
+        ldmatrix<4, true>(b, &Bs[(s - 1) % 2][lane % 16][n + lane / 16 * 8]); // here: nowait reuse
         mma_bf16(sums[0], a, b);
         mma_bf16(sums[1], a, b + 2);
         if (MISTAKE != 2) __syncthreads();
@@ -169,6 +170,25 @@ __global__ void ping_pong(int *turn, int rounds) {
     }
 }
 
+// out[0] = the sum of in[0..n-1]: every block leaves its part in parts[block] and takes a ticket; the last adds them
+// up. MISTAKE 1 forgets the fence.
+template <int MISTAKE>
+__global__ void sum_by_last_block(float *out, float *parts, unsigned *tickets, const float *in, int n) {
+    __shared__ bool last;
+    float sum = 0;
+    for (int i = blockIdx.x * 32 + threadIdx.x; i < n; i += gridDim.x * 32) sum += in[i];
+    sum = warp_sum(sum);
+    if (threadIdx.x == 0) {
+        parts[blockIdx.x] = sum;
+        if (MISTAKE != 1) __threadfence();
+        last = atomicAdd(tickets, 1u) == gridDim.x - 1;
+    }
+    __syncthreads();
+    if (!last) return;
+    sum = warp_sum(threadIdx.x < gridDim.x ? __ldcg(&parts[threadIdx.x]) : 0); // here: ticket
+    if (threadIdx.x == 0) out[0] = sum;
+}
+
 __global__ void histogram(int *counts, unsigned *largest, float *total, const int *values, int n) {
     __shared__ int mine[8];
     if (threadIdx.x < 8) mine[threadIdx.x] = 0;
@@ -216,7 +236,7 @@ __global__ void round_bf16(unsigned short *out, const float *in) {
     out[threadIdx.x] = __bfloat16_as_ushort(__float2bfloat16(in[threadIdx.x]));
 }
 __global__ void random_words(uint32_t *out, uint32_t seed) {
-    out[threadIdx.x] = philox(philox_key(seed, PHILOX_DROPOUT, 3), threadIdx.x, 1, 2, 3).x[threadIdx.y];
+    out[threadIdx.x] = philox(philox_key(seed, PHILOX_DROPOUT, 3), threadIdx.x, 1, 2, 3).x[0];
 }
 __global__ void scale(float *x, float a, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -353,6 +373,13 @@ static void check_reductions() {
     block_sum<0><<<rows, n, n * sizeof(float)>>>(d_sums, d_x, n);
     compare("block_sum", host(d_sums, rows), sums, 1e-5);
 
+    unsigned *d_tickets = device<unsigned>(1);
+    float *d_parts = device<float>(20);
+    sum_by_last_block<0><<<20, 32>>>(d_sums, d_parts, d_tickets, d_x, n);
+    compare("sum_by_last_block", host(d_sums, 1), {sums[0]}, 1e-5);
+    CUDA(cudaFree(d_tickets));
+    CUDA(cudaFree(d_parts));
+
     const int N = 7, C = 77;
     Floats wanted(N * C);
     for (int i = 0; i < N; i++) {
@@ -444,11 +471,10 @@ static void check_threads() {
     indices<<<dim3(2, 3, 4), dim3(5, 3, 2)>>>(d_out);
     equal("indices", host(d_out, 24 * 30), once);
 
-    std::vector<uint32_t> words(64 * 4);
-    for (uint32_t i = 0; i < 256; i++) words[i] = 0;
+    std::vector<uint32_t> words(64);
     for (uint32_t i = 0; i < 64; i++) words[i] = philox(philox_key(9, PHILOX_DROPOUT, 3), i, 1, 2, 3).x[0];
     random_words<<<1, 64>>>(d_out, 9);
-    equal("random_words", host(d_out, 64), std::vector<uint32_t>(words.begin(), words.begin() + 64));
+    equal("random_words", host(d_out, 64), words);
 
     const int n = 1000;
     std::vector<int> values(n), counts(8);
@@ -620,6 +646,7 @@ int main(int argc, char **argv) {
     if (planted("neighbour")) reads_then_writes<<<1, 128>>>(out);
     if (planted("lockstep")) lockstep<<<1, 32>>>(out);
     if (planted("blocks")) blocks_collide<<<2, 64>>>(out);
+    if (planted("ticket")) sum_by_last_block<1><<<20, 32>>>(out, x, device<unsigned>(1), x + 32, 900);
     if (planted("divergent")) two_barriers<<<1, 64>>>(out);
     if (planted("deadlock")) stuck<<<1, 32>>>((unsigned *)out);
     if (planted("absent")) half_a_warp<<<1, 32>>>(out);

@@ -131,7 +131,7 @@ static void test_help(void) {
     text[fread(text, 1, sizeof text - 1, file)] = 0;
     fclose(file);
     CHECK(!strcmp(text, "  --out DIR          where it goes [out/here]\n"
-                        "  --precision P      number format [fp32]\n"
+                        "  --precision P      number format, fp32|bf16 [fp32]\n"
                         "  --steps N          how many, if not all\n"
                         "  --batch N          windows [8, or so]\n"
                         "  --rate F           of learning [0.0005]\n"

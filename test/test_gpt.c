@@ -117,7 +117,10 @@ int main(void) {
                                  {{1, 18, 3, 10, 1050}, 1, 1100, 0.5, 5, "fp32", 1}}; // a long window
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_plain(&gpt_spec, cases[i], plain_loss);
     check_adamax(&gpt_spec, cases[2]);
-    check_learning(&gpt_spec, (ModelConfig){{2, 32, 4, 48, 16}, 4, 40, 0.1, 5, "fp32", 1}, 160, 3e-3,
-                   "layers.0.ln2.bias", "act.layers.1.attn");
+    const char *precisions[] = {"fp32", "bf16"};
+    for (int i = 0; i < 2; i++) {
+        check_learning(&gpt_spec, (ModelConfig){{2, 32, 4, 48, 16}, 4, 40, 0.1, 5, precisions[i], 1}, 160, 3e-3,
+                       "layers.0.ln2.bias", "act.layers.1");
+    }
     return check_report("gpt");
 }

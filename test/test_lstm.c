@@ -98,10 +98,15 @@ int main(void) {
         {{20, 48, 2}, 8, 20, 0.5, 2, "fp32", 1}, // whole tiles
         {{7, 33, 3}, 9, 11, 0.3, 3, "fp32", 1},  // odd everything
         {{12, 5, 1}, 2, 17, 0, 4, "fp32", 1},    {{64, 512, 2}, 1, 3, 0.5, 1, "bf16", 1},
-        {{7, 33, 3}, 9, 11, 0.3, 3, "bf16", 1},  {{3, 6, 2}, 1, 1100, 0.5, 5, "fp32", 1}}; // a long window
+        {{7, 33, 3}, 9, 11, 0.3, 3, "bf16", 1},  {{1, 1, 1}, 1, 1, 0.5, 6, "fp32", 1},     // the smallest
+        {{5, 257, 1}, 3, 9, 0.5, 7, "fp32", 1},                                            // a block of k and one more
+        {{5, 257, 1}, 3, 9, 0.5, 7, "bf16", 1},  {{3, 6, 2}, 1, 1100, 0.5, 5, "fp32", 1}}; // a long window
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_plain(&lstm_spec, cases[i], plain_loss);
     check_adamax(&lstm_spec, cases[2]);
-    check_learning(&lstm_spec, (ModelConfig){{16, 32, 2}, 4, 40, 0.1, 5, "fp32", 1}, 400, 5e-3, "head.6.weight",
-                   "act.head.7");
+    const char *precisions[] = {"fp32", "bf16"};
+    for (int i = 0; i < 2; i++) {
+        check_learning(&lstm_spec, (ModelConfig){{16, 32, 2}, 4, 40, 0.1, 5, precisions[i], 1}, 400, 5e-3,
+                       "head.6.weight", "act.head.7");
+    }
     return check_report("lstm");
 }

@@ -1,0 +1,613 @@
+// CUDA's vocabulary for cuda_emu.h, which includes this file: keywords, vector types, device functions, bf16, and the
+// part of the runtime API that this project uses. Where an argument makes no difference here it has no name.
+#ifndef CUDA_EMU_API_H
+#define CUDA_EMU_API_H
+
+// ---- Keywords and vectors
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+
+#define EMU_VECTORS(T, name)                                                                                           \
+    struct alignas(2 * sizeof(T)) name##2 {                                                                            \
+        T x, y;                                                                                                        \
+    };                                                                                                                 \
+    struct alignas(4 * sizeof(T)) name##4 {                                                                            \
+        T x, y, z, w;                                                                                                  \
+    };                                                                                                                 \
+    inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                                         \
+    inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
+EMU_VECTORS(float, float)
+EMU_VECTORS(int, int)
+EMU_VECTORS(unsigned, uint)
+EMU_VECTORS(unsigned char, uchar)
+EMU_VECTORS(unsigned short, ushort)
+
+// ---- Device functions: synchronisation and warps
+
+inline void __syncthreads(EMU_SITE) { emu::block_barrier(site); }
+inline void __syncwarp(unsigned mask = ~0u, EMU_SITE) {
+    emu::warp_operation(
+        mask, nullptr, [](emu::Warp &warp, unsigned) { warp.synced = ++emu::sync_clock; }, site);
+}
+EMU_UNCHECKED inline void __threadfence() {
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    emu::note_fence();
+}
+inline void __threadfence_block() {}
+[[noreturn]] inline void __trap(EMU_SITE) { emu::die(site, "__trap()"); }
+// Lets somebody else run: a loop that waits for another thread's store needs it.
+inline void __nanosleep(unsigned, EMU_SITE) {
+    emu::me->site = site;
+    emu::me->warp->ready |= 1u << emu::me->lane;
+    emu::hand_over(emu::next_ready(true));
+}
+namespace cooperative_groups {
+struct grid_group {
+    void sync(EMU_SITE) const { emu::grid_barrier(site); }
+};
+inline grid_group this_grid() { return {}; }
+} // namespace cooperative_groups
+
+namespace emu {
+template <class T>
+struct Shuffled {
+    T value, result;
+    int source;
+};
+template <class T>
+inline T shuffle(unsigned mask, T value, int source, Site site) {
+    Shuffled<T> offer = {value, value, source};
+    auto exchange = [](Warp &warp, unsigned lanes) {
+        for (unsigned m = lanes; m; m &= m - 1) {
+            int lane = __builtin_ctz(m);
+            auto &taker = offer_of<Shuffled<T>>(warp, lane);
+            if (!(lanes >> taker.source & 1))
+                die(warp.lanes[lane].site, "lane %d reads from lane %d, which does not take part in the shuffle", lane,
+                    taker.source);
+            taker.result = offer_of<Shuffled<T>>(warp, taker.source).value;
+        }
+    };
+    warp_operation(mask, &offer, exchange, site);
+    return offer.result;
+}
+} // namespace emu
+template <class T>
+inline T __shfl_sync(unsigned mask, T value, int source, int width = 32, EMU_SITE) {
+    return emu::shuffle(mask, value, (emu::me->lane & -width) | (source & (width - 1)), site);
+}
+template <class T>
+inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, EMU_SITE) {
+    int lane = emu::me->lane, source = lane ^ bits;
+    return emu::shuffle(mask, value, source >= (lane & -width) + width ? lane : source, site);
+}
+template <class T>
+inline T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, EMU_SITE) {
+    int lane = emu::me->lane;
+    return emu::shuffle(mask, value, (lane & (width - 1)) + (int)by >= width ? lane : lane + (int)by, site);
+}
+template <class T>
+inline T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, EMU_SITE) {
+    int lane = emu::me->lane;
+    return emu::shuffle(mask, value, (lane & (width - 1)) < (int)by ? lane : lane - (int)by, site);
+}
+inline unsigned __ballot_sync(unsigned mask, int vote, EMU_SITE) {
+    emu::Shuffled<unsigned> offer = {vote != 0, 0, 0};
+    auto count = [](emu::Warp &warp, unsigned lanes) {
+        unsigned votes = 0;
+        for (unsigned m = lanes; m; m &= m - 1)
+            if (emu::offer_of<emu::Shuffled<unsigned>>(warp, __builtin_ctz(m)).value) votes |= m & -m;
+        for (unsigned m = lanes; m; m &= m - 1)
+            emu::offer_of<emu::Shuffled<unsigned>>(warp, __builtin_ctz(m)).result = votes;
+    };
+    emu::warp_operation(mask, &offer, count, site);
+    return offer.result;
+}
+inline int __any_sync(unsigned mask, int vote, EMU_SITE) { return __ballot_sync(mask, vote, site) != 0; }
+inline int __all_sync(unsigned mask, int vote, EMU_SITE) { return __ballot_sync(mask, !vote, site) == 0; }
+
+// ---- Device functions: atomics, loads, arithmetic
+
+namespace emu {
+template <class T, class F>
+EMU_UNCHECKED inline T atomically(T *p, F f) {
+    T old, next;
+    note_atomic(p);
+    __atomic_load(p, &old, __ATOMIC_RELAXED);
+    do next = f(old);
+    while (!__atomic_compare_exchange(p, &old, &next, true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
+    return old;
+}
+template <class T>
+using Same = std::common_type_t<T>; // a parameter from which T is not deduced
+} // namespace emu
+template <class T>
+inline T atomicAdd(T *p, emu::Same<T> v) {
+    return emu::atomically(p, [=](T old) { return T(old + v); });
+}
+template <class T>
+inline T atomicMax(T *p, emu::Same<T> v) {
+    return emu::atomically(p, [=](T old) { return old < v ? v : old; });
+}
+template <class T>
+inline T atomicMin(T *p, emu::Same<T> v) {
+    return emu::atomically(p, [=](T old) { return v < old ? v : old; });
+}
+template <class T>
+inline T atomicOr(T *p, emu::Same<T> v) {
+    return emu::atomically(p, [=](T old) { return T(old | v); });
+}
+template <class T>
+inline T atomicExch(T *p, emu::Same<T> v) {
+    return emu::atomically(p, [=](T) { return v; });
+}
+template <class T>
+inline T atomicCAS(T *p, emu::Same<T> expected, emu::Same<T> v) {
+    return emu::atomically(p, [=](T old) { return old == expected ? v : old; });
+}
+
+namespace emu {
+template <class T>
+EMU_UNCHECKED inline T load(const T *p, Site site) {
+    note_access(p, sizeof(T), READ, site);
+    return *p;
+}
+template <class T>
+EMU_UNCHECKED inline void store(T *p, T v, Site site) {
+    note_access(p, sizeof(T), WRITE, site);
+    *p = v;
+}
+} // namespace emu
+template <class T>
+inline T __ldg(const T *p, EMU_SITE) {
+    return emu::load(p, site);
+}
+template <class T>
+inline T __ldcg(const T *p, EMU_SITE) {
+    return emu::load(p, site);
+}
+template <class T>
+inline T __ldcs(const T *p, EMU_SITE) {
+    return emu::load(p, site);
+}
+template <class T>
+inline void __stcg(T *p, emu::Same<T> v, EMU_SITE) {
+    emu::store(p, v, site);
+}
+template <class T>
+inline void __stcs(T *p, emu::Same<T> v, EMU_SITE) {
+    emu::store(p, v, site);
+}
+
+// Macros where the C library has (or may come to have) a function of that name.
+#define __expf(x) expf(x)
+#define __logf(x) logf(x)
+#define rsqrtf(x) (1.0f / sqrtf(x))
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __frcp_rn(float a) { return 1.0f / a; }
+inline float __fsqrt_rn(float a) { return sqrtf(a); }
+inline float __frsqrt_rn(float a) { return (float)(1.0 / sqrt((double)a)); }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline float __saturatef(float x) { return x > 0 ? x < 1 ? x : 1 : 0; } // NaN becomes 0
+namespace emu {
+template <class To, class From>
+inline To bits_as(From from) {
+    static_assert(sizeof(To) == sizeof(From), "the same size");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+} // namespace emu
+inline int __float_as_int(float f) { return emu::bits_as<int>(f); }
+inline unsigned __float_as_uint(float f) { return emu::bits_as<unsigned>(f); }
+inline float __int_as_float(int i) { return emu::bits_as<float>(i); }
+inline float __uint_as_float(unsigned i) { return emu::bits_as<float>(i); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
+inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
+template <class A, class B>
+inline std::common_type_t<A, B> min(A a, B b) {
+    std::common_type_t<A, B> x = a, y = b;
+    return y < x ? y : x;
+}
+template <class A, class B>
+inline std::common_type_t<A, B> max(A a, B b) {
+    std::common_type_t<A, B> x = a, y = b;
+    return x < y ? y : x;
+}
+
+// ---- bfloat16: the upper half of a float, rounded to nearest, ties to even
+
+struct __nv_bfloat16 {
+    unsigned short bits;
+    __nv_bfloat16() = default;
+    __nv_bfloat16(float f) {
+        unsigned u = __float_as_uint(f);
+        bits = (unsigned short)(f != f ? 0x7fff : (u + 0x7fff + (u >> 16 & 1)) >> 16);
+    }
+    operator float() const { return __uint_as_float((unsigned)bits << 16); }
+};
+struct alignas(4) __nv_bfloat162 {
+    __nv_bfloat16 x, y;
+};
+inline __nv_bfloat16 __float2bfloat16(float f) { return f; }
+inline __nv_bfloat16 __float2bfloat16_rn(float f) { return f; }
+inline float __bfloat162float(__nv_bfloat16 b) { return b; }
+inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 b) { return b.bits; }
+inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { return emu::bits_as<__nv_bfloat16>(u); }
+inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {a, b}; }
+inline __nv_bfloat162 __float22bfloat162_rn(float2 v) { return {v.x, v.y}; }
+inline __nv_bfloat162 __float2bfloat162_rn(float a) { return {a, a}; }
+inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 a, __nv_bfloat16 b) { return {a, b}; }
+inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {v.x, v.y}; }
+inline float __low2float(__nv_bfloat162 v) { return v.x; }
+inline float __high2float(__nv_bfloat162 v) { return v.y; }
+inline __nv_bfloat16 operator+(__nv_bfloat16 a, __nv_bfloat16 b) { return float(a) + float(b); }
+inline __nv_bfloat16 operator-(__nv_bfloat16 a, __nv_bfloat16 b) { return float(a) - float(b); }
+inline __nv_bfloat16 operator*(__nv_bfloat16 a, __nv_bfloat16 b) { return float(a) * float(b); }
+inline __nv_bfloat162 operator+(__nv_bfloat162 a, __nv_bfloat162 b) { return {a.x + b.x, a.y + b.y}; }
+inline __nv_bfloat162 operator*(__nv_bfloat162 a, __nv_bfloat162 b) { return {a.x * b.x, a.y * b.y}; }
+inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) { return fmaf(a, b, c); }
+inline __nv_bfloat162 __hfma2(__nv_bfloat162 a, __nv_bfloat162 b, __nv_bfloat162 c) {
+    return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};
+}
+
+// ---- Asynchronous copies, for tensor_core.cuh
+// A GPU copies at some time between the request and the wait. A missing wait shows when that is late, as in order fwd;
+// a buffer that is reused too soon shows when it is early, as in order rev; rand takes one or the other.
+
+namespace emu {
+EMU_UNCHECKED inline void copy_now(AsyncCopy &copy) {
+    if (copy.done) return;
+    memcpy(copy.to, copy.from, (size_t)copy.given);
+    memset((char *)copy.to + copy.given, 0, (size_t)(copy.bytes - copy.given));
+    copy.done = true;
+}
+inline void async_copy(void *to, const void *from, int bytes, int given, Site site) {
+    if (((uintptr_t)to | (uintptr_t)from) % (uintptr_t)bytes)
+        die(site, "cp.async: an address is no multiple of %d", bytes);
+    if (given < 0 || given > bytes) die(site, "cp.async: %d bytes of %d", given, bytes);
+    note_access(to, (size_t)bytes, REQUEST, site);
+    me->copies.push_back({to, from, bytes, given, me->copy_group, false});
+    bool early = config.order == RANDOM ? next_random(gang->random) >> 40 & 1 : config.order == REVERSE;
+    if (early) copy_now(me->copies.back());
+}
+inline void async_commit() { me->copy_group++; }
+inline void async_wait(int groups_left, Site site) {
+    auto copy = me->copies.begin();
+    for (; copy < me->copies.end() && copy->group < me->copy_group - groups_left; copy++) {
+        copy_now(*copy);
+        note_access(copy->from, (size_t)copy->given, READ, site);
+        note_access(copy->to, (size_t)copy->bytes, ARRIVAL, site);
+    }
+    me->copies.erase(me->copies.begin(), copy);
+}
+} // namespace emu
+
+// ---- The runtime API: errors, streams, launches
+
+#define EMU_ERRORS(ERROR)                                                                                              \
+    ERROR(cudaSuccess, 0, "no error")                                                                                  \
+    ERROR(cudaErrorInvalidValue, 1, "invalid argument")                                                                \
+    ERROR(cudaErrorMemoryAllocation, 2, "out of memory")                                                               \
+    ERROR(cudaErrorInvalidConfiguration, 9, "invalid configuration argument")                                          \
+    ERROR(cudaErrorInsufficientDriver, 35, "CUDA driver version is insufficient for CUDA runtime version")             \
+    ERROR(cudaErrorNoDevice, 100, "no CUDA-capable device is detected")                                                \
+    ERROR(cudaErrorNoKernelImageForDevice, 209, "no kernel image is available for execution on the device")            \
+    ERROR(cudaErrorNotReady, 600, "device not ready")                                                                  \
+    ERROR(cudaErrorCooperativeLaunchTooLarge, 720, "too many blocks in cooperative launch")                            \
+    ERROR(cudaErrorStreamCaptureUnsupported, 900, "operation not permitted when stream is capturing")                  \
+    ERROR(cudaErrorStreamCaptureImplicit, 906,                                                                         \
+          "operation would make the legacy stream depend on a capturing blocking stream")
+#define EMU_ENUMERATOR(name, number, text) name = number,
+#define EMU_NAME(name, number, text) error == name ? #name:
+#define EMU_TEXT(name, number, text) error == name ? text:
+enum cudaError_t { EMU_ERRORS(EMU_ENUMERATOR) };
+inline const char *cudaGetErrorName(cudaError_t error) { return EMU_ERRORS(EMU_NAME) "unrecognized error code"; }
+inline const char *cudaGetErrorString(cudaError_t error) { return EMU_ERRORS(EMU_TEXT) "unrecognized error code"; }
+
+// A stream does everything at once, unless it is being captured: then it notes it down in the graph.
+namespace emu {
+struct Stream;
+struct Graph {
+    std::vector<std::function<void()>> nodes;
+    std::vector<Stream *> streams; // that are captured into it
+};
+struct Stream {
+    Graph *capture = nullptr;
+};
+struct Event {
+    double milliseconds = 0;
+    Graph *capture = nullptr;
+};
+inline int captures; // that are open
+inline cudaError_t last_error = cudaSuccess;
+inline std::map<const void *, int> dynamic_limit; // by kernel, from cudaFuncSetAttribute
+
+inline cudaError_t result(cudaError_t error) {
+    if (error) last_error = error;
+    return error;
+}
+inline cudaError_t enqueue(Stream *stream, std::function<void()> work) {
+    if (!stream && captures) return result(cudaErrorStreamCaptureImplicit);
+    if (stream && stream->capture)
+        stream->capture->nodes.push_back(std::move(work));
+    else
+        work();
+    return cudaSuccess;
+}
+
+// The emulated GPU: 4 multiprocessors like those of an A100.
+constexpr int MULTIPROCESSORS = 4, SHARED_DEFAULT = 48 << 10, SHARED_LIMIT = 163 << 10, SHARED_SIZE = 164 << 10;
+inline int blocks_at_once(int threads, size_t shared) { // on one multiprocessor
+    return std::min(2048 / ((threads + 31) / 32 * 32), std::min(32, SHARED_SIZE / ((int)shared + 1024)));
+}
+
+inline cudaError_t launch_checked(const void *kernel, Launch launch, Stream *stream) {
+    dim3 grid = launch.grid, block = launch.block;
+    size_t threads = (size_t)block.x * block.y * block.z, blocks = (size_t)grid.x * grid.y * grid.z;
+    bool grid_fits = blocks && grid.x < 1u << 31 && grid.y < 1u << 16 && grid.z < 1u << 16;
+    if (config.major == 0) return result(cudaErrorNoDevice);
+    if (!grid_fits || !threads || threads > 1024 || block.z > 64) return result(cudaErrorInvalidConfiguration);
+    size_t limit = dynamic_limit.count(kernel) ? dynamic_limit[kernel] : SHARED_DEFAULT;
+    if (launch.shared > limit) return result(cudaErrorInvalidValue);
+    if (launch.cooperative && blocks > (size_t)(MULTIPROCESSORS * blocks_at_once((int)threads, launch.shared)))
+        return result(cudaErrorCooperativeLaunchTooLarge);
+    return enqueue(stream, [launch] { run_kernel(launch); });
+}
+
+// What cuda2cpp.sed makes of kernel<<<grid, block, shared, stream>>>: a function that takes the kernel's arguments.
+template <class... P>
+inline auto launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared = 0,
+                   Stream *stream = nullptr) {
+    return [=](P... arguments) {
+        auto body = [=] { kernel(arguments...); };
+        launch_checked((const void *)kernel, {name, body, grid, block, shared, false}, stream);
+    };
+}
+template <class... P, size_t... I>
+inline std::function<void()> bind(void (*kernel)(P...), void **arguments, std::index_sequence<I...>) {
+    (void)arguments;
+    auto values = std::make_tuple(*(std::decay_t<P> *)arguments[I]...);
+    return [=] { std::apply(kernel, values); };
+}
+// And of cudaLaunchCooperativeKernel(kernel, ...).
+template <class... P>
+inline cudaError_t launch_cooperative(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, void **arguments,
+                                      size_t shared = 0, Stream *stream = nullptr) {
+    auto body = bind(kernel, arguments, std::index_sequence_for<P...>());
+    return launch_checked((const void *)kernel, {name, body, grid, block, shared, true}, stream);
+}
+} // namespace emu
+
+// ---- The runtime API: memory, device, streams, graphs
+
+using cudaStream_t = emu::Stream *;
+using cudaEvent_t = emu::Event *;
+using cudaGraph_t = emu::Graph *;
+using cudaGraphExec_t = emu::Graph *;
+
+// Memory. The emulator's device memory is the host's, but copies are checked as if it were not.
+enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+namespace emu {
+inline auto &allocations = *new std::map<const char *, size_t>; // of device memory; still there at the very end
+inline size_t allocated() {
+    size_t sum = 0;
+    for (auto &a : allocations) sum += a.second;
+    return sum;
+}
+// Do p[0..size-1] lie in one allocation?
+inline bool on_device(const void *p, size_t size) {
+    auto next = allocations.upper_bound((const char *)p);
+    if (next == allocations.begin()) return false;
+    auto &[start, length] = *--next;
+    return (const char *)p + size <= start + length;
+}
+EMU_UNCHECKED inline void copy_bytes(void *to, const void *from, size_t size) { memmove(to, from, size); }
+EMU_UNCHECKED inline void set_bytes(void *to, int value, size_t size) { memset(to, value, size); }
+} // namespace emu
+template <class T>
+inline cudaError_t cudaMalloc(T **pointer, size_t size) {
+    *pointer = nullptr;
+    if (emu::config.major == 0) return emu::result(cudaErrorNoDevice);
+    if (size == 0) return cudaSuccess;
+    void *memory = size <= emu::config.memory - emu::allocated() ? emu::allocate(size) : nullptr;
+    if (!memory) return emu::result(cudaErrorMemoryAllocation);
+    *pointer = (T *)memory;
+    emu::set_bytes(memory, 0xff, size);
+    emu::allocations[(const char *)memory] = size;
+    return cudaSuccess;
+}
+inline cudaError_t cudaFree(void *pointer) {
+    if (pointer && !emu::allocations.erase((const char *)pointer)) return emu::result(cudaErrorInvalidValue);
+    emu::deallocate(pointer);
+    return cudaSuccess;
+}
+template <class T>
+inline cudaError_t cudaMallocHost(T **pointer, size_t size) {
+    *pointer = (T *)malloc(size);
+    return *pointer ? cudaSuccess : emu::result(cudaErrorMemoryAllocation);
+}
+inline cudaError_t cudaFreeHost(void *pointer) {
+    free(pointer);
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, cudaMemcpyKind kind,
+                                   cudaStream_t stream = nullptr) {
+    bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if (size && (emu::on_device(to, size) != to_device || emu::on_device(from, size) != from_device))
+        return emu::result(cudaErrorInvalidValue);
+    return emu::enqueue(stream, [=] { emu::copy_bytes(to, from, size); });
+}
+inline cudaError_t cudaMemcpy(void *to, const void *from, size_t size, cudaMemcpyKind kind) {
+    return cudaMemcpyAsync(to, from, size, kind);
+}
+inline cudaError_t cudaMemsetAsync(void *to, int value, size_t size, cudaStream_t stream = nullptr) {
+    if (size && !emu::on_device(to, size)) return emu::result(cudaErrorInvalidValue);
+    return emu::enqueue(stream, [=] { emu::set_bytes(to, value, size); });
+}
+inline cudaError_t cudaMemset(void *to, int value, size_t size) { return cudaMemsetAsync(to, value, size); }
+template <class T>
+inline cudaError_t cudaMemcpyToSymbol(T &symbol, const void *from, size_t size) {
+    return emu::enqueue(nullptr, [&symbol, from, size] { emu::copy_bytes(&symbol, from, size); });
+}
+inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
+    *total = emu::config.memory;
+    *available = *total - emu::allocated();
+    return cudaSuccess;
+}
+
+// The device
+struct cudaDeviceProp {
+    char name[256];
+    int major, minor, multiProcessorCount, maxThreadsPerMultiProcessor, maxThreadsPerBlock, warpSize, cooperativeLaunch;
+    int l2CacheSize, regsPerBlock;
+    size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
+};
+enum cudaDeviceAttr {
+    cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrL2CacheSize = 38,
+    cudaDevAttrComputeCapabilityMajor = 75,
+    cudaDevAttrComputeCapabilityMinor = 76,
+    cudaDevAttrCooperativeLaunch = 95,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+};
+inline cudaError_t cudaGetDeviceCount(int *count) {
+    *count = emu::config.major != 0;
+    return *count ? cudaSuccess : emu::result(cudaErrorNoDevice);
+}
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
+    if (emu::config.major == 0) return emu::result(cudaErrorNoDevice);
+    *p = {"CUDA on the CPU",
+          emu::config.major,
+          emu::config.minor,
+          emu::MULTIPROCESSORS,
+          2048,
+          1024,
+          32,
+          1,
+          1 << 20,
+          1 << 16,
+          emu::config.memory,
+          emu::SHARED_DEFAULT,
+          emu::SHARED_LIMIT,
+          emu::SHARED_SIZE};
+    return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
+    cudaDeviceProp p;
+    if (cudaError_t error = cudaGetDeviceProperties(&p, device)) return error;
+    switch (attribute) {
+    case cudaDevAttrMultiProcessorCount: *value = p.multiProcessorCount; break;
+    case cudaDevAttrL2CacheSize: *value = p.l2CacheSize; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = p.major; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = p.minor; break;
+    case cudaDevAttrCooperativeLaunch: *value = p.cooperativeLaunch; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (int)p.sharedMemPerBlockOptin; break;
+    default: return emu::result(cudaErrorInvalidValue);
+    }
+    return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaDriverGetVersion(int *version) { return *version = 12000, cudaSuccess; }
+inline cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 12000, cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return std::exchange(emu::last_error, cudaSuccess); }
+inline cudaError_t cudaPeekAtLastError() { return emu::last_error; }
+enum cudaFuncAttribute {
+    cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+    cudaFuncAttributePreferredSharedMemoryCarveout = 9
+};
+template <class F>
+inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute attribute, int value) {
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+    if (value < 0 || value > emu::SHARED_LIMIT) return emu::result(cudaErrorInvalidValue);
+    emu::dynamic_limit[(const void *)kernel] = value;
+    return cudaSuccess;
+}
+template <class F>
+inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F *, int threads, size_t shared) {
+    return *blocks = emu::blocks_at_once(threads, shared), cudaSuccess;
+}
+
+// Streams and events
+enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
+    return *stream = new emu::Stream, cudaSuccess;
+}
+inline cudaError_t cudaStreamCreate(cudaStream_t *stream) { return cudaStreamCreateWithFlags(stream, 0); }
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
+inline cudaError_t cudaDeviceSynchronize() {
+    return emu::captures ? emu::result(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    return stream && stream->capture ? emu::result(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
+}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
+    return *event = new emu::Event, cudaSuccess;
+}
+inline cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr) {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    event->milliseconds = (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
+    event->capture = stream ? stream->capture : nullptr;
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
+    return *milliseconds = (float)(end->milliseconds - start->milliseconds), cudaSuccess;
+}
+// A stream that waits for an event of a captured stream is captured with it.
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
+    if (event->capture && !stream->capture) {
+        stream->capture = event->capture;
+        stream->capture->streams.push_back(stream);
+    }
+    return cudaSuccess;
+}
+
+// Graphs: the nodes in the order in which they were captured, one after the other.
+enum cudaStreamCaptureMode {
+    cudaStreamCaptureModeGlobal,
+    cudaStreamCaptureModeThreadLocal,
+    cudaStreamCaptureModeRelaxed
+};
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    if (!stream || stream->capture) return emu::result(cudaErrorStreamCaptureUnsupported);
+    emu::captures++;
+    stream->capture = new emu::Graph{{}, {stream}};
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    *graph = stream->capture;
+    if (!*graph) return emu::result(cudaErrorInvalidValue);
+    emu::captures--;
+    for (cudaStream_t captured : (*graph)->streams) captured->capture = nullptr;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphGetNodes(cudaGraph_t graph, void *, size_t *count) {
+    return *count = graph->nodes.size(), cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long = 0) {
+    return *executable = new emu::Graph(*graph), cudaSuccess;
+}
+inline cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+    return emu::enqueue(stream, [=] {
+        for (auto &node : executable->nodes) node();
+    });
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) { return delete executable, cudaSuccess; }
+
+#endif
