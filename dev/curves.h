@@ -62,7 +62,7 @@ static inline int curve_best(const LossCurve *curve) {
     return best;
 }
 
-// Draws the grid and its numbers. Returns axes that hold every point, their ends at lines of the grid.
+// Draws the grid and its numbers. Returns axes that hold every point and diamond, their ends at lines of the grid.
 static inline CurveAxes curve_axes(StBuffer *out, const LossCurve *curves, int n, double right, const char *epochs) {
     CurveAxes axes = {1, HUGE_VAL, -HUGE_VAL, right};
     for (int k = 0; k < n; k++) {
@@ -74,6 +74,7 @@ static inline CurveAxes curve_axes(StBuffer *out, const LossCurve *curves, int n
             axes.high = fmax(axes.high, fmax(point->train, point->test));
         }
         if (!(curve->published > 0)) continue;
+        axes.end = fmax(axes.end, curve->published_epochs);
         axes.low = fmin(axes.low, curve->published);
         axes.high = fmax(axes.high, curve->published);
     }
@@ -187,7 +188,6 @@ static inline void curves_draw(StBuffer *out, const char *title, const char *epo
         }
         st_print(out, "<path stroke=\"%s\" stroke-dasharray=\"5 4\" opacity=\"0.75\" d=\"M%d %.1fH%d\"/>\n",
                  label->color, CURVE_LEFT, label->at, right);
-        if (curve->published_epochs > axes.end) continue;
         st_print(out, "<path fill=\"white\" stroke=\"%s\" d=\"M%.1f %.1fl5 5-5 5-5-5z\"/>\n", label->color,
                  curve_x(&axes, curve->published_epochs), label->at - 5);
     }

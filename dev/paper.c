@@ -3,10 +3,15 @@
 //
 //     paper --primes --data DIR --out OUT    two pieces of DIR/test.safetensors: OUT/prime-1.mid, OUT/prime-2.mid
 //     paper --data DIR --out OUT             OUT/paper.md, OUT/table.csv, OUT/losses.svg
+//     paper --alone PROGRAM ARGUMENTS        becomes that program, in a process group of its own
 //
-// The latter reads, in OUT/gpt and OUT/lstm, log.csv, model.safetensors and eval.txt, which is what the trainer printed
+// The second reads, in OUT/gpt and OUT/lstm, log.csv, model.safetensors and eval.txt, which is what the trainer printed
 // for --eval. It computes no loss itself. A missing or damaged file is one sentence, and nothing is written.
 #include "train.h"
+
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 
 #define MIDI_STATIC
 #define MIDI_IMPLEMENTATION
@@ -108,10 +113,10 @@ static bool read_result(Result *result, const char *out, char *error) {
         const char *name;
         bool (*read)(Result *, const char *path, char *error);
     } files[] = {{"log.csv", read_log}, {"model.safetensors", read_model}, {"eval.txt", read_eval}};
-    char *folder = join(out, result->folder);
+    char *folder = path_join(out, result->folder);
     bool ok = true;
     for (int i = 0; ok && i < 3; i++) {
-        char *path = join(folder, files[i].name);
+        char *path = path_join(folder, files[i].name);
         ok = files[i].read(result, path, error);
         free(path);
     }
@@ -163,7 +168,7 @@ static bool primes_write(const Dataset *test, const char *out, char *error) {
         char name[32];
         int64_t p = prime_piece(test, k);
         snprintf(name, sizeof name, "prime-%d.mid", k + 1);
-        char *path = join(out, name);
+        char *path = path_join(out, name);
         ok = piece_write(test->tokens + test->pieces[p], (size_t)(test->pieces[p + 1] - test->pieces[p]), path, error);
         free(path);
     }
@@ -237,7 +242,7 @@ static void print_samples(StBuffer *out, const Result *results, const Dataset *t
 
 // What the runs were made with, as paper.sh has written it down.
 static bool print_settings(StBuffer *out, const char *folder, char *error) {
-    char *path = join(folder, "settings.txt"), *text = NULL;
+    char *path = path_join(folder, "settings.txt"), *text = NULL;
     size_t size;
     bool ok = read_file(path, (void **)&text, &size, error);
     if (ok) {
@@ -284,7 +289,7 @@ static void print_curves(StBuffer *out, const Result *results) {
 }
 
 static bool write_text(StBuffer *text, const char *out, const char *name, char *error) {
-    char *path = join(out, name);
+    char *path = path_join(out, name);
     bool ok = text->failed ? fail(error, "%s: no memory for it", path)
                            : write_file_atomically(path, text->bytes, text->size, error);
     free(path);
@@ -318,12 +323,26 @@ static bool report_write(const Dataset *test, const char *out, char *error) {
     return ok;
 }
 
+// For paper.sh: signals for its process group, from a terminal say, do not reach the program, but its own death does.
+static int run_alone(char **command) {
+    char error[ERROR_SIZE];
+    setpgid(0, 0);
+    signal(SIGINT, SIG_DFL); // ignored in what a shell runs in the background
+#ifdef __linux__
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+#endif
+    execvp(command[0], command);
+    fail(error, "%s: cannot be run: %s", command[0], strerror(errno));
+    return program_end("paper", 1, error);
+}
+
 int main(int argc, char **argv) {
     Flags flags = {0};
     const char *data, *out;
     bool primes;
     char error[ERROR_SIZE] = "";
     int status = 0;
+    if (argc > 2 && !strcmp(argv[1], "--alone")) return run_alone(argv + 2);
     program_start();
     flag_text(&flags, "data", "DIR", &data, "data", "folder with test.safetensors");
     flag_text(&flags, "out", "DIR", &out, "out/paper", "folder of the runs, and of what is written");
@@ -337,7 +356,7 @@ int main(int argc, char **argv) {
         printf("paper %s\n", MUSIC_VERSION);
     } else {
         Dataset test;
-        char *path = join(data, "test.safetensors");
+        char *path = path_join(data, "test.safetensors");
         bool ok = dataset_open(&test, path, PRIME_TOKENS, error);
         if (ok && prime_piece(&test, 0) < 0) {
             ok = fail(error, "%s: none of its pieces has the %d tokens of a prime", path, PRIME_TOKENS);

@@ -68,6 +68,7 @@ check "losses.svg is well-formed" well_formed whole/losses.svg
 for words in "Transformer test" "Transformer train" "LSTM test" "LSTM published 1.425" "Transformer published 1.237"; do
     check "losses.svg has: $words" grep -q -F "$words" whole/losses.svg
 done
+equal "diamonds in losses.svg, also beyond the last epoch" "$(grep -c 'l5 5-5 5-5-5z"' whole/losses.svg)" 2
 equal "best points in losses.svg" "$(grep -c 'r="6.5"' whole/losses.svg)" 2
 for model in gpt lstm; do
     folder=whole/$model
@@ -99,6 +100,7 @@ for model in gpt lstm; do
         check "$figure.svg says how long the prime is" grep -q "tokens 768, .*prime-$i.mid (256 tokens)" "$figure.svg"
     done
 done
+model=
 piece=1
 for file in music/test/*.mid; do # of two test pieces both are taken
     "$root/data_prep/prepare_music" --tokens "$file" | head -n 256 >wanted
@@ -124,7 +126,7 @@ refuses "'flags for the LSTM: $lstm', not 'flags for the LSTM: none'" \
 mkdir other
 cp -r music other/music
 rm other/music/train/003*
-refuses "other/music/train: its music has changed" \
+refuses "DATA=other/music: is other music than whole was begun with" \
     DATA=other/music PAPER_OUT=whole PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm"
 refuses "other: holds something else" DATA=music PAPER_OUT=other
 # A missing part of the evidence.
@@ -134,6 +136,17 @@ refuses "torn/lstm/log.csv: " DATA=music PAPER_OUT=torn PAPER_FLAGS="$tiny" GPT_
 mv torn/lstm/log torn/lstm/log.csv
 echo "eval loss=1.0" >torn/gpt/eval.txt
 refuses "torn/gpt/eval.txt: " DATA=music PAPER_OUT=torn PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm"
+
+# Flags that no training takes bind nothing, nor do other data before a training has begun.
+paper 1 DATA=music PAPER_OUT=typo PAPER_FLAGS=--bacth=4
+check "the trainer says what is wrong" grep -q -e "--bacth: there is no such flag; did you mean --batch" stderr
+paper 1 DATA=music PAPER_OUT=typo LSTM_FLAGS="--embed none"
+check "the LSTM's flags are read before the Transformer is trained" grep -q -e "--embed none" stderr
+check "wrong flags have left no folder" test ! -e typo
+paper 1 DATA=other/music PAPER_OUT=parts PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt --width 17" LSTM_FLAGS="$lstm"
+check "the trainer says what is wrong" grep -q -e "--width 17" stderr
+refuses "GPT_FLAGS: leave out --out;" DATA=music PAPER_OUT=typo GPT_FLAGS="--layers 1 --out=typo"
+refuses "PAPER_FLAGS: leave out --steps;" DATA=music PAPER_OUT=typo PAPER_FLAGS="--steps 9"
 
 # Interrupted as Ctrl-C does it, then killed, then left alone: what a run ends with that was never disturbed.
 cat >disturbed <<END
@@ -145,8 +158,8 @@ chmod +x disturbed
 rows() { if [ -e parts/gpt/log.csv ]; then wc -l <parts/gpt/log.csv; else echo 0; fi; }
 for signal in INT KILL; do
     most=$(($(rows) + 1)) tries=0
-    env DATA=music PAPER_OUT=parts PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm" TRAIN_GPT_MUSIC=./disturbed \
-        "$root/dev/paper.sh" >stdout 2>stderr &
+    env DATA=music PAPER_OUT=parts PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="--width 9" \
+        TRAIN_GPT_MUSIC=./disturbed "$root/dev/paper.sh" >stdout 2>stderr &
     while [ "$(rows)" -le $most ] && [ $tries -lt 100 ]; do
         tries=$((tries + 1))
         sleep 0.1
@@ -156,6 +169,8 @@ for signal in INT KILL; do
     check "a trainer that is stopped by $signal stops it all" test $? -eq 1
     check "it was stopped while training" test ! -e parts/gpt/eval.txt
 done
+refuses "not 'flags for the Transformer: --layers 1'" DATA=music PAPER_OUT=parts PAPER_FLAGS="$tiny" \
+    GPT_FLAGS="--layers 1"
 paper 0 DATA=music PAPER_OUT=parts PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm" TRAIN_GPT_MUSIC=./disturbed
 check "it went on" grep -q "^going on from step" stdout
 for file in gpt/model.safetensors gpt-sample-1.mid lstm-continued-2.svg losses.svg; do
@@ -165,24 +180,80 @@ cut -d , -f 1-6 whole/gpt/log.csv >wanted
 cut -d , -f 1-6 parts/gpt/log.csv >rows
 check "the log is as without the interruptions" cmp -s wanted rows
 
-# A TERM that only the script hears reaches the trainer, and the script waits for it.
-printf '#!/bin/sh\necho begun >begun\nexec sleep 60\n' >disturbed
-env DATA=music PAPER_OUT=late TRAIN_GPT_MUSIC=./disturbed "$root/dev/paper.sh" >stdout 2>stderr &
-tries=0
-while [ ! -e begun ] && [ $tries -lt 50 ]; do
-    tries=$((tries + 1))
-    sleep 0.1
+# Fewer epochs first: with more of them it goes on, and evaluates and samples the better models. Nothing else is needed.
+paper 0 DATA=music PAPER_OUT=more PAPER_FLAGS="$tiny --epochs 2" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm"
+check "fewer epochs are another model" sh -c "! cmp -s more/gpt/model.safetensors whole/gpt/model.safetensors"
+paper 0 DATA=music PAPER_OUT=more PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm"
+for file in gpt/model.safetensors gpt-sample-1.svg lstm-continued-2.mid losses.svg; do
+    check "$file is as if there had always been as many epochs" cmp -s more/$file whole/$file
 done
-kill -TERM $!
-wait $!
-check "a TERM stops it" test $? -eq 1
-check "it says how to go on" grep -q "the same command goes on with late" stderr
+equal "its evaluation" "$(tail -n 5 more/lstm/eval.txt)" "$(tail -n 5 whole/lstm/eval.txt)"
+paper 0 DATA=music PAPER_OUT=more PAPER_FLAGS="$tiny --threads 1" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm --patience 9"
+check "it looked whether there is more to do" grep -q "^nothing was left to do" stdout
+check "the same models were not evaluated again" sh -c "! grep -q evaluating stdout"
+check "settings.txt has the last limits" grep -q -e "--patience 9" more/settings.txt
+
+# Whatever stops it, and whoever else that was sent to: the trainer hears of it once, and takes its time to save.
+cat >slow <<'END'
+#!/bin/sh
+case " $* " in *" --help "*) exit ;; esac
+signals=0 tenths=0
+trap 'signals=$((signals + 1))' TERM
+echo begun >"$PAPER_OUT.begun"
+while [ $signals -eq 0 ] && [ $tenths -lt 200 ]; do
+    sleep 0.1
+    tenths=$((tenths + 1))
+done
+sleep 1
+sleep 1
+sleep 1
+echo "signals: $signals" >"$PAPER_OUT.end"
+exit 1
+END
+chmod +x slow
+stops() { # NAME SIGNAL GROUP COMMAND...: GROUP is - for the whole group, or nothing
+    name=$1 signal=$2 group=$3
+    shift 3
+    env DATA="$scratch/whole/data" PAPER_OUT="$scratch/$name" TRAIN_GPT_MUSIC="$scratch/slow" \
+        "$root/dev/paper" --alone "$@" >$name.stdout 2>$name.stderr &
+    job=$! tries=0
+    while [ ! -e $name.begun ] && [ $tries -lt 100 ]; do
+        sleep 0.1
+        tries=$((tries + 1))
+    done
+    kill -"$signal" "$group$job"
+    wait $job 2>/dev/null # bash tells of those killed
+    echo $? >$name.status
+    tries=0
+    while [ ! -e $name.end ] && [ $tries -lt 60 ]; do # the script, if killed, has not waited for it
+        sleep 0.1
+        tries=$((tries + 1))
+    done
+}
+made="-o train_gpt_music -o train_lstm_music -o sample_music -o dev/paper -o data_prep/prepare_music"
+stops term TERM "" "$root/dev/paper.sh" &
+stops group.term TERM - "$root/dev/paper.sh" &
+stops group.int INT - "$root/dev/paper.sh" &
+stops group.hup HUP - "$root/dev/paper.sh" &
+# shellcheck disable=SC2086
+stops make.term TERM - make -C "$root" $made -o data_prep/compose_music paper &
+ways="term group.term group.int group.hup make.term"
+if [ -e /proc/self/stat ]; then # only Linux tells a program of its parent's death
+    stops kill KILL "" "$root/dev/paper.sh" &
+    ways="$ways kill"
+fi
+wait
+for name in $ways; do
+    equal "$name, what the trainer heard" "$(cat $name.end)" "signals: 1"
+    check "$name: it failed" test "$(cat $name.status)" -ne 0
+    test $name = kill || check "$name: it says how to go on" grep -q "the same command goes on with" $name.stderr
+done
 
 # Without DATA: the starter corpus, in ./data.
-printf '#!/bin/sh\nexit 1\n' >disturbed
+printf '#!/bin/sh\ncase $* in *--out*) exit 1 ;; esac\nexec "%s" "$@"\n' "$root/train_gpt_music" >disturbed
 paper 1 TRAIN_GPT_MUSIC=./disturbed PAPER_OUT=starter
-check "the composing was announced" grep -q "composing the starter corpus" stdout
+check "the composing was announced" grep -q "composing the starter corpus" stderr
 check "the starter corpus is there" test -s data/train.safetensors
+check "so are the primes" test -s starter/prime-2.mid
 
-echo "paper: $passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+report paper
