@@ -1,5 +1,5 @@
 # make                     the trainer, the sampler, and the two programs that prepare music
-# make train_gpt_music     the trainer, and the sampler beside it; DEVICE=cpu forces the CPU
+# make train_gpt_music     the trainer, and the sampler beside it; DEVICE=cpu|cuda|emu forces one
 # make test                all checks, a few minutes; make test-long: the slow ones too
 # make bench               the trainers' speed on this machine
 # make paper               the published comparison: both models trained, evaluated and sampled, DATA=a MIDI folder
@@ -18,13 +18,15 @@ OPENMP := $(shell probe=$$(mktemp) && echo 'int main(void) { return 0; }' | $(CC
 endif
 PARALLEL := $(if $(filter yes,$(OPENMP)),-fopenmp,-Wno-unknown-pragmas)
 
-DEVICE ?= cpu
-ifneq ($(DEVICE),cpu)
-ifneq ($(MAKECMDGOALS),clean)
-$(error DEVICE=$(DEVICE) cannot be built: this version has the CPU trainer only, DEVICE=cpu)
+# DEVICE: cuda where there are nvcc and a GPU, else cpu; emu runs the CUDA source on the CPU, for learning and debugging.
+NVCC := $(shell command -v nvcc 2>/dev/null)
+GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
+DEVICE ?= $(if $(and $(NVCC),$(GPU)),cuda,cpu)
+ifeq ($(filter cuda cpu emu,$(DEVICE)),)
+$(error DEVICE=$(DEVICE) is unknown; it can be cuda, cpu or emu)
 endif
-endif
-HAVE_NVCC := $(if $(shell command -v nvcc 2>/dev/null),nvcc is here but this version has no CUDA trainer,there is no nvcc)
+WHY := $(if $(NVCC),$(if $(GPU),nvcc and a GPU are here,nvcc is here but no GPU),there is no nvcc)
+ARCH = sm_$(or $(GPU),80)
 
 HOST = dev/safetensors.h dev/curves.h dev/flags.h dev/philox.h dev/data.h
 PREPARE = data_prep/prepare_music data_prep/compose_music
@@ -33,9 +35,46 @@ TRAINERS = train_gpt_music train_lstm_music
 
 all: $(TRAINERS) sample_music
 
-$(TRAINERS): %: dev/%.c dev/train.h dev/host_model.h dev/matmul.h dev/vector.h $(HOST) build/flags | $(PREPARE) sample_music
+CPU_TRAINER = dev/train.h dev/host_model.h dev/matmul.h dev/vector.h $(HOST) build/flags
+CPU_SAYS = built for the CPU ($(WHY)), $(if $(filter yes,$(OPENMP)),all cores,ONE THREAD$(if $(OPENMP),: OPENMP=$(OPENMP),: the compiler has no OpenMP))
+
+ifeq ($(DEVICE),cpu)
+train_gpt_music: dev/train_gpt_music.c $(CPU_TRAINER) | $(PREPARE) sample_music
 	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
-	@echo "$@: built for the CPU ($(HAVE_NVCC)), $(if $(filter yes,$(OPENMP)),all cores,ONE THREAD$(if $(OPENMP),: OPENMP=$(OPENMP),: the compiler has no OpenMP))"
+	@echo "$@: $(CPU_SAYS)"
+else ifeq ($(DEVICE),cuda)
+train_gpt_music: train_gpt_music.cu $(wildcard dev/*.cuh) dev/train.h $(HOST) build/flags | $(PREPARE) sample_music
+	nvcc -O3 -std=c++17 -arch=$(ARCH) -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas -o $@ $<
+	@echo "$@: built for the GPU, $(ARCH) ($(WHY))"
+else
+train_gpt_music: build/train_gpt_music_emu | $(PREPARE) sample_music
+	cp $< $@
+	@echo "$@: built for the emulator, DEVICE=emu: the CUDA source on the CPU, slowly"
+endif
+
+train_lstm_music: dev/train_lstm_music.c $(CPU_TRAINER) | $(PREPARE) sample_music
+	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
+	@echo "$@: $(CPU_SAYS)$(if $(filter cpu,$(DEVICE)),,; it has no CUDA source yet)"
+
+build/%_cpu: dev/%.c $(CPU_TRAINER)
+	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
+# The CUDA sources on the CPU (dev/cuda_emu.h): as C++ in build/emu, where an #include looks before it does so here.
+CXX = $(if $(findstring clang,$(CC)),clang++,g++)
+EMU_CFLAGS = -std=c++17 -ffp-contract=fast -fno-math-errno -Wall -Wextra -I.
+EMU_HEADERS = dev/cuda_emu.h dev/cuda_emu_api.h $(patsubst %,build/emu/%,$(wildcard dev/*.cuh)) dev/train.h $(HOST) build/flags
+
+build/emu/%: % dev/cuda2cpp.sed
+	@mkdir -p $(@D)
+	@{ echo '#line 1 "$<"'; sed -f dev/cuda2cpp.sed $<; } >$@
+build/%_emu: build/emu/%.cu $(EMU_HEADERS)
+	$(CXX) $(EMU_CFLAGS) -O2 $(NATIVE) $(PARALLEL) $(LDFLAGS) -o $@ -x c++ $< $(LDLIBS)
+build/%_emu_sanitized: build/emu/%.cu $(EMU_HEADERS)
+	$(CXX) $(EMU_CFLAGS) -O1 -g $(PARALLEL) -fsanitize=address,undefined -fno-sanitize-recover=all $(LDFLAGS) -o $@ -x c++ $< $(LDLIBS)
+build/%_emu_race: build/emu/%.cu dev/cuda_emu_race.cpp $(EMU_HEADERS)
+	$(CXX) $(EMU_CFLAGS) -O1 -g -Wno-unknown-pragmas -fsanitize=thread -c -o $@.o -x c++ $<
+	$(CXX) $(EMU_CFLAGS) -O2 $(LDFLAGS) -o $@ $@.o dev/cuda_emu_race.cpp $(LDLIBS)
+.PRECIOUS: build/emu/%
 
 sample_music: sample_music.c midi.h dev/vector.h $(HOST) build/flags
 	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
@@ -69,15 +108,16 @@ TEST_CFLAGS = $(CFLAGS) $(PARALLEL) -Werror
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 PROGRAMS = flags midi compose safetensors compare philox data train vector matmul gpt lstm gradients lstm_gradients sample
 SANITIZED = flags midi compose safetensors compare data train vector matmul gpt lstm sample
+GPU_CHECKS = dev/compare_tensors $(addprefix build/train_gpt_music_,cpu emu emu_sanitized emu_race)
 ALL_SOURCES = $(wildcard *.h *.c dev/*.h dev/*.c data_prep/*.c test/*.c test/*.h)
 CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double build/test_matmul_plain build/test_lstm_plain
-SCRIPTS = test/test_headers.sh test/test_prepare.sh test/test_cli.sh test/test_resume.sh test/test_paper.sh
+SCRIPTS = test/test_headers.sh test/test_emu.sh test/test_gpu.sh test/test_prepare.sh test/test_cli.sh test/test_resume.sh test/test_paper.sh
 
 test test-long: dev/paper
-test: all $(CHECKS)
+test: all $(CHECKS) $(GPU_CHECKS)
 	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS)
 
-test-long: all $(CHECKS) build/test_gradients_sanitized build/test_gpt_plain
+test-long: all $(CHECKS) $(GPU_CHECKS) build/test_gradients_sanitized build/test_gpt_plain
 	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS) build/test_gradients_sanitized build/test_gpt_plain
 
 build/test_gradients build/test_gradients_sanitized build/test_lstm_gradients build/test_lstm_gradients_sanitized build/test_matmul_double build/test_vector_double: TEST_CFLAGS += -DREAL=double

@@ -258,6 +258,33 @@ inline __nv_bfloat162 __hfma2(__nv_bfloat162 a, __nv_bfloat162 b, __nv_bfloat162
     return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};
 }
 
+// ---- half precision (fp16): 5 bits of exponent, 11 of precision; storage and conversions only
+
+struct __half {
+    unsigned short bits;
+};
+inline __half __ushort_as_half(unsigned short u) { return {u}; }
+inline unsigned short __half_as_ushort(__half h) { return h.bits; }
+// Rounds to nearest, ties to even: adding and taking away a power of two leaves the digits that fp16 has at f's size.
+inline __half __float2half_rn(float f) {
+    unsigned sign = __float_as_uint(f) >> 16 & 0x8000;
+    float size = fabsf(f);
+    if (f != f) return {(unsigned short)(sign | 0x7fff)};
+    if (size >= 65520) return {(unsigned short)(sign | 0x7c00)};                                    // infinity
+    if (size < ldexpf(1, -14)) return {(unsigned short)(sign | (unsigned)rintf(ldexpf(size, 24)))}; // subnormal
+    unsigned u = __float_as_uint(size);
+    u += 0xfff + (u >> 13 & 1);
+    return {(unsigned short)(sign | ((u >> 13) - (112 << 10)))};
+}
+inline __half __float2half(float f) { return __float2half_rn(f); }
+inline float __half2float(__half h) {
+    unsigned exponent = h.bits >> 10 & 31, digits = h.bits & 1023;
+    float size = exponent == 31 ? (digits ? NAN : INFINITY)
+                 : exponent     ? ldexpf((float)(1024 + digits), (int)exponent - 25)
+                                : ldexpf((float)digits, -24);
+    return h.bits >> 15 ? -size : size;
+}
+
 // ---- Asynchronous copies, for tensor_core.cuh
 // A GPU copies at some time between the request and the wait. A missing wait shows when that is late, as in order fwd;
 // a buffer that is reused too soon shows when it is early, as in order rev; rand takes one or the other.

@@ -1309,7 +1309,7 @@ static inline bool starter_wanted(const char *folder) {
     DIR *list = opendir(folder);
     bool train = false, test = false, starter = false, other = false;
     if (!list) return errno == ENOENT;
-    for (struct dirent *entry; (entry = readdir(list));) {
+    for (struct dirent *entry; (entry = readdir(list)) != NULL;) {
         const char *name = entry->d_name, *dot = strrchr(name, '.');
         if (!strcmp(name, ".") || !strcmp(name, "..") || (dot && !strcmp(dot, ".tmp"))) continue;
         train |= !strcmp(name, "train.safetensors");
