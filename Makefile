@@ -2,6 +2,7 @@
 # make train_gpt_music     the trainer, and the sampler beside it; DEVICE=cpu|cuda|emu forces one
 # make test                all checks, a few minutes; make test-long: the slow ones too
 # make bench               the trainers' speed on this machine
+# make compare             the CUDA trainer against the CPU reference, tensor by tensor
 # make paper               the published comparison: both models trained, evaluated and sampled, DATA=a MIDI folder
 # CC=clang, OPENMP=no (one thread) and CFLAGS=... do what one expects.
 
@@ -102,6 +103,10 @@ bench: $(TRAINERS)
 paper: $(TRAINERS) sample_music $(PREPARE) dev/paper
 	@dev/paper.sh
 
+# The CUDA trainer against the CPU reference, number by number: on a GPU in full size, else through the emulator.
+compare: build/train_gpt_music_cpu $(PREPARE) dev/compare_tensors $(if $(filter cuda,$(DEVICE)),train_gpt_music,build/train_gpt_music_emu)
+	dev/compare.sh build/train_gpt_music_cpu $(if $(filter cuda,$(DEVICE)),./train_gpt_music,build/train_gpt_music_emu --layers 2 --window 64 --batch 2)
+
 # ---- tests: test/test_NAME.c or test/test_NAME.sh, each ending in a line `NAME: N passed, N failed`
 
 TEST_CFLAGS = $(CFLAGS) $(PARALLEL) -Werror
@@ -117,8 +122,8 @@ test test-long: dev/paper
 test: all $(CHECKS) $(GPU_CHECKS)
 	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS)
 
-test-long: all $(CHECKS) $(GPU_CHECKS) build/test_gradients_sanitized build/test_gpt_plain
-	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS) build/test_gradients_sanitized build/test_gpt_plain
+test-long: all $(CHECKS) $(GPU_CHECKS) build/test_gradients_sanitized build/test_gpt_plain test/test_matmul_gpu.sh
+	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS) build/test_gradients_sanitized build/test_gpt_plain test/test_matmul_gpu.sh
 
 build/test_gradients build/test_gradients_sanitized build/test_lstm_gradients build/test_lstm_gradients_sanitized build/test_matmul_double build/test_vector_double: TEST_CFLAGS += -DREAL=double
 build/test_%_plain: NATIVE = # the narrowest vectors that the compiler assumes
@@ -135,4 +140,4 @@ build/test_%_plain: test/test_%.c $(ALL_SOURCES) build/flags
 clean:
 	rm -rf build $(TRAINERS) sample_music $(PREPARE) dev/compare_tensors dev/paper
 
-.PHONY: all bench paper test test-long clean FORCE
+.PHONY: all bench compare paper test test-long clean FORCE

@@ -20,6 +20,8 @@
 // tokens, D distances in the relative table. All matrices are row-major; a linear layer's weight is [out, in].
 // Gradients are set (=) in every step, save where a residual branch adds to them (+=), which is said.
 // A template parameter Half is the type of the operands of products: float, or __nv_bfloat16.
+// A launch stays on the line of its kernel, for dev/cuda2cpp.sed, where clang-format would break it.
+
 #include "dev/train.h" // first: it chooses the system's interfaces
 
 #include <cuda_bf16.h>
@@ -279,7 +281,6 @@ static void embedding_backward(float *demb, float *partial, const float *dx, con
 // order in which blocks or warps run.
 
 enum { STRIP = 16, BLOCK = STRIP * STRIP };
-enum { HEADS_TOGETHER = 8 }; // whose sums over distances are added up before they are written
 
 struct AttentionShape {
     int T, C, H, S, D;
@@ -317,10 +318,15 @@ static size_t attention_scores_size(int B, AttentionShape s) {
     return (size_t)B * s.H * s.strips * (s.strips + 1) / 2 * BLOCK;
 }
 
-// The sums over distances come in parts, [parts][16 strips][S] floats: a part for 8 heads, on tensor cores two.
+// The sums over distances come in parts, [parts][16 strips][S] floats: from 8 heads or a multiple of 8, so many that at
+// most 32 groups are left to add up; on tensor cores two parts a group.
+static int heads_together(int B, AttentionShape s) { return (B * s.H + 8 * 32 - 1) / (8 * 32) * 8; }
+
+static int head_groups(int B, AttentionShape s) { return (B * s.H - 1) / heads_together(B, s) + 1; }
+
 template <typename T>
 static int relative_parts(int B, AttentionShape s) {
-    return (B * s.H + HEADS_TOGETHER - 1) / HEADS_TOGETHER * (attention_on_tensor_cores<T>(s) ? 2 : 1);
+    return head_groups(B, s) * (attention_on_tensor_cores<T>(s) ? 2 : 1);
 }
 template <typename T>
 static size_t relative_partial_size(int B, AttentionShape s) {
@@ -493,11 +499,11 @@ __global__ void __launch_bounds__(256, 4)
 }
 
 // Sums over queries. The first strips x heads blocks have a strip of keys of a head each: dk and dv. The others have a
-// strip of distances of 8 heads: their part of drel.
+// strip of distances of a group of heads: their part of drel.
 template <typename T>
 __global__ void __launch_bounds__(256, 4)
     attention_backward_keys_kernel(T *dqkv, float *rel_partial, const T *dscores, const SCORE *scores, const T *dout,
-                                   const float *log_sums, const T *qkv, int heads, AttentionShape s) {
+                                   const float *log_sums, const T *qkv, int heads, int together, AttentionShape s) {
     __shared__ float a_tile[STRIP][STRIP + 1];
     __shared__ float ds_tile[STRIP][STRIP + 1];
     const int C3 = 3 * s.C, i = threadIdx.x / STRIP, x = threadIdx.x % STRIP; // of the tile that it fills
@@ -533,7 +539,7 @@ __global__ void __launch_bounds__(256, 4)
         for (int first = 0; first < STRIP * s.S; first += blockDim.x) {
             const int own = first + threadIdx.x, row = own / s.S, d = own % s.S;
             float sum = 0;
-            for (int bh = part * HEADS_TOGETHER; bh < min((part + 1) * HEADS_TOGETHER, heads); bh++) {
+            for (int bh = part * together; bh < min((part + 1) * together, heads); bh++) {
                 const T *q = qkv + head_at(bh, C3, s);
                 for (int t0 = n0; t0 < s.T; t0 += STRIP) {
                     int t_i = t0 + i, j = t_i - n0 - x;
@@ -549,13 +555,13 @@ __global__ void __launch_bounds__(256, 4)
     }
 }
 
-// drel[D-1-n] = the sum of all parts of distance n. A block has a row of the table, row 0 with all that is farther. 256
-// threads: as many channels side by side as there are, the terms dealt out to the threads that are left.
-__global__ void __launch_bounds__(256)
+// drel[D-1-n] = the sum of all parts of distance n. A block has a row of the table, row 0 with all that is farther. 512
+// threads: a row's channels side by side, the terms dealt out to as many such rows of threads as there are.
+__global__ void __launch_bounds__(512)
     relative_vectors_backward_kernel(float *drel, const float *rel_partial, int parts, AttentionShape s) {
-    __shared__ float sums[256];
+    __shared__ float sums[512];
     const int row = blockIdx.x, first = s.D - 1 - row, end = min(row == 0 ? s.T : first + 1, s.T);
-    const int terms = max(end - first, 0) * parts, columns = min(s.S, 256), slices = 256 / columns;
+    const int terms = max(end - first, 0) * parts, columns = min(s.S, 512), slices = 512 / columns;
     const int slice = threadIdx.x / columns;
     for (int d0 = 0; d0 < s.S; d0 += columns) {
         const int d = d0 + threadIdx.x % columns;
@@ -582,8 +588,7 @@ __global__ void __launch_bounds__(256)
 // that a warp moves a block as two times 256 bytes in a row. mma_bf16 deals out the columns of a product as 2c, 2c+1 of
 // each of its two halves; key_of() says which key that column must be for this. x[e], e < 8:
 //     query g + 8 (e / 2 % 2), key 4c + 2 (e / 4) + e % 2
-// Packed in pairs it is the A operand of a product over keys, if the other operand's rows come in the order of
-// key_of().
+// Packed in pairs it is the A operand of a product over keys, if the other operand's rows come in that order.
 
 enum { WARPS = 8, ROWS = 256, REL_ROWS = ROWS + STRIP * WARPS };
 
@@ -930,25 +935,27 @@ __device__ inline void store_skewed(__nv_bfloat16 *band, const uint32_t *ds, int
     }
 }
 
-// dq and the parts of drel, from dscores. Of the blocks for 8 heads, the first have 8 strips of queries of a head each:
-// a warp has a strip and passes by its keys, dq = dscores k + skewed dscores rel. The others have a diagonal of blocks
-// each, a warp that of one head: drel = skewed dscores^T q, the 8 heads' sum for the 32 distances that meet there. They
-// are one launch, and near each other, so that dscores come from memory once, then from the L2 cache.
+// dq and the parts of drel, from dscores. Of the blocks for a group of heads, the first have 8 strips of queries of a
+// head each: a warp has a strip and passes by its keys, dq = dscores k + skewed dscores rel. The others have a diagonal
+// of blocks each, a warp that of every eighth head: drel = skewed dscores^T q, the group's sum for the 32 distances
+// that meet there. They are one launch, and near each other, so that dscores come from memory once, then from the L2
+// cache.
 __global__ void __launch_bounds__(256)
     attention_backward_queries_16(__nv_bfloat16 *dqkv, float *rel_partial, const __nv_bfloat16 *dscores,
-                                  const __nv_bfloat16 *qkv, const float *rel, int heads, AttentionShape s) {
+                                  const __nv_bfloat16 *qkv, const float *rel, int heads, int together,
+                                  AttentionShape s) {
     __shared__ __align__(16) __nv_bfloat16 rows[(ROWS + REL_ROWS) * 16];
     __shared__ __align__(16) __nv_bfloat16 bands[WARPS][2 * BLOCK];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, C3 = 3 * s.C;
-    const int tiles = (s.strips + WARPS - 1) / WARPS, query_blocks = HEADS_TOGETHER * tiles;
+    const int tiles = (s.strips + WARPS - 1) / WARPS, query_blocks = together * tiles;
     const int part = blockIdx.x / (query_blocks + s.strips), role = blockIdx.x % (query_blocks + s.strips);
     __nv_bfloat16 *band = bands[warp];
     for (int i = lane; i < BLOCK; i += 32) ((uint32_t *)band)[i] = 0;
     __syncwarp();
     uint32_t ds[4], ds_next[4] = {0, 0, 0, 0}, a[4], b[4];
     if (role < query_blocks) {
-        const int bh = part * HEADS_TOGETHER + role % HEADS_TOGETHER;
-        const int I0 = (tiles - 1 - role / HEADS_TOGETHER) * WARPS, I = I0 + warp, end = min(I0 + WARPS, s.strips);
+        const int bh = part * together + role % together;
+        const int I0 = (tiles - 1 - role / together) * WARPS, I = I0 + warp, end = min(I0 + WARPS, s.strips);
         if (bh >= heads) return; // the whole block
         const __nv_bfloat16 *k = qkv + head_at(bh, C3, s) + s.C;
         __nv_bfloat16 *k_rows = rows, *rel_rows = rows + ROWS * 16;
@@ -979,10 +986,10 @@ __global__ void __launch_bounds__(256)
         }
         if (I < s.strips) store_rows(dqkv + head_at(bh, C3, s), C3, I * STRIP, dq, 0.25f, s.T, lane);
     } else {
-        const int away = role - query_blocks, bh = part * HEADS_TOGETHER + warp;
+        const int away = role - query_blocks;
         __nv_bfloat16 *q_rows = rows + warp * 2 * BLOCK; // two strips, in turn
         float near[8] = {0}, far[8] = {0};
-        if (bh < heads) {
+        for (int bh = part * together + warp; bh < min((part + 1) * together, heads); bh += WARPS) {
             const __nv_bfloat16 *q = qkv + head_at(bh, C3, s);
             stage_rows(q_rows + away % 2 * BLOCK, q, C3, away * STRIP, STRIP, s.T, lane, 32);
             cp_async_commit();
@@ -1006,7 +1013,7 @@ __global__ void __launch_bounds__(256)
             }
         }
         __syncthreads();
-        float *sums = (float *)rows; // [8 heads][near, far][16][16]
+        float *sums = (float *)rows; // [8 warps][near, far][16][16]
         for (int e = 0; e < 8; e++) {
             int at = (lane / 4 + e / 2 % 2 * 8) * 16 + e / 4 * 8 + lane % 4 * 2 + e % 2;
             sums[warp * 2 * BLOCK + at] = near[e];
@@ -1030,22 +1037,19 @@ __global__ void __launch_bounds__(256)
 
 // out [R,C], heads side by side; scores (attention_scores_size), log_sums [B,H,T], the logarithms of the softmaxes'
 // denominators, both for the backward. scores_below: those of the layer below, or nullptr. qkv [R,3C], rel [D,S]. For
-// bf16 qkv and out must begin at a multiple of 16 bytes, scores and dscores at one of 8.
+// bf16 qkv, out and dout must begin at a multiple of 16 bytes, scores and dscores at one of 8.
 template <typename T>
 static void attention_forward(T *out, SCORE *scores, float *log_sums, const SCORE *scores_below, const T *qkv,
                               const float *rel, int B, AttentionShape s, cudaStream_t stream) {
-    const int heads = B * s.H;
+    const int heads = B * s.H, blocks = s.strips * heads, tiles = (s.strips + WARPS - 1) / WARPS;
     if constexpr (sizeof(T) == 2) {
         if (attention_on_tensor_cores<T>(s)) {
-            const int blocks = (s.strips + WARPS - 1) / WARPS * heads;
-            attention_forward_16<<<blocks, 32 * WARPS, 0, stream>>>(out, scores, log_sums, scores_below, qkv, rel,
-                                                                    heads, s);
+            attention_forward_16<<<tiles * heads, 32 * WARPS, 0, stream>>>(out, scores, log_sums, scores_below, qkv,
+                                                                           rel, heads, s);
             return;
         }
     }
-    // clang-format off
-    attention_forward_kernel<T><<<s.strips * heads, 256, 0, stream>>>(out, scores, log_sums, scores_below, qkv, rel, heads, s);
-    // clang-format on
+    attention_forward_kernel<T><<<blocks, 256, 0, stream>>>(out, scores, log_sums, scores_below, qkv, rel, heads, s);
 }
 
 // dqkv [R,3C], and the parts of drel (relative_partial_size), from dout [R,C]. dscores takes those of this layer, for
@@ -1055,28 +1059,29 @@ static void attention_backward(T *dqkv, float *rel_partial, T *dscores, const SC
                                const T *dout, const T *out, const float *log_sums, const T *qkv, const float *rel,
                                int B, AttentionShape s, cudaStream_t stream) {
     const int heads = B * s.H, tiles = (s.strips + WARPS - 1) / WARPS;
-    const int parts = (heads + HEADS_TOGETHER - 1) / HEADS_TOGETHER;
+    const int together = heads_together(B, s), groups = head_groups(B, s);
+    const int query_blocks = s.strips * heads, key_and_distance_blocks = s.strips * (heads + groups);
     if constexpr (sizeof(T) == 2) {
         if (attention_on_tensor_cores<T>(s)) {
             attention_backward_keys_16<<<tiles * heads, 32 * WARPS, 0, stream>>>(dqkv, dscores, scores, dscores_above,
                                                                                  dout, out, log_sums, qkv, heads, s);
-            const int blocks = parts * (HEADS_TOGETHER * tiles + s.strips);
+            const int blocks = groups * (together * tiles + s.strips);
             attention_backward_queries_16<<<blocks, 32 * WARPS, 0, stream>>>(dqkv, rel_partial, dscores, qkv, rel,
-                                                                             heads, s);
+                                                                             heads, together, s);
             return;
         }
     }
-    attention_backward_queries_kernel<T><<<s.strips * heads, 256, 0, stream>>>(dqkv, dscores, scores, dscores_above,
-                                                                               dout, out, log_sums, qkv, rel, heads, s);
-    attention_backward_keys_kernel<T><<<s.strips *(heads + parts), 256, 0, stream>>>(dqkv, rel_partial, dscores, scores,
-                                                                                     dout, log_sums, qkv, heads, s);
+    attention_backward_queries_kernel<T><<<query_blocks, 256, 0, stream>>>(dqkv, dscores, scores, dscores_above, dout,
+                                                                           out, log_sums, qkv, rel, heads, s);
+    attention_backward_keys_kernel<T><<<key_and_distance_blocks, 256, 0, stream>>>(
+        dqkv, rel_partial, dscores, scores, dout, log_sums, qkv, heads, together, s);
 }
 
 // drel [D,S] = the sum of what attention_backward<T> left in rel_partial
 template <typename T>
 static void relative_vectors_backward(float *drel, const float *rel_partial, int B, AttentionShape s,
                                       cudaStream_t stream) {
-    relative_vectors_backward_kernel<<<s.D, 256, 0, stream>>>(drel, rel_partial, relative_parts<T>(B, s), s);
+    relative_vectors_backward_kernel<<<s.D, 512, 0, stream>>>(drel, rel_partial, relative_parts<T>(B, s), s);
 }
 #undef SCORE
 // ---- residual, dropout, LayerNorm

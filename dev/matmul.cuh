@@ -61,7 +61,6 @@ struct Tile {
     static constexpr int WM = BM < 32 ? BM : BM < 128 ? 32 : 64; // of a warp
     static constexpr int WN = sizeof(T) == 2 && BM >= 128 && BN >= 128 ? 64 : 32;
     static constexpr int THREADS = BM / WM * (BN / WN) * 32;
-    static constexpr int BLOCKS = THREADS <= 256 ? 2 : 1; // at once on a multiprocessor: what registers must allow
     static constexpr int PAD = 16 / (int)sizeof(T);
     static constexpr int A_ROW = (A_T ? BM : BK) + PAD, A_SIZE = (A_T ? BK : BM) * A_ROW; // elements, of a step
     static constexpr int B_ROW = (B_T ? BK : BN) + PAD, B_SIZE = (B_T ? BN : BK) * B_ROW;
@@ -396,7 +395,7 @@ __device__ inline void tile_store(Sums<S> &sums, OUT *out, int out_row, int m0, 
 // B, stays in the L2 cache, as do the rows of A that the blocks at work share. Traffic from L2: A N/BN times, B M/BM
 // times.
 template <typename T, typename OUT, bool A_T, bool B_T, int BM, int BN>
-__global__ void __launch_bounds__(Tile<T, A_T, B_T, BM, BN>::THREADS, Tile<T, A_T, B_T, BM, BN>::BLOCKS)
+__global__ void __launch_bounds__(Tile<T, A_T, B_T, BM, BN>::THREADS)
     matmul_kernel(OUT *out, int out_row, Product<T> p, Epilogue<T> epilogue) {
     typedef Tile<T, A_T, B_T, BM, BN> S;
     extern __shared__ __align__(16) unsigned char shared[];
@@ -418,7 +417,7 @@ typedef struct {
 // Part blockIdx.y of a weight gradient: dw [M,N] = A B over its rows, and dbias [M], unless null, the sums of A's rows
 // over them. The next part's dw and dbias lie parts.size further on.
 template <typename T, int BM, int BN>
-__global__ void __launch_bounds__(Tile<T, true, false, BM, BN>::THREADS, Tile<T, true, false, BM, BN>::BLOCKS)
+__global__ void __launch_bounds__(Tile<T, true, false, BM, BN>::THREADS)
     matmul_weight_kernel(float *dw, float *dbias, Product<T> p, WeightParts parts, bool add) {
     typedef Tile<T, true, false, BM, BN> S;
     extern __shared__ __align__(16) unsigned char shared[];

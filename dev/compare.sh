@@ -1,0 +1,53 @@
+#!/bin/sh
+# make compare: whole training steps of the CUDA trainer, dropout on, against the CPU reference, tensor by tensor: every
+# activation, gradient and updated parameter, from the reference's own weights and optimizer state after 0, 5, 10 and 20 steps.
+#
+#   dev/compare.sh CPU_TRAINER CUDA_TRAINER [FLAGS...]     FLAGS: sizes of the model and the batch
+#
+# The tolerance, of ||a - b|| / ||b||, follows from how numbers are rounded. A sum of K products in float is off by about
+# sqrt(K) 2^-24 of its size, and two programs that add in different orders differ by sqrt(2) of that; K is at most 768 here
+# (the products of a layer) but for weight gradients, whose terms vary in sign. A step is a chain of 10 such stages a layer,
+# forward and backward, whose errors add up like a random walk, as LayerNorm keeps their size: fp32 allows
+# sqrt(2 * 768) * sqrt(10 layers) * 2^-24. In bf16 each number is off by up to 2^-9. A stage rounds up to four, its operands (in
+# attention the relative vectors too) and what it hands on; K cancels out, and two programs differ by sqrt(2) of that:
+# sqrt(8) * sqrt(10 layers) * 2^-9. Where a ReLU's
+# input is zero but for rounding the programs may disagree on its sign: then a row of fc1's gradient moves as a whole, by about
+# 1 / sqrt(rows) of the tensor. The gradient of the keys' bias is exactly zero, so that what Adamax makes of it is noise, and
+# early Adamax, almost lr * sign(gradient), makes noise of any gradient that is zero but for rounding.
+root=$(cd "$(dirname "$0")/.." && pwd) || exit 1
+cpu=$1 cuda=$2
+test $# -ge 2 && shift 2 || { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
+case $cpu in /*) ;; *) cpu=$PWD/$cpu ;; esac
+case $cuda in /*) ;; *) cuda=$PWD/$cuda ;; esac
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/compare.XXXXXX") || exit 1
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 1' INT TERM
+cd "$scratch" || exit 1
+{ "$root/data_prep/compose_music" --out starter && "$root/data_prep/prepare_music" --out data starter/train starter/test; } >log 2>&1 ||
+    { cat log >&2; exit 1; }
+flags=$* # without spaces in them
+layers=$(echo "$flags" | sed -n 's/.*--layers[ =]\([0-9]*\).*/\1/p')
+layers=${layers:-8}
+fp32=$(awk -v l="$layers" 'BEGIN { print sqrt(2 * 768) * sqrt(10 * l) * 2 ^ -24 }')
+bf16=$(awk -v l="$layers" 'BEGIN { print sqrt(8) * sqrt(10 * l) * 2 ^ -9 }')
+failed=0
+for precision in fp32 bf16; do
+    eval "rtol=\$$precision"
+    update=1e-2
+    test $precision = fp32 || update=5e-2
+    for steps in 0 5 10 20; do
+        arguments="--data data --precision $precision $flags"
+        if test $steps -gt 0; then
+            rm -rf run
+            "$cpu" $arguments --out run --steps $steps --eval-stride 4000 >log 2>&1 || { cat log >&2; exit 1; }
+            arguments="--data data --resume --out run"
+        fi
+        for program in cpu cuda; do
+            eval "\$$program $arguments --dump $program" >log 2>&1 || { cat log >&2; exit 1; }
+        done
+        echo "$precision, after $steps steps, tolerance $rtol:"
+        "$root/dev/compare_tensors" compare cuda cpu --require '*' --quiet --rtol "$rtol" --rtol 'grad.layers.*.fc1=0.1' \
+            --rtol "new.=$update" --rtol 'new.layers.*.attn.qkv.bias=1' || failed=1
+    done
+done
+exit $failed
