@@ -1228,6 +1228,9 @@ static void residual_dropout_layernorm_backward(float *d, Half *dbranch, float *
 
 // ---- softmax, cross-entropy, Adamax
 
+// Elements from row to row of dlogits: more than V, so that every row begins at 16 bytes, as copies want it.
+enum { DLOGITS_ROW = (V + 7) / 8 * 8 };
+
 // losses[r] = -log softmax(logits[r])[targets[r]]; dlogits[r] = (softmax - one at the target) / R, unless dlogits is
 // nullptr. A warp owns a row.
 template <typename Half>
@@ -1244,7 +1247,8 @@ static __global__ void softmax_cross_entropy_kernel(float *losses, Half *dlogits
     if (lane == 0) losses[r] = logf(sum) + max - x[targets[r]];
     const float scale = 1 / (sum * (float)R), one = 1 / (float)R;
     for (int v = lane; dlogits && v < V; v += WARP) {
-        dlogits[(int64_t)r * V + v] = from_float<Half>(expf(x[v] - max) * scale - (v == targets[r] ? one : 0));
+        dlogits[(int64_t)r * DLOGITS_ROW + v] =
+            from_float<Half>(expf(x[v] - max) * scale - (v == targets[r] ? one : 0));
     }
 }
 
@@ -1331,7 +1335,7 @@ typedef struct {
     float *x;                     // [R,C] what flows from layer to layer
     void *emb;                    // h [R,C] the first layer's input
     float *logits, *losses;       // [R,V], [R]
-    void *dlogits;                // h [R,V]
+    void *dlogits;                // h [R,DLOGITS_ROW]
     float *dx;                    // [R,C] the gradient on its way down
     float *branch;                // [R,C] what is added to x
     void *dbranch, *dattn, *wide; // h [R,C], h [R,C], h [R, max(3C, F)]
@@ -1397,7 +1401,7 @@ static double gpt_carve(Gpt *m, char *base) {
     m->emb = device_take(&arena, R * C, half);
     m->logits = device_floats(&arena, R * V);
     m->losses = device_floats(&arena, R);
-    m->dlogits = device_take(&arena, R * V, half);
+    m->dlogits = device_take(&arena, R * DLOGITS_ROW, half);
     m->dx = device_floats(&arena, R * C);
     m->branch = device_floats(&arena, R * C);
     m->dbranch = device_take(&arena, R * C, half);
@@ -1576,8 +1580,9 @@ static void gpt_backward(Gpt *m, int B) {
     Half *dbranch = (Half *)m->dbranch, *dattn = (Half *)m->dattn, *wide = (Half *)m->wide;
     const Half *dlogits = (const Half *)m->dlogits;
     matmul_backward_weight(g->head_w, g->head_b, dlogits, (const Half *)m->acts[L - 1].ln2, false, R, C, V, m->partial,
-                           stream);
-    matmul_backward_input(m->dx, dlogits, weight<Half>(m, p->head_w), (const Half *)nullptr, false, R, C, V, stream);
+                           stream, DLOGITS_ROW);
+    matmul_backward_input(m->dx, dlogits, weight<Half>(m, p->head_w), (const Half *)nullptr, false, R, C, V, stream,
+                          DLOGITS_ROW);
     for (int l = L - 1; l >= 0; l--) {
         const LayerTensors *q = &p->layers[l], *d = &g->layers[l];
         const LayerActivations *a = &m->acts[l];

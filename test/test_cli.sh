@@ -257,12 +257,12 @@ done
 
 # The other model's files.
 choose gpt
-refuses 1 "lstm/one/model.safetensors: tensor 'layers.0.attn.rel' of a Transformer is missing" --eval --init lstm/one/model.safetensors
-refuses 1 "lstm/one/last.safetensors: tensor 'layers.0.attn.rel' of a Transformer is missing" --init lstm/one/last.safetensors
+refuses 1 "lstm/one/model.safetensors: it holds an LSTM" --eval --init lstm/one/model.safetensors
+refuses 1 "lstm/one/last.safetensors: it holds an LSTM" --init lstm/one/last.safetensors
 refuses 1 "lstm/one/last.safetensors: it is the state of a model 'lstm', and this trains 'gpt'" --resume --out lstm/one
 choose lstm
-refuses 1 "gpt/one/model.safetensors: tensor 'lstm.weight_hh_l0' of an LSTM is missing" --eval --init gpt/one/model.safetensors
-refuses 1 "gpt/one/last.safetensors: tensor 'lstm.weight_hh_l0' of an LSTM is missing" --init gpt/one/last.safetensors
+refuses 1 "gpt/one/model.safetensors: it holds a Transformer" --eval --init gpt/one/model.safetensors
+refuses 1 "gpt/one/last.safetensors: it holds a Transformer" --init gpt/one/last.safetensors
 refuses 1 "gpt/one/last.safetensors: it is the state of a model 'gpt', and this trains 'lstm'" --resume --out gpt/one
 
 # ---- again, whatever the model is
