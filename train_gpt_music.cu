@@ -112,6 +112,9 @@ static bool gpt_sizes_of_file(const StFile *file, int *sizes, char *error) {
     const StTensor *needed[] = {emb, rel, fc1};
     const char *names[] = {"emb.weight", "layers.0.attn.rel", "layers.0.fc1.weight"};
     for (int i = 0; i < 3; i++) {
+        if (!needed[i] && st_find(file, "lstm.weight_ih_l0")) {
+            return fail(error, "it holds an LSTM; that is for train_lstm_music");
+        }
         if (!needed[i]) return fail(error, "tensor '%s' of a Transformer is missing", names[i]);
         if (needed[i]->rank != 2)
             return fail(error, "tensor '%s' has %d dimensions instead of 2", names[i], needed[i]->rank);
