@@ -148,7 +148,6 @@ typedef struct {
     int64_t step, epoch, index; // as in StepPlan: of the next step
     float rate;                 // lr / (1 - 0.9^t), of the step at work
     double lr, loss, loss_sum;  // loss: of the step at work, the mean
-    double beta_power;          // 0.9^t
     int64_t bad_step;           // the first step whose loss or gradient was not finite, or -1
     int bad;                    // this step is one
 } DeviceState;
@@ -1087,18 +1086,20 @@ static void relative_vectors_backward(float *drel, const float *rel_partial, int
     relative_vectors_backward_kernel<<<s.D, 512, 0, stream>>>(drel, rel_partial, relative_parts<T>(B, s), s);
 }
 #undef SCORE
+
 // ---- residual, dropout, LayerNorm
 
-typedef struct { // dropout at one place of the model; p = 0: none
+typedef struct { // dropout at one place of the model, with the CPU's very threshold; 0: none
     PhiloxKey key;
-    float p;
+    uint32_t threshold; // words below it drop their channel
+    float scale;        // of the others, 1/(1-p)
 } Dropout;
 
 // The factors, 0 or 1/(1-p), of channels 4g..4g+3 of position (b, t) in a step: one call of Philox gives all four.
 static __device__ float4 dropout_four(Dropout dropout, int64_t step, int b, int t, int g) {
-    const float scale = 1 / (1 - dropout.p);
-    if (dropout.p == 0) return make_float4(1, 1, 1, 1);
-    const uint32_t threshold = (uint32_t)(dropout.p * 4294967296.0);
+    const uint32_t threshold = dropout.threshold;
+    const float scale = dropout.scale;
+    if (threshold == 0) return make_float4(scale, scale, scale, scale);
     const Philox4 words = philox(dropout.key, (uint32_t)g, (uint32_t)t, (uint32_t)b, (uint32_t)step);
     return make_float4(words.x[0] >= threshold ? scale : 0, words.x[1] >= threshold ? scale : 0,
                        words.x[2] >= threshold ? scale : 0, words.x[3] >= threshold ? scale : 0);
@@ -1269,8 +1270,7 @@ static __global__ void loss_kernel(DeviceState *state, const float *losses, int 
     if (threadIdx.x == 0) {
         state->loss = sums[0] / R;
         state->bad = !isfinite(state->loss);
-        state->beta_power = pow(0.9, (double)(state->step + 1));
-        state->rate = (float)(state->lr / (1 - state->beta_power));
+        state->rate = (float)(state->lr / (1 - pow(0.9, (double)(state->step + 1))));
     }
 }
 
@@ -1316,9 +1316,9 @@ static __global__ void to_half_kernel(Half *out, const float *in, int64_t n) {
 
 // ---- the model: memory
 
-typedef struct { // what the backward needs of a layer's forward; h: as operands of products
-    void *qkv, *attn, *ln1, *fc1,
-        *ln2;                   // h [R,3C]; h [R,C] heads side by side, before Wo; h [R,C]; h [R,F] after ReLU; h [R,C]
+typedef struct {                // what the backward needs of a layer's forward; h: as operands of products
+    void *qkv, *attn;           // h [R,3C]; h [R,C] heads side by side, before Wo
+    void *ln1, *fc1, *ln2;      // h [R,C]; h [R,F] after ReLU; h [R,C]
     void *scores;               // see attention: of a type of their own
     float *log_sums;            // [B,H,T]
     float *normalized1, *rstd1; // [R,C], [R]
@@ -1522,8 +1522,9 @@ static void *gpt_create(const ModelConfig *config, char *error) {
 // ---- the model: forward, backward, update
 
 static Dropout gpt_dropout(const Gpt *m, bool training, int site) {
-    Dropout dropout = {philox_key(m->config.seed, PHILOX_DROPOUT, (uint32_t)site), (float)m->config.dropout};
-    if (!training) dropout.p = 0;
+    const double p = training ? m->config.dropout : 0;
+    const Dropout dropout = {philox_key(m->config.seed, PHILOX_DROPOUT, (uint32_t)site), (uint32_t)(p * 4294967296.0),
+                             (float)(1 / (1 - p))};
     return dropout;
 }
 

@@ -49,6 +49,7 @@ for order in fwd rev rand; do
     check "bf16, the paper's widths, $order" agree "$bf16" bf16 "$plain" $paper --window 33 --batch 2
 done
 CUDA_EMU_ORDER=rand:5
+check "fp32, a dropout that is no binary fraction" agree "$fp32" fp32 "$plain" $small --window 64 --batch 2 --dropout 0.1
 for size in "255 1" "257 1" "300 3"; do
     set -- $size
     check "fp32, T $1, B $2" agree "$fp32" fp32 "$plain" $small --layers 1 --window $1 --batch $2
