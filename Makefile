@@ -2,7 +2,7 @@
 # make train_gpt_music     the trainer, and the sampler beside it; DEVICE=cpu|cuda|emu forces one
 # make test                all checks, a few minutes; make test-long: the slow ones too
 # make bench               the trainers' speed on this machine
-# make compare             the CUDA trainer against the CPU reference, tensor by tensor
+# make compare             the CUDA trainers against the CPU reference, tensor by tensor
 # make paper               the published comparison: both models trained, evaluated and sampled, DATA=a MIDI folder
 # CC=clang, OPENMP=no (one thread) and CFLAGS=... do what one expects.
 
@@ -40,29 +40,25 @@ CPU_TRAINER = dev/train.h dev/host_model.h dev/matmul.h dev/vector.h $(HOST) bui
 CPU_SAYS = built for the CPU ($(WHY)), $(if $(filter yes,$(OPENMP)),all cores,ONE THREAD$(if $(OPENMP),: OPENMP=$(OPENMP),: the compiler has no OpenMP))
 
 ifeq ($(DEVICE),cpu)
-train_gpt_music: dev/train_gpt_music.c $(CPU_TRAINER) | $(PREPARE) sample_music
+$(TRAINERS): %: dev/%.c $(CPU_TRAINER) | $(PREPARE) sample_music
 	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
 	@echo "$@: $(CPU_SAYS)"
 else ifeq ($(DEVICE),cuda)
-train_gpt_music: train_gpt_music.cu $(wildcard dev/*.cuh) dev/train.h $(HOST) build/flags | $(PREPARE) sample_music
+$(TRAINERS): %: %.cu $(wildcard dev/*.cuh) dev/train.h $(HOST) build/flags | $(PREPARE) sample_music
 	nvcc -O3 -std=c++17 -arch=$(ARCH) -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas -o $@ $<
 	@echo "$@: built for the GPU, $(ARCH) ($(WHY))"
 else
-train_gpt_music: build/train_gpt_music_emu | $(PREPARE) sample_music
+$(TRAINERS): %: build/%_emu | $(PREPARE) sample_music
 	cp $< $@
 	@echo "$@: built for the emulator, DEVICE=emu: the CUDA source on the CPU, slowly"
 endif
-
-train_lstm_music: dev/train_lstm_music.c $(CPU_TRAINER) | $(PREPARE) sample_music
-	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
-	@echo "$@: $(CPU_SAYS)$(if $(filter cpu,$(DEVICE)),,; it has no CUDA source yet)"
 
 build/%_cpu: dev/%.c $(CPU_TRAINER)
 	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 # The CUDA sources on the CPU (dev/cuda_emu.h): as C++ in build/emu, where an #include looks before it does so here.
 CXX = $(if $(findstring clang,$(CC)),clang++,g++)
-EMU_CFLAGS = -std=c++17 -ffp-contract=fast -fno-math-errno -Wall -Wextra -I.
+EMU_CFLAGS = -std=c++17 -ffp-contract=fast -fno-math-errno -Wall -Wextra -I. -Idev
 EMU_HEADERS = dev/cuda_emu.h dev/cuda_emu_api.h $(patsubst %,build/emu/%,$(wildcard dev/*.cuh)) dev/train.h $(HOST) build/flags
 
 build/emu/%: % dev/cuda2cpp.sed
@@ -103,9 +99,10 @@ bench: $(TRAINERS)
 paper: $(TRAINERS) sample_music $(PREPARE) dev/paper
 	@dev/paper.sh
 
-# The CUDA trainer against the CPU reference, number by number: on a GPU in full size, else through the emulator.
-compare: build/train_gpt_music_cpu $(PREPARE) dev/compare_tensors $(if $(filter cuda,$(DEVICE)),train_gpt_music,build/train_gpt_music_emu)
+# The CUDA trainers against the CPU reference, number by number: on a GPU in full size, else through the emulator.
+compare: $(TRAINERS:%=build/%_cpu) $(PREPARE) dev/compare_tensors $(if $(filter cuda,$(DEVICE)),$(TRAINERS),$(TRAINERS:%=build/%_emu))
 	dev/compare.sh build/train_gpt_music_cpu $(if $(filter cuda,$(DEVICE)),./train_gpt_music,build/train_gpt_music_emu --layers 2 --window 64 --batch 2)
+	dev/compare.sh build/train_lstm_music_cpu $(if $(filter cuda,$(DEVICE)),./train_lstm_music,build/train_lstm_music_emu --window 16 --batch 2)
 
 # ---- tests: test/test_NAME.c or test/test_NAME.sh, each ending in a line `NAME: N passed, N failed`
 
@@ -113,17 +110,17 @@ TEST_CFLAGS = $(CFLAGS) $(PARALLEL) -Werror
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 PROGRAMS = flags midi compose safetensors compare philox data train vector matmul gpt lstm gradients lstm_gradients sample
 SANITIZED = flags midi compose safetensors compare data train vector matmul gpt lstm sample
-GPU_CHECKS = dev/compare_tensors $(addprefix build/train_gpt_music_,cpu emu emu_sanitized emu_race)
+GPU_CHECKS = dev/compare_tensors $(foreach build,cpu emu emu_sanitized emu_race,$(TRAINERS:%=build/%_$(build)))
 ALL_SOURCES = $(wildcard *.h *.c dev/*.h dev/*.c data_prep/*.c test/*.c test/*.h)
 CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double build/test_matmul_plain build/test_lstm_plain
-SCRIPTS = test/test_headers.sh test/test_emu.sh test/test_gpu.sh test/test_prepare.sh test/test_cli.sh test/test_resume.sh test/test_paper.sh
+SCRIPTS = test/test_headers.sh test/test_emu.sh test/test_matmul_gpu.sh test/test_gpu.sh test/test_prepare.sh test/test_cli.sh test/test_resume.sh test/test_paper.sh
 
 test test-long: dev/paper
 test: all $(CHECKS) $(GPU_CHECKS)
 	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS)
 
-test-long: all $(CHECKS) $(GPU_CHECKS) build/test_gradients_sanitized build/test_gpt_plain test/test_matmul_gpu.sh
-	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS) build/test_gradients_sanitized build/test_gpt_plain test/test_matmul_gpu.sh
+test-long: all $(CHECKS) $(GPU_CHECKS) build/test_gradients_sanitized build/test_gpt_plain
+	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS) build/test_gradients_sanitized build/test_gpt_plain 'test/test_matmul_gpu.sh all' 'test/test_gpu.sh all'
 
 build/test_gradients build/test_gradients_sanitized build/test_lstm_gradients build/test_lstm_gradients_sanitized build/test_matmul_double build/test_vector_double: TEST_CFLAGS += -DREAL=double
 build/test_%_plain: NATIVE = # the narrowest vectors that the compiler assumes

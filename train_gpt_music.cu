@@ -22,15 +22,11 @@
 // A template parameter Half is the type of the operands of products: float, or __nv_bfloat16.
 // A launch stays on the line of its kernel, for dev/cuda2cpp.sed, where clang-format would break it.
 
-#include "dev/train.h" // first: it chooses the system's interfaces
+#include "dev/device_model.cuh" // first: it chooses the system's interfaces
 
-#include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
-#include "dev/matmul.cuh"
-
-enum { V = DATA_TOKENS, WARP = 32 };
+enum { V = DATA_TOKENS };
 
 // ---- sizes and parameters
 
@@ -141,120 +137,63 @@ static bool gpt_sizes_of_file(const StFile *file, int *sizes, char *error) {
     return true;
 }
 
-// ---- the state of training on the device
-
-// What changes from step to step lies on the device, so that a step is always the same graph.
-typedef struct {
-    int64_t step, epoch, index; // as in StepPlan: of the next step
-    float rate;                 // lr / (1 - 0.9^t), of the step at work
-    double lr, loss, loss_sum;  // loss: of the step at work, the mean
-    int64_t bad_step;           // the first step whose loss or gradient was not finite, or -1
-    int bad;                    // this step is one
-} DeviceState;
-
-#define cuda_check(call) cuda_check_call(call, #call, __FILE__, __LINE__)
-
-// What fails here is the machine or this program, not the user: say where, and end.
-static void cuda_check_call(cudaError_t status, const char *call, const char *file, int line) {
-    if (status == cudaSuccess) return;
-    fprintf(stderr, "%s:%d: %s: %s\n", file, line, call, cudaGetErrorString(status));
-    exit(1);
-}
-
-static int blocks_for(int64_t n, int each) { return (int)((n + each - 1) / each); }
-
-static __device__ float warp_sum(float x) {
-    for (int offset = WARP / 2; offset; offset /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, offset);
-    return x;
-}
-
-static __device__ float warp_max(float x) {
-    for (int offset = WARP / 2; offset; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, offset));
-    return x;
-}
-
-// ---- batches
-
-// The training set on the device; see data.h.
-typedef struct {
-    const uint8_t *tokens;
-    const int64_t *pieces, *first_window;
-    int64_t n_pieces, n_windows;
-} DeviceData;
-
-// Thread b finds where row b of the batch begins: window philox_permute(step_in_epoch * B + b), as epoch_batch of
-// data.h.
-static __global__ void batch_starts_kernel(int64_t *starts, const DeviceState *state, DeviceData data, uint64_t seed,
-                                           int B) {
-    const int b = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    if (b >= B) return;
-    const PhiloxKey key = philox_key(seed, PHILOX_WINDOWS, (uint32_t)state->epoch);
-    const int64_t w = (int64_t)philox_permute(key, (uint64_t)data.n_windows, (uint64_t)(state->index * B + b));
-    int64_t low = 0, high = data.n_pieces; // first_window[low] <= w < first_window[high]
-    while (high - low > 1) {
-        const int64_t middle = low + (high - low) / 2;
-        if (data.first_window[middle] <= w) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    starts[b] = data.pieces[low] + (w - data.first_window[low]);
-}
-
-// inputs[b][t] and targets[b][t], a thread each, from the windows that begin at starts[b].
-static __global__ void load_windows_kernel(uint8_t *inputs, uint8_t *targets, const uint8_t *tokens,
-                                           const int64_t *starts, int R, int T) {
-    const int r = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    if (r >= R) return;
-    const uint8_t *token = tokens + starts[r / T] + r % T;
-    inputs[r] = token[0];
-    targets[r] = token[1];
-}
-
 // ---- embedding
 
-// x[r] = emb[inputs[r]], in float and as an operand of products; a thread owns an element, a warp a run of a row.
+// x[r] = emb[inputs[r]] as an operand of products; a thread owns an element, a warp a run of a row.
 template <typename Half>
-static __global__ void embedding_forward_kernel(float *x, Half *x_half, const uint8_t *inputs, const float *emb,
-                                                int64_t n, int C) {
+static __global__ void embedding_forward_kernel(Half *x, const uint8_t *inputs, const float *emb, int64_t n, int C) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    const float value = emb[inputs[i / C] * C + i % C];
-    x[i] = value;
-    x_half[i] = from_float<Half>(value);
+    if (i < n) x[i] = from_float<Half>(emb[inputs[i / C] * C + i % C]);
 }
 
 enum { EMBEDDING_ROWS = 2048 }; // rows whose gradients are summed together, in ascending order
 
-// partial[chunk][v][c] = sum of dx[r][c] over the chunk's rows r whose token is v. Block (v, chunk) reads the chunk's
-// tokens; each of its threads owns columns.
-static __global__ void embedding_backward_kernel(float *partial, const float *dx, const uint8_t *inputs, int R, int C) {
+// partial[chunk][v][c] = sum of dx[r][c] over the chunk's rows r whose token is v. Block (v, chunk) first lists those
+// rows, in order: a warp looks at 256 tokens, in eight runs of 32. Then each thread owns columns.
+static __global__ void __launch_bounds__(256)
+    embedding_backward_kernel(float *partial, const float *dx, const uint8_t *inputs, int R, int C) {
+    __shared__ int list[EMBEDDING_ROWS];
+    __shared__ int counts[EMBEDDING_ROWS / 256];
     const int v = (int)blockIdx.x, first = (int)blockIdx.y * EMBEDDING_ROWS;
-    const int end = min(first + EMBEDDING_ROWS, R);
+    const int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, run0 = first + warp * 256;
+    unsigned found[8];
+    int count = 0, before = 0, total = 0;
+#pragma unroll
+    for (int run = 0; run < 8; run++) {
+        const int r = run0 + run * WARP + lane;
+        found[run] = __ballot_sync(0xFFFFFFFFu, r < R && inputs[r] == v);
+        count += __popc(found[run]);
+    }
+    if (lane == 0) counts[warp] = count;
+    __syncthreads();
+    for (int w = 0; w < EMBEDDING_ROWS / 256; w++) {
+        if (w < warp) before += counts[w];
+        total += counts[w];
+    }
+#pragma unroll
+    for (int run = 0; run < 8; run++) {
+        const unsigned below = found[run] & ((1u << lane) - 1);
+        if (found[run] >> lane & 1) list[before + __popc(below)] = run0 + run * WARP + lane;
+        before += __popc(found[run]);
+    }
+    __syncthreads();
     for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) {
         float sum = 0;
-        for (int r = first; r < end; r++) {
-            if (inputs[r] == v) sum += dx[(int64_t)r * C + c];
-        }
+#pragma unroll 4
+        for (int i = 0; i < total; i++) sum += dx[(int64_t)list[i] * C + c];
         partial[((int64_t)blockIdx.y * V + v) * C + c] = sum;
     }
 }
 
-// out[i] = the sum of partial[0..parts-1][i], in this order: the end of every sum that several blocks share.
-static __global__ void sum_parts_kernel(float *out, const float *partial, int parts, int64_t n) {
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    float sum = 0;
-    for (int part = 0; part < parts; part++) sum += partial[part * n + i];
-    out[i] = sum;
-}
+static size_t embedding_partial_size(int R, int C) { return (size_t)blocks_for(R, EMBEDDING_ROWS) * V * C; }
 
 static void embedding_backward(float *demb, float *partial, const float *dx, const uint8_t *inputs, int R, int C,
                                cudaStream_t stream) {
     const int chunks = blocks_for(R, EMBEDDING_ROWS);
-    embedding_backward_kernel<<<dim3(V, chunks), 128, 0, stream>>>(partial, dx, inputs, R, C);
-    sum_parts_kernel<<<blocks_for((int64_t)V * C, 256), 256, 0, stream>>>(demb, partial, chunks, (int64_t)V * C);
+    SumList sums = {};
+    embedding_backward_kernel<<<dim3(V, chunks), 256, 0, stream>>>(partial, dx, inputs, R, C);
+    sums_add(&sums, demb, partial, chunks, (size_t)V * C, (size_t)V * C);
+    sum_parts(&sums, stream);
 }
 
 // ---- attention
@@ -1088,152 +1027,258 @@ static void relative_vectors_backward(float *drel, const float *rel_partial, int
 #undef SCORE
 
 // ---- residual, dropout, LayerNorm
+//
+// A branch of the model, a product with its bias, is dropped out, added to what it branched off from, and normalized:
+//     y = LN(x + dropout(branch + bias)) = normalized * w + b,  normalized = (. - mean) * rstd     (Ba et al., 2016)
+// Where a block can own whole rows of the product, this is the end of the product's own kernel, and the sums never
+// leave the multiprocessor; else the product goes through memory. Back, LayerNorm's gradient is likewise the end of the
+// product that hands it its dy. Either way rows pass through the same functions, to the same bytes.
+//
+// x itself is not kept: it is the LayerNorm below over again, or the embedding.
 
-typedef struct { // dropout at one place of the model, with the CPU's very threshold; 0: none
-    PhiloxKey key;
-    uint32_t threshold; // words below it drop their channel
-    float scale;        // of the others, 1/(1-p)
-} Dropout;
-
-// The factors, 0 or 1/(1-p), of channels 4g..4g+3 of position (b, t) in a step: one call of Philox gives all four.
-static __device__ float4 dropout_four(Dropout dropout, int64_t step, int b, int t, int g) {
-    const uint32_t threshold = dropout.threshold;
-    const float scale = dropout.scale;
-    if (threshold == 0) return make_float4(scale, scale, scale, scale);
-    const Philox4 words = philox(dropout.key, (uint32_t)g, (uint32_t)t, (uint32_t)b, (uint32_t)step);
-    return make_float4(words.x[0] >= threshold ? scale : 0, words.x[1] >= threshold ? scale : 0,
-                       words.x[2] >= threshold ? scale : 0, words.x[3] >= threshold ? scale : 0);
-}
-
-static __device__ float element(float4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-
-enum { ROW_WARPS = 4 }; // rows, each of a warp, in a block
-
-// y = LN(x + dropout(branch)) = normalized * w + b, normalized = (. - mean) * rstd, eps = 1e-5 (Ba et al., 2016).
-// A warp owns a row, a lane groups of four channels of it. y may be x; y_half: y as an operand of products.
-template <typename Half>
-static __global__ void residual_dropout_layernorm_forward_kernel(float *y, Half *y_half, float *normalized, float *rstd,
-                                                                 const float *x, const float *branch, const float *w,
-                                                                 const float *b, Dropout dropout,
-                                                                 const DeviceState *state, int R, int T, int C) {
-    const int r = (int)(blockIdx.x * ROW_WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
-    if (r >= R) return;
-    const int64_t row = (int64_t)r * C;
-    float sum = 0, squares = 0;
-    for (int g = lane; 4 * g < C; g += WARP) {
-        const float4 kept = dropout_four(dropout, state->step, r / T, r % T, g);
-        for (int i = 0; i < 4 && 4 * g + i < C; i++) {
-            const int64_t at = row + 4 * g + i;
-            const float v = x[at] + branch[at] * element(kept, i);
-            normalized[at] = v;
-            sum += v;
-        }
-    }
-    const float mean = warp_sum(sum) / (float)C;
-    for (int g = lane; 4 * g < C; g += WARP) { // each lane what it has written itself
-        for (int i = 0; i < 4 && 4 * g + i < C; i++) {
-            const float v = normalized[row + 4 * g + i] - mean;
-            squares += v * v;
-        }
-    }
-    const float scale = 1 / sqrtf(warp_sum(squares) / (float)C + 1e-5f);
-    for (int g = lane; 4 * g < C; g += WARP) {
-        for (int i = 0; i < 4 && 4 * g + i < C; i++) {
-            const int64_t at = row + 4 * g + i;
-            const float v = (normalized[at] - mean) * scale, out = v * w[4 * g + i] + b[4 * g + i];
-            normalized[at] = v;
-            y[at] = out;
-            y_half[at] = from_float<Half>(out);
-        }
-    }
-    if (lane == 0) rstd[r] = scale;
-}
+typedef struct { // what a branch branched off from
+    const float *normalized, *w, *b;
+    const float *emb; // or nullptr: then it is the embedding's rows
+    const uint8_t *inputs;
+} Residual;
 
 template <typename Half>
-static void residual_dropout_layernorm_forward(float *y, Half *y_half, float *normalized, float *rstd, const float *x,
-                                               const float *branch, const float *w, const float *b, Dropout dropout,
-                                               const DeviceState *state, int R, int T, int C, cudaStream_t stream) {
-    residual_dropout_layernorm_forward_kernel<Half><<<blocks_for(R, ROW_WARPS), ROW_WARPS * WARP, 0, stream>>>(
-        y, y_half, normalized, rstd, x, branch, w, b, dropout, state, R, T, C);
-}
+struct LayerNorm {      // at one place of the model
+    Half *y;            // [R,C]
+    float *normalized;  // [R,C]
+    float *rstd;        // [R]
+    const float *w, *b; // [C]
+    Dropout dropout;
+    int block_rows; // how many rows share a block, norm_block_rows()
+};
 
-// Rows whose gradients of w and b are summed together: a fixed number, so that the order of sums is fixed.
-enum { LAYERNORM_ROWS = 32 };
-
-// d comes as dy and becomes dx; dbranch = dx * mask. With g = dy * w: dx = rstd * (g - mean(g) - normalized *
-// mean(g * normalized)). A warp owns every ROW_WARPS-th of the block's rows. Before a row's dy is lost, its share of dw
-// and db is added in the block's partial sums [2][C], where each thread owns columns, after all of its warps.
+// Rows r0 .. r0+rows-1 by the block. v: the branch, its rows v_row apart, used up. A warp has a row, a lane groups of
+// four channels of it.
 template <typename Half>
-static __global__ void residual_dropout_layernorm_backward_kernel(float *d, Half *dbranch, float *partial,
-                                                                  const float *normalized, const float *rstd,
-                                                                  const float *w, Dropout dropout,
-                                                                  const DeviceState *state, int R, int T, int C) {
-    const int first = (int)blockIdx.x * LAYERNORM_ROWS, end = min(first + LAYERNORM_ROWS, R);
-    for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) {
-        float dw = 0, db = 0;
-        for (int r = first; r < end; r++) {
-            const int64_t at = (int64_t)r * C + c;
-            dw += d[at] * normalized[at];
-            db += d[at];
-        }
-        partial[(int64_t)blockIdx.x * 2 * C + c] = dw;
-        partial[(int64_t)blockIdx.x * 2 * C + C + c] = db;
-    }
-    __syncthreads();
+__device__ inline void layernorm_forward_rows(float *v, int v_row, LayerNorm<Half> norm, Residual x, const float *bias,
+                                              int64_t step, int r0, int rows, int T, int C) {
     const int lane = (int)threadIdx.x % WARP;
-    for (int r = first + (int)threadIdx.x / WARP; r < end; r += ROW_WARPS) {
-        const int64_t row = (int64_t)r * C;
-        float sum = 0, product = 0;
-        for (int c = lane; c < C; c += WARP) {
-            const float g = d[row + c] * w[c];
-            sum += g;
-            product += g * normalized[row + c];
-        }
-        const float mean = warp_sum(sum) / (float)C, mean_product = warp_sum(product) / (float)C, scale = rstd[r];
-        __syncwarp(); // lanes have read what others now write
+    for (int i = (int)threadIdx.x / WARP; i < rows; i += (int)blockDim.x / WARP) {
+        const int r = r0 + i;
+        const int64_t at = (int64_t)r * C;
+        float *row = v + (int64_t)i * v_row, sum = 0, squares = 0;
         for (int g = lane; 4 * g < C; g += WARP) {
-            const float4 kept = dropout_four(dropout, state->step, r / T, r % T, g);
-            for (int i = 0; i < 4 && 4 * g + i < C; i++) {
-                const int64_t at = row + 4 * g + i;
-                const float dx = scale * (d[at] * w[4 * g + i] - mean - normalized[at] * mean_product);
-                d[at] = dx;
-                dbranch[at] = from_float<Half>(dx * element(kept, i));
+            const Four<float> kept = dropout_four(norm.dropout, step, r / T, r % T, g), add = get_four(bias, g, C);
+            Four<float> a = get_four(row, g, C), from;
+            if (x.emb) {
+                from = get_four(x.emb + (int64_t)x.inputs[r] * C, g, C);
+            } else {
+                const Four<float> w = get_four(x.w, g, C), b = get_four(x.b, g, C);
+                from = get_four(x.normalized + at, g, C);
+                for (int e = 0; e < 4; e++) from.at[e] = from.at[e] * w.at[e] + b.at[e];
+            }
+            for (int e = 0; e < 4; e++) {
+                a.at[e] = from.at[e] + (a.at[e] + add.at[e]) * kept.at[e];
+                sum += a.at[e];
+            }
+            put_four(row, g, C, a);
+        }
+        const float mean = warp_sum(sum) / (float)C;
+        for (int g = lane; 4 * g < C; g += WARP) { // each lane what it has written itself
+            const Four<float> a = get_four(row, g, C);
+            for (int e = 0; e < 4; e++) {
+                const float past = 4 * g + e < C ? a.at[e] - mean : 0;
+                squares += past * past;
             }
         }
+        const float scale = 1 / sqrtf(warp_sum(squares) / (float)C + 1e-5f);
+        for (int g = lane; 4 * g < C; g += WARP) {
+            const Four<float> w = get_four(norm.w, g, C), b = get_four(norm.b, g, C);
+            Four<float> a = get_four(row, g, C), y;
+            for (int e = 0; e < 4; e++) {
+                a.at[e] = (a.at[e] - mean) * scale;
+                y.at[e] = a.at[e] * w.at[e] + b.at[e];
+            }
+            put_four(norm.normalized + at, g, C, a);
+            put_four(norm.y + at, g, C, y);
+        }
+        if (lane == 0) norm.rstd[r] = scale;
     }
 }
 
-// dw[c], db[c] = the sums of partial[chunk][0][c] and [1][c] over the chunks, in this order; a thread owns one of the
-// two.
-static __global__ void layernorm_partial_kernel(float *dw, float *db, const float *partial, int chunks, int C) {
-    const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    if (i >= 2 * C) return;
-    float sum = 0;
-    for (int chunk = 0; chunk < chunks; chunk++) sum += partial[(int64_t)chunk * 2 * C + i];
-    if (i < C) {
-        dw[i] = sum;
-    } else {
-        db[i - C] = sum;
-    }
-}
-
-// partial: [R / LAYERNORM_ROWS rounded up, 2, C].
+// Back, for the same rows. v comes as the product's part of dy, to which d adds what came down past it, unless `first`.
+// With g = dy * w: dx = rstd * (g - mean(g) - normalized * mean(g * normalized)). d becomes dx, dbranch = dx * mask,
+// and sums [2][C] the rows' share of dw and db, in which each thread owns columns.
 template <typename Half>
-static void residual_dropout_layernorm_backward(float *d, Half *dbranch, float *dw, float *db, const float *normalized,
-                                                const float *rstd, const float *w, Dropout dropout,
-                                                const DeviceState *state, int R, int T, int C, float *partial,
-                                                cudaStream_t stream) {
-    const int chunks = blocks_for(R, LAYERNORM_ROWS);
-    // clang-format off
-    residual_dropout_layernorm_backward_kernel<Half><<<chunks, ROW_WARPS * WARP, 0, stream>>>(d, dbranch, partial, normalized, rstd, w, dropout, state, R, T, C);
-    // clang-format on
-    layernorm_partial_kernel<<<blocks_for(2 * C, 128), 128, 0, stream>>>(dw, db, partial, chunks, C);
+__device__ inline void layernorm_backward_rows(float *v, int v_row, float *d, bool first, Half *dbranch, float *sums,
+                                               LayerNorm<Half> norm, int64_t step, int r0, int rows, int T, int C) {
+    const int lane = (int)threadIdx.x % WARP;
+    for (int i = (int)threadIdx.x / WARP; i < rows; i += (int)blockDim.x / WARP) {
+        const int r = r0 + i;
+        const int64_t at = (int64_t)r * C;
+        float *row = v + (int64_t)i * v_row, sum = 0, product = 0;
+        for (int g = lane; 4 * g < C; g += WARP) {
+            const Four<float> n = get_four(norm.normalized + at, g, C), w = get_four(norm.w, g, C);
+            Four<float> dy = get_four(row, g, C), down = {};
+            if (!first) down = get_four(d + at, g, C);
+            for (int e = 0; e < 4; e++) {
+                dy.at[e] += down.at[e];
+                sum += dy.at[e] * w.at[e];
+                product += dy.at[e] * w.at[e] * n.at[e];
+            }
+            put_four(row, g, C, dy);
+        }
+        const float mean = warp_sum(sum) / (float)C, mean_product = warp_sum(product) / (float)C, scale = norm.rstd[r];
+        for (int g = lane; 4 * g < C; g += WARP) {
+            const Four<float> kept = dropout_four(norm.dropout, step, r / T, r % T, g);
+            const Four<float> n = get_four(norm.normalized + at, g, C), w = get_four(norm.w, g, C);
+            Four<float> dx = get_four(row, g, C);
+            for (int e = 0; e < 4; e++) dx.at[e] = scale * (dx.at[e] * w.at[e] - mean - n.at[e] * mean_product);
+            put_four(d + at, g, C, dx);
+            for (int e = 0; e < 4; e++) dx.at[e] *= kept.at[e];
+            put_four(dbranch + at, g, C, dx);
+        }
+    }
+    __syncthreads();
+    for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) {
+        float dw = 0, db = 0;
+        for (int i = 0; i < rows; i++) {
+            dw += v[(int64_t)i * v_row + c] * norm.normalized[(int64_t)(r0 + i) * C + c];
+            db += v[(int64_t)i * v_row + c];
+        }
+        sums[c] = dw;
+        sums[C + c] = db;
+    }
+}
+
+// Whole rows of a product are a block's for C up to 256. Few rows are dealt out to as many blocks as can be, 16 to
+// each; many, 64 to each, which reads the weights a quarter as often, if that much shared memory is there. A block's
+// rows share their sums of dw and db.
+enum { FUSED_WIDTH = 256, FUSED_MANY = 8192, NORM_THREADS = 256 };
+
+static bool fused(int C) { return C <= FUSED_WIDTH && C > FUSED_WIDTH / 2 && C % 8 == 0; }
+
+static int norm_block_rows(const DeviceModel *m, int R) {
+    const int bytes = Tile<float, false, true, 64, FUSED_WIDTH>::BYTES_WITH_ROWS; // not less than of the others
+    return R >= FUSED_MANY && m->shared_limit >= bytes ? 64 : 16;
+}
+
+static size_t layernorm_sums_size(int R, int C, int block_rows) { return (size_t)blocks_for(R, block_rows) * 2 * C; }
+
+// y = LN(x + dropout(a b + bias)), p = a b [R,C]
+template <typename Half, int ROWS>
+static __global__ void __launch_bounds__(Tile<Half, false, true, ROWS, FUSED_WIDTH>::THREADS)
+    product_layernorm_forward_kernel(Product<Half> p, const float *bias, LayerNorm<Half> norm, Residual x,
+                                     const DeviceState *state, int T) {
+    typedef Tile<Half, false, true, ROWS, FUSED_WIDTH> S;
+    extern __shared__ __align__(16) unsigned char shared[];
+    const int r0 = (int)blockIdx.x * ROWS;
+    Sums<S> sums;
+    tile_zero<S>(sums);
+    tile_multiply<S>(sums, p, r0, 0, 0, p.K, shared);
+    float *rows = tile_to_shared<S>(sums, shared);
+    layernorm_forward_rows<Half>(rows, S::ROW, norm, x, bias, state->step, r0, min(ROWS, p.M - r0), T, p.N);
+}
+
+// The same from a branch in memory.
+template <typename Half>
+static __global__ void __launch_bounds__(NORM_THREADS)
+    layernorm_forward_kernel(float *branch, const float *bias, LayerNorm<Half> norm, Residual x,
+                             const DeviceState *state, int R, int T, int C) {
+    const int r0 = (int)blockIdx.x * (NORM_THREADS / WARP);
+    layernorm_forward_rows<Half>(branch + (int64_t)r0 * C, C, norm, x, bias, state->step, r0,
+                                 min(NORM_THREADS / WARP, R - r0), T, C);
+}
+
+// norm.y = LN(residual + dropout(x weight^T + bias)), x [R,K], weight [C,K]. branch [R,C]: scratch where not fused.
+template <typename Half>
+static void linear_residual_dropout_layernorm_forward(LayerNorm<Half> norm, Residual residual, const Half *x,
+                                                      const Half *weight, const float *bias, float *branch,
+                                                      const DeviceState *state, int R, int T, int K, int C,
+                                                      cudaStream_t stream) {
+    const Product<Half> p = {x, K, weight, K, R, C, K};
+    const int blocks = blocks_for(R, norm.block_rows);
+    if (!fused(C)) {
+        matmul_forward(branch, x, weight, (const float *)nullptr, false, R, K, C, stream);
+        layernorm_forward_kernel<Half><<<blocks_for(R, NORM_THREADS / WARP), NORM_THREADS, 0, stream>>>(
+            branch, bias, norm, residual, state, R, T, C);
+    } else if (norm.block_rows == 16) {
+        typedef Tile<Half, false, true, 16, FUSED_WIDTH> S;
+        matmul_prepare(product_layernorm_forward_kernel<Half, 16>, S::BYTES_WITH_ROWS);
+        // clang-format off
+        product_layernorm_forward_kernel<Half, 16><<<blocks, S::THREADS, S::BYTES_WITH_ROWS, stream>>>(p, bias, norm, residual, state, T);
+        // clang-format on
+    } else {
+        typedef Tile<Half, false, true, 64, FUSED_WIDTH> S;
+        matmul_prepare(product_layernorm_forward_kernel<Half, 64>, S::BYTES_WITH_ROWS);
+        // clang-format off
+        product_layernorm_forward_kernel<Half, 64><<<blocks, S::THREADS, S::BYTES_WITH_ROWS, stream>>>(p, bias, norm, residual, state, T);
+        // clang-format on
+    }
+}
+
+// The gradient of LN where its dy = a b [R,C] + d
+template <typename Half, int ROWS>
+static __global__ void __launch_bounds__(Tile<Half, false, false, ROWS, FUSED_WIDTH>::THREADS)
+    product_layernorm_backward_kernel(float *d, bool first, Half *dbranch, float *norm_sums, Product<Half> p,
+                                      LayerNorm<Half> norm, const DeviceState *state, int T) {
+    typedef Tile<Half, false, false, ROWS, FUSED_WIDTH> S;
+    extern __shared__ __align__(16) unsigned char shared[];
+    const int r0 = (int)blockIdx.x * ROWS;
+    Sums<S> sums;
+    tile_zero<S>(sums);
+    tile_multiply<S>(sums, p, r0, 0, 0, p.K, shared);
+    float *rows = tile_to_shared<S>(sums, shared);
+    layernorm_backward_rows<Half>(rows, S::ROW, d, first, dbranch, norm_sums + (int64_t)blockIdx.x * 2 * p.N, norm,
+                                  state->step, r0, min(ROWS, p.M - r0), T, p.N);
+}
+
+template <typename Half>
+static __global__ void __launch_bounds__(NORM_THREADS)
+    layernorm_backward_kernel(float *branch, float *d, bool first, Half *dbranch, float *norm_sums,
+                              LayerNorm<Half> norm, const DeviceState *state, int R, int T, int C) {
+    const int r0 = (int)blockIdx.x * norm.block_rows;
+    layernorm_backward_rows<Half>(branch + (int64_t)r0 * C, C, d, first, dbranch,
+                                  norm_sums + (int64_t)blockIdx.x * 2 * C, norm, state->step, r0,
+                                  min(norm.block_rows, R - r0), T, C);
+}
+
+// From dy = dout weight (+ d, unless first), dout [R,K], its rows dout_row apart (0: K), weight [K,C]: d, dbranch
+// [R,C], and norm_sums (layernorm_sums_size), from which layernorm_sums() makes dw and db.
+template <typename Half>
+static void linear_residual_dropout_layernorm_backward(float *d, bool first, Half *dbranch, float *norm_sums,
+                                                       LayerNorm<Half> norm, const Half *dout, const Half *weight,
+                                                       float *branch, const DeviceState *state, int R, int T, int K,
+                                                       int C, cudaStream_t stream, int dout_row = 0) {
+    const Product<Half> p = {dout, dout_row ? dout_row : K, weight, C, R, C, K};
+    const int blocks = blocks_for(R, norm.block_rows);
+    if (!fused(C)) {
+        matmul_backward_input(branch, dout, weight, (const Half *)nullptr, false, R, C, K, stream, dout_row);
+        // clang-format off
+        layernorm_backward_kernel<Half><<<blocks, NORM_THREADS, 0, stream>>>(branch, d, first, dbranch, norm_sums, norm, state, R, T, C);
+        // clang-format on
+    } else if (norm.block_rows == 16) {
+        typedef Tile<Half, false, false, 16, FUSED_WIDTH> S;
+        matmul_prepare(product_layernorm_backward_kernel<Half, 16>, S::BYTES_WITH_ROWS);
+        // clang-format off
+        product_layernorm_backward_kernel<Half, 16><<<blocks, S::THREADS, S::BYTES_WITH_ROWS, stream>>>(d, first, dbranch, norm_sums, p, norm, state, T);
+        // clang-format on
+    } else {
+        typedef Tile<Half, false, false, 64, FUSED_WIDTH> S;
+        matmul_prepare(product_layernorm_backward_kernel<Half, 64>, S::BYTES_WITH_ROWS);
+        // clang-format off
+        product_layernorm_backward_kernel<Half, 64><<<blocks, S::THREADS, S::BYTES_WITH_ROWS, stream>>>(d, first, dbranch, norm_sums, p, norm, state, T);
+        // clang-format on
+    }
+}
+
+static void layernorm_sums(SumList *sums, float *dw, float *db, const float *norm_sums, int R, int C, int block_rows) {
+    const int blocks = blocks_for(R, block_rows);
+    sums_add(sums, dw, norm_sums, blocks, (size_t)2 * C, C);
+    sums_add(sums, db, norm_sums + C, blocks, (size_t)2 * C, C);
 }
 
 // ---- softmax, cross-entropy, Adamax
 
 // Elements from row to row of dlogits: more than V, so that every row begins at 16 bytes, as copies want it.
 enum { DLOGITS_ROW = (V + 7) / 8 * 8 };
+
+enum { ROW_WARPS = 4 }; // rows, each of a warp, in a block
 
 // losses[r] = -log softmax(logits[r])[targets[r]]; dlogits[r] = (softmax - one at the target) / R, unless dlogits is
 // nullptr. A warp owns a row.
@@ -1256,33 +1301,6 @@ static __global__ void softmax_cross_entropy_kernel(float *losses, Half *dlogits
     }
 }
 
-// One block: the mean of the losses in a fixed order, and whether it is finite; it also sets this step's rate.
-static __global__ void loss_kernel(DeviceState *state, const float *losses, int R) {
-    __shared__ double sums[256];
-    double sum = 0;
-    for (int r = (int)threadIdx.x; r < R; r += 256) sum += (double)losses[r];
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    for (int half = 128; half; half /= 2) {
-        if ((int)threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-        __syncthreads();
-    }
-    if (threadIdx.x == 0) {
-        state->loss = sums[0] / R;
-        state->bad = !isfinite(state->loss);
-        state->rate = (float)(state->lr / (1 - pow(0.9, (double)(state->step + 1))));
-    }
-}
-
-// Marks the step as bad where a gradient is not finite. A thread looks at every n-th gradient of the flat array.
-static __global__ void check_finite_kernel(DeviceState *state, const float *grads, int64_t n) {
-    bool bad = false;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
-        bad = bad || !isfinite(grads[i]);
-    }
-    if (bad) atomicOr(&state->bad, 1);
-}
-
 // Adamax, as PyTorch has it: exp_avg = 0.9 exp_avg + 0.1 g; exp_inf = max(0.999 exp_inf, |g| + 1e-8);
 // params -= lr / (1 - 0.9^t) * exp_avg / exp_inf, t = 1 in the first step. A thread owns an element of the flat arrays;
 // params_half is the copy that products read. Nothing changes in a bad step, nor after one.
@@ -1299,21 +1317,6 @@ static __global__ void adamax_kernel(float *params, Half *params_half, const flo
     params_half[i] = from_float<Half>(p);
 }
 
-// The end of a step, one thread: counts it, or remembers that it was the first bad one.
-static __global__ void end_step_kernel(DeviceState *state) {
-    if (state->bad_step < 0 && state->bad) state->bad_step = state->step;
-    if (state->bad_step < 0) state->loss_sum += state->loss;
-    state->step++;
-    state->index++;
-}
-
-// out = in as operands of products
-template <typename Half>
-static __global__ void to_half_kernel(Half *out, const float *in, int64_t n) {
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) out[i] = from_float<Half>(in[i]);
-}
-
 // ---- the model: memory
 
 typedef struct {                // what the backward needs of a layer's forward; h: as operands of products
@@ -1325,479 +1328,330 @@ typedef struct {                // what the backward needs of a layer's forward;
     float *normalized2, *rstd2; // [R,C], [R]
 } LayerActivations;
 
+typedef struct {          // what the gradients of a layer's parameters are made of
+    void *dqkv, *dout;    // h [R,3C]; h [R,C], of Wo's product
+    void *dfc1, *dfc2;    // h [R,F]; h [R,C]
+    float *sums1, *sums2; // layernorm_sums_size
+    float *rel_partial;   // relative_partial_size
+} LayerGradients;
+
 typedef struct {
-    ModelConfig config;
+    DeviceModel device; // first
     AttentionShape shape;
-    ParamLayout layout;
-    bool bf16;
-    GptTensors params, grads; // on the device
+    int block_rows; // of LayerNorm
+    GptTensors params, grads;
     LayerActivations *acts;
-    char *memory;                 // on the device, one block for all that follows
-    float *flat[4];               // by STATE_*
-    void *weights;                // h, the parameters as operands of products; the parameters themselves in float
-    float *x;                     // [R,C] what flows from layer to layer
-    void *emb;                    // h [R,C] the first layer's input
-    float *logits, *losses;       // [R,V], [R]
-    void *dlogits;                // h [R,DLOGITS_ROW]
-    float *dx;                    // [R,C] the gradient on its way down
-    float *branch;                // [R,C] what is added to x
-    void *dbranch, *dattn, *wide; // h [R,C], h [R,C], h [R, max(3C, F)]
-    void *dscores;                // h, of the layer at work, in place of those of the one above
-    float *partial;               // partial sums, of whatever is at work
-    DeviceState *state;
-    DeviceData train;
-    int64_t *starts;           // [B]
-    uint8_t *inputs, *targets; // [R]
-    uint8_t *test_tokens;      // the test set's, when it was first seen
-    const Dataset *test;
-    double bytes;
-    cudaStream_t stream;
-    cudaGraphExec_t step_graph; // a training step, once it was captured
-    DeviceState expected;       // the host's idea of the next step
-    float *host[4];             // copies for the recipe
-    float *kept;                // activations for a dump, or NULL
-    int64_t *host_starts;
-    float *host_losses;
+    LayerGradients back[2]; // of the layer at work, and of the one above, whose weights are still at work
+    void *emb;              // h [R,C] the first layer's input
+    float *logits;          // [R,V]
+    void *dlogits;          // h [R,DLOGITS_ROW]
+    float *dx;              // [R,C] the gradient on its way down, past the branches
+    float *branch;          // [R,C] scratch, where products and LayerNorm are not fused
+    void *dattn;            // h [R,C]
+    void *dscores;          // h, of the layer at work, in place of those of the one above
+    float *partial;         // partial sums of the embedding's gradient
+    float *partial_weights; // and of the weights'
 } Gpt;
 
-static int gpt_layers(const Gpt *m) { return m->config.sizes[GPT_LAYERS]; }
+static int gpt_layers(const Gpt *m) { return m->device.config.sizes[GPT_LAYERS]; }
 
-// Pieces of the device's memory, each at a 256-byte boundary; without a base it only counts.
-typedef struct {
-    char *base;
-    double used;
-} DeviceArena;
+enum { LAYER_WEIGHTS = 4 };
 
-static void *device_take(DeviceArena *arena, double count, size_t size) {
-    void *piece = arena->base ? arena->base + (size_t)arena->used : nullptr;
-    arena->used += ceil(count * (double)size / 256) * 256;
-    return piece;
+// The products that give the gradients of layer l's weights.
+template <typename Half>
+static void gpt_layer_weights(const Gpt *m, int l, WeightGradient<Half> *list) {
+    const int *sizes = m->device.config.sizes;
+    const int C = sizes[GPT_WIDTH], F = sizes[GPT_HIDDEN];
+    const LayerTensors *d = &m->grads.layers[l];
+    const LayerActivations *a = &m->acts[l];
+    const LayerGradients *b = &m->back[l % 2];
+    const void *x = l > 0 ? m->acts[l - 1].ln2 : m->emb;
+    list[0] = WeightGradient<Half>{d->qkv_w, d->qkv_b, (const Half *)b->dqkv, (const Half *)x, C, 3 * C, 0};
+    list[1] = WeightGradient<Half>{d->out_w, d->out_b, (const Half *)b->dout, (const Half *)a->attn, C, C, 0};
+    list[2] = WeightGradient<Half>{d->fc1_w, d->fc1_b, (const Half *)b->dfc1, (const Half *)a->ln1, C, F, 0};
+    list[3] = WeightGradient<Half>{d->fc2_w, d->fc2_b, (const Half *)b->dfc2, (const Half *)a->fc1, F, C, 0};
 }
 
-static float *device_floats(DeviceArena *arena, double count) {
-    return (float *)device_take(arena, count, sizeof(float));
+template <typename Half>
+static WeightGradient<Half> gpt_head_weights(const Gpt *m) {
+    const void *x = m->acts[gpt_layers(m) - 1].ln2;
+    return {m->grads.head_w,
+            m->grads.head_b,
+            (const Half *)m->dlogits,
+            (const Half *)x,
+            m->device.config.sizes[GPT_WIDTH],
+            V,
+            DLOGITS_ROW};
 }
 
-static double gpt_carve(Gpt *m, char *base) {
-    const int *sizes = m->config.sizes;
-    const int B = m->config.B, T = m->config.T, C = sizes[GPT_WIDTH], H = sizes[GPT_HEADS], F = sizes[GPT_HIDDEN];
-    const double R = (double)B * T, wide = fmax(3 * C, F), n = (double)m->layout.size;
-    const size_t half = m->bf16 ? 2 : 4;
-    DeviceArena arena = {base, 0};
-    for (int i = 0; i < 4; i++) m->flat[i] = device_floats(&arena, n);
-    m->weights = m->bf16 ? device_take(&arena, n, 2) : m->flat[STATE_PARAMS];
+template <typename Half>
+static double gpt_weights_scratch(const Gpt *m, int R) {
+    WeightGradient<Half> layer[LAYER_WEIGHTS], head = gpt_head_weights<Half>(m);
+    gpt_layer_weights(m, 0, layer);
+    return fmax((double)matmul_weights_scratch(layer, LAYER_WEIGHTS, R), (double)matmul_weights_scratch(&head, 1, R));
+}
+
+static void gpt_carve(void *model, DeviceArena *arena) {
+    Gpt *m = (Gpt *)model;
+    const ModelConfig *config = &m->device.config;
+    const int *sizes = config->sizes;
+    const int B = config->B, T = config->T, C = sizes[GPT_WIDTH], H = sizes[GPT_HEADS], F = sizes[GPT_HIDDEN];
+    const double R = (double)B * T;
+    const bool bf16 = m->device.bf16;
+    const size_t half = bf16 ? 2 : 4;
+    m->block_rows = norm_block_rows(&m->device, B * T);
     for (int l = 0; l < gpt_layers(m); l++) {
         LayerActivations *a = &m->acts[l];
-        a->qkv = device_take(&arena, R * 3 * C, half);
-        a->attn = device_take(&arena, R * C, half);
-        a->ln1 = device_take(&arena, R * C, half);
-        a->fc1 = device_take(&arena, R * F, half);
-        a->ln2 = device_take(&arena, R * C, half);
-        a->scores = device_take(&arena, (double)attention_scores_size(B, m->shape), half); // two bytes too, or four
-        a->log_sums = device_floats(&arena, R * H);
-        a->normalized1 = device_floats(&arena, R * C);
-        a->rstd1 = device_floats(&arena, R);
-        a->normalized2 = device_floats(&arena, R * C);
-        a->rstd2 = device_floats(&arena, R);
+        a->qkv = device_take(arena, R * 3 * C, half);
+        a->attn = device_take(arena, R * C, half);
+        a->ln1 = device_take(arena, R * C, half);
+        a->fc1 = device_take(arena, R * F, half);
+        a->ln2 = device_take(arena, R * C, half);
+        a->scores = device_take(arena, (double)attention_scores_size(B, m->shape), half); // two bytes too, or four
+        a->log_sums = device_floats(arena, R * H);
+        a->normalized1 = device_floats(arena, R * C);
+        a->rstd1 = device_floats(arena, R);
+        a->normalized2 = device_floats(arena, R * C);
+        a->rstd2 = device_floats(arena, R);
     }
-    m->x = device_floats(&arena, R * C);
-    m->emb = device_take(&arena, R * C, half);
-    m->logits = device_floats(&arena, R * V);
-    m->losses = device_floats(&arena, R);
-    m->dlogits = device_take(&arena, R * DLOGITS_ROW, half);
-    m->dx = device_floats(&arena, R * C);
-    m->branch = device_floats(&arena, R * C);
-    m->dbranch = device_take(&arena, R * C, half);
-    m->dattn = device_take(&arena, R * C, half);
-    m->wide = device_take(&arena, R * wide, half);
-    m->dscores = device_take(&arena, (double)attention_scores_size(B, m->shape), half);
-    double partial = fmax(ceil(R / EMBEDDING_ROWS) * V * C, ceil(R / LAYERNORM_ROWS) * 2 * C);
-    partial = fmax(partial, (double)(m->bf16 ? relative_partial_size<__nv_bfloat16>(B, m->shape)
-                                             : relative_partial_size<float>(B, m->shape)));
-    const int products[][2] = {{C, 3 * C}, {C, C}, {C, F}, {F, C}, {C, V}}; // of weight gradients
-    for (const int *p : products) partial = fmax(partial, (double)matmul_scratch_size(B * T, p[0], p[1]));
-    m->partial = device_floats(&arena, partial);
-    m->state = (DeviceState *)device_take(&arena, 1, sizeof(DeviceState));
-    m->starts = (int64_t *)device_take(&arena, B, sizeof(int64_t));
-    m->inputs = (uint8_t *)device_take(&arena, R, 1);
-    m->targets = (uint8_t *)device_take(&arena, R, 1);
-    return arena.used;
-}
-
-static void gpt_destroy(void *model) {
-    Gpt *m = (Gpt *)model;
-    if (!m) return;
-    if (m->step_graph) cuda_check(cudaGraphExecDestroy(m->step_graph));
-    if (m->memory) cuda_check(cudaFree(m->memory));
-    if (m->train.tokens) cuda_check(cudaFree((void *)m->train.tokens));
-    if (m->train.pieces) cuda_check(cudaFree((void *)m->train.pieces));
-    if (m->train.first_window) cuda_check(cudaFree((void *)m->train.first_window));
-    if (m->test_tokens) cuda_check(cudaFree(m->test_tokens));
-    if (m->stream) cuda_check(cudaStreamDestroy(m->stream));
-    layout_free(&m->layout);
-    for (int i = 0; i < 4; i++) free(m->host[i]);
-    free(m->params.layers);
-    free(m->grads.layers);
-    free(m->acts);
-    free(m->kept);
-    free(m->host_starts);
-    free(m->host_losses);
-    free(m);
-}
-
-// The device that is there and what it can do, or a sentence.
-static bool device_open(Gpt *m, char *error) {
-    int count = 0;
-    cudaDeviceProp about;
-    const cudaError_t status = cudaGetDeviceCount(&count);
-    if (status == cudaErrorInsufficientDriver) {
-        return fail(error,
-                    "the NVIDIA driver is missing or too old for this CUDA; install a newer one, or build for the "
-                    "CPU: make DEVICE=cpu train_gpt_music");
+    for (int i = 0; i < 2; i++) {
+        LayerGradients *b = &m->back[i];
+        b->dqkv = device_take(arena, R * 3 * C, half);
+        b->dout = device_take(arena, R * C, half);
+        b->dfc1 = device_take(arena, R * F, half);
+        b->dfc2 = device_take(arena, R * C, half);
+        b->sums1 = device_floats(arena, (double)layernorm_sums_size(B * T, C, m->block_rows));
+        b->sums2 = device_floats(arena, (double)layernorm_sums_size(B * T, C, m->block_rows));
+        b->rel_partial = device_floats(arena, (double)(bf16 ? relative_partial_size<__nv_bfloat16>(B, m->shape)
+                                                            : relative_partial_size<float>(B, m->shape)));
     }
-    if (status != cudaSuccess || count < 1) {
-        return fail(error, "there is no GPU that CUDA can use (%s); build for the CPU: make DEVICE=cpu train_gpt_music",
-                    status == cudaSuccess ? "none found" : cudaGetErrorString(status));
-    }
-    cuda_check(cudaGetDeviceProperties(&about, 0));
-    if (m->bf16 && about.major < 8) {
-        return fail(error,
-                    "--precision bf16: %s has compute capability %d.%d, and bf16 needs 8.0; take --precision fp32",
-                    about.name, about.major, about.minor);
-    }
-    size_t available = 0, total = 0;
-    cuda_check(cudaMemGetInfo(&available, &total));
-    m->bytes = gpt_carve(m, nullptr);
-    fprintf(stderr, "%s: the model and its activations take %.2f GB of %.2f GB\n", about.name, m->bytes / 1e9,
-            (double)available / 1e9);
-    if (m->bytes <= (double)available) return true;
-    Gpt smaller = *m; // what does not depend on the batch, and what a window takes
-    smaller.config.B = 1;
-    const double one = gpt_carve(&smaller, nullptr);
-    smaller.config.B = 2;
-    const double each = gpt_carve(&smaller, nullptr) - one, most = floor(((double)available - one) / each) + 1;
-    if (most < 1)
-        return fail(error, "the model does not fit into the GPU's memory even with --batch 1; make it smaller");
-    return fail(error, "--batch %d: takes %.1f GB of the GPU's %.1f GB; --batch %.0f would fit", m->config.B,
-                m->bytes / 1e9, (double)available / 1e9, most);
-}
-
-static void *gpt_create(const ModelConfig *config, char *error) {
-    Gpt *m = (Gpt *)allocate("the model", 1, sizeof *m, error);
-    if (!m) return nullptr;
-    const int L = config->sizes[GPT_LAYERS];
-    const double R = (double)config->B * config->T;
-    m->config = *config;
-    m->bf16 = !strcmp(config->precision, "bf16");
-    gpt_layout(config->sizes, &m->layout);
-    m->shape = attention_shape(config->T, config->sizes[GPT_WIDTH], config->sizes[GPT_HEADS], config->sizes[GPT_REL]);
-    m->acts = (LayerActivations *)allocate("the model", L, sizeof(LayerActivations), error);
-    m->params.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
-    m->grads.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
-    bool ok = m->acts && m->params.layers && m->grads.layers;
-    for (int i = 0; i < 4; i++) {
-        m->host[i] = (float *)allocate("the model", (double)m->layout.size, sizeof(float), error);
-        ok = ok && m->host[i];
-    }
-    m->host_starts = (int64_t *)allocate("the batch", config->B, sizeof(int64_t), error);
-    m->host_losses = (float *)allocate("the batch", R, sizeof(float), error);
-    ok = ok && m->host_starts && m->host_losses;
-    if (!ok || !device_open(m, error)) {
-        gpt_destroy(m);
-        return nullptr;
-    }
-    cuda_check(cudaMalloc((void **)&m->memory, (size_t)m->bytes));
-    gpt_carve(m, m->memory);
-    cuda_check(cudaStreamCreate(&m->stream));
-    for (int i = 0; i < 4; i++) {
-        cuda_check(cudaMemsetAsync(m->flat[i], 0, (size_t)m->layout.size * sizeof(float), m->stream));
-    }
-    gpt_point(&m->params, &m->layout, L, m->flat[STATE_PARAMS]);
-    gpt_point(&m->grads, &m->layout, L, m->flat[STATE_GRADS]);
-    m->expected.bad_step = -1;
-    m->expected.step = -1; // none yet
-    return m;
+    m->emb = device_take(arena, R * C, half);
+    m->logits = device_floats(arena, R * V);
+    m->dlogits = device_take(arena, R * DLOGITS_ROW, half);
+    m->dx = device_floats(arena, R * C);
+    m->branch = device_floats(arena, fused(C) ? 0 : R * C);
+    m->dattn = device_take(arena, R * C, half);
+    m->dscores = device_take(arena, (double)attention_scores_size(B, m->shape), half);
+    m->partial = device_floats(arena, (double)embedding_partial_size(B * T, C));
+    m->partial_weights = device_floats(arena, bf16 ? gpt_weights_scratch<__nv_bfloat16>(m, B * T)
+                                                   : gpt_weights_scratch<float>(m, B * T));
 }
 
 // ---- the model: forward, backward, update
 
-static Dropout gpt_dropout(const Gpt *m, bool training, int site) {
-    const double p = training ? m->config.dropout : 0;
-    const Dropout dropout = {philox_key(m->config.seed, PHILOX_DROPOUT, (uint32_t)site), (uint32_t)(p * 4294967296.0),
-                             (float)(1 / (1 - p))};
-    return dropout;
+// What the branches of layer l branch off from: its input, and its first LayerNorm.
+static Residual gpt_residual(const Gpt *m, int l, int place) {
+    const LayerActivations *a = &m->acts[l];
+    if (place == 1) return {a->normalized1, m->params.layers[l].ln1_w, m->params.layers[l].ln1_b, nullptr, nullptr};
+    if (l == 0) return {nullptr, nullptr, nullptr, m->params.emb, m->device.inputs};
+    return {a[-1].normalized2, m->params.layers[l - 1].ln2_w, m->params.layers[l - 1].ln2_b, nullptr, nullptr};
 }
 
-// The operand of products that a parameter is.
 template <typename Half>
-static const Half *weight(const Gpt *m, const float *parameter) {
-    return (const Half *)m->weights + (parameter - m->flat[STATE_PARAMS]);
+static LayerNorm<Half> gpt_norm1(const Gpt *m, int l, bool training) {
+    const LayerActivations *a = &m->acts[l];
+    const LayerTensors *q = &m->params.layers[l];
+    const Dropout dropout = device_dropout(&m->device, training, 2 * l);
+    return {(Half *)a->ln1, a->normalized1, a->rstd1, q->ln1_w, q->ln1_b, dropout, m->block_rows};
 }
 
-// Logits of m->inputs, B rows of T, with the dropout of the step if training.
+template <typename Half>
+static LayerNorm<Half> gpt_norm2(const Gpt *m, int l, bool training) {
+    const LayerActivations *a = &m->acts[l];
+    const LayerTensors *q = &m->params.layers[l];
+    const Dropout dropout = device_dropout(&m->device, training, 2 * l + 1);
+    return {(Half *)a->ln2, a->normalized2, a->rstd2, q->ln2_w, q->ln2_b, dropout, m->block_rows};
+}
+
+// Logits of the first B rows of inputs, with the dropout of the step if training.
 template <typename Half>
 static void gpt_forward(Gpt *m, int B, bool training) {
-    const int *sizes = m->config.sizes;
-    const int T = m->config.T, C = sizes[GPT_WIDTH], F = sizes[GPT_HIDDEN], R = B * T;
+    const DeviceModel *device = &m->device;
+    const int *sizes = device->config.sizes;
+    const int T = device->config.T, C = sizes[GPT_WIDTH], F = sizes[GPT_HIDDEN], R = B * T;
+    const int64_t n = (int64_t)R * C;
     typedef typename AttentionTypes<Half>::Score Score;
     const GptTensors *p = &m->params;
-    const cudaStream_t stream = m->stream;
-    embedding_forward_kernel<Half><<<blocks_for((int64_t)R * C, 256), 256, 0, stream>>>(m->x, (Half *)m->emb, m->inputs,
-                                                                                        p->emb, (int64_t)R * C, C);
+    const cudaStream_t stream = device->stream;
     const Half *x = (const Half *)m->emb;
+    // clang-format off
+    embedding_forward_kernel<Half><<<blocks_for(n, 256), 256, 0, stream>>>((Half *)m->emb, device->inputs, p->emb, n, C);
+    // clang-format on
     for (int l = 0; l < gpt_layers(m); l++) {
         const LayerTensors *q = &p->layers[l];
         const LayerActivations *a = &m->acts[l];
-        matmul_forward((Half *)a->qkv, x, weight<Half>(m, q->qkv_w), q->qkv_b, false, R, C, 3 * C, stream);
-        attention_forward<Half>((Half *)a->attn, (Score *)a->scores, a->log_sums,
-                                l > 0 ? (const Score *)m->acts[l - 1].scores : nullptr, (const Half *)a->qkv, q->rel, B,
-                                m->shape, stream);
-        matmul_forward(m->branch, (const Half *)a->attn, weight<Half>(m, q->out_w), q->out_b, false, R, C, C, stream);
-        residual_dropout_layernorm_forward(m->x, (Half *)a->ln1, a->normalized1, a->rstd1, m->x, m->branch, q->ln1_w,
-                                           q->ln1_b, gpt_dropout(m, training, 2 * l), m->state, R, T, C, stream);
-        matmul_forward((Half *)a->fc1, (const Half *)a->ln1, weight<Half>(m, q->fc1_w), q->fc1_b, true, R, C, F,
-                       stream);
-        matmul_forward(m->branch, (const Half *)a->fc1, weight<Half>(m, q->fc2_w), q->fc2_b, false, R, F, C, stream);
-        residual_dropout_layernorm_forward(m->x, (Half *)a->ln2, a->normalized2, a->rstd2, m->x, m->branch, q->ln2_w,
-                                           q->ln2_b, gpt_dropout(m, training, 2 * l + 1), m->state, R, T, C, stream);
+        const Half *qkv_w = weight<Half>(device, q->qkv_w), *out_w = weight<Half>(device, q->out_w);
+        const Half *fc1_w = weight<Half>(device, q->fc1_w), *fc2_w = weight<Half>(device, q->fc2_w);
+        Half *qkv = (Half *)a->qkv, *attn = (Half *)a->attn, *ln1 = (Half *)a->ln1, *fc1 = (Half *)a->fc1;
+        const Score *below = l > 0 ? (const Score *)m->acts[l - 1].scores : nullptr;
+        matmul_forward(qkv, x, qkv_w, q->qkv_b, false, R, C, 3 * C, stream);
+        attention_forward<Half>(attn, (Score *)a->scores, a->log_sums, below, qkv, q->rel, B, m->shape, stream);
+        linear_residual_dropout_layernorm_forward(gpt_norm1<Half>(m, l, training), gpt_residual(m, l, 0),
+                                                  (const Half *)attn, out_w, q->out_b, m->branch, device->state, R, T,
+                                                  C, C, stream);
+        matmul_forward(fc1, (const Half *)ln1, fc1_w, q->fc1_b, true, R, C, F, stream);
+        linear_residual_dropout_layernorm_forward(gpt_norm2<Half>(m, l, training), gpt_residual(m, l, 1),
+                                                  (const Half *)fc1, fc2_w, q->fc2_b, m->branch, device->state, R, T, F,
+                                                  C, stream);
         x = (const Half *)a->ln2;
     }
-    matmul_forward(m->logits, x, weight<Half>(m, p->head_w), p->head_b, false, R, C, V, stream);
+    matmul_forward(m->logits, x, weight<Half>(device, p->head_w), p->head_b, false, R, C, V, stream);
 }
 
-// The losses of the batch and their mean; with dlogits ready for the backward if asked.
+// The losses of the first R rows; with dlogits ready for the backward if asked.
 template <typename Half>
 static void gpt_loss(Gpt *m, int R, bool backward) {
-    softmax_cross_entropy_kernel<Half><<<blocks_for(R, ROW_WARPS), ROW_WARPS * WARP, 0, m->stream>>>(
-        m->losses, backward ? (Half *)m->dlogits : nullptr, m->logits, m->targets, R);
-    if (backward) loss_kernel<<<1, 256, 0, m->stream>>>(m->state, m->losses, R);
+    Half *dlogits = backward ? (Half *)m->dlogits : nullptr;
+    softmax_cross_entropy_kernel<Half><<<blocks_for(R, ROW_WARPS), ROW_WARPS * WARP, 0, m->device.stream>>>(
+        m->device.losses, dlogits, m->logits, m->device.targets, R);
 }
 
-// Gradients of all parameters, after gpt_forward and gpt_loss of the same step.
+// Gradients of all parameters, after gpt_forward and gpt_loss of the same step. The main stream carries the gradient
+// from the logits down to the embedding. What only the update waits for runs beside it on the side stream: the mean
+// loss, and, a layer behind, the gradients of each layer's parameters.
 template <typename Half>
-static void gpt_backward(Gpt *m, int B) {
-    const int *sizes = m->config.sizes;
-    const int T = m->config.T, C = sizes[GPT_WIDTH], F = sizes[GPT_HIDDEN], R = B * T, L = gpt_layers(m);
+static void gpt_backward(Gpt *m) {
+    DeviceModel *device = &m->device;
+    const int *sizes = device->config.sizes;
+    const int B = device->config.B, T = device->config.T, C = sizes[GPT_WIDTH], F = sizes[GPT_HIDDEN];
+    const int R = B * T, L = gpt_layers(m);
     typedef typename AttentionTypes<Half>::Score Score;
     const GptTensors *p = &m->params, *g = &m->grads;
-    const cudaStream_t stream = m->stream;
-    Half *dbranch = (Half *)m->dbranch, *dattn = (Half *)m->dattn, *wide = (Half *)m->wide;
+    const cudaStream_t stream = device->stream, side = device->side;
     const Half *dlogits = (const Half *)m->dlogits;
-    matmul_backward_weight(g->head_w, g->head_b, dlogits, (const Half *)m->acts[L - 1].ln2, false, R, C, V, m->partial,
-                           stream, DLOGITS_ROW);
-    matmul_backward_input(m->dx, dlogits, weight<Half>(m, p->head_w), (const Half *)nullptr, false, R, C, V, stream,
-                          DLOGITS_ROW);
+    device_fork(device);
+    loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R);
+    const WeightGradient<Half> head = gpt_head_weights<Half>(m);
+    SumList head_sums = {};
+    matmul_backward_weights(&head, 1, R, m->partial_weights, &head_sums, side);
+    sum_parts(&head_sums, side);
+    linear_residual_dropout_layernorm_backward(
+        m->dx, true, (Half *)m->back[(L - 1) % 2].dfc2, m->back[(L - 1) % 2].sums2, gpt_norm2<Half>(m, L - 1, true),
+        dlogits, weight<Half>(device, p->head_w), m->branch, device->state, R, T, V, C, stream, DLOGITS_ROW);
     for (int l = L - 1; l >= 0; l--) {
         const LayerTensors *q = &p->layers[l], *d = &g->layers[l];
         const LayerActivations *a = &m->acts[l];
-        const Half *x = (const Half *)(l > 0 ? m->acts[l - 1].ln2 : m->emb);
-        // x = LN2(x + dropout(fc2(relu(fc1(x)))))
-        residual_dropout_layernorm_backward(m->dx, dbranch, d->ln2_w, d->ln2_b, a->normalized2, a->rstd2, q->ln2_w,
-                                            gpt_dropout(m, true, 2 * l + 1), m->state, R, T, C, m->partial, stream);
-        matmul_backward_weight(d->fc2_w, d->fc2_b, dbranch, (const Half *)a->fc1, false, R, F, C, m->partial, stream);
-        matmul_backward_input(wide, dbranch, weight<Half>(m, q->fc2_w), (const Half *)a->fc1, false, R, F, C, stream);
-        matmul_backward_weight(d->fc1_w, d->fc1_b, wide, (const Half *)a->ln1, false, R, C, F, m->partial, stream);
-        matmul_backward_input(m->dx, wide, weight<Half>(m, q->fc1_w), (const Half *)nullptr, true, R, C, F, stream);
+        LayerGradients *b = &m->back[l % 2], *below = &m->back[(l + 1) % 2];
+        const Half *qkv_w = weight<Half>(device, q->qkv_w), *out_w = weight<Half>(device, q->out_w);
+        const Half *fc1_w = weight<Half>(device, q->fc1_w), *fc2_w = weight<Half>(device, q->fc2_w);
+        Half *dqkv = (Half *)b->dqkv, *dout = (Half *)b->dout, *dfc1 = (Half *)b->dfc1, *dfc2 = (Half *)b->dfc2;
+        Half *dattn = (Half *)m->dattn, *dscores = (Half *)m->dscores, *above = l < L - 1 ? dscores : nullptr;
+        // x = LN2(x + dropout(fc2(relu(fc1(x))))); the product above has made dfc2
+        matmul_backward_input(dfc1, (const Half *)dfc2, fc2_w, (const Half *)a->fc1, false, R, F, C, stream);
+        linear_residual_dropout_layernorm_backward(m->dx, false, dout, b->sums1, gpt_norm1<Half>(m, l, true),
+                                                   (const Half *)dfc1, fc1_w, m->branch, device->state, R, T, F, C,
+                                                   stream);
         // x = LN1(x + dropout(out(attention(qkv(x)))))
-        residual_dropout_layernorm_backward(m->dx, dbranch, d->ln1_w, d->ln1_b, a->normalized1, a->rstd1, q->ln1_w,
-                                            gpt_dropout(m, true, 2 * l), m->state, R, T, C, m->partial, stream);
-        matmul_backward_weight(d->out_w, d->out_b, dbranch, (const Half *)a->attn, false, R, C, C, m->partial, stream);
-        matmul_backward_input(dattn, dbranch, weight<Half>(m, q->out_w), (const Half *)nullptr, false, R, C, C, stream);
-        attention_backward<Half>(wide, m->partial, (Half *)m->dscores, (const Score *)a->scores,
-                                 l < L - 1 ? (const Half *)m->dscores : nullptr, dattn, (const Half *)a->attn,
-                                 a->log_sums, (const Half *)a->qkv, q->rel, B, m->shape, stream);
-        relative_vectors_backward<Half>(d->rel, m->partial, B, m->shape, stream);
-        matmul_backward_weight(d->qkv_w, d->qkv_b, wide, x, false, R, C, 3 * C, m->partial, stream);
-        matmul_backward_input(m->dx, wide, weight<Half>(m, q->qkv_w), (const Half *)nullptr, true, R, C, 3 * C, stream);
+        matmul_backward_input(dattn, (const Half *)dout, out_w, (const Half *)nullptr, false, R, C, C, stream);
+        attention_backward<Half>(dqkv, b->rel_partial, dscores, (const Score *)a->scores, above, dattn,
+                                 (const Half *)a->attn, a->log_sums, (const Half *)a->qkv, q->rel, B, m->shape, stream);
+        device_fork(device);
+        WeightGradient<Half> weights[LAYER_WEIGHTS];
+        SumList sums = {};
+        gpt_layer_weights(m, l, weights);
+        matmul_backward_weights(weights, LAYER_WEIGHTS, R, m->partial_weights, &sums, side);
+        layernorm_sums(&sums, d->ln1_w, d->ln1_b, b->sums1, R, C, m->block_rows);
+        layernorm_sums(&sums, d->ln2_w, d->ln2_b, b->sums2, R, C, m->block_rows);
+        sum_parts(&sums, side);
+        relative_vectors_backward<Half>(d->rel, b->rel_partial, B, m->shape, side);
+        if (l < L - 1) device_wait(device, (l + 1) % 2); // the layer above no longer needs what `below` holds
+        device_mark(device, l % 2);
+        if (l > 0) {
+            linear_residual_dropout_layernorm_backward(m->dx, false, (Half *)below->dfc2, below->sums2,
+                                                       gpt_norm2<Half>(m, l - 1, true), (const Half *)dqkv, qkv_w,
+                                                       m->branch, device->state, R, T, 3 * C, C, stream);
+        } else {
+            matmul_backward_input(m->dx, (const Half *)dqkv, qkv_w, (const Half *)nullptr, true, R, C, 3 * C, stream);
+        }
     }
-    embedding_backward(g->emb, m->partial, m->dx, m->inputs, R, C, stream);
-    check_finite_kernel<<<256, 256, 0, stream>>>(m->state, m->flat[STATE_GRADS], m->layout.size);
-}
-
-// The next batch, forward, loss and backward of the step in m->state.
-template <typename Half>
-static void gpt_enqueue_gradients(Gpt *m) {
-    const int B = m->config.B, T = m->config.T, R = B * T;
-    batch_starts_kernel<<<blocks_for(B, 64), 64, 0, m->stream>>>(m->starts, m->state, m->train, m->config.seed, B);
-    load_windows_kernel<<<blocks_for(R, 256), 256, 0, m->stream>>>(m->inputs, m->targets, m->train.tokens, m->starts, R,
-                                                                   T);
-    gpt_forward<Half>(m, B, true);
-    gpt_loss<Half>(m, R, true);
-    gpt_backward<Half>(m, B);
-}
-
-template <typename Half>
-static void gpt_enqueue_step(Gpt *m) {
-    const int64_t n = m->layout.size;
-    gpt_enqueue_gradients<Half>(m);
-    adamax_kernel<Half><<<blocks_for(n, 256), 256, 0, m->stream>>>(m->flat[STATE_PARAMS], (Half *)m->weights,
-                                                                   m->flat[STATE_GRADS], m->flat[STATE_EXP_AVG],
-                                                                   m->flat[STATE_EXP_INF], m->state, n);
-    end_step_kernel<<<1, 1, 0, m->stream>>>(m->state);
+    embedding_backward(g->emb, m->partial, m->dx, device->inputs, R, C, stream);
+    device_wait(device, 0); // layer 0's, which comes last
 }
 
 // ---- what the recipe asks of a model (train.h, ModelSpec)
 
-static DeviceState gpt_read_state(Gpt *m) { // waits for the device
-    DeviceState state;
-    cuda_check(cudaMemcpyAsync(&state, m->state, sizeof state, cudaMemcpyDeviceToHost, m->stream));
-    cuda_check(cudaStreamSynchronize(m->stream));
-    return state;
-}
-
-static void gpt_write_state(Gpt *m, DeviceState state) {
-    cuda_check(cudaMemcpyAsync(m->state, &state, sizeof state, cudaMemcpyHostToDevice, m->stream));
-    cuda_check(cudaStreamSynchronize(m->stream));
-    m->expected = state;
-}
-
-// The device counts steps by itself; only where the plan is another, at an epoch's beginning or after a resume, is it
-// told.
-static void gpt_expect(Gpt *m, const StepPlan *plan) {
-    DeviceState *e = &m->expected;
-    if (e->step != plan->step || e->epoch != plan->epoch || e->index != plan->index || e->lr != plan->lr) {
-        DeviceState state = gpt_read_state(m);
-        state.step = plan->step;
-        state.epoch = plan->epoch;
-        state.index = plan->index;
-        state.lr = plan->lr;
-        gpt_write_state(m, state);
-    }
-}
-
-static void gpt_train_step(void *model, const StepPlan *plan) {
+static void gpt_enqueue_gradients(void *model) {
     Gpt *m = (Gpt *)model;
-    gpt_expect(m, plan);
-    if (!m->step_graph) {
-        cudaGraph_t graph;
-        cuda_check(cudaStreamBeginCapture(m->stream, cudaStreamCaptureModeThreadLocal));
-        if (m->bf16) {
-            gpt_enqueue_step<__nv_bfloat16>(m);
-        } else {
-            gpt_enqueue_step<float>(m);
-        }
-        cuda_check(cudaStreamEndCapture(m->stream, &graph));
-        cuda_check(cudaGraphInstantiate(&m->step_graph, graph, 0));
-        cuda_check(cudaGraphDestroy(graph));
-    }
-    cuda_check(cudaGraphLaunch(m->step_graph, m->stream));
-    m->expected.step++;
-    m->expected.index++;
-}
-
-// Without the update, for a look at a step that went wrong.
-static double gpt_gradients(void *model, const StepPlan *plan) {
-    Gpt *m = (Gpt *)model;
-    gpt_expect(m, plan);
-    if (m->bf16) {
-        gpt_enqueue_gradients<__nv_bfloat16>(m);
+    const int B = m->device.config.B, R = B * m->device.config.T;
+    if (m->device.bf16) {
+        gpt_forward<__nv_bfloat16>(m, B, true);
+        gpt_loss<__nv_bfloat16>(m, R, true);
+        gpt_backward<__nv_bfloat16>(m);
     } else {
-        gpt_enqueue_gradients<float>(m);
+        gpt_forward<float>(m, B, true);
+        gpt_loss<float>(m, R, true);
+        gpt_backward<float>(m);
     }
-    return gpt_read_state(m).loss;
 }
 
-static TrainLoss gpt_get_loss(void *model) {
-    const DeviceState state = gpt_read_state((Gpt *)model);
-    const TrainLoss loss = {state.loss_sum, state.bad_step};
-    return loss;
-}
-
-static void gpt_set_loss(void *model, double sum) {
+static void gpt_enqueue_losses(void *model, int n) {
     Gpt *m = (Gpt *)model;
-    DeviceState state = m->expected.step < 0 ? m->expected : gpt_read_state(m);
-    state.loss_sum = sum;
-    state.bad_step = -1;
-    gpt_write_state(m, state);
-}
-
-static void *device_copy(const void *bytes, size_t size) {
-    void *copy = nullptr;
-    cuda_check(cudaMalloc(&copy, size ? size : 1));
-    cuda_check(cudaMemcpy(copy, bytes, size, cudaMemcpyHostToDevice));
-    return copy;
-}
-
-static void gpt_set_data(void *model, const Dataset *train) {
-    Gpt *m = (Gpt *)model;
-    const size_t pieces = (size_t)(train->n_pieces + 1) * sizeof(int64_t);
-    m->train.tokens = (const uint8_t *)device_copy(train->tokens, (size_t)train->n_tokens);
-    m->train.pieces = (const int64_t *)device_copy(train->pieces, pieces);
-    m->train.first_window = (const int64_t *)device_copy(train->first_window, pieces);
-    m->train.n_pieces = train->n_pieces;
-    m->train.n_windows = train->n_windows;
-}
-
-static void gpt_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
-    Gpt *m = (Gpt *)model;
-    const int T = m->config.T, R = n * T;
-    if (m->test != test) {
-        if (m->test_tokens) cuda_check(cudaFree(m->test_tokens));
-        m->test_tokens = (uint8_t *)device_copy(test->tokens, (size_t)test->n_tokens);
-        m->test = test;
-    }
-    cuda_check(cudaMemcpyAsync(m->starts, starts, (size_t)n * sizeof *starts, cudaMemcpyHostToDevice, m->stream));
-    load_windows_kernel<<<blocks_for(R, 256), 256, 0, m->stream>>>(m->inputs, m->targets, m->test_tokens, m->starts, R,
-                                                                   T);
-    if (m->bf16) {
+    const int R = n * m->device.config.T;
+    if (m->device.bf16) {
         gpt_forward<__nv_bfloat16>(m, n, false);
         gpt_loss<__nv_bfloat16>(m, R, false);
     } else {
         gpt_forward<float>(m, n, false);
         gpt_loss<float>(m, R, false);
     }
-    cuda_check(
-        cudaMemcpyAsync(m->host_losses, m->losses, (size_t)R * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
-    cuda_check(cudaStreamSynchronize(m->stream));
-    for (int b = 0; b < n; b++) eval_add(add, m->host_losses + (size_t)b * T, test->tokens + starts[b] + 1, T);
 }
 
-static float *gpt_state(void *model, int which) {
-    Gpt *m = (Gpt *)model;
-    cuda_check(cudaMemcpyAsync(m->host[which], m->flat[which], (size_t)m->layout.size * sizeof(float),
-                               cudaMemcpyDeviceToHost, m->stream));
-    cuda_check(cudaStreamSynchronize(m->stream));
-    return m->host[which];
-}
-
-static void gpt_state_changed(void *model) {
-    Gpt *m = (Gpt *)model;
+static void gpt_enqueue_update(void *model) {
+    const DeviceModel *m = (const DeviceModel *)model;
     const int64_t n = m->layout.size;
-    for (int i = STATE_PARAMS; i <= STATE_EXP_INF; i++) {
-        cuda_check(
-            cudaMemcpyAsync(m->flat[i], m->host[i], (size_t)n * sizeof(float), cudaMemcpyHostToDevice, m->stream));
-    }
+    const int blocks = blocks_for(n, 256);
+    float *params = m->flat[STATE_PARAMS], *avg = m->flat[STATE_EXP_AVG], *inf = m->flat[STATE_EXP_INF];
+    const float *grads = m->flat[STATE_GRADS];
     if (m->bf16) {
-        // clang-format off
-        to_half_kernel<__nv_bfloat16><<<blocks_for(n, 256), 256, 0, m->stream>>>((__nv_bfloat16 *)m->weights, m->flat[STATE_PARAMS], n);
-        // clang-format on
+        __nv_bfloat16 *weights = (__nv_bfloat16 *)m->weights;
+        adamax_kernel<__nv_bfloat16><<<blocks, 256, 0, m->stream>>>(params, weights, grads, avg, inf, m->state, n);
+    } else {
+        adamax_kernel<float><<<blocks, 256, 0, m->stream>>>(params, params, grads, avg, inf, m->state, n);
     }
-    cuda_check(cudaStreamSynchronize(m->stream));
 }
 
-// count numbers at `from` on the device, float or bf16, as floats at `to`
-static void gpt_fetch(Gpt *m, float *to, const void *from, int64_t count, bool bf16) {
-    cuda_check(cudaMemcpy(to, from, (size_t)count * (bf16 ? 2 : 4), cudaMemcpyDeviceToHost));
-    (void)m;
-    for (int64_t i = count - 1; bf16 && i >= 0; i--) { // widened in place, from the end
-        uint16_t half;
-        memcpy(&half, (const char *)to + 2 * i, 2);
-        const uint32_t bits = (uint32_t)half << 16;
-        memcpy(to + i, &bits, 4);
+static const DeviceHooks gpt_hooks = {
+    "train_gpt_music", false, gpt_layout, gpt_carve, gpt_enqueue_gradients, gpt_enqueue_update, gpt_enqueue_losses};
+
+static void gpt_destroy(void *model) {
+    Gpt *m = (Gpt *)model;
+    if (!m) return;
+    device_destroy(&m->device);
+    free(m->params.layers);
+    free(m->grads.layers);
+    free(m->acts);
+    free(m);
+}
+
+static void *gpt_create(const ModelConfig *config, char *error) {
+    Gpt *m = (Gpt *)allocate("the model", 1, sizeof *m, error);
+    if (!m) return nullptr;
+    const int L = config->sizes[GPT_LAYERS];
+    m->shape = attention_shape(config->T, config->sizes[GPT_WIDTH], config->sizes[GPT_HEADS], config->sizes[GPT_REL]);
+    m->acts = (LayerActivations *)allocate("the model", L, sizeof(LayerActivations), error);
+    m->params.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
+    m->grads.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
+    if (!m->acts || !m->params.layers || !m->grads.layers || !device_create(&m->device, config, &gpt_hooks, error)) {
+        gpt_destroy(m);
+        return nullptr;
     }
+    gpt_point(&m->params, &m->device.layout, L, m->device.flat[STATE_PARAMS]);
+    gpt_point(&m->grads, &m->device.layout, L, m->device.flat[STATE_GRADS]);
+    return m;
 }
 
 // The activations of the last step. Called with list NULL before it, it makes room for them.
 static int gpt_activations(void *model, Activation *list) {
     Gpt *m = (Gpt *)model;
-    const int *sizes = m->config.sizes;
-    const int64_t B = m->config.B, T = m->config.T, C = sizes[GPT_WIDTH], F = sizes[GPT_HIDDEN], R = B * T;
+    DeviceModel *device = &m->device;
+    const int *sizes = device->config.sizes;
+    const int64_t B = device->config.B, T = device->config.T, C = sizes[GPT_WIDTH], F = sizes[GPT_HIDDEN], R = B * T;
     const int L = gpt_layers(m), count = 2 + 5 * L;
-    if (!m->kept) m->kept = (float *)calloc((size_t)(R * (C + L * (6 * C + F) + V)), sizeof(float));
-    if (!m->kept) return -1;
+    if (!device->kept) device->kept = (float *)calloc((size_t)(R * (C + L * (6 * C + F) + V)), sizeof(float));
+    if (!device->kept) return -1;
     if (!list) return count;
-    float *to = m->kept;
-    cuda_check(cudaStreamSynchronize(m->stream));
+    float *to = device->kept;
+    cuda_check(cudaStreamSynchronize(device->stream));
     for (int i = 0; i < count; i++) {
         const int l = (i - 1) / 5, which = (i - 1) % 5;
         const char *names[] = {"qkv", "attn", "ln1", "fc1", "ln2"};
@@ -1806,7 +1660,7 @@ static int gpt_activations(void *model, Activation *list) {
         const int64_t widths[] = {3 * C, C, C, F, C};
         const bool inner = i > 0 && i < count - 1;
         const int64_t width = inner ? widths[which] : i == 0 ? C : (int64_t)V;
-        gpt_fetch(m, to, inner ? data[which] : i == 0 ? m->emb : m->logits, R * width, m->bf16 && i < count - 1);
+        device_fetch(to, inner ? data[which] : i == 0 ? m->emb : m->logits, R * width, device->bf16 && i < count - 1);
         memset(&list[i], 0, sizeof list[i]);
         if (inner) {
             snprintf(list[i].name, sizeof list[i].name, "act.layers.%d.%s", l, names[which]);
@@ -1830,18 +1684,12 @@ static double gpt_step_flops(const ModelConfig *config) {
     return 3 * (2 * B * T * (L * (4 * C * C + 2 * C * F) + C * V) + L * 3 * 2 * B * (T * (T + 1) / 2) * C);
 }
 
-#ifdef CUDA_EMU
-#define DEVICE_NAME "emu"
-#else
-#define DEVICE_NAME "cuda"
-#endif
-
 static ModelSpec gpt_spec_make(void) {
     ModelSpec s;
     memset(&s, 0, sizeof s);
     s.name = "gpt";
     s.device = DEVICE_NAME;
-    s.precisions = "bf16|fp32";
+    s.precisions = DEVICE_PRECISIONS;
     s.size_flags = gpt_size_flags;
     s.n_sizes = N_SIZES;
     s.lr = 1e-3;
@@ -1853,14 +1701,14 @@ static ModelSpec gpt_spec_make(void) {
     s.step_flops = gpt_step_flops;
     s.create = gpt_create;
     s.destroy = gpt_destroy;
-    s.state = gpt_state;
-    s.state_changed = gpt_state_changed;
-    s.set_data = gpt_set_data;
-    s.train_step = gpt_train_step;
-    s.get_loss = gpt_get_loss;
-    s.set_loss = gpt_set_loss;
-    s.eval_batch = gpt_eval_batch;
-    s.gradients = gpt_gradients;
+    s.state = device_state;
+    s.state_changed = device_state_changed;
+    s.set_data = device_set_data;
+    s.train_step = device_train_step;
+    s.get_loss = device_get_loss;
+    s.set_loss = device_set_loss;
+    s.eval_batch = device_eval_batch;
+    s.gradients = device_gradients;
     s.activations = gpt_activations;
     return s;
 }

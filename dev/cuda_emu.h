@@ -9,7 +9,11 @@
 // Threads that never wait need no hand-over: one fiber runs them one after the other.
 //
 // How a grid runs. Blocks run in parallel, as many as OpenMP has threads. Those of a cooperative launch wait for each
-// other, so the fibers of all of them live at once, on one thread of the operating system.
+// other, so the fibers of all of them live at once, on one thread of the operating system. A loop that waits for what
+// another thread stores must call __nanosleep(), or nobody else gets to run.
+//
+// How streams run. Work is done at once, in the order in which the host asks for it. The nodes of a graph are done one
+// after the other too, but in any order that the captured streams and events allow: CUDA_EMU_ORDER picks one.
 //
 // Where to look, in this order:
 //   Fiber               a stack, and how the processor leaves one for another
@@ -27,17 +31,17 @@
 //   g++ -std=c++17 -g -I. x.cpp && gdb a.out                         to step through it, after
 //                                                                    break x.cu:37 if threadIdx.x == 5
 //   g++ -std=c++17 -g -fsanitize=address,undefined -I. x.cpp         to find accesses out of bounds, of any memory
-//   g++ -std=c++17 -g -fsanitize=thread -I. -c x.cpp                 to find missing barriers
+//   g++ -std=c++17 -g -fsanitize=thread -I. -c x.cpp                 to find missing barriers, missing events in graphs
 //   g++ -std=c++17 -O2 -I. x.o dev/cuda_emu_race.cpp
 // On x86-64 and 64-bit ARM (the latter has not been run).
 //
 // What it finds in every build: barriers that only some threads reach, deadlocks, shuffles from lanes that are absent,
 // copies past an allocation. It names the line of the .cu and aborts. Memory starts as NaN.
 // What it cannot tell: speed, bank conflicts, registers, the last bits of a tensor core's sums, whether a kernel reads
-// the host's memory (here it may), what streams would do at the same time (here they take turns).
+// the host's memory (here it may), what streams that are not captured would do at the same time.
 //
 // Environment:
-//   CUDA_EMU_ORDER=fwd|rev|rand[:SEED]   which thread, warp and block runs first, where CUDA leaves it open [fwd]
+//   CUDA_EMU_ORDER=fwd|rev|rand[:SEED]   which thread, warp, block, graph node goes first, if CUDA leaves it open [fwd]
 //   CUDA_EMU_KERNELS=FILE                at the end the names of the kernels that ran are appended to FILE, one a line
 //   CUDA_EMU_MEMORY=MIB                  size of the device's memory [as much as the machine has]
 //   CUDA_EMU_CAPABILITY=7.5              compute capability that the device reports [8.0]; 0: there is no device
@@ -282,6 +286,9 @@ struct Gang {
     int n_blocks, n_warps; // of this launch
     int live, arrived;     // threads that have not exited, that wait in grid.sync()
     uint32_t synced;       // when the launch or the last grid.sync() was
+    uint32_t awake;        // sync_clock when somebody did more than __nanosleep()
+    long sleeps;           // how often that was called since,
+    time_t asleep;         // and since when
     int cursor;            // the warp that ran last
     uint64_t random;       // state of CUDA_EMU_ORDER=rand
     Fiber main;            // the launch itself
@@ -349,7 +356,7 @@ inline void die(Site site, const char *format, ...) {
     fprintf(stderr, "cuda_emu: deadlock in kernel %s: no thread can go on\n", gang->launch->name);
     int shown = 0;
     for (int i = 0; i < gang->n_warps; i++)
-        for (Warp &w = gang->warps[i]; unsigned waiting = w.in_operation | w.at_barrier;) {
+        for (Warp &w = gang->warps[i]; unsigned waiting = w.in_operation | w.at_barrier | w.ready;) {
             const Thread &first = w.lanes[__builtin_ctz(waiting)];
             unsigned same = 0;
             for (unsigned m = waiting; m; m &= m - 1)
@@ -357,10 +364,16 @@ inline void die(Site site, const char *format, ...) {
             if (shown++ < 20)
                 fprintf(stderr, "  %s:%d: block (%u,%u,%u), warp %d, lanes %08x wait %s\n", first.site.file,
                         first.site.line, first.block->index.x, first.block->index.y, first.block->index.z,
-                        first.number / 32, same, w.in_operation & same ? "in a warp operation" : "at a barrier");
+                        first.number / 32, same,
+                        w.in_operation & same ? "in a warp operation"
+                        : w.at_barrier & same ? "at a barrier"
+                                              : "in __nanosleep()");
             w.in_operation &= ~same;
             w.at_barrier &= ~same;
+            w.ready &= ~same;
         }
+    if (gang->sleeps && !gang->launch->cooperative)
+        fprintf(stderr, "  only the blocks of a cooperative launch can wait for each other\n");
     abort();
 }
 
@@ -418,6 +431,17 @@ inline void wait(Site site) {
     Thread *next = next_ready();
     if (!next) deadlock();
     hand_over(next);
+}
+
+// __nanosleep(): anybody's turn. If nothing else has happened for a second or two, what is waited for will not come.
+inline void sleep(Site site) {
+    Gang &g = *gang;
+    me->site = site;
+    me->warp->ready |= 1u << me->lane;
+    if (g.awake != sync_clock) g.awake = sync_clock, g.sleeps = 0;
+    if (g.sleeps++ == 0) g.asleep = time(nullptr);
+    if (g.sleeps % (1 << 20) == 0 && time(nullptr) > g.asleep + 1) deadlock();
+    hand_over(next_ready(true));
 }
 
 // ---- Barriers: the last thread to come opens it, and goes on itself
@@ -506,6 +530,8 @@ void forget_accesses(const void *memory, size_t size);
 void note_access(const void *memory, size_t size, AccessKind kind, Site site);
 void note_fence();
 void note_atomic(const void *memory);
+void note_launch(const Launch &launch, uint32_t launched);
+void note_node(const std::vector<bool> *past);
 #define EMU_UNCHECKED __attribute__((no_sanitize("thread")))
 #else
 // exactly sized, for AddressSanitizer
@@ -518,6 +544,8 @@ inline void forget_accesses(const void *, size_t) {}
 inline void note_access(const void *, size_t, AccessKind, Site) {}
 inline void note_fence() {}
 inline void note_atomic(const void *) {}
+inline void note_launch(const Launch &, uint32_t) {}
+inline void note_node(const std::vector<bool> *) {}
 #define EMU_UNCHECKED
 #endif
 EMU_UNCHECKED inline void make_undefined(void *memory, size_t size) {
@@ -556,6 +584,7 @@ inline void exit_thread() {
     Block &block = *me->block;
     me->warp->exited |= 1u << me->lane;
     complete_operations(*me->warp); // nobody waits for a thread that has exited
+    gang->sleeps = 0;
     gang->live--;
     block.live--;
     if (block.live && block.arrived == block.live) open_block(block);
@@ -648,6 +677,7 @@ inline void run_kernel(const Launch &launch) {
     const long n = (long)launch.grid.x * launch.grid.y * launch.grid.z;
     uint32_t launched = ++sync_clock;
     kernel_log.names.insert(launch.name);
+    note_launch(launch, launched);
     if (launch.cooperative) return run_blocks(launch, 0, (int)n, launched);
     // Random order: position j is block (factor j + first) mod n, with a factor that has no divisor in common with n.
     uint64_t random = config.seed * 0x9E3779B97F4A7C15u + launched;

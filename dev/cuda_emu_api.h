@@ -42,11 +42,7 @@ EMU_UNCHECKED inline void __threadfence() {
 inline void __threadfence_block() {}
 [[noreturn]] inline void __trap(EMU_SITE) { emu::die(site, "__trap()"); }
 // Lets somebody else run: a loop that waits for another thread's store needs it.
-inline void __nanosleep(unsigned, EMU_SITE) {
-    emu::me->site = site;
-    emu::me->warp->ready |= 1u << emu::me->lane;
-    emu::hand_over(emu::next_ready(true));
-}
+inline void __nanosleep(unsigned, EMU_SITE) { emu::sleep(site); }
 namespace cooperative_groups {
 struct grid_group {
     void sync(EMU_SITE) const { emu::grid_barrier(site); }
@@ -149,6 +145,20 @@ inline T atomicExch(T *p, emu::Same<T> v) {
 template <class T>
 inline T atomicCAS(T *p, emu::Same<T> expected, emu::Same<T> v) {
     return emu::atomically(p, [=](T old) { return old == expected ? v : old; });
+}
+
+// For a barrier among blocks: a load that nothing behind it overtakes, a sum that overtakes nothing (CUDA 12.8 and up).
+enum { __NV_ATOMIC_RELAXED, __NV_ATOMIC_ACQUIRE = 2, __NV_ATOMIC_RELEASE, __NV_ATOMIC_ACQ_REL };
+enum { __NV_THREAD_SCOPE_DEVICE = 3 };
+template <class T>
+EMU_UNCHECKED inline T __nv_atomic_load_n(const T *p, int, int, EMU_SITE) {
+    emu::note_access(p, sizeof(T), emu::READ, site);
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}
+template <class T>
+inline T __nv_atomic_fetch_add(T *p, emu::Same<T> v, int order, int) {
+    if (order >= __NV_ATOMIC_RELEASE) emu::note_fence();
+    return atomicAdd(p, v);
 }
 
 namespace emu {
@@ -330,6 +340,9 @@ inline void async_wait(int groups_left, Site site) {
     ERROR(cudaErrorNotReady, 600, "device not ready")                                                                  \
     ERROR(cudaErrorCooperativeLaunchTooLarge, 720, "too many blocks in cooperative launch")                            \
     ERROR(cudaErrorStreamCaptureUnsupported, 900, "operation not permitted when stream is capturing")                  \
+    ERROR(cudaErrorStreamCaptureUnmatched, 903, "capture was not ended in the same stream as it began")                \
+    ERROR(cudaErrorStreamCaptureUnjoined, 904, "capturing stream has unjoined work")                                   \
+    ERROR(cudaErrorStreamCaptureIsolation, 905, "dependency created on uncaptured work in another stream")             \
     ERROR(cudaErrorStreamCaptureImplicit, 906,                                                                         \
           "operation would make the legacy stream depend on a capturing blocking stream")
 #define EMU_ENUMERATOR(name, number, text) name = number,
@@ -339,19 +352,27 @@ enum cudaError_t { EMU_ERRORS(EMU_ENUMERATOR) };
 inline const char *cudaGetErrorName(cudaError_t error) { return EMU_ERRORS(EMU_NAME) "unrecognized error code"; }
 inline const char *cudaGetErrorString(cudaError_t error) { return EMU_ERRORS(EMU_TEXT) "unrecognized error code"; }
 
-// A stream does everything at once, unless it is being captured: then it notes it down in the graph.
+// A stream does everything at once, unless it is being captured: then its work becomes nodes of a graph.
 namespace emu {
 struct Stream;
+struct Node {
+    std::function<void()> work;
+    size_t waits;             // how many nodes it directly waits for
+    std::vector<size_t> next; // the nodes that directly wait for it
+    std::vector<bool> past;   // of the nodes captured before it: which are done before it in every order
+};
 struct Graph {
-    std::vector<std::function<void()>> nodes;
-    std::vector<Stream *> streams; // that are captured into it
+    std::vector<Node> nodes;
+    std::vector<Stream *> streams; // that are captured into it; the first is the one that began
 };
 struct Stream {
-    Graph *capture = nullptr;
+    std::shared_ptr<Graph> capture; // null: not being captured
+    std::set<size_t> last;          // the nodes that the next one waits for
 };
 struct Event {
     double milliseconds = 0;
-    Graph *capture = nullptr;
+    std::shared_ptr<Graph> capture; // that it was recorded in
+    std::set<size_t> last;          // the nodes that it stands for
 };
 inline int captures; // that are open
 inline cudaError_t last_error = cudaSuccess;
@@ -363,11 +384,39 @@ inline cudaError_t result(cudaError_t error) {
 }
 inline cudaError_t enqueue(Stream *stream, std::function<void()> work) {
     if (!stream && captures) return result(cudaErrorStreamCaptureImplicit);
-    if (stream && stream->capture)
-        stream->capture->nodes.push_back(std::move(work));
-    else
-        work();
+    if (!stream || !stream->capture) return work(), cudaSuccess;
+    std::vector<Node> &nodes = stream->capture->nodes;
+    Node node = {std::move(work), stream->last.size(), {}, std::vector<bool>(nodes.size())};
+    for (size_t i : stream->last) {
+        nodes[i].next.push_back(nodes.size());
+        for (size_t j = 0; j < i; j++) node.past[j] = node.past[j] || nodes[i].past[j];
+        node.past[i] = true;
+    }
+    stream->last = {nodes.size()};
+    nodes.push_back(std::move(node));
     return cudaSuccess;
+}
+
+// Runs the nodes one by one: of those that need not wait any more the one captured first, the last, or any.
+inline void run_graph(const Graph &graph) {
+    uint64_t random = config.seed * 0x9E3779B97F4A7C15u + ++sync_clock;
+    std::vector<size_t> waits;
+    std::set<size_t> ready;
+    for (const Node &node : graph.nodes) {
+        if (!node.waits) ready.insert(waits.size());
+        waits.push_back(node.waits);
+    }
+    while (!ready.empty()) {
+        size_t n = ready.size(), k = config.order == RANDOM ? next_random(random) % n : 0;
+        auto at = std::next(ready.begin(), (long)(config.order == REVERSE ? n - 1 : k));
+        const Node &node = graph.nodes[*at];
+        ready.erase(at);
+        note_node(&node.past);
+        node.work();
+        for (size_t i : node.next)
+            if (!--waits[i]) ready.insert(i);
+    }
+    note_node(nullptr);
 }
 
 // The emulated GPU: 4 multiprocessors like those of an A100.
@@ -408,7 +457,7 @@ inline std::function<void()> bind(void (*kernel)(P...), void **arguments, std::i
 template <class... P>
 inline cudaError_t launch_cooperative(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, void **arguments,
                                       size_t shared = 0, Stream *stream = nullptr) {
-    auto body = bind(kernel, arguments, std::index_sequence_for<P...>());
+    auto body = emu::bind(kernel, arguments, std::index_sequence_for<P...>());
     return launch_checked((const void *)kernel, {name, body, grid, block, shared, true}, stream);
 }
 } // namespace emu
@@ -587,6 +636,7 @@ inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = null
     clock_gettime(CLOCK_MONOTONIC, &now);
     event->milliseconds = (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
     event->capture = stream ? stream->capture : nullptr;
+    if (stream) event->last = stream->last;
     return cudaSuccess;
 }
 inline cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
@@ -596,14 +646,18 @@ inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, 
 }
 // A stream that waits for an event of a captured stream is captured with it.
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
-    if (event->capture && !stream->capture) {
-        stream->capture = event->capture;
-        stream->capture->streams.push_back(stream);
-    }
+    std::shared_ptr<emu::Graph> capture = event->capture;
+    if (capture && capture->streams.empty()) capture = nullptr; // that is over
+    if (!stream) return capture ? emu::result(cudaErrorStreamCaptureImplicit) : cudaSuccess;
+    if (stream->capture && stream->capture != capture) return emu::result(cudaErrorStreamCaptureIsolation);
+    if (!capture) return cudaSuccess;
+    if (!stream->capture) capture->streams.push_back(stream);
+    stream->capture = capture;
+    stream->last.insert(event->last.begin(), event->last.end());
     return cudaSuccess;
 }
 
-// Graphs: the nodes in the order in which they were captured, one after the other.
+// Graphs
 enum cudaStreamCaptureMode {
     cudaStreamCaptureModeGlobal,
     cudaStreamCaptureModeThreadLocal,
@@ -612,14 +666,22 @@ enum cudaStreamCaptureMode {
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     if (!stream || stream->capture) return emu::result(cudaErrorStreamCaptureUnsupported);
     emu::captures++;
-    stream->capture = new emu::Graph{{}, {stream}};
+    stream->capture = std::make_shared<emu::Graph>(emu::Graph{{}, {stream}});
     return cudaSuccess;
 }
 inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
-    *graph = stream->capture;
-    if (!*graph) return emu::result(cudaErrorInvalidValue);
+    std::shared_ptr<emu::Graph> capture = stream->capture;
+    *graph = nullptr;
+    if (!capture) return emu::result(cudaErrorInvalidValue);
+    if (stream != capture->streams[0]) return emu::result(cudaErrorStreamCaptureUnmatched);
+    bool joined = true; // every node that nobody waits for must be one that this stream would wait for
+    for (size_t i = 0; i < capture->nodes.size(); i++)
+        joined = joined && (!capture->nodes[i].next.empty() || stream->last.count(i));
     emu::captures--;
-    for (cudaStream_t captured : (*graph)->streams) captured->capture = nullptr;
+    for (cudaStream_t captured : capture->streams) captured->capture = nullptr, captured->last.clear();
+    capture->streams.clear();
+    if (!joined) return emu::result(cudaErrorStreamCaptureUnjoined);
+    *graph = new emu::Graph(std::move(*capture));
     return cudaSuccess;
 }
 inline cudaError_t cudaGraphGetNodes(cudaGraph_t graph, void *, size_t *count) {
@@ -630,9 +692,8 @@ inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t
 }
 inline cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
-    return emu::enqueue(stream, [=] {
-        for (auto &node : executable->nodes) node();
-    });
+    if (stream && stream->capture) return emu::result(cudaErrorStreamCaptureUnsupported);
+    return emu::enqueue(stream, [=] { emu::run_graph(*executable); });
 }
 inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
 inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) { return delete executable, cudaSuccess; }

@@ -1,4 +1,4 @@
-// Finds missing barriers in kernels that run under cuda_emu.h.
+// Finds missing barriers in kernels that run under cuda_emu.h, and missing events between those of a graph.
 //
 // The kernels are compiled with -fsanitize=thread, which puts a call before every load and store. Instead of
 // ThreadSanitizer's library, which knows nothing of CUDA's threads, this file is linked and answers those calls. It is
@@ -9,12 +9,15 @@
 // and when by that clock. Two accesses by different threads, at least one of them a write, are in order only if an
 // event that holds both threads lies between them: for two lanes of a warp any of the four, for two warps of a block
 // all but __syncwarp, for two blocks the first two, or atomics: a block that has called __threadfence() and then
-// changes a variable by an atomic hands over what it did before the fence to the blocks whose atomics come to that
-// variable later. All else is a race, whatever the values came out as: both places are printed and the program ends.
-// Host code that touches device memory is found in passing.
+// changes a variable by an atomic hands over what it did before the fence to the blocks whose atomics or loads (they
+// should be volatile) come to that variable later. Two kernels are in order unless the same launch of a graph ran them
+// and neither of their nodes is behind the other by the captured streams and events. All else is a race, whatever the
+// values came out as: both places are printed and the program ends. Host code that touches device memory is found in
+// passing.
 //
-// What it leaves out: accesses of a single byte, atomics themselves (they never race), and local variables that other
-// threads are given pointers to. It needs addr2line to name places.
+// What it leaves out: accesses of a single byte, atomics themselves (they never race), local variables that other
+// threads are given pointers to, copies and memsets in a graph, readers in more than two branches of a graph. Volatile
+// accesses are like others: a flag is to be set by an atomic. It needs addr2line to name places.
 #define EMU_RACE
 #include "cuda_emu.h"
 using namespace emu;
@@ -29,8 +32,13 @@ struct Access {
     uint32_t when;       // 0: never; IN_FLIGHT
     uint32_t where;      // offset of the code, or SITE + number in sites
 };
-struct Cell { // what is known of two bytes
-    Access write, read;
+struct Cell {                        // what is known of two bytes
+    Access write, read, read_beside; // the last by a kernel beside that of `read`
+};
+struct Kernel { // of the launch of a graph that is under way
+    const char *name;
+    size_t node;
+    uint32_t threads, launched, ended; // of a block; by the clock
 };
 const uint32_t SITE = 1u << 31, IN_FLIGHT = ~0u; // a cp.async that was not waited for
 char *memory, *memory_end, *memory_top;
@@ -42,6 +50,8 @@ using Known = std::map<uint32_t, uint32_t>; // of a block by its number: what it
 std::map<uint32_t, Known> known_to;         // what a block knows of the others, and has fenced of its own
 std::map<const void *, Known> known_by;     // what the next atomic of this variable will learn
 uint32_t known_since;                       // gang->synced at that time
+const std::vector<bool> *past;              // Node::past of the node that runs; null: no graph does
+std::vector<Kernel> ran, beside;            // all so far, those that are not in order with the one that runs
 
 std::string place(uint32_t where) {
     char text[256];
@@ -65,38 +75,70 @@ std::string place(uint32_t where) {
 uint32_t threads_of_block() { return blockDim.x * blockDim.y * blockDim.z; }
 uint32_t block_number() { return blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z); }
 
-std::string thread_name(const Access &a) {
-    uint32_t n = threads_of_block();
+// The kernel that did this, if it is one of `beside`.
+const Kernel *by_kernel_beside(const Access &a) {
+    for (const Kernel &k : beside)
+        if (k.launched <= a.when && a.when < k.ended) return &k;
+    return nullptr;
+}
+
+std::string thread_name(const Access &a, uint32_t n = threads_of_block()) {
     return "thread " + std::to_string(a.who % n) + " of block " + std::to_string(a.who / n) +
            (a.others ? " and others" : "");
 }
 
 [[noreturn]] void report(const char *what, const Access &now, const char *earlier_what, const Access &earlier) {
+    const Kernel *other = by_kernel_beside(earlier);
+    std::string kernels = gang->launch->name, earlier_name = thread_name(earlier);
+    if (other) {
+        kernels = std::string(other->name) + " and kernel " + kernels + " of a graph";
+        earlier_name = thread_name(earlier, other->threads);
+    }
     fflush(stdout);
-    fprintf(stderr, "cuda_emu: race in kernel %s, no barrier lies between\n  %s: %s by %s, and\n  %s: %s by %s\n",
-            gang->launch->name, place(earlier.where).c_str(),
-            earlier.when == IN_FLIGHT ? "asynchronous copy, not waited for," : earlier_what,
-            thread_name(earlier).c_str(), place(now.where).c_str(), what, thread_name(now).c_str());
+    fprintf(stderr, "cuda_emu: race in kernel %s, no %s lies between\n  %s: %s by %s, and\n  %s: %s by %s\n",
+            kernels.c_str(), other ? "event" : "barrier", place(earlier.where).c_str(),
+            earlier.when == IN_FLIGHT ? "asynchronous copy, not waited for," : earlier_what, earlier_name.c_str(),
+            place(now.where).c_str(), what, thread_name(now).c_str());
     abort();
+}
+
+// What this block knows that every other one has done.
+uint32_t known_of_all() {
+    if (known_since != gang->synced) return 0;
+    uint32_t self = block_number(), others = gridDim.x * gridDim.y * gridDim.z - 1, when = ~0u;
+    for (auto &[block, until] : known_to[self])
+        if (block != self) others--, when = std::min(when, until);
+    return others ? 0 : when;
 }
 
 bool conflict(const Access &earlier, const Access &now) {
     if (earlier.when == IN_FLIGHT) return true;
-    if (!earlier.when || (earlier.who == now.who && !earlier.others) || earlier.when < gang->synced) return false;
+    if (earlier.when < gang->synced) return by_kernel_beside(earlier);
+    if (earlier.who == now.who && !earlier.others) return false;
     uint32_t n = threads_of_block(), other = earlier.who, self = now.who;
-    if (earlier.others == BLOCKS) return true;
+    if (earlier.others == BLOCKS) return earlier.when >= std::min(known_of_all(), me->block->synced);
     if (other / n != self / n) return known_since != gang->synced || earlier.when >= known_to[self / n][other / n];
     if (earlier.when < me->block->synced) return false;
     if (earlier.others == WARPS || other % n / 32 != self % n / 32) return true;
     return earlier.when >= me->warp->synced;
 }
 
-// Two unordered readers: one is remembered, and how far apart they are.
+// Of unordered readers in a kernel one is remembered, and how far apart they are.
 void add_reader(Access &readers, const Access &now) {
+    if (readers.when < gang->synced || !conflict(readers, now)) return void(readers = now);
     uint32_t n = threads_of_block(), other = readers.who, self = now.who;
     uint32_t apart = other / n != self / n ? BLOCKS : other % n / 32 != self % n / 32 ? WARPS : LANES;
     readers.others = std::max<uint32_t>(readers.others, apart);
     readers.when = now.when;
+}
+
+// A load of a variable that atomics have changed: this block knows now what theirs knew.
+void learn(const void *p) {
+    if (!me || known_since != gang->synced) return; // nobody has fenced
+    auto there = known_by.find(p);
+    if (there == known_by.end()) return;
+    Known &mine = known_to[block_number()];
+    for (auto &[block, when] : there->second) mine[block] = std::max(mine[block], when);
 }
 
 void check(const void *address, size_t size, AccessKind kind, uint32_t where) {
@@ -107,19 +149,20 @@ void check(const void *address, size_t size, AccessKind kind, uint32_t where) {
                 kind == READ ? "reads" : "writes");
         abort();
     }
+    if (kind == READ) learn(p);
     Access now = {(block_number() * threads_of_block() + (uint32_t)me->number) & ~(3u << 30), ONE, sync_clock, where};
     Cell *first = cells + (p - memory) / 2;
     for (Cell *cell = first; cell < first + size / 2; cell++) {
         const char *what = kind == READ ? "read" : "write";
         if (kind != ARRIVAL && conflict(cell->write, now)) report(what, now, "write", cell->write);
-        if (kind != ARRIVAL && kind != READ && conflict(cell->read, now)) report(what, now, "read", cell->read);
+        if (kind == WRITE || kind == REQUEST)
+            for (const Access &read : {cell->read, cell->read_beside})
+                if (conflict(read, now)) report(what, now, "read", read);
         if (kind == REQUEST) now.when = IN_FLIGHT;
         if (kind != READ)
-            *cell = {now, {}};
-        else if (conflict(cell->read, now))
-            add_reader(cell->read, now);
+            *cell = {now, {}, {}};
         else
-            cell->read = now;
+            add_reader(by_kernel_beside(cell->read) ? cell->read_beside : cell->read, now);
     }
 }
 uint32_t code(const void *pc) { return (uint32_t)((const char *)pc - &__executable_start); }
@@ -168,10 +211,21 @@ void emu::note_fence() {
     known_to[block_number()][block_number()] = ++sync_clock;
 }
 void emu::note_atomic(const void *p) {
-    if (!me || known_since != gang->synced) return; // nobody has fenced
-    Known &mine = known_to[block_number()], &there = known_by[p];
-    for (auto &[block, when] : there) mine[block] = std::max(mine[block], when);
-    there = mine;
+    learn(p);
+    if (me && known_since == gang->synced) known_by[p] = known_to[block_number()];
+}
+void emu::note_launch(const Launch &launch, uint32_t launched) {
+    if (!ran.empty()) ran.back().ended = launched;
+    beside.clear();
+    if (!past) return;
+    for (const Kernel &k : ran)
+        if (k.node >= past->size() || !(*past)[k.node]) beside.push_back(k);
+    uint32_t threads = launch.block.x * launch.block.y * launch.block.z;
+    ran.push_back({launch.name, past->size(), threads, launched, launched});
+}
+void emu::note_node(const std::vector<bool> *past_of_node) {
+    past = past_of_node;
+    if (!past) ran.clear();
 }
 
 // ---- What the compiler calls

@@ -1,5 +1,5 @@
-// Matrix products for the GPU: one tile of sums a block, three products of a linear layer, and what a model's own fused
-// kernels build on. matmul.h is the same for the CPU.
+// Matrix products for the GPU: one tile of sums a block, three products of a linear layer, sums of parts, and what a
+// model's own fused kernels build on. matmul.h is the same for the CPU.
 //
 // It promises bf16 products on the tensor cores with sums in fp32 (sm_80 and up), fp32 products in plain multiply-adds
 // (sm_75 and up, never TF32), any sizes and alignments, the same bytes on every run, launches that a CUDA graph can
@@ -18,12 +18,13 @@
 // reads 16 bytes along k, or along the rows. A row of shared memory is 16 bytes longer than its data: an odd number of
 // 16 bytes, so that 8 rows at the same column lie in 8 different groups of banks, and no access waits for another.
 //
-// Each sum is made in one order: ascending k, so the tile's size does not change a bit. Only the weight gradient, whose
-// K is the long side, is cut into parts along K; their number depends on the sizes alone, and they are added in order.
+// Each sum is made in one order: ascending k, so the tile's size does not change a bit. Only weight gradients, whose K
+// is the long side, are cut into parts along K; how many follows from the sizes alone, and they are added in order.
 #ifndef MATMUL_CUH
 #define MATMUL_CUH
 
 #include "tensor_core.cuh"
+#include <assert.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -322,25 +323,111 @@ __device__ inline float *tile_to_shared(Sums<S> &sums, unsigned char *shared) {
     return rows;
 }
 
-// How to write a fused kernel: y = LayerNorm(x w^T + bias + residual), C columns, C <= 256, 16 rows a block of 256
-// threads, in whichever precision:
+// How to write a fused kernel: y = LayerNorm(x w^T + bias + residual), C columns, C <= 256, in whichever precision. BM
+// rows a block: 16 (256 threads) make the most blocks of few rows, 64 (512 threads) read w a quarter as often, but take
+// 75 KiB of shared memory, more than sm_75 has. dx = dy w goes the same way, with B_T = false for a w that lies [K][C].
 //
-//   template <typename T>
-//   __global__ void __launch_bounds__(256) linear_residual_layernorm(T *y, const T *x, const T *w, ..., int R, int K,
-//                                                                    int C) {
-//       typedef Tile<T, false, true, 16, 256> S;           // w lies as [C][K]: B_T
+//   template <typename T, int BM>
+//   __global__ void __launch_bounds__(Tile<T, false, true, BM, 256>::THREADS)
+//       linear_residual_layernorm(T *y, const T *x, const T *w, ..., int R, int K, int C) {
+//       typedef Tile<T, false, true, BM, 256> S;           // w lies as [C][K]: B_T
 //       extern __shared__ __align__(16) unsigned char shared[];
-//       const int m0 = blockIdx.x * S::BM;
+//       const int m0 = blockIdx.x * BM;
 //       Sums<S> sums;
 //       tile_zero<S>(sums);
 //       tile_multiply<S>(sums, {x, K, w, K, R, C, K}, m0, 0, 0, K, shared);
 //       const float *rows = tile_to_shared<S>(sums, shared);
-//       for (int row = threadIdx.x / 32; row < min(S::BM, R - m0); row += S::THREADS / 32) {
+//       for (int row = threadIdx.x / 32; row < min(BM, R - m0); row += S::THREADS / 32) {
 //           // a warp has row m0 + row: its lane takes rows[row * S::ROW + c] for c = lane, lane + 32, ... < C
 //       }
 //   }
-//   matmul_prepare(linear_residual_layernorm<T>, S::BYTES_WITH_ROWS);
-//   linear_residual_layernorm<T><<<divide_up(R, S::BM), S::THREADS, S::BYTES_WITH_ROWS, stream>>>(...);
+//   typedef Tile<T, false, true, BM, 256> S;
+//   matmul_prepare(linear_residual_layernorm<T, BM>, S::BYTES_WITH_ROWS);
+//   linear_residual_layernorm<T, BM><<<divide_up(R, BM), S::THREADS, S::BYTES_WITH_ROWS, stream>>>(...);
+
+// ---- sums of parts
+//
+// What several blocks have a share of, each leaves in a place of its own in memory; a later launch adds these parts, in
+// a fixed order and many sums at once: of weight gradients below, of a model's own column sums and gradients.
+
+// out[i] = the sum of parts[part * stride + i] over part < n_parts, for i < n, always in the same order: that of the
+// parts if there are up to SUM_SLICES, else of as many slices of them. It is fast where parts begin at multiples of 16
+// bytes; out may lie anywhere.
+struct SumOfParts {
+    float *out;
+    const float *parts;
+    int n_parts;
+    size_t stride, n;
+};
+enum { SUM_LIST = 20, SUM_SLICES = 8, SUM_BLOCK = 4 * 32 };
+struct SumList { // the sums of one launch; {} is an empty list
+    SumOfParts at[SUM_LIST];
+    int n;
+};
+
+__host__ __device__ inline unsigned sum_blocks(const SumOfParts &s) {
+    return (unsigned)((s.n + SUM_BLOCK - 1) / SUM_BLOCK);
+}
+
+// A block adds SUM_BLOCK elements of one of the sums, a thread 4 adjacent ones, of a slice of the parts: a thread for
+// all parts would wait for memory again and again.
+static __global__ void __launch_bounds__(32 * SUM_SLICES) sum_parts_kernel(SumList list) {
+    __shared__ float4 slices[SUM_SLICES][32];
+    unsigned block = blockIdx.x;
+    int i = 0;
+    for (; block >= sum_blocks(list.at[i]); i++) block -= sum_blocks(list.at[i]);
+    const SumOfParts s = list.at[i];
+    const int lane = threadIdx.x % 32, slice = threadIdx.x / 32, each = (s.n_parts + SUM_SLICES - 1) / SUM_SLICES;
+    const int first = min(slice * each, s.n_parts), end = min(first + each, s.n_parts);
+    const size_t at = (size_t)block * SUM_BLOCK + 4 * lane;
+    const bool whole = at + 4 <= s.n;
+    const float *from = s.parts + first * s.stride + at;
+    float4 sum = make_float4(0, 0, 0, 0);
+    if (whole && (uintptr_t)(s.parts + at) % sizeof(float4) == 0 && s.stride % 4 == 0) {
+#pragma unroll 8
+        for (int part = first; part < end; part++, from += s.stride) {
+            const float4 v = *(const float4 *)from;
+            sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+        }
+    } else {
+#pragma unroll 1
+        for (int part = first; part < end; part++, from += s.stride) {
+            if (at < s.n) sum.x += from[0];
+            if (at + 1 < s.n) sum.y += from[1];
+            if (at + 2 < s.n) sum.z += from[2];
+            if (at + 3 < s.n) sum.w += from[3];
+        }
+    }
+    slices[slice][lane] = sum;
+    __syncthreads();
+    if (slice > 0 || at >= s.n) return;
+    for (int other = 1; other < SUM_SLICES; other++) {
+        const float4 v = slices[other][lane];
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+    }
+    float *out = s.out + at;
+    if (whole && (uintptr_t)out % sizeof(float4) == 0) {
+        *(float4 *)out = sum;
+    } else {
+        out[0] = sum.x;
+        if (at + 1 < s.n) out[1] = sum.y;
+        if (at + 2 < s.n) out[2] = sum.z;
+        if (at + 3 < s.n) out[3] = sum.w;
+    }
+}
+
+// Appends a sum to the list, at most SUM_LIST of them.
+static inline void sums_add(SumList *list, float *out, const float *parts, int n_parts, size_t stride, size_t n) {
+    assert(list->n < SUM_LIST);
+    list->at[list->n++] = {out, parts, n_parts, stride, n};
+}
+
+// Adds up all sums of the list in one launch, none if it is empty.
+static inline void sum_parts(const SumList *list, cudaStream_t stream) {
+    unsigned blocks = 0;
+    for (int i = 0; i < list->n; i++) blocks += sum_blocks(list->at[i]);
+    if (blocks) sum_parts_kernel<<<blocks, 32 * SUM_SLICES, 0, stream>>>(*list);
+}
 
 // ---- products of whole matrices
 
@@ -407,53 +494,48 @@ __global__ void __launch_bounds__(Tile<T, A_T, B_T, BM, BN>::THREADS)
     tile_store<S>(sums, out, out_row, m0, n0, p.M, p.N, epilogue);
 }
 
-// How the R rows of a weight gradient are cut along K.
-typedef struct {
-    bool large;  // tiles
-    int n, rows; // number of parts, rows of a part
-    size_t size; // floats of a part's results: dw, dbias, each rounded up to 4
-} WeightParts;
+// One of the weight gradients of a launch, of y = x w^T + bias: dw [OC,C] = dy^T x, and dbias [OC], unless null, the
+// column sums of dy. dy [R,OC], x [R,C]; y_row: elements from row to row of dy, 0: OC.
+template <typename T>
+struct WeightGradient {
+    float *dw, *dbias;
+    const T *dy, *x;
+    int C, OC, y_row = 0;
+};
 
-// Part blockIdx.y of a weight gradient: dw [M,N] = A B over its rows, and dbias [M], unless null, the sums of A's rows
-// over them. The next part's dw and dbias lie parts.size further on.
+// The weight gradients of a launch, one after the other, a block a tile; R is common to all of them. blockIdx.y is the
+// part of R, `rows` long, whose dw and dbias lie part_size floats after the part's before.
+enum { WEIGHT_GROUP = 6 };
+template <typename T>
+struct WeightGroup {
+    WeightGradient<T> at[WEIGHT_GROUP]; // dw, dbias: of the first part
+    int first[WEIGHT_GROUP];            // first block of each
+    int n, R, rows;
+    size_t part_size;
+};
+
 template <typename T, int BM, int BN>
-__global__ void __launch_bounds__(Tile<T, true, false, BM, BN>::THREADS)
-    matmul_weight_kernel(float *dw, float *dbias, Product<T> p, WeightParts parts, bool add) {
+__global__ void __launch_bounds__(Tile<T, true, false, BM, BN>::THREADS) matmul_weights_kernel(WeightGroup<T> group) {
     typedef Tile<T, true, false, BM, BN> S;
     extern __shared__ __align__(16) unsigned char shared[];
-    const int columns = (p.N + BN - 1) / BN;
-    const int m0 = blockIdx.x / columns * BM, n0 = blockIdx.x % columns * BN;
-    const int k0 = blockIdx.y * parts.rows, k1 = min(p.K, k0 + parts.rows);
-    const bool a_rows = dbias && n0 == 0 && tile_n<S>() == 0;
+    const int block = blockIdx.x;
+    int i = 0;
+    while (i + 1 < group.n && block >= group.first[i + 1]) i++;
+    const WeightGradient<T> g = group.at[i];
+    const int tile = block - group.first[i], columns = (g.C + BN - 1) / BN;
+    const int m0 = tile / columns * BM, n0 = tile % columns * BN;
+    const int k0 = blockIdx.y * group.rows, k1 = min(group.R, k0 + group.rows);
+    const size_t part = blockIdx.y * group.part_size;
+    const bool a_rows = g.dbias && n0 == 0 && tile_n<S>() == 0;
     Sums<S> sums;
     tile_zero<S>(sums);
-    tile_multiply<S>(sums, p, m0, n0, k0, k1, shared, a_rows);
-    tile_store<S>(sums, dw + blockIdx.y * parts.size, p.N, m0, n0, p.M, p.N, {nullptr, false, nullptr, add});
+    tile_multiply<S>(sums, {g.dy, g.y_row, g.x, g.C, g.OC, g.C, group.R}, m0, n0, k0, k1, shared, a_rows);
+    tile_store<S>(sums, g.dw + part, g.C, m0, n0, g.OC, g.C, {nullptr, false, nullptr, false});
     if (!a_rows || tile_q<S>() != 0) return;
-    dbias += blockIdx.y * parts.size;
 #pragma unroll
-    for (int i = 0; i < S::WM / 8; i++) {
-        const int m = m0 + tile_row<S>(i);
-        if (m < p.M) dbias[m] = (add ? dbias[m] : 0) + sums.a_rows[i / 2][i % 2 * 2];
-    }
-}
-
-// The sum of the parts, in order: dw [n_dw] and dbias [M], unless null, from parts[][part_size]: dw, then dbias at
-// n_dw rounded up to 4. A thread adds 4 adjacent columns of all parts.
-static __global__ void __launch_bounds__(256) matmul_add_parts(float *dw, float *dbias, const float *parts, int n_parts,
-                                                               size_t part_size, size_t n_dw, int M, bool add) {
-    size_t at = ((size_t)blockIdx.x * 256 + threadIdx.x) * 4, bias_at = (n_dw + 3) / 4 * 4;
-    if (at >= part_size || (at >= bias_at && !dbias)) return;
-    float sum[4] = {0, 0, 0, 0};
-#pragma unroll 4
-    for (int part = 0; part < n_parts; part++) {
-        const float4 v = *(const float4 *)&parts[part * part_size + at];
-        sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
-    }
-    float *out = at < bias_at ? dw + at : dbias + (at - bias_at);
-    const size_t left = at < bias_at ? n_dw - at : M - (at - bias_at);
-    for (size_t e = 0; e < 4; e++) {
-        if (e < left) out[e] = add ? out[e] + sum[e] : sum[e];
+    for (int r = 0; r < S::WM / 8; r++) {
+        const int m = m0 + tile_row<S>(r);
+        if (m < g.OC) g.dbias[part + m] = sums.a_rows[r / 2][r % 2 * 2];
     }
 }
 
@@ -517,58 +599,89 @@ static inline void matmul_backward_input(OUT *dx, const T *dy, const T *w, const
     matmul<T, OUT, false, false>(dx, C, product, epilogue, stream);
 }
 
+// How a group of weight gradients is computed.
+typedef struct {
+    bool large;  // tiles
+    int n, rows; // number of parts along R, rows of a part
+    size_t size; // floats of a part's results: every dw, dbias, each rounded up to 4
+} WeightParts;
+
 // A part has 128 rows or more in small tiles, 512 in large ones, as many as make about one block for each
-// multiprocessor, or two.
-static inline WeightParts matmul_weight_parts(int R, int C, int OC) {
-    const int64_t small_tiles = (int64_t)divide_up(OC, 64) * divide_up(C, 64);
-    const int64_t large_tiles = (int64_t)divide_up(OC, 128) * divide_up(C, 128);
-    WeightParts parts;
+// multiprocessor, or two; one part if the group's tiles are as many.
+template <typename T>
+static inline WeightParts matmul_weight_parts(const WeightGradient<T> *list, int n, int R) {
+    WeightParts parts = {false, 1, R, 0};
+    int64_t small_tiles = 0, large_tiles = 0;
+    for (int i = 0; i < n; i++) {
+        const int C = list[i].C, OC = list[i].OC;
+        small_tiles += (int64_t)divide_up(OC, 64) * divide_up(C, 64);
+        large_tiles += (int64_t)divide_up(OC, 128) * divide_up(C, 128);
+        parts.size += ((size_t)OC * C + 3) / 4 * 4 + (size_t)round_up(OC, 4);
+    }
     parts.large = large_tiles * divide_up(R, 512) >= MATMUL_MANY_BLOCKS;
     const int64_t tiles = parts.large ? large_tiles : small_tiles;
     const int64_t blocks = parts.large ? MATMUL_MANY_BLOCKS : MATMUL_FEW_BLOCKS;
-    const int64_t wanted = (blocks + tiles - 1) / tiles, most = divide_up(R, parts.large ? 512 : 128);
-    const int n = (int)(wanted < most ? wanted : most);
-    parts.rows = n > 1 ? round_up(divide_up(R, n), 32) : R;
-    parts.n = n > 1 ? divide_up(R, parts.rows) : 1;
-    parts.size = ((size_t)OC * C + 3) / 4 * 4 + (size_t)round_up(OC, 4);
+    const int most = divide_up(R, parts.large ? 512 : 128);
+    if (tiles > 0 && tiles < blocks && most > 1) {
+        const int wanted = (int)min((blocks + tiles - 1) / tiles, (int64_t)most);
+        parts.rows = round_up(divide_up(R, wanted), 32);
+        parts.n = divide_up(R, parts.rows);
+    }
     return parts;
 }
 
-// Floats of scratch for matmul_backward_weight, aligned to 16 bytes as cudaMalloc's memory is; 0 where it needs none.
-static inline size_t matmul_scratch_size(int R, int C, int OC) {
-    const WeightParts parts = matmul_weight_parts(R, C, OC);
+// Floats of scratch for matmul_backward_weights, aligned to 16 bytes as cudaMalloc's memory is; 0 where it needs none.
+// It depends on the sizes alone.
+template <typename T>
+static inline size_t matmul_weights_scratch(const WeightGradient<T> *list, int n, int R) {
+    const WeightParts parts = matmul_weight_parts(list, n, R);
     return parts.n > 1 ? parts.n * parts.size : 0;
 }
 
-// The weight gradient in given parts, with tiles of BM x BN; see matmul_backward_weight.
+// The group in given parts, with tiles of BM x BN; see matmul_backward_weights.
 template <typename T, int BM, int BN>
-static inline void matmul_weight_launch(float *dw, float *dbias, Product<T> p, bool add, WeightParts parts,
-                                        float *scratch, cudaStream_t stream) {
+static inline void matmul_weights_launch(const WeightGradient<T> *list, int n, int R, WeightParts parts, float *scratch,
+                                         SumList *sums, cudaStream_t stream) {
     typedef Tile<T, true, false, BM, BN> S;
-    const bool split = parts.n > 1;
-    const dim3 blocks((unsigned)(divide_up(p.M, BM) * divide_up(p.N, BN)), (unsigned)parts.n);
-    float *dw_parts = split ? scratch : dw;
-    float *dbias_parts = split && dbias ? scratch + parts.size - round_up(p.M, 4) : dbias;
-    const bool add_now = add && !split;
-    matmul_prepare(matmul_weight_kernel<T, BM, BN>, S::BYTES);
-    matmul_weight_kernel<T, BM, BN><<<blocks, S::THREADS, S::BYTES, stream>>>(dw_parts, dbias_parts, p, parts, add_now);
-    if (!split) return;
-    const unsigned adders = (unsigned)((parts.size / 4 + 255) / 256);
-    const size_t n_dw = (size_t)p.M * p.N;
-    matmul_add_parts<<<adders, 256, 0, stream>>>(dw, dbias, scratch, parts.n, parts.size, n_dw, p.M, add);
+    assert(n <= WEIGHT_GROUP);
+    WeightGroup<T> group = {};
+    group.n = n, group.R = R, group.rows = parts.rows, group.part_size = parts.size;
+    int tiles = 0;
+    for (int i = 0; i < n; i++) {
+        WeightGradient<T> g = list[i];
+        group.first[i] = tiles;
+        tiles += divide_up(g.OC, BM) * divide_up(g.C, BN);
+        if (g.y_row == 0) g.y_row = g.OC;
+        if (parts.n > 1) {
+            const size_t n_dw = (size_t)g.OC * g.C;
+            sums_add(sums, g.dw, scratch, parts.n, parts.size, n_dw);
+            g.dw = scratch;
+            scratch += (n_dw + 3) / 4 * 4;
+            if (g.dbias) {
+                sums_add(sums, g.dbias, scratch, parts.n, parts.size, g.OC);
+                g.dbias = scratch;
+            }
+            scratch += round_up(g.OC, 4);
+        }
+        group.at[i] = g;
+    }
+    if (tiles == 0) return;
+    const dim3 blocks((unsigned)tiles, (unsigned)parts.n);
+    matmul_prepare(matmul_weights_kernel<T, BM, BN>, S::BYTES);
+    matmul_weights_kernel<T, BM, BN><<<blocks, S::THREADS, S::BYTES, stream>>>(group);
 }
 
-// dw = dy^T x and dbias = the column sums of dy, or += with add. dbias may be null. R = 0 gives zeros. One launch, or a
-// second one that adds the parts; products that run at the same time need scratch of their own.
+// n weight gradients, at most WEIGHT_GROUP, in one launch, so that together they fill the GPU; R = 0 gives zeros. Where
+// R is cut into parts, these go to scratch, and dw and dbias are there only after sum_parts(sums), to which their sums
+// are appended. Groups whose parts wait at the same time need scratch of their own.
 template <typename T>
-static inline void matmul_backward_weight(float *dw, float *dbias, const T *dy, const T *x, bool add, int R, int C,
-                                          int OC, float *scratch, cudaStream_t stream, int y_row = 0) {
-    const WeightParts parts = matmul_weight_parts(R, C, OC);
-    const Product<T> product = {dy, y_row ? y_row : OC, x, C, OC, C, R};
+static inline void matmul_backward_weights(const WeightGradient<T> *list, int n, int R, float *scratch, SumList *sums,
+                                           cudaStream_t stream) {
+    const WeightParts parts = matmul_weight_parts(list, n, R);
     if (parts.large) {
-        matmul_weight_launch<T, 128, 128>(dw, dbias, product, add, parts, scratch, stream);
+        matmul_weights_launch<T, 128, 128>(list, n, R, parts, scratch, sums, stream);
     } else {
-        matmul_weight_launch<T, 64, 64>(dw, dbias, product, add, parts, scratch, stream);
+        matmul_weights_launch<T, 64, 64>(list, n, R, parts, scratch, sums, stream);
     }
 }
 

@@ -1,7 +1,8 @@
 // The instructions that CUDA C++ has no function for: products on the tensor cores (mma.sync), loads of their operands
-// (ldmatrix), copies into shared memory that run beside the arithmetic (cp.async). Each is one function: PTX for the
-// GPU, and, for cuda_emu.h, what the instruction does, in C. Source: PTX ISA, "Matrix multiply-accumulate", "ldmatrix",
-// "cp.async". For what an architecture lacks: on sm_75 mma_bf16 traps, and a copy is over when cp_async returns.
+// (ldmatrix), copies into shared memory that run beside the arithmetic (cp.async), memory by which running blocks talk
+// (ld.relaxed, st.relaxed). Each is one function: PTX for the GPU, and, for cuda_emu.h, what the instruction does, in
+// C. Source: PTX ISA, "Matrix multiply-accumulate", "ldmatrix", "cp.async", "Memory consistency model". For what an
+// architecture lacks: on sm_75 mma_bf16 traps, and a copy is over when cp_async returns.
 #ifndef TENSOR_CORE_CUH
 #define TENSOR_CORE_CUH
 #include <cuda_bf16.h>
@@ -146,6 +147,32 @@ __device__ inline void cp_async_wait() {
 #endif
 }
 #endif
+
+// Memory by which blocks of a running launch hand numbers to each other, past the L1 caches, which do not know of each
+// other's stores. 8 bytes, aligned, come and go as a whole, and in no order with others ("relaxed" in PTX's memory
+// model): a reader must see from each 8 bytes themselves whether they are there. 16 bytes, or zeros unless `there`.
+__device__ inline uint4 exchange_load(const void *from, bool there) {
+#ifdef CUDA_EMU
+    uint4 value = {0, 0, 0, 0};
+    if (there) emu::copy_bytes(&value, from, sizeof value); // unseen by the race build: whenever it comes is right
+    return value;
+#else
+    uint64_t low, high;
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; mov.b64 %0, 0; mov.b64 %1, 0; "
+                 "@p ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2]; }"
+                 : "=&l"(low), "=&l"(high)
+                 : "l"(from), "r"((int)there)
+                 : "memory");
+    return make_uint4((uint32_t)low, (uint32_t)(low >> 32), (uint32_t)high, (uint32_t)(high >> 32));
+#endif
+}
+__device__ inline void exchange_store(void *to, uint2 value) {
+#ifdef CUDA_EMU
+    emu::copy_bytes(to, &value, sizeof value);
+#else
+    asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"((uint64_t)value.y << 32 | value.x) : "memory");
+#endif
+}
 
 #undef WHERE
 #endif

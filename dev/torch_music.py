@@ -6,10 +6,16 @@ Time training steps as a PyTorch user would run them, from the plain way to the 
     torch_music.py [--model gpt|lstm|both] [--modes eager,amp,compiled] [--batch 8,64,512] [--json FILE]
 
   eager      plain modules, float32, plain Adamax
-  amp        the same under bfloat16 autocast, TF32 allowed, foreach Adamax
-  compiled   torch.compile of the Transformer, bfloat16 autocast, on a GPU the whole step in one CUDA graph
-A row for each: the median of milliseconds per step, tokens and model FLOPs per second; on a GPU its own limits too. A
-CPU's figures are fair only with memory settings such as dev/bench_cpu.sh makes.
+  tf32       the same with TF32 allowed and the foreach Adamax
+  amp        and under bfloat16 autocast (in which cuDNN's LSTM computes in float16)
+  graph      and, on a GPU, the whole step, optimizer too, as one CUDA graph
+  compiled   and model, loss and optimizer through torch.compile, but for the LSTM's recurrence, which is cuDNN's
+  tuned      and with its max-autotune, which takes minutes
+  split      compiled, the LSTM's layers one by one, padded to what PyTorch takes cuDNN's persistent kernels for
+A row for each: the median of milliseconds per step, tokens and model FLOPs per second; on a GPU its own limits too, which
+--limits shows alone. A CPU's figures are fair only with memory settings such as dev/bench_cpu.sh makes.
+
+The Transformer's attention cannot be PyTorch's fused one (SDPA, FlexAttention): each layer's raw scores go to the next.
 
 Repeat the training step that a trainer has dumped, from its weights and its batch, and compare every tensor of it:
 
@@ -28,6 +34,7 @@ Needs PyTorch 1.13 or newer (`compiled`: 2), and for files the package safetenso
 numbers, so steps agree only without it. Exit status: 0 done, 1 it failed, 2 wrong usage.
 """
 import argparse
+import gc
 import json
 import math
 import os
@@ -154,6 +161,7 @@ class LSTM(nn.Module):
     def __init__(self, dropout=0.5, embed=64, width=512, layers=2):
         super().__init__()
         self.sizes, H = {"embed": embed, "width": width, "layers": layers}, width
+        self.split = False  # see recurrence()
         self.emb = nn.Embedding(V, embed)
         self.lstm = nn.LSTM(embed, H, layers, dropout=dropout if layers > 1 else 0, batch_first=True)
         self.head = nn.Sequential(
@@ -169,8 +177,22 @@ class LSTM(nn.Module):
         return {"embed": weights["emb.weight"].shape[1], "width": weights["lstm.weight_hh_l0"].shape[1],
                 "layers": layers}
 
+    def recurrence(self, x):
+        """Of all layers in one call of cuDNN; or split, since PyTorch takes the persistent kernels only for one layer
+        whose input is a multiple of 128 wide, in half precision, for batches of a multiple of 8 up to 128."""
+        if not self.split:
+            return self.lstm(x)[0]
+        start = x.new_zeros(1, x.shape[0], self.sizes["width"])
+        for l in range(self.sizes["layers"]):
+            w_ih, w_hh, b_ih, b_hh = self.lstm.all_weights[l]
+            padding = (0, -x.shape[-1] % 128)
+            x = F.dropout(x, self.lstm.dropout if l else 0.0, self.training)
+            x = torch._VF.lstm(F.pad(x, padding), (start, start), [F.pad(w_ih, padding), w_hh, b_ih, b_hh], True, 1, 0.0,
+                               self.training, False, True)[0]
+        return x
+
     def forward(self, x):
-        return self.head(self.lstm(self.emb(x))[0])
+        return self.head(self.recurrence(self.emb(x)))
 
     def traced(self, x):
         """The logits, and the activations by their names in a dump. One call per position: cells are seen only so."""
@@ -302,29 +324,51 @@ def evaluate(model, path, T, stride, B=8):
     print("eval loss=%#.7g windows=%d tokens=%d stride=%d" % (total / tokens, len(starts), tokens, stride))
 
 
+MODES = {  # of timing: precision, torch.compile's mode, whether a GPU runs the step as one graph
+    "eager": ("float32", None, False),
+    "tf32": ("tf32", None, False),
+    "amp": ("bfloat16", None, False),
+    "graph": ("bfloat16", None, True),
+    "compiled": ("bfloat16", "default", True),
+    "split": ("bfloat16", "default", True),
+    "tuned": ("bfloat16", "max-autotune-no-cudagraphs", True),
+}
+
+
 def step_time(model, mode, B, T, steps, device):
     """The median of a training step's milliseconds: forward, mean loss, backward, Adamax."""
-    cuda, fast = device == "cuda", mode != "eager"
-    allow_tf32(fast)
-    options = {"foreach": True} if fast else {}
-    if mode == "compiled" and cuda:
+    precision, compilation, graphed = MODES[mode]
+    cuda = device == "cuda"
+    graphed = graphed and cuda
+    model.split = mode == "split"
+    allow_tf32(precision != "float32")
+    options = {"foreach": True} if mode != "eager" else {}
+    if graphed:
         options["capturable"] = True
     optimizer = torch.optim.Adamax(model.parameters(), lr=model.lr, **options)
-    forward = model
-    if mode == "compiled" and model.name == "gpt":
-        forward = torch.compile(model, mode="max-autotune-no-cudagraphs" if cuda else "default")
     data = torch.randint(0, V, (16, B, T + 1), device=device)
     x, y = data[0, :, :-1].clone(), data[0, :, 1:].clone()
 
+    def forward():
+        return F.cross_entropy(model(x).float().view(-1, V), y.view(-1))
+
+    update = optimizer.step
+    if compilation:
+        torch._dynamo.reset()  # else a second batch size would be compiled for any batch size
+        if model.name == "lstm":
+            model.recurrence = torch._dynamo.disable(model.recurrence)
+        forward = torch.compile(forward, mode=compilation, dynamic=False)
+        update = torch.compile(update, dynamic=False)
+
     def step():
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=fast):
-            logits = forward(x)
-        F.cross_entropy(logits.float().view(-1, V), y.reshape(-1)).backward()
-        optimizer.step()
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = forward()
+        loss.backward()
+        update()
 
     go = step
-    if mode == "compiled" and cuda:
+    if graphed:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -339,7 +383,7 @@ def step_time(model, mode, B, T, steps, device):
         go = graph.replay
     for _ in range(5 if cuda else 2):
         go()
-    times = []
+    times, begun = [], time.perf_counter()
     for i in range(steps):
         x.copy_(data[i % 16, :, :-1])
         y.copy_(data[i % 16, :, 1:])
@@ -354,14 +398,16 @@ def step_time(model, mode, B, T, steps, device):
             start = time.perf_counter()
             go()
             times.append(1e3 * (time.perf_counter() - start))
+        if cuda and i >= 9 and time.perf_counter() - begun > 4:
+            break
     return statistics.median(times)
 
 
 def limits():
-    """The card's own ceilings: device copy (bytes read and written) and a bf16 matrix product of random numbers."""
-    a = torch.empty(1 << 30, dtype=torch.float32, device="cuda").normal_()
+    """The card's own ceilings: device copy (bytes read and written) and matrix products of random numbers."""
+    allow_tf32(False)
+    a = torch.empty(1 << 29, dtype=torch.float32, device="cuda").normal_()
     b = torch.empty_like(a)
-    m = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
 
     def seconds(work, n=10):
         for _ in range(3):
@@ -374,8 +420,11 @@ def limits():
         torch.cuda.synchronize()
         return start.elapsed_time(end) / n * 1e-3
 
-    return {"copy_TB_s": 2 * a.numel() * 4 / seconds(lambda: b.copy_(a)) / 1e12,
-            "bf16_TFLOP_s": 2 * 8192 ** 3 / seconds(lambda: m @ m) / 1e12}
+    found = {"copy_TB_s": 2 * a.numel() * 4 / seconds(lambda: b.copy_(a)) / 1e12}
+    for name, dtype in (("bf16_TFLOP_s", torch.bfloat16), ("fp32_TFLOP_s", torch.float32)):
+        m, w = (torch.randn(8192, 8192, device="cuda").to(dtype) for _ in range(2))
+        found[name] = 2 * 8192 ** 3 / seconds(lambda: torch.mm(m, w)) / 1e12
+    return found
 
 
 def time_steps(o, names, modes, batches):
@@ -383,27 +432,44 @@ def time_steps(o, names, modes, batches):
     head, rows = {"torch": torch.__version__, "device": where, "window": o.window}, []
     if o.device == "cuda":
         head.update(limits())
-    print(head)
+        torch.cuda.empty_cache()
+    print(head, flush=True)
+
+    def keep():  # row by row: what stops the program does not lose them
+        if o.json:
+            try:
+                with open(o.json, "w") as file:
+                    json.dump({"head": head, "rows": rows}, file, indent=1)
+            except OSError as problem:
+                fail("%s: it cannot be written: %s" % (o.json, problem.strerror))
+
+    keep()
+    if o.limits:
+        return
     print("%-5s %-9s %6s %12s %14s %12s" % ("model", "mode", "batch", "ms/step", "tokens/s", "GFLOP/s"))
-    for name, B, mode in ((n, b, m) for n in names for b in batches for m in modes):
+    for name, mode, B in ((n, m, b) for n in names for m in modes for b in batches):
+        if name == "gpt" and mode == "split":
+            continue
+        gc.collect()  # the model before this one, with its graph and all its memory
+        if o.device == "cuda":
+            torch.cuda.empty_cache()
         try:
             torch.manual_seed(0)
             model = MODELS[name](o.dropout).to(o.device)
-            ms = step_time(model, mode, B, o.window, o.steps, o.device)
+            ms, flops = step_time(model, mode, B, o.window, o.steps, o.device), model.flops(B, o.window)
         except Exception as problem:  # what this PyTorch or this memory lacks is a row that says so, not a lost table
             why = (str(problem) or type(problem).__name__).splitlines()[0]
             print("%-5s %-9s %6d failed: %s" % (name, mode, B, why[:120]), flush=True)
+            rows.append({"model": name, "mode": mode, "batch": B, "failed": why})
+            keep()
             continue
+        finally:
+            model = None
         row = {"model": name, "mode": mode, "batch": B, "ms": ms, "tokens_s": B * o.window / ms * 1e3,
-               "gflop_s": model.flops(B, o.window) / ms / 1e6}
+               "gflop_s": flops / ms / 1e6}
         rows.append(row)
         print("%-5s %-9s %6d %12.3f %14.0f %12.0f" % (name, mode, B, ms, row["tokens_s"], row["gflop_s"]), flush=True)
-    if o.json:
-        try:
-            with open(o.json, "w") as file:
-                json.dump({"head": head, "rows": rows}, file, indent=1)
-        except OSError as problem:
-            fail("%s: it cannot be written: %s" % (o.json, problem.strerror))
+        keep()
 
 
 class Parser(argparse.ArgumentParser):
@@ -423,6 +489,7 @@ def main():
     p.add_argument("--modes", default="eager,amp,compiled", help="which ways to time [eager,amp,compiled]")
     p.add_argument("--batch", default="8,64,512", help="windows in a timed step [8,64,512]")
     p.add_argument("--steps", type=natural, default=50, metavar="N", help="timed steps of each [50]")
+    p.add_argument("--limits", action="store_true", help="only what the GPU can do at most")
     p.add_argument("--json", metavar="FILE", help="where the table goes too")
     p.add_argument("--like", metavar="FILE", help="a trainer's dump: weights and batch of --dump")
     p.add_argument("--dump", metavar="FILE", help="repeat the step of --like, write all its tensors")
@@ -457,8 +524,10 @@ def main():
         fail("--device cuda: this PyTorch finds no GPU; try --device cpu")
     if not files:
         names, modes, batches = [o.model] if o.model != "both" else ["gpt", "lstm"], o.modes.split(","), []
-        if not set(modes) <= {"eager", "amp", "compiled"}:
-            p.error("--modes %s: they are eager, amp and compiled" % o.modes)
+        if not set(modes) <= set(MODES):
+            p.error("--modes %s: they are %s" % (o.modes, ", ".join(MODES)))
+        if o.limits and o.device != "cuda":
+            p.error("--limits are a GPU's")
         try:
             batches = [natural(text) for text in o.batch.split(",")]
         except argparse.ArgumentTypeError as problem:

@@ -1257,21 +1257,30 @@ static inline bool run_dump(TrainRun *run) {
     return ok;
 }
 
+// Times n steps, in runs of some 10 ms: a device works on one step while the host launches the next, as in training.
 static inline bool run_bench(TrainRun *run) {
     enum { WARM_UP = 3 };
     const ModelSpec *spec = run->spec;
-    int64_t n = run->o.bench;
+    const int64_t n = run->o.bench;
     double *ms = (double *)malloc((size_t)n * sizeof *ms);
     if (!ms) return fail(run->error, "--bench %lld: not enough memory for so many times", (long long)n);
-    for (int64_t i = -WARM_UP; i < n; i++) {
-        StepPlan plan = plan_of(run, i + WARM_UP);
-        double start = seconds_now();
-        spec->train_step(run->model, &plan);
+    int64_t step = 0, done = 0, times = 0, run_length = 1;
+    for (int64_t i = -WARM_UP; done < n; i++) {
+        const int64_t steps = i < 0 ? 1 : run_length < n - done ? run_length : n - done;
+        const double start = seconds_now();
+        for (int64_t k = 0; k < steps; k++) {
+            const StepPlan plan = plan_of(run, step++);
+            spec->train_step(run->model, &plan);
+        }
         spec->get_loss(run->model);
-        if (i >= 0) ms[i] = 1e3 * (seconds_now() - start);
+        const double took = 1e3 * (seconds_now() - start) / (double)steps;
+        if (i == -1) run_length = 1 + (int64_t)(10 / fmax(took, 1e-3));
+        if (i < 0) continue;
+        ms[times++] = took;
+        done += steps;
     }
-    double middle = median(ms, (size_t)n), tokens = (double)run->config.B * run->config.T;
-    printf("%lld steps: fastest %.4g ms, slowest %.4g ms; peak memory %.0f MB\n", (long long)n, ms[0], ms[n - 1],
+    double middle = median(ms, (size_t)times), tokens = (double)run->config.B * run->config.T;
+    printf("%lld steps: fastest %.4g ms, slowest %.4g ms; peak memory %.0f MB\n", (long long)n, ms[0], ms[times - 1],
            peak_megabytes());
     printf("bench model=%s device=%s precision=%s batch=%d ms_per_step=%.4g tokens_per_s=%.0f gflop_per_s=%.4g\n",
            spec->name, spec->device, run->config.precision, run->config.B, middle, tokens / middle * 1e3,

@@ -38,6 +38,37 @@ needs() {
     done
 }
 
+# emulate FLAGS SOURCE.cu HEADER...: makes C++ of these files of the checkout, where the compiler looks before it looks in
+# the checkout, and with FLAGS makes of the first the programs ./plain (-O1, no -g), ./sanitized and ./race.
+# shellcheck disable=SC2086
+emulate() {
+    flags=$1 file=${2%.cu}.cpp
+    shift
+    mkdir -p dev test
+    for cuda in "$@"; do
+        { echo "#line 1 \"$cuda\"" && sed -f "$root/dev/cuda2cpp.sed" "$root/$cuda"; } >"$cuda" || exit 1
+    done
+    mv "$1" "$file"
+    case ${CC:-cc} in *clang*) CXX=${CXX:-clang++} ;; *) CXX=${CXX:-g++} ;; esac
+    openmp=
+    echo 'int main() {}' | $CXX -fopenmp -x c++ - -o probe 2>/dev/null && openmp=-fopenmp
+    check "plain build" compile $flags -g0 -O1 $openmp "$file" -o plain
+    check "build with sanitizers" compile $flags $openmp -fsanitize=address,undefined -fno-sanitize-recover=all \
+        "$file" -o sanitized
+    check "build for the race check" compile $flags -fsanitize=thread -c "$file" -o race.o
+    check "the race check itself" compile -O1 race.o "$root/dev/cuda_emu_race.cpp" -o race
+}
+# shellcheck disable=SC2086
+compile() { nice $CXX -std=c++17 -Wall -Wextra -Werror -I. -I"$root" -I"$root/test" "$@" >stdout 2>stderr; }
+
+# kernels_of FILE...: the kernels that CUDA sources define, a name a line. ran FILE: those that ran, by what
+# CUDA_EMU_KERNELS left in the file, without template arguments.
+kernels_of() {
+    sed 's|//.*||; s/__launch_bounds__([^)]*)//' "$@" | tr '\n' ' ' | grep -o '__global__ *void *[A-Za-z0-9_]*' |
+        sed 's/.* //' | sort -u
+}
+ran() { sed 's/<.*//' "$1" | sort -u; }
+
 # report NAME: the closing line, and the exit status
 report() {
     echo "$1: $passed passed, $failed failed"

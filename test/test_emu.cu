@@ -170,6 +170,35 @@ __global__ void ping_pong(int *turn, int rounds) {
     }
 }
 
+// row[block] += row[block - 1], `steps` times: a cooperative launch whose blocks wait for each other by a counter, by
+// BARRIER: fences and volatile loads, or releases and acquires, or, by mistake, no fences.
+enum { VOLATILE, ACQUIRE, UNFENCED };
+template <int BARRIER>
+__device__ void wait_for_all(unsigned *arrived, unsigned all) {
+    __syncthreads();
+    if (threadIdx.x == 0 && BARRIER == ACQUIRE) {
+        __nv_atomic_fetch_add(arrived, 1u, __NV_ATOMIC_RELEASE, __NV_THREAD_SCOPE_DEVICE);
+        while (__nv_atomic_load_n(arrived, __NV_ATOMIC_ACQUIRE, __NV_THREAD_SCOPE_DEVICE) < all) __nanosleep(20);
+    } else if (threadIdx.x == 0) {
+        if (BARRIER != UNFENCED) __threadfence();
+        atomicAdd(arrived, 1u);
+        while (*(volatile unsigned *)arrived < all) __nanosleep(20); // here: resident
+        if (BARRIER != UNFENCED) __threadfence();
+    }
+    __syncthreads(); // here: resident
+}
+template <int BARRIER>
+__global__ void pascal_in_place(float *row, unsigned *arrived, int steps) {
+    __shared__ float left;
+    int b = blockIdx.x;
+    for (int s = 1; s <= steps; s++) {
+        if (threadIdx.x == 40) left = b ? row[b - 1] : 0; // here: fence
+        wait_for_all<BARRIER>(arrived, (2 * s - 1) * gridDim.x);
+        if (threadIdx.x == 0) row[b] += left; // here: fence
+        wait_for_all<BARRIER>(arrived, 2 * s * gridDim.x);
+    }
+}
+
 // out[0] = the sum of in[0..n-1]: every block leaves its part in parts[block] and takes a ticket; the last adds them
 // up. MISTAKE 1 forgets the fence.
 template <int MISTAKE>
@@ -240,7 +269,11 @@ __global__ void random_words(uint32_t *out, uint32_t seed) {
 }
 __global__ void scale(float *x, float a, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) x[i] *= a;
+    if (i < n) x[i] *= a; // here: event early
+}
+__global__ void add(float *x, const float *y, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) x[i] += y[i]; // here: event early
 }
 __global__ void indices(unsigned *out) {
     unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
@@ -508,6 +541,24 @@ static void check_cooperative() {
     compare("pascal", host(d_x, n * steps), x, 0);
     CUDA(cudaFree(d_x));
 
+    Floats row(n, 0.0f);
+    row[0] = 1;
+    float *d_row = device(row);
+    unsigned *d_arrived = device<unsigned>(1);
+    for (int s = 1; s < steps; s++)
+        for (int b = n - 1; b > 0; b--) row[b] += row[b - 1];
+    int once = steps - 1;
+    void *in_place[] = {&d_row, &d_arrived, &once};
+    CUDA(cudaLaunchCooperativeKernel(pascal_in_place<VOLATILE>, dim3(n), dim3(64), in_place, 0, nullptr));
+    compare("pascal_in_place, volatile", host(d_row, n), row, 0);
+    CUDA(cudaMemset(d_arrived, 0, sizeof(unsigned)));
+    CUDA(cudaLaunchCooperativeKernel(pascal_in_place<ACQUIRE>, dim3(n), dim3(64), in_place, 0, nullptr));
+    for (int s = 1; s < steps; s++)
+        for (int b = n - 1; b > 0; b--) row[b] += row[b - 1];
+    compare("pascal_in_place, acquire", host(d_row, n), row, 0);
+    CUDA(cudaFree(d_row));
+    CUDA(cudaFree(d_arrived));
+
     int *d_turn = device<int>(1), rounds = 10;
     void *turns[] = {&d_turn, &rounds};
     CUDA(cudaLaunchCooperativeKernel(ping_pong, dim3(2), dim3(1), turns));
@@ -522,48 +573,71 @@ static void check_cooperative() {
     CHECK(cudaGetLastError() == cudaErrorCooperativeLaunchTooLarge, "the error is kept");
 }
 
-// A graph with a branch on a second stream: x is cleared and made 2 a, while y is scaled.
-static void check_graph() {
-    const int n = 300;
-    Floats x = noises(n), y = noises(n), a = noises(n);
-    float *d_x = device(x), *d_y = device(y), *d_a = device(a);
+// A graph of two streams, as a training step is one. The main stream makes x = 2 a, then z += x, x /= 2; the other
+// y = (y + x) / 2 between the first and the last of these. At the end two blocks add 1 to turn[0], in turn. The
+// mistakes: y does not wait for x, x does not wait for y, the main stream never does.
+enum { NONE, NO_EVENT, EARLY, NO_JOIN };
+struct Branches {
+    float *x, *y, *z, *a;
+    int *turn;
+    int n;
+};
+static cudaError_t capture(cudaGraph_t *graph, Branches b, int mistake) {
     cudaStream_t stream, branch;
-    cudaEvent_t fork, join;
-    cudaGraph_t graph;
-    cudaGraphExec_t executable;
+    cudaEvent_t start, ready, join;
+    int blocks = (b.n + 127) / 128, rounds = 1;
     CUDA(cudaStreamCreate(&stream));
     CUDA(cudaStreamCreateWithFlags(&branch, cudaStreamNonBlocking));
-    CUDA(cudaEventCreateWithFlags(&fork, cudaEventDisableTiming));
-    CUDA(cudaEventCreateWithFlags(&join, cudaEventDisableTiming));
+    for (cudaEvent_t *event : {&start, &ready, &join}) CUDA(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
     CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    CUDA(cudaEventRecord(fork, stream));
-    CUDA(cudaStreamWaitEvent(branch, fork, 0));
-    CUDA(cudaMemsetAsync(d_x, 0, n * sizeof(float), stream));
-    CUDA(cudaMemcpyAsync(d_x, d_a, n * sizeof(float), cudaMemcpyDeviceToDevice, stream));
-    scale<<<(n + 127) / 128, 128, 0, stream>>>(d_x, 2.0f, n);
-    scale<<<(n + 127) / 128, 128, 0, branch>>>(d_y, 0.5f, n);
+    CUDA(cudaEventRecord(start, stream));
+    CUDA(cudaStreamWaitEvent(branch, start, 0));
+    CUDA(cudaMemsetAsync(b.x, 0, b.n * sizeof(float), stream));
+    CUDA(cudaMemcpyAsync(b.x, b.a, b.n * sizeof(float), cudaMemcpyDeviceToDevice, stream));
+    scale<<<blocks, 128, 0, stream>>>(b.x, 2.0f, b.n);
+    CUDA(cudaEventRecord(ready, stream));
+    if (mistake != NO_EVENT) CUDA(cudaStreamWaitEvent(branch, ready, 0));
+    add<<<blocks, 128, 0, branch>>>(b.y, b.x, b.n);
+    scale<<<blocks, 128, 0, branch>>>(b.y, 0.5f, b.n);
     CUDA(cudaEventRecord(join, branch));
-    CUDA(cudaStreamWaitEvent(stream, join, 0));
-    CUDA(cudaStreamEndCapture(stream, &graph));
-    equal("a captured kernel has not run", host(d_y, n), y);
-    size_t nodes = 0;
-    CUDA(cudaGraphGetNodes(graph, nullptr, &nodes));
-    CHECK(nodes == 4, "%zu nodes", nodes);
-    CUDA(cudaGraphInstantiate(&executable, graph, 0));
-    for (int i = 0; i < 3; i++) CUDA(cudaGraphLaunch(executable, stream));
-    CUDA(cudaStreamSynchronize(stream));
-    for (int i = 0; i < n; i++) x[i] = 2 * a[i], y[i] /= 8;
-    equal("graph", host(d_x, n), x);
-    equal("graph, branch", host(d_y, n), y);
-    CUDA(cudaGraphExecDestroy(executable));
-    CUDA(cudaGraphDestroy(graph));
-    CUDA(cudaEventDestroy(fork));
-    CUDA(cudaEventDestroy(join));
+    add<<<blocks, 128, 0, stream>>>(b.z, b.x, b.n);
+    if (mistake == EARLY) scale<<<blocks, 128, 0, stream>>>(b.x, 0.5f, b.n);
+    if (mistake != NO_JOIN) CUDA(cudaStreamWaitEvent(stream, join, 0));
+    if (mistake != EARLY) scale<<<blocks, 128, 0, stream>>>(b.x, 0.5f, b.n);
+    void *arguments[] = {&b.turn, &rounds};
+    CUDA(cudaLaunchCooperativeKernel(ping_pong, dim3(2), dim3(1), arguments, 0, stream));
+    cudaError_t error = cudaStreamEndCapture(stream, graph);
+    for (cudaEvent_t event : {start, ready, join}) CUDA(cudaEventDestroy(event));
     CUDA(cudaStreamDestroy(stream));
     CUDA(cudaStreamDestroy(branch));
-    CUDA(cudaFree(d_x));
-    CUDA(cudaFree(d_y));
-    CUDA(cudaFree(d_a));
+    return error;
+}
+static void check_graph(int mistake) {
+    const int n = 300, launches = 8;
+    Floats y = noises(n), z = noises(n), a = noises(n);
+    Branches b = {device<float>(n), device(y), device(z), device(a), device<int>(1), n};
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable;
+    CHECK(capture(&graph, b, NO_JOIN) == cudaErrorStreamCaptureUnjoined && !graph, "a branch that is not joined");
+    CHECK(cudaGetLastError() == cudaErrorStreamCaptureUnjoined, "the error is kept");
+    CUDA(capture(&graph, b, mistake));
+    equal("a captured kernel has not run", host(b.y, n), y);
+    size_t nodes = 0;
+    CUDA(cudaGraphGetNodes(graph, nullptr, &nodes));
+    CHECK(nodes == 8, "%zu nodes", nodes);
+    CUDA(cudaGraphInstantiate(&executable, graph, 0));
+    for (int i = 0; i < launches; i++) CUDA(cudaGraphLaunch(executable, nullptr));
+    CUDA(cudaDeviceSynchronize());
+    for (int k = 0; k < launches; k++)
+        for (int i = 0; i < n; i++) y[i] = (y[i] + 2 * a[i]) * 0.5f, z[i] += 2 * a[i];
+    equal("graph, x", host(b.x, n), a);
+    equal("graph, y", host(b.y, n), y);
+    equal("graph, z", host(b.z, n), z);
+    CHECK(host(b.turn, 1)[0] == 2 * launches, "a cooperative kernel in a graph");
+    CUDA(cudaGraphExecDestroy(executable));
+    CUDA(cudaGraphDestroy(graph));
+    for (float *p : {b.x, b.y, b.z, b.a}) CUDA(cudaFree(p));
+    CUDA(cudaFree(b.turn));
 }
 
 // A large piece of dynamic shared memory, and what the runtime refuses
@@ -573,6 +647,16 @@ static void check_runtime() {
     CUDA(cudaMemcpy(d_x, ones.data(), 4096, cudaMemcpyHostToDevice));
     block_sum<0><<<1, 1024, 60000>>>(d_sums, d_x, 1024);
     CHECK(cudaGetLastError() == cudaErrorInvalidValue, "more than 48 KB need cudaFuncSetAttribute");
+    int most = 0, multiprocessors = 0, cooperative = 0, major = 0;
+    CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+    CUDA(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0));
+    CUDA(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, 0));
+    CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    CHECK(most > 60000 && multiprocessors > 0 && cooperative == 1 && major >= 7, "%d bytes", most);
+    CHECK(cudaFuncSetAttribute(block_sum<0>, cudaFuncAttributeMaxDynamicSharedMemorySize, most + 1) ==
+              cudaErrorInvalidValue,
+          "more than a block can have");
+    CHECK(cudaGetLastError() == cudaErrorInvalidValue, "the error is kept");
     CUDA(cudaFuncSetAttribute(block_sum<0>, cudaFuncAttributeMaxDynamicSharedMemorySize, 60000));
     block_sum<0><<<1, 1024, 60000>>>(d_sums, d_x, 1024);
     compare("block_sum of 1024", host(d_sums, 1), {1024.0f}, 0);
@@ -628,7 +712,7 @@ int main(int argc, char **argv) {
         check_copies();
         check_threads();
         check_cooperative();
-        check_graph();
+        check_graph(NONE);
         check_runtime();
         check_emulator();
         return check_report("emu");
@@ -647,6 +731,17 @@ int main(int argc, char **argv) {
     if (planted("lockstep")) lockstep<<<1, 32>>>(out);
     if (planted("blocks")) blocks_collide<<<2, 64>>>(out);
     if (planted("ticket")) sum_by_last_block<1><<<20, 32>>>(out, x, device<unsigned>(1), x + 32, 900);
+    if (planted("fence") || planted("resident")) {
+        unsigned *arrived = device<unsigned>(1);
+        int steps = 9;
+        void *arguments[] = {&x, &arrived, &steps};
+        if (planted("fence"))
+            CUDA(cudaLaunchCooperativeKernel(pascal_in_place<UNFENCED>, dim3(4), dim3(64), arguments));
+        else
+            pascal_in_place<VOLATILE><<<1000, 64>>>(x, arrived, steps);
+    }
+    if (planted("event")) check_graph(NO_EVENT);
+    if (planted("early")) check_graph(EARLY);
     if (planted("divergent")) two_barriers<<<1, 64>>>(out);
     if (planted("deadlock")) stuck<<<1, 32>>>((unsigned *)out);
     if (planted("absent")) half_a_warp<<<1, 32>>>(out);

@@ -3,26 +3,8 @@
 # planted mistake is found, by its line. Where there is nvcc, it takes the same file without a warning.
 . "$(dirname "$0")/check.sh"
 ulimit -c 0 2>/dev/null
-case ${CC:-cc} in *clang*) CXX=${CXX:-clang++} ;; *) CXX=${CXX:-g++} ;; esac
 source=${root:?}/test/test_emu.cu
-
-# The .cu files as C++, where the compiler looks before it looks in the checkout
-mkdir dev test
-for file in test/test_emu.cu dev/tensor_core.cuh; do
-    { echo "#line 1 \"$file\"" && sed -f "$root/dev/cuda2cpp.sed" "$root/$file"; } >"${file%.cu}" || exit 1
-done
-mv test/test_emu test/test_emu.cpp
-openmp=
-echo 'int main() {}' | $CXX -fopenmp -x c++ - -o probe 2>/dev/null && openmp=-fopenmp
-strict="-std=c++17 -Wall -Wextra -Werror -I. -I$root -I$root/test"
-
-# shellcheck disable=SC2086
-compile() { nice $CXX $strict "$@" >stdout 2>stderr; }
-check "plain build" compile -O1 $openmp test/test_emu.cpp -o plain
-check "build with sanitizers" compile -O0 -g $openmp -fsanitize=address,undefined -fno-sanitize-recover=all \
-    test/test_emu.cpp -o sanitized
-check "build for the race check" compile -O0 -g -fsanitize=thread -c test/test_emu.cpp -o race.o
-check "the race check itself" compile -O1 race.o "$root/dev/cuda_emu_race.cpp" -o race
+emulate "-O0 -g" test/test_emu.cu dev/tensor_core.cuh
 
 run() { "$@" >stdout 2>stderr; }
 for order in fwd rev rand rand:2; do
@@ -34,12 +16,9 @@ check "one thread of the operating system" run env OMP_NUM_THREADS=1 ./plain
 check "the order is checked" [ "$(CUDA_EMU_ORDER=up ./plain 2>&1)" = \
     "cuda_emu: CUDA_EMU_ORDER=up: it can be fwd, rev, rand or rand:SEED" ]
 
-# The kernels that the source defines, a name a line; and those that ran, without template arguments
-kernels_of() {
-    sed 's/__launch_bounds__([^)]*)//' | tr '\n' ' ' | grep -o '__global__ *void *[A-Za-z0-9_]*' | sed 's/.* //' | sort
-}
-sed '/^\/\/ ---- Kernels with a mistake/q' "$source" | kernels_of >kernels.txt
-sed 's/<.*//' ran.txt | sort -u >names.txt
+sed '/^\/\/ ---- Kernels with a mistake/q' "$source" >sound.cu
+kernels_of sound.cu >kernels.txt
+ran ran.txt >names.txt
 check "every kernel ran, and CUDA_EMU_KERNELS names it" cmp kernels.txt names.txt
 
 # found BUILD PLANTED MESSAGE [ORDER]: the mistake ends the program with this message and one of the lines that it is on
@@ -55,7 +34,7 @@ found() {
 for planted in global dynamic; do check "$planted, out of bounds" found sanitized $planted heap-buffer-overflow; done
 check "static, out of bounds" found sanitized static 'out of bounds'
 for order in fwd rev rand; do
-    for planted in barrier1 barrier2 neighbour lockstep blocks ticket reuse; do
+    for planted in barrier1 barrier2 neighbour lockstep blocks ticket reuse fence event early; do
         check "$planted, $order, is a race" found race $planted 'race in kernel' $order
     done
     check "nowait, $order, is found" found race nowait 'not waited for' $order
@@ -64,9 +43,15 @@ check "host code in device memory" found race host 'host code writes'
 for build in plain sanitized race; do
     check "divergent, $build" found $build divergent 'others of its block are at the one at'
     check "deadlock, $build" found $build deadlock 'deadlock in kernel stuck'
+    check "resident, $build" found $build resident 'deadlock in kernel pascal_in_place'
     check "absent, $build" found $build absent 'lane 0 reads from lane 16'
 done
 check "nowait shows in forward order" [ "$(./plain nowait | tail -n 1)" = "nowait: 9 passed, 1 failed" ]
+wrong() { ! run env CUDA_EMU_ORDER="$1" ./plain "$2" && grep -q 'graph, y' stdout stderr; }
+for planted in event early; do
+    check "$planted, fwd, goes unnoticed" run env CUDA_EMU_ORDER=fwd ./plain $planted
+    for order in rev rand; do check "$planted, $order, gives a wrong result" wrong $order $planted; done
+done
 check "no device" [ "$(CUDA_EMU_CAPABILITY=0 ./plain none | grep -c 'no CUDA-capable device')" -gt 0 ]
 check "a small device" [ "$(CUDA_EMU_MEMORY=0 ./plain none | grep -c 'out of memory')" -gt 0 ]
 

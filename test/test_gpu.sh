@@ -1,10 +1,9 @@
 #!/bin/sh
 # The CUDA trainers through the emulator (dev/cuda_emu.h) against the CPU reference: whole training steps, dropout on,
 # compared tensor by tensor (--dump, dev/compare_tensors), in both precisions, odd sizes, several orders of threads, with
-# the sanitizers and with the race check; every kernel in the source must have run.
+# the sanitizers and with the race check; every kernel in the source must have run. test_gpu.sh all: every combination.
 . "$(dirname "$0")/check.sh"
 ulimit -c 0 2>/dev/null
-case ${CC:-cc} in *clang*) CXX=${CXX:-clang++} ;; *) CXX=${CXX:-g++} ;; esac
 needs gpu "$root/train_gpt_music" "$root/dev/compare_tensors" "$root/data_prep/compose_music"
 cpu=$root/build/train_gpt_music_cpu
 plain=$root/build/train_gpt_music_emu
@@ -19,10 +18,26 @@ export OMP_WAIT_POLICY
 } >stdout 2>stderr
 check "making music" test -s data/test.safetensors
 
-# agree TOLERANCE PRECISION PROGRAM FLAGS...: one step of the reference and of the program
+# Tolerances of ||a - b|| / ||b||. The keys' bias has a gradient that is zero but for rounding, and Adamax makes a whole
+# step of it. In bf16 the reference rounds the operands of the same products, but not those of attention; what differs by a
+# rounding may fall on the other side of fc1's ReLU, and then moves a whole row of its gradient. With T = 1 the softmax has
+# one key, and the scores' gradient is zero but for rounding.
+fp32="--rtol 1e-5 --rtol new.=5e-3 --rtol new.layers.*.attn.qkv.bias=1"
+bf16="--rtol 5e-2 --rtol grad.layers.*.fc1=1e-1 --rtol new.=1"
+
+# Two layers, of widths that take the several paths: the paper's; nothing round; heads of 16 on tensor cores, but
+# LayerNorm by itself; LayerNorm fused with its product, but plain attention.
+paper="--layers 2"
+odd="--layers 2 --width 20 --heads 4 --hidden 28 --rel 9"
+heads16="--layers 2 --width 32 --heads 2 --hidden 40 --rel 20"
+fused="--layers 2 --width 136 --heads 8 --hidden 72 --rel 31"
+
+# agree PRECISION PROGRAM FLAGS...: one step of the reference and of the program
 agree() {
-    tolerance=$1 precision=$2 program=$3
-    shift 3
+    precision=$1 program=$2
+    shift 2
+    eval "tolerance=\$$precision"
+    case " $* " in *' --window 1 '*) tolerance="$tolerance --rtol grad.layers.*.attn.rel=1e-3" ;; esac
     "$cpu" --data data --precision "$precision" "$@" --dump cpu >stdout 2>stderr || return 1
     CUDA_EMU_KERNELS=ran.txt "$program" --data data --precision "$precision" "$@" --dump emu >stdout 2>stderr || return 1
     "$root/dev/compare_tensors" compare emu cpu $tolerance --require '*' --quiet >stdout 2>stderr && return
@@ -30,57 +45,116 @@ agree() {
     return 1
 }
 
-# The keys' bias has a gradient that is zero but for rounding, and Adamax makes a whole step of it.
-fp32="--rtol 1e-5 --rtol new.=5e-3 --rtol new.layers.*.attn.qkv.bias=1"
-# In bf16 the reference rounds the operands of the same products, but not those of attention; what differs by a rounding
-# may fall on the other side of fc1's ReLU, and then moves a whole row of its gradient.
-bf16="--rtol 5e-2 --rtol grad.layers.*.fc1=1e-1 --rtol new.=1"
-small="--layers 2 --width 20 --heads 4 --hidden 28 --rel 9"
-paper="--layers 2"
-for order in fwd rev rand; do
-    CUDA_EMU_ORDER=$order
+# case_of T B WIDTHS PRECISION ORDER
+case_of() {
+    eval "flags=\$$3"
+    CUDA_EMU_ORDER=$5
     export CUDA_EMU_ORDER
-    for size in "1 1" "7 3" "65 1"; do
-        set -- $size
-        check "fp32, small, T $1, B $2, $order" agree "$fp32" fp32 "$plain" $small --window $1 --batch $2
-        check "bf16, small, T $1, B $2, $order" agree "$bf16" bf16 "$plain" $small --window $1 --batch $2
+    check "$4, $3, T $1, B $2, $5" agree "$4" "$plain" $flags --window "$1" --batch "$2"
+}
+if test "$1" = all; then
+    for t in 1 7 255 257 300; do
+        for b in 1 3; do
+            for widths in paper odd heads16 fused; do
+                for precision in fp32 bf16; do
+                    for order in fwd rev rand; do case_of $t $b $widths $precision $order; done
+                done
+            done
+        done
     done
-    check "fp32, the paper's widths, $order" agree "$fp32" fp32 "$plain" $paper --window 33 --batch 2
-    check "bf16, the paper's widths, $order" agree "$bf16" bf16 "$plain" $paper --window 33 --batch 2
-done
+else # any two of the values above meet in one of these
+    while read -r row; do
+        case_of $row
+    done <<END
+1 1 heads16 fp32 fwd
+1 1 odd fp32 rev
+1 1 paper bf16 fwd
+1 3 fused bf16 rand
+7 1 fused fp32 fwd
+7 1 heads16 fp32 rand
+7 1 odd bf16 rev
+7 3 paper fp32 rev
+255 1 fused bf16 rev
+255 1 odd fp32 rand
+255 1 paper bf16 fwd
+255 3 heads16 bf16 rev
+257 1 fused fp32 rev
+257 1 odd bf16 rand
+257 1 paper bf16 rand
+257 3 heads16 bf16 fwd
+300 1 fused fp32 fwd
+300 1 heads16 fp32 rev
+300 1 paper bf16 rand
+300 3 odd fp32 fwd
+END
+fi
 CUDA_EMU_ORDER=rand:5
-check "fp32, a dropout that is no binary fraction" agree "$fp32" fp32 "$plain" $small --window 64 --batch 2 --dropout 0.1
-for size in "255 1" "257 1" "300 3"; do
-    set -- $size
-    check "fp32, T $1, B $2" agree "$fp32" fp32 "$plain" $small --layers 1 --window $1 --batch $2
-    check "bf16, T $1, B $2" agree "$bf16" bf16 "$plain" --layers 1 --width 32 --heads 2 --hidden 40 --window $1 --batch $2
-done
+check "a dropout that is no binary fraction" agree fp32 "$plain" $odd --window 64 --batch 2 --dropout 0.1
+check "one layer" agree bf16 "$plain" $heads16 --layers 1 --window 40 --batch 2
+check "five layers" agree fp32 "$plain" $heads16 --layers 5 --window 40 --batch 2
+check "so many rows that blocks have 64" agree bf16 "$plain" --layers 1 --width 136 --heads 1 --hidden 8 --window 2 --batch 4100
 for build in sanitized race; do
     eval "program=\$$build"
     for precision in fp32 bf16; do
-        eval "tolerance=\$$precision"
-        check "$precision, $build" agree "$tolerance" $precision "$program" $small --window 19 --batch 2
-        check "$precision, $build, heads of 16" agree "$tolerance" $precision "$program" --layers 2 --width 32 \
-            --heads 2 --hidden 48 --rel 20 --window 35 --batch 1
+        check "$precision, $build" agree $precision "$program" $odd --window 19 --batch 2
+        check "$precision, $build, heads of 16" agree $precision "$program" $heads16 --layers 4 --window 35 --batch 1
+        check "$precision, $build, fused" agree $precision "$program" $fused --window 19 --batch 1
     done
 done
 
 # Every kernel of the sources ran.
-kernels_of() {
-    sed 's,//.*,,; s/__launch_bounds__([^)]*)//' "$@" | tr '\n' ' ' | grep -o '__global__ *void *[A-Za-z0-9_]*' | sed 's/.* //' | sort -u
-}
-kernels_of "$root/train_gpt_music.cu" "$root/dev/matmul.cuh" >kernels.txt
-sed 's/<.*//' ran.txt | sort -u >names.txt
+kernels_of "$root/train_gpt_music.cu" "$root/dev/matmul.cuh" "$root/dev/device_model.cuh" >kernels.txt
+ran ran.txt >names.txt
 comm -23 kernels.txt names.txt >stderr
 check "every kernel ran" test ! -s stderr
+check "the source has them" test "$(wc -l <kernels.txt)" -gt 20
 
 # The same seed, the same bytes: a run of its own, and one on another number of threads and another order.
-run="--data data $small --window 24 --batch 2 --steps 20 --epoch-size 0.1 --eval-stride 2000 --precision fp32"
-CUDA_EMU_ORDER=fwd "$plain" $run --out one >stdout 2>stderr
-CUDA_EMU_ORDER=rand:9 OMP_NUM_THREADS=3 "$plain" $run --out two >stdout 2>stderr
-check "20 steps end with the same bytes" cmp one/model.safetensors two/model.safetensors
+for precision in fp32 bf16; do
+    run="--data data $heads16 --window 24 --batch 2 --steps 20 --epoch-size 0.1 --eval-stride 2000 --precision $precision"
+    CUDA_EMU_ORDER=fwd "$plain" $run --out one >stdout 2>stderr
+    CUDA_EMU_ORDER=rand:9 OMP_NUM_THREADS=3 "$plain" $run --out two >stdout 2>stderr
+    check "$precision: 20 steps end with the same bytes" cmp one/model.safetensors two/model.safetensors
+done
+run="--data data $odd --window 24 --batch 2 --steps 20 --epoch-size 0.1 --eval-stride 2000 --precision fp32"
+"$plain" $run --out one >stdout 2>stderr
 "$cpu" $run --out three >stdout 2>stderr
 loss() { sed -n '2s/^[^,]*,[^,]*,\([^,]*\),.*/\1/p' $1/log.csv; }
 check "20 steps by themselves: loss $(loss one), reference $(loss three)" awk -v a="$(loss one)" -v b="$(loss three)" \
     'BEGIN { exit !(a > 0 && (a - b) * (a - b) < 25e-6) }'
+
+# says PATTERN COMMAND...: it fails with one sentence
+says() {
+    pattern=$1
+    shift
+    "$@" >stdout 2>stderr
+    test $? -eq 1 && grep -q -- "$pattern" stderr
+}
+runs() { env "$@" >stdout 2>stderr; }
+step="--data data $odd --window 64"
+check "no GPU" says 'no GPU that CUDA can use.*make DEVICE=cpu train_gpt_music' env CUDA_EMU_CAPABILITY=0 "$plain" $step --dump emu
+check "bf16 on an old GPU" says 'compute capability 7.5, and bf16 needs 8.0; take --precision fp32' \
+    env CUDA_EMU_CAPABILITY=7.5 "$plain" $step --precision bf16 --dump emu
+check "an old GPU" runs CUDA_EMU_CAPABILITY=7.5 "$plain" $step --precision fp32 --batch 1 --dump emu
+check "too large a batch" says 'batch 500 takes .* GB .*; --batch [0-9]* would fit' env CUDA_EMU_MEMORY=8 "$plain" $step --batch 500 --dump emu
+fits=$(sed -n 's/.*--batch \([0-9]*\) would fit.*/\1/p' stderr)
+check "--batch ${fits:=0} fits, as it said" runs CUDA_EMU_MEMORY=8 "$plain" $step --batch "$fits" --dump emu
+check "and one more does not" says 'would fit' env CUDA_EMU_MEMORY=8 "$plain" $step --batch $((fits + 1)) --dump emu
+check "too large a model" says 'even with --batch 1' env CUDA_EMU_MEMORY=8 "$plain" --data data --window 64 --dump emu
+
+# nvcc takes the source for every architecture; the hot kernels keep everything in registers and use the tensor cores.
+if command -v nvcc >/dev/null; then
+    architectures="75 80"
+    test "$1" = all && architectures="75 80 86 89 90 100 120"
+    for arch in $architectures; do
+        nice nvcc -O3 -std=c++17 -arch=sm_$arch -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas -Werror all-warnings -Xptxas -v \
+            -keep -keep-dir . -cubin -o $arch.cubin "$root/train_gpt_music.cu" >stdout 2>report
+        check "nvcc, sm_$arch" test -s $arch.cubin
+        grep 'spill stores' report | grep -v ' 0 bytes spill stores, 0 bytes spill loads' >stderr
+        check "no register spills, sm_$arch" test ! -s stderr -a "$(grep -c 'spill stores' report)" -gt 40
+    done
+    check "products are mma.sync" test "$(grep -c 'mma.sync.aligned.m16n8k16.row.col.f32.bf16' train_gpt_music.ptx)" -gt 100
+else
+    echo "nvcc is not here: nothing was compiled for a GPU"
+fi
 report gpu

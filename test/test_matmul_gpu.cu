@@ -1,6 +1,7 @@
 // matmul.cuh against sums in double: the three products of a linear layer, in fp32 and bf16, on random shapes with
-// edges of every kind, aligned or not, every epilogue, tiles of both sizes; that the same call gives the same bytes,
-// whatever the tile; and the fused kernel that the header describes. It runs on a GPU as well as in the emulator.
+// edges of every kind, aligned or not, every epilogue, tiles of both sizes, weight gradients in groups, cut into parts
+// or not; that the same call gives the same bytes, whatever the tile; the sums of parts; and the fused kernel that the
+// header describes. It runs on a GPU as well as in the emulator.
 #include "../dev/matmul.cuh"
 #include "check.h"
 #include <cuda_bf16.h>
@@ -10,18 +11,24 @@
 #include <vector>
 typedef __nv_bfloat16 bf16;
 typedef std::vector<double> Numbers;
+#ifdef BRIEF // every kernel and both precisions, but few shapes and only the tiles in use: compiles and runs in seconds
+constexpr bool ALL = false;
+#else
+constexpr bool ALL = true;
+#endif
 
-// y = LayerNorm(x w^T + bias + residual), as the header says how: x [R,K], w [C,K], residual and y [R,C], C <= 256.
-template <typename T>
-__global__ void __launch_bounds__(256) linear_residual_layernorm(T *y, const T *x, const T *w, const float *bias,
-                                                                 const float *residual, int R, int K, int C) {
-    typedef Tile<T, false, true, 16, 256> S;
-    static_assert(S::THREADS == 256, "as the launch bounds say");
+// y = LayerNorm(x w + bias + residual), as the header says how: x [R,K], w [K,C], or [C,K] with B_T, residual and y
+// [R,C], C <= 256; BM rows a block.
+template <typename T, bool B_T, int BM>
+__global__ void __launch_bounds__(Tile<T, false, B_T, BM, 256>::THREADS)
+    linear_residual_layernorm(T *y, const T *x, const T *w, const float *bias, const float *residual, int R, int K,
+                              int C) {
+    typedef Tile<T, false, B_T, BM, 256> S;
     extern __shared__ __align__(16) unsigned char shared[];
     const int m0 = blockIdx.x * S::BM, lane = threadIdx.x % 32;
     Sums<S> sums;
     tile_zero<S>(sums);
-    tile_multiply<S>(sums, {x, K, w, K, R, C, K}, m0, 0, 0, K, shared);
+    tile_multiply<S>(sums, {x, K, w, B_T ? K : C, R, C, K}, m0, 0, 0, K, shared);
     const float *rows = tile_to_shared<S>(sums, shared);
     for (int row = threadIdx.x / 32; row < min(S::BM, R - m0); row += S::THREADS / 32) {
         float value[8], sum = 0, squares = 0;
@@ -46,6 +53,7 @@ __global__ void __launch_bounds__(256) linear_residual_layernorm(T *y, const T *
 
 // ---- host and device
 
+static int shared_limit; // bytes that a block can have: those of sm_75 are too few for the widest tiles
 static unsigned state = 1;
 static int below(int n) { // 0..n-1
     state = state * 1664525u + 1013904223u;
@@ -127,9 +135,9 @@ static void compare(const char *what, const std::vector<T> &got, const Numbers &
 
 // ---- the checks
 
-// All three products for one shape. plain: aligned, no epilogue but a bias.
+// y and dx for one shape. plain: aligned, no epilogue but a bias.
 template <typename T, typename OUT>
-static void check_linear(int R, int C, int OC, bool plain) {
+static void check_linear(int R, int C, int OC, bool plain = false) {
     const int shift = plain ? 0 : below(2) * below(9), y_row = OC + (plain ? 0 : below(2) * below(10));
     const bool relu = !plain && below(2), add = !plain && below(2), gated = !plain && below(2),
                biased = plain || below(2);
@@ -137,10 +145,8 @@ static void check_linear(int R, int C, int OC, bool plain) {
     Matrix<T> dy = random_matrix<T>(R, OC, y_row, shift), gate = random_matrix<T>(R, C, C, shift);
     Matrix<float> bias = random_matrix<float>(1, OC, OC, shift);
     Matrix<OUT> y = random_matrix<OUT>(R, OC, y_row, shift), dx = random_matrix<OUT>(R, C, C, shift);
-    Matrix<float> dw = random_matrix<float>(OC, C, C, shift), dbias = random_matrix<float>(1, OC, OC, shift);
     const float *bias_at = biased ? bias.at : nullptr;
     const T *gate_at = gated ? gate.at : nullptr;
-    float *dbias_at = biased ? dbias.at : nullptr;
 
     Numbers wanted((size_t)R * OC);
     for (int r = 0; r < R; r++)
@@ -173,47 +179,107 @@ static void check_linear(int R, int C, int OC, bool plain) {
                                                   {nullptr, false, gate_at, add}, nullptr);
     CHECK(same(out, fetch(dx.at, out.size())), "dx, %d x %d x %d: the tile's size changes bytes", R, C, OC);
 
-    wanted = add ? dw.values : Numbers((size_t)OC * C);
-    Numbers wanted_bias = add ? dbias.values : Numbers(OC);
-    for (int r = 0; r < R; r++)
-        for (int o = 0; o < OC; o++) {
-            for (int c = 0; c < C; c++) wanted[o * C + c] += dy.values[r * OC + o] * x.values[r * C + c];
-            wanted_bias[o] += dy.values[r * OC + o];
-        }
-    std::vector<float> dw_before = fetch(dw.at, (size_t)OC * C), dbias_before = fetch(dbias.at, OC), dw_out, dbias_out;
-    // As the sizes have it, twice; and in three parts, or as many as there are, with tiles of both sizes
-    WeightParts parts = matmul_weight_parts(R, C, OC);
-    for (int trial = 0; trial < 4; trial++) {
-        if (trial == 2) parts.rows = round_up(divide_up(R, 3), 32), parts.n = divide_up(R, parts.rows);
-        const size_t scratch_size = parts.n > 1 ? parts.n * parts.size : 0;
-        CHECK(trial > 1 || scratch_size == matmul_scratch_size(R, C, OC), "%zu floats", scratch_size);
-        float *scratch = nullptr;
-        if (scratch_size) CUDA(cudaMalloc(&scratch, scratch_size * sizeof(float)));
-        store(dw.at, dw_before);
-        store(dbias.at, dbias_before);
-        const Product<T> product = {dy.at, y_row, x.at, C, OC, C, R};
-        if (trial < 2) matmul_backward_weight(dw.at, dbias_at, dy.at, x.at, add, R, C, OC, scratch, nullptr, y_row);
-        if (trial == 2) matmul_weight_launch<T, 64, 64>(dw.at, dbias_at, product, add, parts, scratch, nullptr);
-        if (trial == 3) matmul_weight_launch<T, 128, 128>(dw.at, dbias_at, product, add, parts, scratch, nullptr);
-        std::vector<float> dw_now = fetch(dw.at, dw_before.size()), dbias_now = fetch(dbias.at, OC);
-        CHECK(trial % 2 == 0 || (same(dw_out, dw_now) && same(dbias_out, dbias_now)),
-              "dw, %d x %d x %d, %d parts: %s changes bytes", R, C, OC, parts.n, trial == 1 ? "chance" : "the tile");
-        dw_out = dw_now;
-        dbias_out = dbias_now;
-        compare("dw", dw_out, wanted, C, C, R);
-        compare("dbias", dbias_out, biased ? wanted_bias : dbias.values, OC, OC, R);
-        remember(dw_out);
-        CUDA(cudaFree(scratch));
-    }
     for (T *p : {x.memory, w.memory, dy.memory, gate.memory}) CUDA(cudaFree(p));
     for (OUT *p : {y.memory, dx.memory}) CUDA(cudaFree(p));
-    for (float *p : {bias.memory, dw.memory, dbias.memory}) CUDA(cudaFree(p));
+    CUDA(cudaFree(bias.memory));
 }
 
-static void check_linear(int precision, int R, int C, int OC, bool plain = false) {
-    if (precision == 0) check_linear<float, float>(R, C, OC, plain);
-    if (precision == 1) check_linear<bf16, float>(R, C, OC, plain);
-    if (precision == 2) check_linear<bf16, bf16>(R, C, OC, plain);
+// A group of n weight gradients of random shapes, unless C and OC say them. First cut along R as the sizes have it,
+// then in three parts, or as many as there are; each with tiles of both sizes.
+template <typename T>
+static void check_weights(int R, int n, int C = 0, int OC = 0) {
+    WeightGradient<T> list[WEIGHT_GROUP];
+    Matrix<T> x[WEIGHT_GROUP], dy[WEIGHT_GROUP];
+    Matrix<float> dw[WEIGHT_GROUP], dbias[WEIGHT_GROUP];
+    Numbers wanted[WEIGHT_GROUP], wanted_bias[WEIGHT_GROUP];
+    int n_sums = n;
+    for (int i = 0; i < n; i++) {
+        WeightGradient<T> &g = list[i];
+        g.C = C ? C : 1 + below(i % 2 ? 40 : 90);
+        g.OC = OC ? OC : 1 + below(i % 2 ? 150 : 40);
+        g.y_row = below(2) * (g.OC + below(10));
+        const int y_row = g.y_row ? g.y_row : g.OC, shift = below(2) * below(9);
+        x[i] = random_matrix<T>(R, g.C, g.C, shift), dy[i] = random_matrix<T>(R, g.OC, y_row, shift);
+        dw[i] = random_matrix<float>(g.OC, g.C, g.C, shift), dbias[i] = random_matrix<float>(1, g.OC, g.OC, shift);
+        g.x = x[i].at, g.dy = dy[i].at, g.dw = dw[i].at, g.dbias = below(3) ? dbias[i].at : nullptr;
+        n_sums += g.dbias != nullptr;
+        wanted[i] = Numbers((size_t)g.OC * g.C), wanted_bias[i] = Numbers(g.OC);
+        for (int r = 0; r < R; r++)
+            for (int o = 0; o < g.OC; o++) {
+                const double dy_o = dy[i].values[r * g.OC + o];
+                for (int c = 0; c < g.C; c++) wanted[i][o * g.C + c] += dy_o * x[i].values[r * g.C + c];
+                wanted_bias[i][o] += dy_o;
+            }
+    }
+    WeightParts parts = matmul_weight_parts(list, n, R);
+    CHECK((parts.n > 1 ? parts.n * parts.size : 0) == matmul_weights_scratch(list, n, R), "%d parts", parts.n);
+    std::vector<float> dw_before[WEIGHT_GROUP], dbias_before[WEIGHT_GROUP];
+    for (int trial = 0; trial < 4; trial++) {
+        if (trial == 2) parts.rows = round_up(divide_up(R, 3), 32), parts.n = divide_up(R, parts.rows);
+        SumList sums = {};
+        float *scratch = nullptr;
+        if (parts.n > 1) CUDA(cudaMalloc(&scratch, parts.n * parts.size * sizeof(float)));
+        for (int i = 0; i < n; i++) {
+            CUDA(cudaMemset(dw[i].at, 0xff, (size_t)list[i].OC * list[i].C * sizeof(float)));
+            CUDA(cudaMemset(dbias[i].at, 0xff, list[i].OC * sizeof(float)));
+        }
+        if (trial == 0) matmul_backward_weights(list, n, R, scratch, &sums, nullptr);
+        if (trial == 2) matmul_weights_launch<T, 64, 64>(list, n, R, parts, scratch, &sums, nullptr);
+        if (trial % 2) matmul_weights_launch<T, 128, 128>(list, n, R, parts, scratch, &sums, nullptr);
+        CHECK(sums.n == (parts.n > 1 ? n_sums : 0), "%d sums of %d", sums.n, n_sums);
+        sum_parts(&sums, nullptr);
+        for (int i = 0; i < n; i++) {
+            const WeightGradient<T> &g = list[i];
+            const std::vector<float> dw_now = fetch(dw[i].at, (size_t)g.OC * g.C), dbias_now = fetch(dbias[i].at, g.OC);
+            CHECK(trial % 2 == 0 || (same(dw_before[i], dw_now) && same(dbias_before[i], dbias_now)),
+                  "dw, %d x %d x %d, %d parts: the tile's size changes bytes", R, g.C, g.OC, parts.n);
+            dw_before[i] = dw_now, dbias_before[i] = dbias_now;
+            compare("dw", dw_now, wanted[i], g.C, g.C, R);
+            if (g.dbias) compare("dbias", dbias_now, wanted_bias[i], g.OC, g.OC, R);
+            if (!g.dbias) CHECK(isnan(dbias_now[0]) && isnan(dbias_now[g.OC - 1]), "dbias, but nobody wants it");
+            remember(dw_now);
+            remember(dbias_now);
+        }
+        CUDA(cudaFree(scratch));
+    }
+    for (int i = 0; i < n; i++) {
+        for (T *p : {x[i].memory, dy[i].memory}) CUDA(cudaFree(p));
+        for (float *p : {dw[i].memory, dbias[i].memory}) CUDA(cudaFree(p));
+    }
+}
+
+// Sums of parts, a whole list: each to the last bit, and what lies beside it stays.
+static void check_sums() {
+    SumList list = {};
+    sum_parts(&list, nullptr); // no launch
+    Matrix<float> parts[SUM_LIST], out[SUM_LIST];
+    for (int i = 0; i < SUM_LIST; i++) {
+        const int n = 1 + below(i % 3 ? 30 : 1500), n_parts = 1 + below(20), stride = i % 2 ? round_up(n, 4) : n + 1;
+        parts[i] = random_matrix<float>(n_parts, n, stride, i % 5 ? 0 : below(4));
+        out[i] = random_matrix<float>(1, 0, n + 8, 0); // NaN
+        sums_add(&list, out[i].at + i % 4, parts[i].at, n_parts, stride, n);
+    }
+    sum_parts(&list, nullptr);
+    for (int i = 0; i < SUM_LIST; i++) {
+        const SumOfParts s = list.at[i];
+        std::vector<float> wanted(s.n + 8, NAN), got = fetch(out[i].at, s.n + 8);
+        const int each = (s.n_parts + SUM_SLICES - 1) / SUM_SLICES;
+        for (size_t e = 0; e < s.n; e++) {
+            float sum = 0;
+            for (int first = 0; first < s.n_parts; first += each) {
+                float slice = 0;
+                for (int part = first; part < std::min(first + each, s.n_parts); part++)
+                    slice += (float)parts[i].values[part * s.n + e];
+                sum += slice;
+            }
+            wanted[i % 4 + e] = sum;
+        }
+        int wrong = 0;
+        for (size_t e = 0; e < got.size(); e++) wrong += !(got[e] == wanted[e] || (isnan(got[e]) && isnan(wanted[e])));
+        CHECK(wrong == 0, "sum of %d parts of %zu: %d elements are wrong", s.n_parts, s.n, wrong);
+        CUDA(cudaFree(parts[i].memory));
+        CUDA(cudaFree(out[i].memory));
+    }
 }
 
 // Tiles that the three products do not use, against those that they do
@@ -224,13 +290,13 @@ static void check_tiles() {
     Matrix<float> out = random_matrix<float>(M, N, N, 0);
     const Product<T> product = {a.at, 80, b.at, B_T ? K : N, M, N, K};
     std::vector<float> first;
-    for (int tile = 0; tile < 5; tile++) {
+    for (int tile = 0; tile < 4; tile++) {
+        if (tile == 3 && Tile<T, false, B_T, 32, 256>::BYTES > shared_limit) break;
         CUDA(cudaMemset(out.at, 0xff, (size_t)M * N * sizeof(float)));
         if (tile == 0) matmul<T, float, false, B_T>(out.at, N, product, {}, nullptr);
-        if (tile == 1) matmul_launch<T, float, false, B_T, 16, 256>(out.at, N, product, {}, nullptr);
-        if (tile == 2) matmul_launch<T, float, false, B_T, 32, 64>(out.at, N, product, {}, nullptr);
-        if (tile == 3) matmul_launch<T, float, false, B_T, 32, 512>(out.at, N, product, {}, nullptr);
-        if (tile == 4) matmul_launch<T, float, false, B_T, 128, 64>(out.at, N, product, {}, nullptr);
+        if (tile == 1) matmul_launch<T, float, false, B_T, 32, 64>(out.at, N, product, {}, nullptr);
+        if (tile == 2) matmul_launch<T, float, false, B_T, 128, 64>(out.at, N, product, {}, nullptr);
+        if (tile == 3) matmul_launch<T, float, false, B_T, 32, 256>(out.at, N, product, {}, nullptr);
         std::vector<float> now = fetch(out.at, (size_t)M * N);
         CHECK(tile == 0 || same(first, now), "tile %d changes bytes", tile);
         first = now;
@@ -246,14 +312,16 @@ template <typename T>
 static void check_special() {
     Matrix<T> x = random_matrix<T>(1, 1, 1, 0), padded = random_matrix<T>(1, 0, 1, 0);
     Matrix<float> y = random_matrix<float>(1, 1, 1, 0), bias = random_matrix<float>(1, 1, 1, 0);
+    SumList sums = {};
     matmul_forward(y.at, padded.at, x.at, nullptr, true, 1, 1, 1, nullptr);
     CHECK(isnan(fetch(y.at, 1)[0]), "a ReLU turned NaN into %g", (double)fetch(y.at, 1)[0]);
     matmul_forward(y.at, x.at, x.at, nullptr, true, 0, 1, 1, nullptr);
     CHECK(isnan(fetch(y.at, 1)[0]), "no rows, but something was written");
-    matmul_backward_weight(y.at, bias.at, x.at, x.at, true, 0, 1, 1, nullptr, nullptr);
-    CHECK(isnan(fetch(y.at, 1)[0]), "no rows, += changed the gradient");
-    matmul_backward_weight(y.at, bias.at, x.at, x.at, false, 0, 1, 1, nullptr, nullptr);
-    CHECK(fetch(y.at, 1)[0] == 0 && fetch(bias.at, 1)[0] == 0, "no rows, but a gradient");
+    const WeightGradient<T> gradient = {y.at, bias.at, x.at, x.at, 1, 1};
+    matmul_backward_weights(&gradient, 1, 0, nullptr, &sums, nullptr);
+    CHECK(fetch(y.at, 1)[0] == 0 && fetch(bias.at, 1)[0] == 0 && sums.n == 0, "no rows, but a gradient");
+    matmul_backward_weights(&gradient, 0, 300, nullptr, &sums, nullptr);
+    CHECK(sums.n == 0 && cudaGetLastError() == cudaSuccess, "an empty group");
     CUDA(cudaFree(x.memory));
     CUDA(cudaFree(padded.memory));
     CUDA(cudaFree(y.memory));
@@ -262,14 +330,21 @@ static void check_special() {
 
 static void check_parts() {
     for (int trial = 0; trial < 2000; trial++) {
-        const int R = 1 + below(trial % 2 ? 200000 : 3000), C = 1 + below(800), OC = 1 + below(800);
-        const WeightParts parts = matmul_weight_parts(R, C, OC);
+        const int R = 1 + below(trial % 2 ? 200000 : 3000), n = 1 + below(WEIGHT_GROUP);
+        WeightGradient<float> list[WEIGHT_GROUP] = {};
+        for (int i = 0; i < n; i++) list[i].C = 1 + below(800), list[i].OC = 1 + below(800);
+        const WeightParts parts = matmul_weight_parts(list, n, R);
         const bool covered = (int64_t)parts.n * parts.rows >= R && (int64_t)(parts.n - 1) * parts.rows < R;
         CHECK(covered && parts.n < 65536, "%d rows in %d parts of %d", R, parts.n, parts.rows);
         CHECK(parts.n == 1 || parts.rows % 32 == 0, "parts of %d rows", parts.rows);
     }
-    const WeightParts qkv = matmul_weight_parts(2048, 256, 768), many = matmul_weight_parts(131072, 256, 768);
+    WeightGradient<float> layer[4] = {}; // of the paper's Transformer
+    const int sizes[4][2] = {{256, 768}, {256, 256}, {256, 512}, {512, 256}};
+    for (int i = 0; i < 4; i++) layer[i].C = sizes[i][0], layer[i].OC = sizes[i][1];
+    const WeightParts qkv = matmul_weight_parts(layer, 1, 2048), many = matmul_weight_parts(layer, 1, 131072);
+    const WeightParts all = matmul_weight_parts(layer, 4, 2048);
     CHECK(!qkv.large && qkv.n == 3 && many.large && many.n > 16, "%d parts, %d parts", qkv.n, many.n);
+    CHECK(!all.large && all.n == 1 && matmul_weights_scratch(layer, 4, 2048) == 0, "a layer in %d parts", all.n);
 }
 
 // A graph of a forward and a backward, launched twice
@@ -277,7 +352,8 @@ static void check_graph() {
     const int R = 300, C = 24, OC = 40;
     Matrix<float> x = random_matrix<float>(R, C, C, 0), w = random_matrix<float>(OC, C, C, 0);
     Matrix<float> y = random_matrix<float>(R, OC, OC, 0), dw = random_matrix<float>(OC, C, C, 0);
-    const int scratch_size = (int)matmul_scratch_size(R, C, OC);
+    const WeightGradient<float> gradient = {dw.at, nullptr, y.at, x.at, C, OC};
+    const int scratch_size = (int)matmul_weights_scratch(&gradient, 1, R);
     Matrix<float> scratch = random_matrix<float>(1, scratch_size, scratch_size, 0);
     cudaStream_t stream;
     cudaGraph_t graph;
@@ -286,7 +362,9 @@ static void check_graph() {
     CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     const Product<float> product = {x.at, C, w.at, C, R, OC, C};
     matmul_launch<float, float, false, true, 128, 128>(y.at, OC, product, {nullptr, true, nullptr, false}, stream);
-    matmul_backward_weight<float>(dw.at, nullptr, y.at, x.at, false, R, C, OC, scratch.at, stream);
+    SumList sums = {};
+    matmul_backward_weights(&gradient, 1, R, scratch.at, &sums, stream);
+    sum_parts(&sums, stream);
     CUDA(cudaStreamEndCapture(stream, &graph));
     size_t nodes = 0;
     CUDA(cudaGraphGetNodes(graph, nullptr, &nodes));
@@ -309,26 +387,29 @@ static void check_graph() {
     for (float *p : {x.memory, w.memory, y.memory, dw.memory, scratch.memory}) CUDA(cudaFree(p));
 }
 
-template <typename T>
+template <typename T, bool B_T, int BM>
 static void check_fused(int R, int K, int C) {
-    typedef Tile<T, false, true, 16, 256> S;
-    Matrix<T> x = random_matrix<T>(R, K, K, 0), w = random_matrix<T>(C, K, K, 0), y = random_matrix<T>(R, C, C, 0);
+    typedef Tile<T, false, B_T, BM, 256> S;
+    if (S::BYTES_WITH_ROWS > shared_limit) return;
+    const int w_rows = B_T ? C : K, w_row = B_T ? K : C;
+    Matrix<T> x = random_matrix<T>(R, K, K, 0), w = random_matrix<T>(w_rows, w_row, w_row, 0);
+    Matrix<T> y = random_matrix<T>(R, C, C, 0);
     Matrix<float> bias = random_matrix<float>(1, C, C, 0), residual = random_matrix<float>(R, C, C, 0);
     Numbers wanted((size_t)R * C);
     for (int r = 0; r < R; r++) {
         double *row = &wanted[(size_t)r * C], mean = 0, variance = 0;
         for (int c = 0; c < C; c++) {
             row[c] = bias.values[c] + residual.values[r * C + c];
-            for (int k = 0; k < K; k++) row[c] += x.values[r * K + k] * w.values[c * K + k];
+            for (int k = 0; k < K; k++) row[c] += x.values[r * K + k] * w.values[B_T ? c * K + k : k * C + c];
             mean += row[c] / C;
         }
         for (int c = 0; c < C; c++) variance += (row[c] - mean) * (row[c] - mean) / C;
         for (int c = 0; c < C; c++) row[c] = (row[c] - mean) / sqrt(variance + 1e-5);
     }
-    matmul_prepare(linear_residual_layernorm<T>, S::BYTES_WITH_ROWS);
+    matmul_prepare(linear_residual_layernorm<T, B_T, BM>, S::BYTES_WITH_ROWS);
     const int blocks = divide_up(R, S::BM), bytes = S::BYTES_WITH_ROWS;
     const float *b = bias.at, *r = residual.at;
-    linear_residual_layernorm<T><<<blocks, S::THREADS, bytes>>>(y.at, x.at, w.at, b, r, R, K, C);
+    linear_residual_layernorm<T, B_T, BM><<<blocks, S::THREADS, bytes>>>(y.at, x.at, w.at, b, r, R, K, C);
     std::vector<T> out = fetch(y.at, (size_t)R * C);
     compare("LayerNorm", out, wanted, C, C, K + C);
     remember(out);
@@ -336,31 +417,53 @@ static void check_fused(int R, int K, int C) {
     for (float *p : {bias.memory, residual.memory}) CUDA(cudaFree(p));
 }
 
+// Everything in one precision
+template <typename T, typename OUT>
+static void check_products() {
+    check_linear<T, OUT>(1, 1, 1);
+    check_linear<T, OUT>(70, 40, 72, true);
+    for (int trial = 0; trial < (ALL ? 3 : 1); trial++) check_linear<T, OUT>(3, 96, 153);
+    check_linear<T, OUT>(1 + below(60), 1 + below(80), 1 + below(40));
+    if (!ALL) return;
+    check_linear<T, OUT>(130, 15, 3);
+    check_linear<T, OUT>(128, 64, 136);
+    for (int trial = 0; trial < 7; trial++)
+        check_linear<T, OUT>(1 + below(trial % 3 ? 60 : 200), 1 + below(80), 1 + below(trial % 4 ? 40 : 150));
+}
+template <typename T>
+static void check_precision() {
+    check_products<T, T>();
+    check_special<T>();
+    check_weights<T>(1, 1);
+    check_weights<T>(1 + below(100), 2);
+    check_weights<T>(130, 2);
+    check_fused<T, true, 16>(17, 15, 15);
+    check_fused<T, false, 64>(65, 24, 136);
+    if constexpr (ALL) {
+        if (sizeof(T) == 2) {
+            check_products<T, float>();
+            check_linear<T, T>(128, 256, 768, true);
+        }
+        for (int n = 1; n <= WEIGHT_GROUP; n++) check_weights<T>(1 + below(n % 3 ? 60 : 400), n);
+        check_weights<T>(300, 1, 64, 136);
+        check_tiles<T, true>();
+        check_tiles<T, false>();
+        check_fused<T, true, 16>(35, 64, 256);
+        check_fused<T, true, 64>(67, 15, 136);
+        check_fused<T, true, 64>(130, 64, 256);
+        check_fused<T, false, 16>(18, 24, 153);
+        check_fused<T, false, 16>(35, 64, 136);
+        check_fused<T, false, 64>(130, 64, 256);
+    }
+}
+
 int main(void) {
     cudaDeviceProp device = {};
     CUDA(cudaGetDeviceProperties(&device, 0));
-    const int precisions = device.major >= 8 ? 3 : 1; // bf16 wants sm_80
-    for (int precision = 0; precision < precisions; precision++) {
-        check_linear(precision, 1, 1, 1);
-        check_linear(precision, 130, 15, 3);
-        for (int i = 0; i < 3; i++) check_linear(precision, 3, 96, 153);
-        check_linear(precision, 128, 64, 136);
-        for (int trial = 0; trial < 7; trial++)
-            check_linear(precision, 1 + below(trial % 3 ? 60 : 200), 1 + below(80), 1 + below(trial % 4 ? 40 : 150));
-    }
-    check_linear(precisions - 1, 128, 256, 768, true);
-    check_tiles<float, true>();
-    check_tiles<float, false>();
-    check_special<float>();
-    check_fused<float>(17, 15, 15);
-    check_fused<float>(35, 40, 256);
-    if (precisions == 3) {
-        check_tiles<bf16, true>();
-        check_tiles<bf16, false>();
-        check_special<bf16>();
-        check_fused<bf16>(17, 15, 153);
-        check_fused<bf16>(35, 64, 256);
-    }
+    shared_limit = (int)device.sharedMemPerBlockOptin;
+    check_precision<float>();
+    if (device.major >= 8) check_precision<bf16>(); // bf16 wants sm_80
+    check_sums();
     check_parts();
     check_graph();
     printf("bytes of all results: %016llx\n", (unsigned long long)bytes_so_far);
