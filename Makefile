@@ -113,14 +113,15 @@ SANITIZED = flags midi compose safetensors compare data train vector matmul gpt 
 GPU_CHECKS = dev/compare_tensors $(foreach build,cpu emu emu_sanitized emu_race,$(TRAINERS:%=build/%_$(build)))
 ALL_SOURCES = $(wildcard *.h *.c dev/*.h dev/*.c data_prep/*.c test/*.c test/*.h)
 CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double build/test_matmul_plain build/test_lstm_plain
-SCRIPTS = test/test_headers.sh test/test_emu.sh test/test_matmul_gpu.sh test/test_gpu.sh test/test_prepare.sh test/test_cli.sh test/test_resume.sh test/test_paper.sh
+SCRIPTS = test/test_headers.sh test/test_emu.sh test/test_prepare.sh test/test_cli.sh test/test_resume.sh test/test_paper.sh
 
 test test-long: dev/paper
 test: all $(CHECKS) $(GPU_CHECKS)
-	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS)
+	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS) test/test_matmul_gpu.sh 'test/test_gpu.sh gpt' 'test/test_gpu.sh lstm'
 
 test-long: all $(CHECKS) $(GPU_CHECKS) build/test_gradients_sanitized build/test_gpt_plain
-	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS) build/test_gradients_sanitized build/test_gpt_plain 'test/test_matmul_gpu.sh all' 'test/test_gpu.sh all'
+	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS) build/test_gradients_sanitized build/test_gpt_plain 'test/test_matmul_gpu.sh all' \
+		'test/test_gpu.sh gpt all' 'test/test_gpu.sh lstm all' 'test/test_recurrence.sh all'
 
 build/test_gradients build/test_gradients_sanitized build/test_lstm_gradients build/test_lstm_gradients_sanitized build/test_matmul_double build/test_vector_double: TEST_CFLAGS += -DREAL=double
 build/test_%_plain: NATIVE = # the narrowest vectors that the compiler assumes

@@ -45,6 +45,7 @@
 //   CUDA_EMU_KERNELS=FILE                at the end the names of the kernels that ran are appended to FILE, one a line
 //   CUDA_EMU_MEMORY=MIB                  size of the device's memory [as much as the machine has]
 //   CUDA_EMU_CAPABILITY=7.5              compute capability that the device reports [8.0]; 0: there is no device
+//   CUDA_EMU_MULTIPROCESSORS=N           how many it has, for cooperative launches [4]
 #ifndef CUDA_EMU_H
 #define CUDA_EMU_H
 #define CUDA_EMU 1
@@ -304,7 +305,7 @@ struct Config {
     Order order = FORWARD;
     uint64_t seed = 1;
     size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    int major = 8, minor = 0;
+    int major = 8, minor = 0, multiprocessors = 4;
     Config() {
         if (const char *text = getenv("CUDA_EMU_ORDER")) {
             bool random = !strcmp(text, "rand") || !strncmp(text, "rand:", 5);
@@ -317,6 +318,7 @@ struct Config {
         }
         if (const char *text = getenv("CUDA_EMU_MEMORY")) memory = strtoull(text, nullptr, 10) << 20;
         if (const char *text = getenv("CUDA_EMU_CAPABILITY")) sscanf(text, "%d.%d", &major, &minor);
+        if (const char *text = getenv("CUDA_EMU_MULTIPROCESSORS")) multiprocessors = std::max(1, atoi(text));
     }
 };
 inline const Config config;

@@ -419,8 +419,8 @@ inline void run_graph(const Graph &graph) {
     note_node(nullptr);
 }
 
-// The emulated GPU: 4 multiprocessors like those of an A100.
-constexpr int MULTIPROCESSORS = 4, SHARED_DEFAULT = 48 << 10, SHARED_LIMIT = 163 << 10, SHARED_SIZE = 164 << 10;
+// The emulated GPU: multiprocessors like those of an A100.
+constexpr int SHARED_DEFAULT = 48 << 10, SHARED_LIMIT = 163 << 10, SHARED_SIZE = 164 << 10;
 inline int blocks_at_once(int threads, size_t shared) { // on one multiprocessor
     return std::min(2048 / ((threads + 31) / 32 * 32), std::min(32, SHARED_SIZE / ((int)shared + 1024)));
 }
@@ -433,7 +433,7 @@ inline cudaError_t launch_checked(const void *kernel, Launch launch, Stream *str
     if (!grid_fits || !threads || threads > 1024 || block.z > 64) return result(cudaErrorInvalidConfiguration);
     size_t limit = dynamic_limit.count(kernel) ? dynamic_limit[kernel] : SHARED_DEFAULT;
     if (launch.shared > limit) return result(cudaErrorInvalidValue);
-    if (launch.cooperative && blocks > (size_t)(MULTIPROCESSORS * blocks_at_once((int)threads, launch.shared)))
+    if (launch.cooperative && blocks > (size_t)(config.multiprocessors * blocks_at_once((int)threads, launch.shared)))
         return result(cudaErrorCooperativeLaunchTooLarge);
     return enqueue(stream, [launch] { run_kernel(launch); });
 }
@@ -564,7 +564,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     *p = {"CUDA on the CPU",
           emu::config.major,
           emu::config.minor,
-          emu::MULTIPROCESSORS,
+          emu::config.multiprocessors,
           2048,
           1024,
           32,
