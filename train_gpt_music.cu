@@ -1162,7 +1162,7 @@ static size_t layernorm_sums_size(int R, int C, int block_rows) { return (size_t
 
 // y = LN(x + dropout(a b + bias)), p = a b [R,C]
 template <typename Half, int ROWS>
-static __global__ void __launch_bounds__(Tile<Half, false, true, ROWS, FUSED_WIDTH>::THREADS)
+static __global__ void __launch_bounds__(Tile<Half, false, true, ROWS, FUSED_WIDTH>::THREADS, ROWS == 64 ? 1 : 2)
     product_layernorm_forward_kernel(Product<Half> p, const float *bias, LayerNorm<Half> norm, Residual x,
                                      const DeviceState *state, int T) {
     typedef Tile<Half, false, true, ROWS, FUSED_WIDTH> S;
@@ -1214,7 +1214,7 @@ static void linear_residual_dropout_layernorm_forward(LayerNorm<Half> norm, Resi
 
 // The gradient of LN where its dy = a b [R,C] + d
 template <typename Half, int ROWS>
-static __global__ void __launch_bounds__(Tile<Half, false, false, ROWS, FUSED_WIDTH>::THREADS)
+static __global__ void __launch_bounds__(Tile<Half, false, false, ROWS, FUSED_WIDTH>::THREADS, ROWS == 64 ? 1 : 2)
     product_layernorm_backward_kernel(float *d, bool first, Half *dbranch, float *norm_sums, Product<Half> p,
                                       LayerNorm<Half> norm, const DeviceState *state, int T) {
     typedef Tile<Half, false, false, ROWS, FUSED_WIDTH> S;

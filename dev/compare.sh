@@ -5,18 +5,19 @@
 #   dev/compare.sh CPU_TRAINER CUDA_TRAINER [FLAGS...]     FLAGS: sizes of the model and the batch
 #
 # The tolerance, of ||a - b|| / ||b||, follows from how numbers are rounded. A sum of K products in float is off by about
-# sqrt(K) 2^-24 of its size, and two programs that add in different orders differ by sqrt(2) of that. K is at most 768 in the
-# Transformer, 2048 in the LSTM, but for weight gradients, whose terms vary in sign. A step is a chain of stages, 10 for each
-# layer of the Transformer, forward and backward; of the LSTM 10 for each layer and for the head, where the loops through time
-# hardly count: with forget gates near 1/2 a step's error fades by half in the next. Their errors add up like a random walk,
-# as LayerNorm and gates keep their size: fp32 allows sqrt(2 K) * sqrt(stages) * 2^-24. In bf16 each number is off by up to
-# 2^-9. A stage rounds up to four, its operands (in attention the relative vectors too) and what it hands on; K cancels out,
-# and two programs differ by sqrt(2) of that: sqrt(8) * sqrt(stages) * 2^-9. Where a ReLU's input is zero but for rounding the
-# programs may disagree on its sign: then a row of its product's gradient moves as a whole, by about 1 / sqrt(rows) of the
-# tensor. In bf16 this is no exception: ReLUs' inputs differ by about 2^-10 of their spread, so the fraction 0.8 * 2^-10 of
-# them (of a normal distribution, around zero) pass in one program alone, and what goes back through differs by the square
-# root of that, which bf16 allows besides. The gradient of the keys' bias is exactly zero, so that what Adamax makes of it is noise, and early Adamax, almost
-# lr * sign(gradient), makes noise of any gradient that is zero but for rounding.
+# sqrt(K) 2^-24 of its size, and two programs that add in different orders differ by sqrt(2) of that. K is at most 768 in
+# the Transformer, 2048 in the LSTM, but for weight gradients, whose terms vary in sign. A step is a chain of stages, 10
+# for each layer of the Transformer, forward and backward; of the LSTM 10 for each layer and for the head, where the loops
+# through time hardly count: with forget gates near 1/2 a step's error fades by half in the next. Their errors add up like
+# a random walk, as LayerNorm and gates keep their size: fp32 allows sqrt(2 K) * sqrt(stages) * 2^-24. In bf16 each number
+# is off by up to 2^-9. A stage rounds up to four, its operands (in attention the relative vectors too) and what it hands
+# on; K cancels out, and two programs differ by sqrt(2) of that: sqrt(8) * sqrt(stages) * 2^-9. Where a ReLU's input is
+# zero but for rounding the programs may disagree on its sign: then a row of its product's gradient moves as a whole, by
+# about 1 / sqrt(rows) of the tensor. In bf16 this is no exception: ReLUs' inputs differ by about 2^-10 of their spread, so
+# the fraction 0.8 * 2^-10 of them (of a normal distribution, around zero) pass in one program alone, and what goes back
+# through differs by the square root of that, which bf16 allows besides. The gradient of the keys' bias is exactly zero, so
+# that what Adamax makes of it is noise, and early Adamax, almost lr * sign(gradient), makes noise of any gradient that is
+# zero but for rounding.
 root=$(cd "$(dirname "$0")/.." && pwd) || exit 1
 cpu=$1 cuda=$2
 test $# -ge 2 && shift 2 || { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
