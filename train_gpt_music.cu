@@ -148,13 +148,13 @@ static __global__ void embedding_forward_kernel(Half *x, const uint8_t *inputs, 
 
 enum { EMBEDDING_ROWS = 2048 }; // rows whose gradients are summed together, in ascending order
 
-// partial[chunk][v][c] = sum of dx[r][c] over the chunk's rows r whose token is v. Block (v, chunk) first lists those
-// rows, in order: a warp looks at 256 tokens, in eight runs of 32. Then each thread owns columns.
+// partial[chunk][v][c] = sum of dx[r][c] over the chunk's rows r whose token is v. Block (chunk, v, 256 columns) first
+// lists those rows, in order: a warp looks at 256 tokens, in eight runs of 32. Then each thread owns a column.
 static __global__ void __launch_bounds__(256)
     embedding_backward_kernel(float *partial, const float *dx, const uint8_t *inputs, int R, int C) {
     __shared__ int list[EMBEDDING_ROWS];
     __shared__ int counts[EMBEDDING_ROWS / 256];
-    const int v = (int)blockIdx.x, first = (int)blockIdx.y * EMBEDDING_ROWS;
+    const int v = (int)blockIdx.y, first = (int)blockIdx.x * EMBEDDING_ROWS, c = (int)(blockIdx.z * 256 + threadIdx.x);
     const int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, run0 = first + warp * 256;
     unsigned found[8];
     int count = 0, before = 0, total = 0;
@@ -177,12 +177,11 @@ static __global__ void __launch_bounds__(256)
         before += __popc(found[run]);
     }
     __syncthreads();
-    for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) {
-        float sum = 0;
-#pragma unroll 4
-        for (int i = 0; i < total; i++) sum += dx[(int64_t)list[i] * C + c];
-        partial[((int64_t)blockIdx.y * V + v) * C + c] = sum;
-    }
+    if (c >= C) return;
+    float sum = 0;
+#pragma unroll 8
+    for (int i = 0; i < total; i++) sum += dx[(int64_t)list[i] * C + c];
+    partial[((int64_t)blockIdx.x * V + v) * C + c] = sum;
 }
 
 static size_t embedding_partial_size(int R, int C) { return (size_t)blocks_for(R, EMBEDDING_ROWS) * V * C; }
@@ -190,8 +189,9 @@ static size_t embedding_partial_size(int R, int C) { return (size_t)blocks_for(R
 static void embedding_backward(float *demb, float *partial, const float *dx, const uint8_t *inputs, int R, int C,
                                cudaStream_t stream) {
     const int chunks = blocks_for(R, EMBEDDING_ROWS);
+    const dim3 blocks(chunks, V, blocks_for(C, 256));
     SumList sums = {};
-    embedding_backward_kernel<<<dim3(V, chunks), 256, 0, stream>>>(partial, dx, inputs, R, C);
+    embedding_backward_kernel<<<blocks, 256, 0, stream>>>(partial, dx, inputs, R, C);
     sums_add(&sums, demb, partial, chunks, (size_t)V * C, (size_t)V * C);
     sum_parts(&sums, stream);
 }
@@ -1162,7 +1162,8 @@ static size_t layernorm_sums_size(int R, int C, int block_rows) { return (size_t
 
 // y = LN(x + dropout(a b + bias)), p = a b [R,C]
 template <typename Half, int ROWS>
-static __global__ void __launch_bounds__(Tile<Half, false, true, ROWS, FUSED_WIDTH>::THREADS, ROWS == 64 ? 1 : 2)
+static __global__ void __launch_bounds__(Tile<Half, false, true, ROWS, FUSED_WIDTH>::THREADS,
+                                         ROWS == 16 || sizeof(Half) == 2 ? 2 : 1)
     product_layernorm_forward_kernel(Product<Half> p, const float *bias, LayerNorm<Half> norm, Residual x,
                                      const DeviceState *state, int T) {
     typedef Tile<Half, false, true, ROWS, FUSED_WIDTH> S;
@@ -1308,9 +1309,11 @@ template <typename Half>
 static __global__ void adamax_kernel(float *params, Half *params_half, const float *grads, float *exp_avg,
                                      float *exp_inf, const DeviceState *state, int64_t n) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n || state->bad || state->bad_step >= 0) return;
+    if (i >= n) return;
+    const bool skip = state->bad | (state->bad_step >= 0); // all loads go out at once
     const float g = grads[i], avg = 0.9f * exp_avg[i] + 0.1f * g, inf = fmaxf(0.999f * exp_inf[i], fabsf(g) + 1e-8f);
     const float p = params[i] - state->rate * (avg / inf);
+    if (skip) return;
     exp_avg[i] = avg;
     exp_inf[i] = inf;
     params[i] = p;
@@ -1520,11 +1523,11 @@ static void gpt_backward(Gpt *m) {
     const cudaStream_t stream = device->stream, side = device->side;
     const Half *dlogits = (const Half *)m->dlogits;
     device_fork(device);
-    loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R);
     const WeightGradient<Half> head = gpt_head_weights<Half>(m);
     SumList head_sums = {};
     matmul_backward_weights(&head, 1, R, m->partial_weights, &head_sums, side);
     sum_parts(&head_sums, side);
+    loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R);
     linear_residual_dropout_layernorm_backward(
         m->dx, true, (Half *)m->back[(L - 1) % 2].dfc2, m->back[(L - 1) % 2].sums2, gpt_norm2<Half>(m, L - 1, true),
         dlogits, weight<Half>(device, p->head_w), m->branch, device->state, R, T, V, C, stream, DLOGITS_ROW);

@@ -136,14 +136,14 @@ static __global__ void add_biases_kernel(float *out, const float *a, const float
 
 enum { EMBEDDING_ROWS = 2048 }; // rows whose gradients are summed together, in ascending order
 
-// partial[chunk][v][c] = sum of d[r][c] over the chunk's rows r whose token is v. Block (v, chunk) first lists those
-// rows, in order: a warp looks at 256 tokens, in eight runs of 32. Then each thread owns columns.
+// partial[chunk][v][c] = sum of d[r][c] over the chunk's rows r whose token is v. Block (chunk, v, 256 columns) first
+// lists those rows, in order: a warp looks at 256 tokens, in eight runs of 32. Then each thread owns a column.
 template <typename Half>
 static __global__ void __launch_bounds__(256)
     embedding_backward_kernel(float *partial, const Half *d, const uint8_t *inputs, int R, int C) {
     __shared__ int list[EMBEDDING_ROWS];
     __shared__ int counts[EMBEDDING_ROWS / 256];
-    const int v = (int)blockIdx.x, first = (int)blockIdx.y * EMBEDDING_ROWS;
+    const int v = (int)blockIdx.y, first = (int)blockIdx.x * EMBEDDING_ROWS, c = (int)(blockIdx.z * 256 + threadIdx.x);
     const int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, run0 = first + warp * 256;
     unsigned found[8];
     int count = 0, before = 0, total = 0;
@@ -166,12 +166,11 @@ static __global__ void __launch_bounds__(256)
         before += __popc(found[run]);
     }
     __syncthreads();
-    for (int c = (int)threadIdx.x; c < C; c += (int)blockDim.x) {
-        float sum = 0;
-#pragma unroll 4
-        for (int i = 0; i < total; i++) sum += to_float(d[(int64_t)list[i] * C + c]);
-        partial[((int64_t)blockIdx.y * V + v) * C + c] = sum;
-    }
+    if (c >= C) return;
+    float sum = 0;
+#pragma unroll 8
+    for (int i = 0; i < total; i++) sum += to_float(d[(int64_t)list[i] * C + c]);
+    partial[((int64_t)blockIdx.x * V + v) * C + c] = sum;
 }
 
 static size_t embedding_partial_size(int R, int C) { return (size_t)blocks_for(R, EMBEDDING_ROWS) * V * C; }
@@ -181,8 +180,9 @@ template <typename Half>
 static void embedding_backward(float *dtable, float *partial, const Half *d, const uint8_t *inputs, int R, int C,
                                cudaStream_t stream) {
     const int chunks = blocks_for(R, EMBEDDING_ROWS);
+    const dim3 blocks(chunks, V, blocks_for(C, 256));
     SumList sums = {};
-    embedding_backward_kernel<Half><<<dim3(V, chunks), 256, 0, stream>>>(partial, d, inputs, R, C);
+    embedding_backward_kernel<Half><<<blocks, 256, 0, stream>>>(partial, d, inputs, R, C);
     sums_add(&sums, dtable, partial, chunks, (size_t)V * C, (size_t)V * C);
     sum_parts(&sums, stream);
 }
@@ -405,16 +405,23 @@ struct FastRecurrence {
     const float *dx;       // backward: [R,H]
 };
 
+// Between one look at what another block must give and the next. Should it never come, better an error than a hang.
+__device__ inline void look_again(int *looks) {
+    __nanosleep(20);
+    if (++*looks > 1 << 26) __trap();
+}
+
 // Fragments of B: b[i][j] = 8 of k, from rows[i] + 256 j on, for j < n; zeros where there is no row. Of a window's row
 // lane q of a group of 4 has k = 8 q .. 8 q + 7 of each 32, and warp w every 8th 32 from 32 w on. Waits for them: if
 // `early`, when they will hardly be there, for one first, as reading all again and again would delay the stores.
 template <int N, int KB>
 __device__ inline void fetch(uint4 (&b)[N][KB], const __nv_bfloat16 *const (&rows)[N], int n, bool early) {
     bool missing = early && rows[0] && n > 0;
+    int looks = 0;
     for (;;) {
         missing = absent(exchange_load(rows[0], missing));
         if (!__any_sync(~0u, missing)) break;
-        __nanosleep(20);
+        look_again(&looks);
     }
     for (;;) {
         missing = false;
@@ -431,7 +438,7 @@ __device__ inline void fetch(uint4 (&b)[N][KB], const __nv_bfloat16 *const (&row
             for (int j = 0; j < KB; j++) missing |= absent(b[i][j]);
         }
         if (!__any_sync(~0u, missing)) break;
-        __nanosleep(20);
+        look_again(&looks);
     }
 }
 
@@ -470,7 +477,7 @@ __device__ inline uint2 pack_units(float value, int lane) {
 template <int L, int KB>
 __global__ void __launch_bounds__(BLOCK_THREADS, 1)
     recurrence_forward_fast(FastRecurrence<L> p, const DeviceState *state) {
-    __shared__ float parts[2][PARTS][L][2][128];
+    __shared__ __align__(16) float parts[2][PARTS][L][2][128];
     const int B = p.s.B, T = p.s.T, H = p.s.H, lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
     const int u0 = (int)blockIdx.x % (H / BLOCK_UNITS) * BLOCK_UNITS,
               first = (int)blockIdx.x / (H / BLOCK_UNITS) * p.windows;
@@ -672,6 +679,7 @@ static int recurrence_sets(Kernel *kernel, int H) {
         cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) ||
         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ||
         cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, BLOCK_THREADS, 0)) {
+        cudaGetLastError(); // it is dealt with
         return 0;
     }
     return cooperative && major >= 8 ? multiprocessors * blocks / (H / BLOCK_UNITS) : 0;
@@ -780,7 +788,7 @@ template <typename Half>
 static __global__ void __launch_bounds__(NORM_THREADS)
     layernorm_relu_dropout_forward_kernel(LayerNorm<Half> norm, const float *bias, const DeviceState *state, int R,
                                           int B, int C) {
-    const int r = (int)(blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = (int)threadIdx.x % WARP;
+    const int r = (int)(blockIdx.x * (NORM_THREADS / WARP) + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
     if (r >= R) return;
     float *row = norm.normalized + (int64_t)r * C, sum = 0, squares = 0;
     for (int g = lane; 4 * g < C; g += WARP) {
@@ -927,9 +935,11 @@ template <typename Half>
 static __global__ void adamax_kernel(float *params, Half *params_half, const float *grads, float *exp_avg,
                                      float *exp_inf, const DeviceState *state, int64_t n) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n || state->bad || state->bad_step >= 0) return;
+    if (i >= n) return;
+    const bool skip = state->bad | (state->bad_step >= 0); // all loads go out at once
     const float g = grads[i], avg = 0.9f * exp_avg[i] + 0.1f * g, inf = fmaxf(0.999f * exp_inf[i], fabsf(g) + 1e-8f);
     const float p = params[i] - state->rate * (avg / inf);
+    if (skip) return;
     exp_avg[i] = avg;
     exp_inf[i] = inf;
     params[i] = p;
@@ -950,23 +960,23 @@ typedef struct {
     bool fast;          // the recurrence in one launch, see recurrence_is_fast()
     LstmTensors params, grads;
     LayerActivations *acts;
-    float *table;                   // [V,4H]
-    float *normalized1, *rstd1;     // [R,2H], [R] of the head's first layer
-    float *normalized2, *rstd2;     // [R,H], [R] of its second
-    void *x1, *x2;                  // h [R,2H], h [R,H] their outputs
-    float *logits;                  // [R,V]
-    void *dlogits, *dfc1, *dfc2;    // h [R,DLOGITS_ROW], h [R,2H], h [R,H]
-    float *d;                       // [R,2H] scratch; then the gradient of the last layer's x
-    float *dtable, *partial;        // [V,4H]; partial sums of it
-    void *dtable_half;              // h [V,4H]
-    float *sums1, *sums2;           // layernorm_sums_size
-    float *head_parts, *cell_parts; // scratch for the weights' gradients, of the head and of the layers
-    void *layers;                   // LayerRecurrence of each layer, as the forward had them
+    float *table;                                  // [V,4H]
+    float *normalized1, *rstd1;                    // [R,2H], [R] of the head's first layer
+    float *normalized2, *rstd2;                    // [R,H], [R] of its second
+    void *x1, *x2;                                 // h [R,2H], h [R,H] their outputs
+    float *logits;                                 // [R,V]
+    void *dlogits, *dfc1, *dfc2;                   // h [R,DLOGITS_ROW], h [R,2H], h [R,H]
+    float *d;                                      // [R,2H] scratch; then the gradient of the last layer's x
+    float *dtable, *partial;                       // [V,4H]; partial sums of it
+    void *dtable_half;                             // h [V,4H]
+    float *sums1, *sums2;                          // layernorm_sums_size
+    float *head_parts, *layer_parts, *table_parts; // scratch for the weights' gradients
+    void *layers;                                  // LayerRecurrence of each layer, as the forward had them
 } Lstm;
 
 static int lstm_layers(const Lstm *m) { return m->device.config.sizes[LSTM_LAYERS]; }
 
-enum { HEAD_WEIGHTS = 3, LAYER_WEIGHTS = 2 };
+enum { HEAD_WEIGHTS = 3 };
 
 // The products that give the gradients of the head's weights, and of layer l's; layer 0's W_ih comes from the table.
 template <typename Half>
@@ -980,16 +990,20 @@ static void lstm_head_weights(const Lstm *m, WeightGradient<Half> *list) {
     list[2] = WeightGradient<Half>{g->fc1_w, g->fc1_b, (const Half *)m->dfc1, x, H, 2 * H, 0};
 }
 
+enum { GROUP_LAYERS = WEIGHT_GROUP / 2 }; // layers whose weights' gradients are one launch
+
 template <typename Half>
-static int lstm_layer_weights(const Lstm *m, int l, WeightGradient<Half> *list) {
-    const int H = m->device.config.sizes[LSTM_WIDTH];
-    const LayerTensors *d = &m->grads.layers[l];
-    const LayerActivations *a = &m->acts[l];
-    const Half *dgates = (const Half *)a->dgates;
-    list[0] = WeightGradient<Half>{d->w_hh, nullptr, dgates, (const Half *)a->h0, H, 4 * H, 0}; // h of the step before
-    if (l == 0) return 1;
-    list[1] = WeightGradient<Half>{d->w_ih, d->b_ih, dgates, (const Half *)a[-1].x, H, 4 * H, 0};
-    return 2;
+static int lstm_layer_weights(const Lstm *m, int l0, WeightGradient<Half> *list) { // of layers l0, l0 + 1, ...
+    const int H = m->device.config.sizes[LSTM_WIDTH], end = min(l0 + GROUP_LAYERS, lstm_layers(m));
+    int n = 0;
+    for (int l = l0; l < end; l++) {
+        const LayerTensors *d = &m->grads.layers[l];
+        const LayerActivations *a = &m->acts[l];
+        const Half *dgates = (const Half *)a->dgates, *h_before = (const Half *)a->h0;
+        list[n++] = WeightGradient<Half>{d->w_hh, nullptr, dgates, h_before, H, 4 * H, 0};
+        if (l > 0) list[n++] = WeightGradient<Half>{d->w_ih, d->b_ih, dgates, (const Half *)a[-1].x, H, 4 * H, 0};
+    }
+    return n;
 }
 
 template <typename Half>
@@ -1003,15 +1017,16 @@ static WeightGradient<Half> lstm_table_weights(const Lstm *m) {
 
 template <typename Half>
 static void lstm_carve_parts(Lstm *m, DeviceArena *arena, int R) {
-    WeightGradient<Half> head[HEAD_WEIGHTS], layer[LAYER_WEIGHTS], table = lstm_table_weights<Half>(m);
-    double most = (double)matmul_weights_scratch(&table, 1, V);
+    WeightGradient<Half> head[HEAD_WEIGHTS], layers[WEIGHT_GROUP], table = lstm_table_weights<Half>(m);
+    double most = 0;
     lstm_head_weights(m, head);
-    for (int l = 0; l < lstm_layers(m); l++) {
-        const int n = lstm_layer_weights(m, l, layer);
-        most = fmax(most, (double)matmul_weights_scratch(layer, n, R));
+    for (int l = 0; l < lstm_layers(m); l += GROUP_LAYERS) {
+        const int n = lstm_layer_weights(m, l, layers);
+        most = fmax(most, (double)matmul_weights_scratch(layers, n, R));
     }
     m->head_parts = device_floats(arena, (double)matmul_weights_scratch(head, HEAD_WEIGHTS, R));
-    m->cell_parts = device_floats(arena, most);
+    m->layer_parts = device_floats(arena, most);
+    m->table_parts = device_floats(arena, (double)matmul_weights_scratch(&table, 1, V));
 }
 
 static void lstm_carve(void *model, DeviceArena *arena) {
@@ -1120,8 +1135,9 @@ static void lstm_loss(Lstm *m, int R, bool backward) {
         m->device.losses, dlogits, m->logits, m->device.targets, R);
 }
 
-// Gradients of all parameters, after lstm_forward and lstm_loss of the same step. What only the update waits for, the
-// mean loss and the gradients of the head's parameters, runs on the side stream, beside the recurrence.
+// Gradients of all parameters, after lstm_forward and lstm_loss of the same step. What only the update waits for runs
+// on the side stream: the gradients of the head's parameters and the mean loss, beside the recurrence; those of the
+// layers', beside the table's.
 template <typename Half>
 static void lstm_backward(Lstm *m) {
     DeviceModel *device = &m->device;
@@ -1139,7 +1155,6 @@ static void lstm_backward(Lstm *m) {
     matmul_backward_input(m->d, (const Half *)dfc1, weight<Half>(device, p->fc1_w), (const Half *)nullptr, false, R, H,
                           2 * H, stream);
     device_fork(device);
-    loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R);
     WeightGradient<Half> head[HEAD_WEIGHTS];
     SumList head_sums = {};
     lstm_head_weights(m, head);
@@ -1147,16 +1162,18 @@ static void lstm_backward(Lstm *m) {
     layernorm_sums(&head_sums, g->ln2_w, g->ln2_b, m->sums2, R, H);
     layernorm_sums(&head_sums, g->ln1_w, g->ln1_b, m->sums1, R, 2 * H);
     sum_parts(&head_sums, side);
-    device_mark(device, 0);
+    loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R);
     const RecurrenceShape shape = {B, T, H, L};
     recurrence_backward((const LayerRecurrence<Half> *)m->layers, shape, m->fast, m->d, device->state, stream);
-    for (int l = 0; l < L; l++) {
-        WeightGradient<Half> weights[LAYER_WEIGHTS];
+    device_fork(device);
+    for (int l = 0; l < L; l += GROUP_LAYERS) {
+        WeightGradient<Half> weights[WEIGHT_GROUP];
         SumList sums = {};
         const int n = lstm_layer_weights(m, l, weights);
-        matmul_backward_weights(weights, n, R, m->cell_parts, &sums, stream);
-        sum_parts(&sums, stream);
+        matmul_backward_weights(weights, n, R, m->layer_parts, &sums, side);
+        sum_parts(&sums, side);
     }
+    device_mark(device, 0);
     Half *dtable = (Half *)m->dtable_half;
     const int n_table = V * 4 * H;
     embedding_backward(m->dtable, m->partial, (const Half *)m->acts[0].dgates, device->inputs, R, 4 * H, stream);
@@ -1165,15 +1182,15 @@ static void lstm_backward(Lstm *m) {
     }
     const WeightGradient<Half> table = lstm_table_weights<Half>(m);
     SumList table_sums = {};
-    matmul_backward_weights(&table, 1, V, m->cell_parts, &table_sums, stream);
+    matmul_backward_weights(&table, 1, V, m->table_parts, &table_sums, stream);
     sum_parts(&table_sums, stream);
     matmul_backward_input(g->emb, (const Half *)dtable, weight<Half>(device, p->layers[0].w_ih), (const Half *)nullptr,
                           false, V, E, 4 * H, stream);
+    device_wait(device, 0);
     for (int l = 0; l < L; l++) { // both biases have one gradient
         cuda_check(cudaMemcpyAsync(g->layers[l].b_hh, g->layers[l].b_ih, 4 * (size_t)H * sizeof(float),
                                    cudaMemcpyDeviceToDevice, stream));
     }
-    device_wait(device, 0);
 }
 
 // ---- what the recipe asks of a model (train.h, ModelSpec)

@@ -335,6 +335,7 @@ inline void async_wait(int groups_left, Site site) {
     ERROR(cudaErrorMemoryAllocation, 2, "out of memory")                                                               \
     ERROR(cudaErrorInvalidConfiguration, 9, "invalid configuration argument")                                          \
     ERROR(cudaErrorInsufficientDriver, 35, "CUDA driver version is insufficient for CUDA runtime version")             \
+    ERROR(cudaErrorInvalidDeviceFunction, 98, "invalid device function")                                               \
     ERROR(cudaErrorNoDevice, 100, "no CUDA-capable device is detected")                                                \
     ERROR(cudaErrorNoKernelImageForDevice, 209, "no kernel image is available for execution on the device")            \
     ERROR(cudaErrorNotReady, 600, "device not ready")                                                                  \
@@ -607,6 +608,16 @@ inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute attribute, 
     if (value < 0 || value > emu::SHARED_LIMIT) return emu::result(cudaErrorInvalidValue);
     emu::dynamic_limit[(const void *)kernel] = value;
     return cudaSuccess;
+}
+// The emulated device runs what can be built for its compute capability: 7.5 and up.
+struct cudaFuncAttributes {
+    int maxThreadsPerBlock;
+};
+template <class F>
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, F *) {
+    const bool old = emu::config.major * 10 + emu::config.minor < 75;
+    attributes->maxThreadsPerBlock = 1024;
+    return old ? emu::result(cudaErrorNoKernelImageForDevice) : cudaSuccess;
 }
 template <class F>
 inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F *, int threads, size_t shared) {

@@ -71,11 +71,11 @@ typedef struct { // the first member of a model
     DeviceData train;
     uint8_t *test_tokens; // the test set's, when it was first seen
     const Dataset *test;
-    cudaStream_t stream, side; // a step's main chain, and what need not wait in it
-    cudaEvent_t forked, done[2];
-    cudaGraphExec_t step_graph; // a training step, once it was captured
-    DeviceState expected;       // the host's idea of the next step
-    float *host[4];             // copies for the recipe
+    cudaStream_t stream, side;                // a step's main chain, and what need not wait in it
+    cudaEvent_t forked, done[2], launched[4]; // launched: after the last steps, by turns
+    cudaGraphExec_t step_graph;               // a training step, once it was captured
+    DeviceState expected;                     // the host's idea of the next step
+    float *host[4];                           // copies for the recipe
     float *host_losses;
     uint8_t *host_targets;
     float *kept; // activations for a dump, or NULL
@@ -213,7 +213,7 @@ static __global__ void loss_kernel(DeviceState *state, const float *losses, int 
 static __global__ void check_finite_kernel(DeviceState *state, const float *grads, int64_t n) {
     bool bad = false;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
-        bad = bad || !isfinite(grads[i]);
+        bad |= !isfinite(grads[i]); // not ||, so that loads need not wait for each other
     }
     if (bad) atomicOr(&state->bad, 1);
 }
@@ -295,9 +295,19 @@ static inline bool device_open(DeviceModel *m, char *error) {
                     "--precision bf16: %s has compute capability %d.%d, and bf16 needs 8.0; take --precision fp32",
                     about.name, about.major, about.minor);
     }
+    cudaFuncAttributes kernel;
+    const cudaError_t built = cudaFuncGetAttributes(&kernel, end_step_kernel);
+    if (built == cudaErrorNoKernelImageForDevice || built == cudaErrorInvalidDeviceFunction) {
+        return fail(error,
+                    "this program was not built for %s, compute capability %d.%d; build it on this machine: make -B "
+                    "DEVICE=cuda %s (7.5 and up), or for the CPU: make -B DEVICE=cpu %s",
+                    about.name, about.major, about.minor, m->hooks->program, m->hooks->program);
+    }
+    cuda_check(built);
     m->shared_limit = (int)about.sharedMemPerBlockOptin;
     size_t available = 0, total = 0;
     cuda_check(cudaMemGetInfo(&available, &total));
+    available -= min(available, min((size_t)256 << 20, total / 16)); // for the data, the graph, the kernels themselves
     m->bytes = device_bytes(m, m->config.B);
     fprintf(stderr, "%s: the model and its activations take %.2f GB of %.2f GB\n", about.name, m->bytes / 1e9,
             (double)available / 1e9);
@@ -328,8 +338,11 @@ static inline void device_destroy(DeviceModel *m) { // not the model itself
     if (m->train.first_window) cuda_check(cudaFree((void *)m->train.first_window));
     if (m->test_tokens) cuda_check(cudaFree(m->test_tokens));
     if (m->forked) cuda_check(cudaEventDestroy(m->forked));
-    for (int i = 0; i < 2; i++) {
-        if (m->done[i]) cuda_check(cudaEventDestroy(m->done[i]));
+    for (cudaEvent_t event : m->done) {
+        if (event) cuda_check(cudaEventDestroy(event));
+    }
+    for (cudaEvent_t event : m->launched) {
+        if (event) cuda_check(cudaEventDestroy(event));
     }
     if (m->side) cuda_check(cudaStreamDestroy(m->side));
     if (m->stream) cuda_check(cudaStreamDestroy(m->stream));
@@ -362,7 +375,8 @@ static inline bool device_create(DeviceModel *m, const ModelConfig *config, cons
     cuda_check(cudaStreamCreate(&m->stream)); // not cudaStreamNonBlocking: cudaMemcpy and these wait for each other
     cuda_check(cudaStreamCreate(&m->side));
     cuda_check(cudaEventCreateWithFlags(&m->forked, cudaEventDisableTiming));
-    for (int i = 0; i < 2; i++) cuda_check(cudaEventCreateWithFlags(&m->done[i], cudaEventDisableTiming));
+    for (cudaEvent_t &event : m->done) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    for (cudaEvent_t &event : m->launched) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     for (int i = 0; i < 4; i++) {
         cuda_check(cudaMemsetAsync(m->flat[i], 0, (size_t)m->layout.size * sizeof(float), m->stream));
     }
@@ -444,7 +458,11 @@ static inline void device_train_step(void *model, const StepPlan *plan) {
         cuda_check(cudaGraphDestroy(graph));
         fprintf(stderr, "a training step is one graph of %d nodes\n", (int)nodes);
     }
+    // No more than a few steps ahead of the device, or Ctrl-C would wait for all that have been launched.
+    cudaEvent_t event = m->launched[plan->step % 4];
+    cuda_check(cudaEventSynchronize(event));
     cuda_check(cudaGraphLaunch(m->step_graph, m->stream));
+    cuda_check(cudaEventRecord(event, m->stream));
     m->expected.step++;
     m->expected.index++;
 }

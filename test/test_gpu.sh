@@ -176,6 +176,8 @@ step="--data data $odd --window 64"
 check "no GPU" says 'no GPU that CUDA can use.*make DEVICE=cpu train_'$model'_music' env CUDA_EMU_CAPABILITY=0 "$plain" $step --dump emu
 check "bf16 on an old GPU" says 'compute capability 7.5, and bf16 needs 8.0; take --precision fp32' \
     env CUDA_EMU_CAPABILITY=7.5 "$plain" $step --precision bf16 --dump emu
+check "a GPU that it was not built for" says 'not built for .* 7.0; build it on this machine' \
+    env CUDA_EMU_CAPABILITY=7.0 "$plain" $step --precision fp32 --dump emu
 check "an old GPU" runs CUDA_EMU_CAPABILITY=7.5 "$plain" $step --precision fp32 --batch 1 --dump emu
 check "too large a batch" says 'batch 3000 takes .* GB .*; --batch [0-9]* would fit' env CUDA_EMU_MEMORY=8 "$plain" $step --batch 3000 --dump emu
 fits=$(sed -n 's/.*--batch \([0-9]*\) would fit.*/\1/p' stderr)
