@@ -64,8 +64,8 @@ compile() { nice $CXX -std=c++17 -Wall -Wextra -Werror -I. -I"$root" -I"$root/te
 # kernels_of FILE...: the kernels that CUDA sources define, a name a line. ran FILE: those that ran, by what
 # CUDA_EMU_KERNELS left in the file, without template arguments.
 kernels_of() {
-    sed 's|//.*||; s/__launch_bounds__(\([^()]*([^()]*)\)*[^()]*)//' "$@" | tr '\n' ' ' | grep -o '__global__ *void *[A-Za-z0-9_]*' |
-        sed 's/.* //' | sort -u
+    sed 's|//.*||' "$@" | tr '\n' ' ' | sed 's/__launch_bounds__(\([^()]*([^()]*)\)*[^()]*)//g' |
+        grep -o '__global__ *void *[A-Za-z0-9_]*' | sed 's/.* //' | sort -u
 }
 ran() { sed 's/<.*//' "$1" | sort -u; }
 
