@@ -73,8 +73,14 @@ build/%_emu_race: build/emu/%.cu dev/cuda_emu_race.cpp $(EMU_HEADERS)
 	$(CXX) $(EMU_CFLAGS) -O2 $(LDFLAGS) -o $@ $@.o dev/cuda_emu_race.cpp $(LDLIBS)
 .PRECIOUS: build/emu/%
 
-sample_music: sample_music.c midi.h dev/vector.h $(HOST) build/flags
+SAMPLER = midi.h dev/vector.h dev/weights.h dev/roll.h dev/synth.h dev/player.h build/player_page.h
+sample_music: sample_music.c $(SAMPLER) $(HOST) build/flags
 	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
+# The page of sample_music -o song.html, as a string of C.
+build/player_page.h: dev/player.html
+	@mkdir -p $(@D)
+	@{ echo 'static const char player_page[] ='; sed 's/[\\"?]/\\&/g; s/.*/    "&\\n"/' $<; echo '    ;'; } >$@
 
 data_prep/%: data_prep/%.c midi.h $(HOST) build/flags
 	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
@@ -108,12 +114,12 @@ compare: $(TRAINERS:%=build/%_cpu) $(PREPARE) dev/compare_tensors $(if $(filter 
 
 TEST_CFLAGS = $(CFLAGS) $(PARALLEL) -Werror
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
-PROGRAMS = flags midi compose safetensors compare philox data train vector matmul gpt lstm gradients lstm_gradients sample
-SANITIZED = flags midi compose safetensors compare data train vector matmul gpt lstm sample
+PROGRAMS = flags midi compose safetensors compare philox data train vector matmul gpt lstm gradients lstm_gradients sample synth player
+SANITIZED = flags midi compose safetensors compare data train vector matmul gpt lstm sample synth player
 GPU_CHECKS = dev/compare_tensors $(foreach build,cpu emu emu_sanitized emu_race,$(TRAINERS:%=build/%_$(build)))
-ALL_SOURCES = $(wildcard *.h *.c dev/*.h dev/*.c data_prep/*.c test/*.c test/*.h)
+ALL_SOURCES = $(wildcard *.h *.c dev/*.h dev/*.c data_prep/*.c test/*.c test/*.h) build/player_page.h
 CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double build/test_matmul_plain build/test_lstm_plain
-SCRIPTS = test/test_headers.sh test/test_emu.sh test/test_prepare.sh test/test_cli.sh test/test_resume.sh test/test_paper.sh
+SCRIPTS = test/test_headers.sh test/test_emu.sh test/test_prepare.sh test/test_cli.sh test/test_resume.sh test/test_paper.sh test/test_sampler.sh test/test_player.sh
 
 test test-long: dev/paper
 test: all $(CHECKS) $(GPU_CHECKS)

@@ -1,7 +1,7 @@
-// sample_music.c: new piano music from a trained model, as a .mid to play and an .svg to look at.
+// sample_music.c: new piano music from trained models: .mid to play, .wav to hear, .html to do both, .svg to look at.
 //
 //     ./sample_music -o song.mid -o song.svg --seed 7
-//     ./sample_music out/lstm/model.safetensors --prime mine.mid --top-p 0.95 -n 4 -o song.mid
+//     ./sample_music out/lstm/model.safetensors --prime mine.mid --top-p 0.95 -n 4 --weights int8 -o song.mid
 //
 // Promises. The same model, flags and seed give the same bytes, whatever the number of threads; song i of `-n N` is the
 // song that `--seed s+i` gives. Every token obeys the grammar of midi.h, so that none is wasted. The logits are the
@@ -10,25 +10,28 @@
 // tokens each position of the Transformer attends to the last --context ones, itself included. The kind of the model is
 // told by its tensors' names, its sizes by their shapes. An output file appears whole or not at all.
 //
-// Leaves out: other models, and sizes of numbers other than float32.
+// Leaves out: other models.
 //
 // How it is fast. One token is a row of matrix-vector products, each weight used once: the memory's read rate is the
-// limit (`--bench` measures both). So the weights lie in memory exactly in the order in which they are read, the keys
-// and values of the context lie in blocks as the products want them, and all loops over them use the compiler's
-// vectors. Asking for data ahead by hand was measured and does not pay: the hardware foresees such orderly reading.
+// limit (`--bench` measures both). So the weights lie in memory exactly in the order in which they are read, if you
+// like in 8 bits (dev/weights.h); the keys and values of the context lie in blocks as the products want them; several
+// songs advance together, so that a weight that was read serves all of them; and all loops use the compiler's vectors.
+// Asking for data ahead by hand was measured and does not pay: the hardware foresees such orderly reading.
 //
 // The models are those of dev/train_gpt_music.c and dev/train_lstm_music.c.
 // Letters: V vocabulary, C width, L layers, NH heads of size HS, N context (slots of the ring), t time; H hidden units
-// of a Transformer's layer or of an LSTM's, E width of the LSTM's embedding.
+// of a Transformer's layer or of an LSTM's, E width of the LSTM's embedding. A batch has a room for each song in it.
 
 #define _DEFAULT_SOURCE // madvise, clock_gettime
-#include "dev/flags.h"
-#include "dev/philox.h"
-#include "dev/safetensors.h"
-#include "dev/vector.h"
+#include "dev/flags.h"  // before the system's headers
+
+#include "dev/data.h"
+#include "dev/player.h"
+#include "dev/roll.h"
+#include "dev/synth.h"
+#include "dev/weights.h"
 #define MIDI_IMPLEMENTATION
 #include "midi.h"
-#include <time.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -38,35 +41,9 @@
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"
 #endif
 
-enum { V = MIDI_TOKENS, PANEL = 4 * LANES }; // a panel of weights is four vectors wide
+enum { V = MIDI_TOKENS, MAX_ROOMS = 16, MAX_MODELS = 16 };
 
-// ---- vectors and matrices
-
-#define KEEP_LOOP _Pragma("GCC unroll 1") // memory read in larger bites, out of order, is read slower
-
-static int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-// y[n_out, rounded up to PANEL] = bias + W x; bias may be y. W is in panels, [n_out / PANEL][n_in][PANEL]: each input
-// number meets four whole vectors of weights that follow each other in memory.
-static void matvec(float *y, const float *bias, const float *panels, const float *x, int n_in, int n_out) {
-    const vector *w = (const vector *)panels;
-    for (int o = 0; o < n_out; o += PANEL) {
-        vector *out = (vector *)(y + o);
-        const vector *start = (const vector *)(bias + o);
-        vector even[4] = {start[0], start[1], start[2], start[3]}, odd[4] = {{0}}; // two, to wait less for each sum
-        int i = 0;
-        KEEP_LOOP for (; i + 2 <= n_in; i += 2, w += 8) {
-            UNROLL for (int k = 0; k < 4; k++) even[k] += w[k] * x[i];
-            UNROLL for (int k = 0; k < 4; k++) odd[k] += w[4 + k] * x[i + 1];
-        }
-        for (; i < n_in; i++, w += 4) {
-            UNROLL for (int k = 0; k < 4; k++) even[k] += w[k] * x[i];
-        }
-        UNROLL for (int k = 0; k < 4; k++) out[k] = even[k] + odd[k];
-    }
-}
-
-// The arrays of the next three hold zeros from n to the next multiple of LANES.
+// ---- vectors; the arrays hold zeros from n to the next multiple of LANES
 
 static void add(float *x, const float *y, int n) { // x += y
     for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) + load(y + i));
@@ -115,21 +92,31 @@ static float *take(Arena *arena, int64_t floats) {
     return place;
 }
 
+static Rows take_rows(Arena *arena, int rooms, int64_t floats) { // a vector for each room
+    const int64_t stride = round_up(floats, PANEL);
+    return (Rows){take(arena, rooms * stride), stride};
+}
+
+static float *row(Rows rows, int room) { return rows.at + room * rows.stride; }
+
+static Rows shared(float *vector) { return (Rows){vector, 0}; }
+
 // A model's file on its way into memory.
 typedef struct {
     const StFile *file;
     const char *path;
+    Precision precision; // of the large matrices
     char *error;
-    bool ok;            // false once a sentence is in error
-    int64_t parameters; // copied so far
+    bool ok;       // false once a sentence is in error
+    int64_t bytes; // of the arrays that a token reads
     Arena arena;
 } Loader;
 
-// How a matrix lies in memory, zeros where it is padded. A vector is a matrix of one column.
+// How rows lie in memory.
 typedef enum {
-    ROWS,   // [rows][cols rounded up to LANES]
-    PANELS, // [rows / PANEL][cols][PANEL], the rows rounded up
-    GATES   // panels of LANES units with their four gates, [units / LANES][cols][4][LANES], the units rounded up
+    ROWS,   // plainly, [rows][cols rounded up to LANES]
+    PANELS, // as dev/weights.h has them
+    GATES   // the same, but a panel is LANES units with their four gates, [units / LANES][cols][4][LANES]
 } Arrangement;
 
 // The tensor `name`, if it has this rank (1 or 2) and, where they are not 0, these sizes; else NULL and a sentence.
@@ -158,38 +145,79 @@ static const StTensor *tensor_need(Loader *from, const char *name, int rank, int
     return from->ok ? tensor : NULL;
 }
 
-// Takes room for a tensor, [rows][cols] or with cols = 0 [rows]. Without memory it is checked, with memory copied;
-// every number must be finite.
-PRINTF_LIKE(5, 6)
-static float *matrix(Loader *from, Arrangement arrangement, int rows, int cols, const char *format, ...) {
-    char name[64];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(name, sizeof name, format, arguments);
-    va_end(arguments);
-    const StTensor *tensor = tensor_need(from, name, cols ? 2 : 1, rows, cols);
-    if (!tensor) return NULL;
-    const int64_t n = cols ? cols : 1, wide = round_up(n, LANES), units = rows / 4;
-    const int64_t high = round_up(arrangement == GATES ? 4 * round_up(units, LANES) : rows, PANEL);
-    float *place = take(&from->arena, arrangement == ROWS ? rows * wide : high * n);
-    for (int64_t i = 0; place && i < tensor->count; i++) {
-        int64_t row = i / n, col = i % n;
-        float value = (float)st_get(tensor, i);
-        if (!isfinite(value)) {
-            from->ok = fail(from->error, "%s: tensor '%s' has a number that is not finite", from->path, name);
-            return NULL;
-        }
-        if (arrangement == GATES) {
-            int64_t gate = row / units, unit = row % units;
-            row = unit / LANES * PANEL + gate * LANES + unit % LANES;
-        }
-        place[arrangement == ROWS ? row * wide + col : (row / PANEL * n + col) * PANEL + row % PANEL] = value;
-        from->parameters++;
-    }
-    return place;
+static bool no_memory(const Loader *from) { return fail(from->error, "%s: does not fit into memory", from->path); }
+
+// Where row `row` of a tensor of so many rows goes.
+static int row_place(Arrangement arrangement, int row, int rows) {
+    if (arrangement != GATES) return row;
+    const int units = rows / 4, gate = row / units, unit = row % units;
+    return unit / LANES * PANEL + gate * LANES + unit % LANES;
 }
 
-static bool no_memory(const Loader *from) { return fail(from->error, "%s: does not fit into memory", from->path); }
+// The tensor's numbers as floats, all finite, [rows][cols]; NULL and a sentence, or NULL while there is no memory yet.
+static float *numbers(Loader *from, const StTensor *tensor) {
+    if (!tensor || !from->arena.memory) return NULL;
+    float *copy = (float *)malloc((size_t)tensor->count * sizeof *copy);
+    from->ok = copy ? st_to_float(tensor, copy) : no_memory(from);
+    for (int64_t i = 0; from->ok && i < tensor->count; i++) {
+        if (isfinite(copy[i])) continue;
+        from->ok = fail(from->error, "%s: tensor '%s' has a number that is not finite", from->path, tensor->name);
+    }
+    if (from->ok) return copy;
+    free(copy);
+    return NULL;
+}
+
+#define TENSOR_NAME                                                                                                    \
+    char name[64];                                                                                                     \
+    va_list arguments;                                                                                                 \
+    va_start(arguments, format);                                                                                       \
+    vsnprintf(name, sizeof name, format, arguments);                                                                   \
+    va_end(arguments)
+
+// Takes room for a matrix of weights. Without memory it is checked, with memory copied.
+PRINTF_LIKE(6, 7)
+static Weights matrix(Loader *from, Precision precision, Arrangement arrangement, int rows, int cols,
+                      const char *format, ...) {
+    TENSOR_NAME;
+    const int high = arrangement == GATES ? 4 * (int)round_up(rows / 4, LANES) : rows;
+    Weights w = {precision, cols, high, NULL, NULL, NULL};
+    const StTensor *tensor = tensor_need(from, name, 2, rows, cols);
+    if (tensor && precision == INT8 && cols > 65536) {
+        from->ok = fail(from->error, "%s: tensor '%s' has rows of %d, too long for --weights int8; take bf16",
+                        from->path, name, cols);
+    }
+    if (!from->ok) return w;
+    w.panels = take(&from->arena, panels_words(precision, cols, high));
+    if (precision == INT8) {
+        w.scales = take(&from->arena, high);
+        w.starts = (int32_t *)(void *)take(&from->arena, high);
+    }
+    from->bytes += ((int64_t)cols * 4 / columns_a_word(precision) + (precision == INT8 ? 8 : 0)) * rows;
+    float *copy = numbers(from, tensor);
+    for (int i = 0; copy && i < rows; i++) {
+        weights_set_row(&w, row_place(arrangement, i, rows), copy + (int64_t)i * cols);
+    }
+    free(copy);
+    return w;
+}
+
+// The same for floats that are no large matrix: cols = 0 is a vector [rows], else the matrix lies in ROWS.
+PRINTF_LIKE(5, 6)
+static float *floats(Loader *from, Arrangement arrangement, int rows, int cols, const char *format, ...) {
+    TENSOR_NAME;
+    const StTensor *tensor = tensor_need(from, name, cols ? 2 : 1, rows, cols);
+    if (!tensor) return NULL;
+    const int64_t high = arrangement == GATES ? 4 * round_up(rows / 4, LANES) : rows, wide = round_up(cols, LANES);
+    float *place = take(&from->arena, cols ? rows * wide : high), *copy = numbers(from, tensor);
+    if (!cols) from->bytes += (int64_t)rows * 4;
+    for (int i = 0; copy && i < rows; i++) {
+        if (cols) memcpy(place + i * wide, copy + (int64_t)i * cols, (size_t)cols * sizeof *copy);
+        if (!cols) place[row_place(arrangement, i, rows)] = copy[i];
+    }
+    free(copy);
+    return place;
+}
 
 // 1 + the largest number behind `mark` in a tensor's name that begins with `kind`; 0: there is none.
 static int count_layers(const StFile *file, const char *kind, const char *mark) {
@@ -208,41 +236,41 @@ static int count_layers(const StFile *file, const char *kind, const char *mark) 
 // The scores of a layer add to those of the layer below (He et al., RealFormer, 2021), relative positions are clipped
 // (Huang et al., Music Transformer, 2019).
 
-typedef struct {           // one layer's weights, in the order of use
-    float *qkv, *qkv_bias; // panels of [3C][C], [3C]
-    float *rel;            // panels of [rel][HS]; row rel-1-n belongs to distance n, row 0 to all beyond
-    float *out, *out_bias; // panels of [C][C], [C]
-    float *ln1, *ln1_bias; // [C]
-    float *fc1, *fc1_bias; // panels of [H][C], [H]
-    float *fc2, *fc2_bias; // panels of [C][H], [C]
-    float *ln2, *ln2_bias; // [C]
-} GptLayer;
+typedef struct {                            // one layer's weights, in the order of use
+    Weights qkv, rel, out, fc1, fc2;        // [3C][C]; [rel][HS]; [C][C]; [H][C]; [C][H]
+    float *qkv_bias, *out_bias, *fc1_bias;  // [3C], [C], [H]
+    float *fc2_bias;                        // [C]
+    float *ln1, *ln1_bias, *ln2, *ln2_bias; // [C]
+} GptLayer;                                 // of rel row rel-1-n belongs to distance n, row 0 to all beyond
 
 typedef struct {
     int C, L, NH, HS, H, rel;
-    float *emb;              // [V][C], rows padded to a multiple of LANES
-    GptLayer *layers;        // [L]
-    float *head, *head_bias; // panels of [V][C], [V]
+    float *emb;       // [V][C], rows padded to a multiple of LANES
+    GptLayer *layers; // [L]
+    Weights head;     // [V][C]
+    float *head_bias; // [V]
 } Gpt;
 
-// What a song in the making carries from token to token: keys and values of the last N tokens.
+// What songs in the making carry from token to token: keys and values of the last N tokens of each.
 typedef struct {
-    int N, slots; // length of the ring, and that rounded up to PANEL
-    int64_t t;    // tokens seen; the next one goes to slot t % N
-    // The cache: [L] of keys, each head in panels as weights are, [NH][slots / PANEL][HS][PANEL], then values,
-    // [NH][HS / LANES, rounded up][slots][LANES].
-    float *cache;
-    int64_t layer_floats; // of one layer's keys and values
-    float *x;             // [C] the residual stream
-    float *qkv;           // [3C]
-    float *heads;         // [C] the heads' outputs side by side
-    float *hidden;        // [H]
-    float *update;        // [C] what a layer adds to x
-    float *scores;        // [NH][slots] of this token, summed over the layers so far
-    float *near;          // [NH][rel] q . R
-    float *zeros;         // [rel]
-    float *weights;       // [slots] one head's softmax, not yet divided by its sum
-    float *logits;        // [V]
+    int N, slots;       // length of a ring, and that rounded up to PANEL
+    int64_t *t;         // [rooms] tokens seen; the next one goes to slot t % N
+    Precision kept;     // how numbers are kept: float32, or bf16 if the weights are smaller than float32 too
+    int64_t head_words; // of the values of one head, in 4 bytes
+    int64_t layer_words;
+    // A room's caches: [L] of keys, each head in panels as weights are, of slots for rows and HS columns; then values,
+    // [NH][HS / LANES, rounded up][slots][LANES] floats or, in bf16, [..][slots / 2][LANES] words, of which the lower
+    // half is the even slot's.
+    Rows cache;
+    Rows x;                  // [C] the residual stream
+    Rows qkv;                // [3C]
+    Rows heads;              // [C] the heads' outputs side by side
+    Rows hidden;             // [H]
+    Rows update;             // [C] what a layer adds to x
+    Rows scores;             // [NH][slots] of this token, summed over the layers so far
+    int *all;                // [NH] 0, 1, ...: the heads, to multiply them with rel like the songs of a batch
+    float *near, *zeros;     // [NH][rel] q . R; [rel]
+    float *weights, *scales; // [NH][slots] softmax, not yet divided by its sum; [NH] 1 / these sums
 } GptState;
 
 static void gpt_sizes(Gpt *m, Loader *from) {
@@ -266,42 +294,53 @@ static void gpt_sizes(Gpt *m, Loader *from) {
 
 static void gpt_weights(Gpt *m, Loader *from) { // in the order in which a token uses them
     const int C = m->C, H = m->H;
-    m->emb = matrix(from, ROWS, V, C, "emb.weight");
+    const Precision small = from->precision;
+    m->emb = floats(from, ROWS, V, C, "emb.weight");
     for (int i = 0; i < m->L; i++) {
         GptLayer *l = &m->layers[i];
-        l->qkv = matrix(from, PANELS, 3 * C, C, "layers.%d.attn.qkv.weight", i);
-        l->qkv_bias = matrix(from, PANELS, 3 * C, 0, "layers.%d.attn.qkv.bias", i);
-        l->rel = matrix(from, PANELS, m->rel, m->HS, "layers.%d.attn.rel", i);
-        l->out = matrix(from, PANELS, C, C, "layers.%d.attn.out.weight", i);
-        l->out_bias = matrix(from, PANELS, C, 0, "layers.%d.attn.out.bias", i);
-        l->ln1 = matrix(from, PANELS, C, 0, "layers.%d.ln1.weight", i);
-        l->ln1_bias = matrix(from, PANELS, C, 0, "layers.%d.ln1.bias", i);
-        l->fc1 = matrix(from, PANELS, H, C, "layers.%d.fc1.weight", i);
-        l->fc1_bias = matrix(from, PANELS, H, 0, "layers.%d.fc1.bias", i);
-        l->fc2 = matrix(from, PANELS, C, H, "layers.%d.fc2.weight", i);
-        l->fc2_bias = matrix(from, PANELS, C, 0, "layers.%d.fc2.bias", i);
-        l->ln2 = matrix(from, PANELS, C, 0, "layers.%d.ln2.weight", i);
-        l->ln2_bias = matrix(from, PANELS, C, 0, "layers.%d.ln2.bias", i);
+        l->qkv = matrix(from, small, PANELS, 3 * C, C, "layers.%d.attn.qkv.weight", i);
+        l->qkv_bias = floats(from, PANELS, 3 * C, 0, "layers.%d.attn.qkv.bias", i);
+        l->rel = matrix(from, small, PANELS, m->rel, m->HS, "layers.%d.attn.rel", i);
+        l->out = matrix(from, small, PANELS, C, C, "layers.%d.attn.out.weight", i);
+        l->out_bias = floats(from, PANELS, C, 0, "layers.%d.attn.out.bias", i);
+        l->ln1 = floats(from, PANELS, C, 0, "layers.%d.ln1.weight", i);
+        l->ln1_bias = floats(from, PANELS, C, 0, "layers.%d.ln1.bias", i);
+        l->fc1 = matrix(from, small, PANELS, H, C, "layers.%d.fc1.weight", i);
+        l->fc1_bias = floats(from, PANELS, H, 0, "layers.%d.fc1.bias", i);
+        l->fc2 = matrix(from, small, PANELS, C, H, "layers.%d.fc2.weight", i);
+        l->fc2_bias = floats(from, PANELS, C, 0, "layers.%d.fc2.bias", i);
+        l->ln2 = floats(from, PANELS, C, 0, "layers.%d.ln2.weight", i);
+        l->ln2_bias = floats(from, PANELS, C, 0, "layers.%d.ln2.bias", i);
     }
-    m->head = matrix(from, PANELS, V, C, "head.weight");
-    m->head_bias = matrix(from, PANELS, V, 0, "head.bias");
+    m->head = matrix(from, small, PANELS, V, C, "head.weight");
+    m->head_bias = floats(from, PANELS, V, 0, "head.bias");
 }
 
-static void gpt_state(GptState *s, const Gpt *m, int N, Arena *arena) {
+static void gpt_state(GptState *s, const Gpt *m, int rooms, int N, Arena *arena) {
     s->N = N;
     s->slots = (int)round_up(N, PANEL);
-    s->layer_floats = (m->C + m->NH * round_up(m->HS, LANES)) * s->slots;
-    s->cache = take(arena, m->L * s->layer_floats);
-    s->x = take(arena, m->C);
-    s->qkv = take(arena, 3 * m->C);
-    s->heads = take(arena, m->C);
-    s->hidden = take(arena, m->H);
-    s->update = take(arena, m->C);
-    s->scores = take(arena, (int64_t)m->NH * s->slots);
+    s->kept = m->head.precision == FLOAT32 ? FLOAT32 : BF16;
+    s->head_words = round_up(m->HS, LANES) * s->slots / columns_a_word(s->kept);
+    s->layer_words = m->NH * (panels_words(s->kept, m->HS, s->slots) + s->head_words);
+    s->t = (int64_t *)(void *)take(arena, 2 * rooms);
+    s->cache = take_rows(arena, rooms, m->L * s->layer_words);
+    s->x = take_rows(arena, rooms, m->C);
+    s->qkv = take_rows(arena, rooms, 3 * m->C);
+    s->heads = take_rows(arena, rooms, m->C);
+    s->hidden = take_rows(arena, rooms, m->H);
+    s->update = take_rows(arena, rooms, m->C);
+    s->scores = take_rows(arena, rooms, (int64_t)m->NH * s->slots);
     s->near = take(arena, m->NH * round_up(m->rel, PANEL));
     s->zeros = take(arena, m->rel);
-    s->weights = take(arena, s->slots);
-    s->logits = take(arena, V);
+    s->all = (int *)(void *)take(arena, m->NH);
+    for (int h = 0; arena->memory && h < m->NH; h++) s->all[h] = h;
+    s->weights = take(arena, (int64_t)m->NH * s->slots);
+    s->scales = take(arena, m->NH);
+}
+
+static void gpt_begin(GptState *s, int room) {
+    s->t[room] = 0;
+    memset(row(s->cache, room), 0, (size_t)s->cache.stride * sizeof(float));
 }
 
 // scores[n_slots] -> weights[n_slots] = exp(scores - the largest), n_slots a multiple of PANEL. Returns 1 / their sum.
@@ -318,15 +357,24 @@ static float softmax(float *weights, const float *scores, int n_slots) {
     return 1.0f / sum_lanes(sum);
 }
 
-// out[d] = scale * sum_j weights[j] values[d / LANES][j][d % LANES], d < HS, j < n_slots; the values are
-// [HS / LANES, rounded up][slots][LANES].
-static void weigh(float *out, float scale, const float *weights, const float *values, int n_slots, int64_t slots,
-                  int HS) {
-    for (int first = 0; first < HS; first += LANES, values += slots * LANES) {
+// out[d] = scale * sum_j weights[j] values[j][d], d < HS, j < n_slots; values of one head as the cache has them.
+static void weigh(float *out, float scale, const float *weights, Precision kept, const float *values, int n_slots,
+                  int64_t slots, int HS) {
+    for (int first = 0; first < HS; first += LANES, values += slots * LANES / columns_a_word(kept)) {
         const vector *value = (const vector *)values;
+        const words *word = (const words *)values;
         vector sums[8] = {{0}};
-        KEEP_LOOP for (int j = 0; j < n_slots; j += 8) {
-            UNROLL for (int k = 0; k < 8; k++) sums[k] += value[j + k] * weights[j + k];
+        if (kept == FLOAT32) {
+            KEEP_LOOP for (int j = 0; j < n_slots; j += 8) {
+                UNROLL for (int k = 0; k < 8; k++) sums[k] += value[j + k] * weights[j + k];
+            }
+        } else {
+            KEEP_LOOP for (int j = 0; j < n_slots; j += 8, word += 4) {
+                UNROLL for (int k = 0; k < 4; k++) {
+                    sums[2 * k] += (vector)(word[k] << 16) * weights[j + 2 * k];
+                    sums[2 * k + 1] += (vector)(word[k] & 0xFFFF0000u) * weights[j + 2 * k + 1];
+                }
+            }
         }
         vector sum =
             (((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))) * scale;
@@ -339,76 +387,109 @@ static void add_near(float *restrict scores, const float *restrict near, float f
     for (int i = 0; i < n; i++) scores[i] += near[i] - far;
 }
 
-// The attention of one layer: s->heads from the queries in s->qkv, scaled by 1 / sqrt(HS) already, and the layer's keys
-// and values. s->scores comes with the sum of the layers below and leaves with this layer's added. `slot` is this
-// token's, `filled` slots are in use. Each stage runs over all heads before the next: one head alone would spend its
-// time waiting for the end of each sum.
-static void gpt_attention(GptState *s, const Gpt *m, const float *keys, const float *values, const float *rel, int slot,
-                          int filled) {
+// Where a room's keys and values of a layer lie; where its next token goes.
+static float *gpt_keys(const GptState *s, int room, int layer) { return row(s->cache, room) + layer * s->layer_words; }
+
+static float *gpt_values(const GptState *s, const Gpt *m, int room, int layer) {
+    return gpt_keys(s, room, layer) + m->NH * panels_words(s->kept, m->HS, s->slots);
+}
+
+static int gpt_slot(const GptState *s, int room) { return (int)(s->t[room] % s->N); }
+
+// The attention of one layer in one room: its heads from the queries in its qkv, scaled by 1 / sqrt(HS) already, and
+// the layer's keys and values, the newest token's included. Its scores come with the sum of the layers below and leave
+// with this layer's added. Each stage runs over all heads before the next: one head alone would spend its time waiting
+// for the end of each sum.
+static void gpt_attention(const GptState *s, const Gpt *m, int room, int layer, char *bytes) {
     const int NH = m->NH, HS = m->HS, n_rel = m->rel, near_floats = (int)round_up(n_rel, PANEL);
+    const int slot = gpt_slot(s, room), filled = s->t[room] < s->N ? slot + 1 : s->N; // in use
     const int n_slots = (int)round_up(filled, PANEL);
-    const int64_t slots = s->slots, value_floats = round_up(HS, LANES) * slots;
+    const int64_t slots = s->slots, key_words = panels_words(s->kept, HS, s->slots);
+    const float *keys = gpt_keys(s, room, layer), *values = gpt_values(s, m, room, layer);
+    const float *queries = row(s->qkv, room);
 
     // q . R is one number for all distances of n_rel - 1 and more. Softmax does not see what is added to all scores,
     // neither here nor in the layers above, so only what the nearer ones differ by is added: from this slot downwards,
     // then from the ring's end.
     const int n_near = filled < n_rel ? filled : n_rel, before = n_near < slot + 1 ? n_near : slot + 1;
-    for (int h = 0; h < NH; h++) matvec(s->near + h * near_floats, s->zeros, rel, s->qkv + h * HS, HS, n_rel);
+    product(&m->layers[layer].rel, (Rows){s->near, near_floats}, shared(s->zeros), (Rows){row(s->qkv, room), HS},
+            s->all, NH, bytes);
     for (int h = 0; h < NH; h++) {
-        float *scores = s->scores + h * slots, *near = s->near + h * near_floats;
+        float *scores = row(s->scores, room) + h * slots, *near = s->near + h * near_floats;
         add_near(scores + slot + 1 - before, near + n_rel - before, near[0], before);
         add_near(scores + s->N - (n_near - before), near + n_rel - n_near, near[0], n_near - before);
         for (int i = filled; i < n_slots; i++) scores[i] = -INFINITY;
     }
     for (int h = 0; h < NH; h++) {
-        float *scores = s->scores + h * slots;
-        matvec(scores, scores, keys + h * HS * slots, s->qkv + h * HS, HS, n_slots);
+        float *scores = row(s->scores, room) + h * slots;
+        panels_times(s->kept, scores, scores, keys + h * key_words, queries + h * HS, HS, n_slots);
     }
     for (int h = 0; h < NH; h++) {
-        float scale = softmax(s->weights, s->scores + h * slots, n_slots);
-        weigh(s->heads + h * HS, scale, s->weights, values + h * value_floats, n_slots, slots, HS);
+        s->scales[h] = softmax(s->weights + h * slots, row(s->scores, room) + h * slots, n_slots);
+    }
+    for (int h = 0; h < NH; h++) {
+        weigh(row(s->heads, room) + h * HS, s->scales[h], s->weights + h * slots, s->kept, values + h * s->head_words,
+              n_slots, slots, HS);
     }
 }
 
-// Feeds one token; returns the logits [V] of the one after it, which stay valid until the next call.
-static const float *gpt_step(GptState *s, const Gpt *m, int token) {
-    const int C = m->C, HS = m->HS, slot = (int)(s->t % s->N), filled = s->t < s->N ? (int)s->t + 1 : s->N;
-    const int64_t slots = s->slots;
-    const float scale = 1.0f / sqrtf((float)HS);
+static void keep_half(float *word, bool upper, float x) { // of a pair of bf16
+    uint32_t both;
+    memcpy(&both, word, sizeof both);
+    both = upper ? (both & 0xFFFFu) | (uint32_t)to_bf16(x) << 16 : (both & 0xFFFF0000u) | to_bf16(x);
+    memcpy(word, &both, sizeof both);
+}
 
-    memcpy(s->x, m->emb + token * round_up(C, LANES), (size_t)C * sizeof(float));
-    memset(s->scores, 0, (size_t)m->NH * (size_t)s->slots * sizeof(float));
-    for (int i = 0; i < m->L; i++) {
-        const GptLayer *l = &m->layers[i];
-        matvec(s->qkv, l->qkv_bias, l->qkv, s->x, C, 3 * C);
-        for (int c = 0; c < C; c++) s->qkv[c] *= scale;
-        float *keys = s->cache + i * s->layer_floats, *values = keys + C * slots;
-        for (int h = 0; h < m->NH; h++) {
-            float *key = keys + h * HS * slots + slot / PANEL * PANEL * HS + slot % PANEL;
-            float *value = values + h * round_up(HS, LANES) * slots + slot * LANES;
-            for (int d = 0; d < HS; d++) {
-                key[d * PANEL] = s->qkv[C + h * HS + d];
-                value[d / LANES * LANES * slots + d % LANES] = s->qkv[2 * C + h * HS + d];
-            }
+// A token's keys and values [C] go into its slot.
+static void gpt_keep(const GptState *s, const Gpt *m, float *keys, float *values, const float *key, const float *value,
+                     int slot) {
+    const int HS = m->HS, across = columns_a_word(s->kept);
+    const int64_t key_words = panels_words(s->kept, HS, s->slots), panel_words = panels_words(s->kept, HS, PANEL);
+    for (int h = 0; h < m->NH; h++, key += HS, value += HS) {
+        float *k = keys + h * key_words + slot / PANEL * panel_words + slot % PANEL;
+        float *v = values + h * s->head_words + (int64_t)(slot / across) * LANES;
+        for (int d = 0; d < HS; d++) {
+            float *in_keys = k + d / across * PANEL;
+            float *in_values = v + d / LANES * LANES * (int64_t)(s->slots / across) + d % LANES;
+            if (s->kept == FLOAT32) *in_keys = key[d], *in_values = value[d];
+            if (s->kept == BF16) keep_half(in_keys, d % 2, key[d]), keep_half(in_values, slot % 2, value[d]);
         }
-        gpt_attention(s, m, keys, values, l->rel, slot, filled);
-        matvec(s->update, l->out_bias, l->out, s->heads, C, C);
-        add(s->x, s->update, C);
-        layernorm(s->x, l->ln1, l->ln1_bias, C);
-        matvec(s->hidden, l->fc1_bias, l->fc1, s->x, C, m->H);
-        relu(s->hidden, m->H);
-        matvec(s->update, l->fc2_bias, l->fc2, s->hidden, m->H, C);
-        add(s->x, s->update, C);
-        layernorm(s->x, l->ln2, l->ln2_bias, C);
     }
-    matvec(s->logits, m->head_bias, m->head, s->x, C, V);
-    s->t++;
-    return s->logits;
 }
 
-// The floats that a token needs: the weights but the embedding, and the context's keys and values.
-static int64_t gpt_floats(const Gpt *m, int64_t parameters, int context) {
-    return parameters - (int64_t)V * m->C + 2LL * m->L * m->C * context;
+// Feeds each of the n rooms listed its token; logits [V] of the ones after.
+static void gpt_step(GptState *s, const Gpt *m, const int *rooms, int n, const int *tokens, Rows logits, char *bytes) {
+    const int C = m->C;
+    const float scale = 1.0f / sqrtf((float)m->HS);
+    for (int i = 0; i < n; i++) {
+        memcpy(row(s->x, rooms[i]), m->emb + tokens[i] * round_up(C, LANES), (size_t)C * sizeof(float));
+        memset(row(s->scores, rooms[i]), 0, (size_t)s->scores.stride * sizeof(float));
+    }
+    for (int k = 0; k < m->L; k++) {
+        const GptLayer *l = &m->layers[k];
+        product(&l->qkv, s->qkv, shared(l->qkv_bias), s->x, rooms, n, bytes);
+        for (int i = 0; i < n; i++) {
+            const int r = rooms[i];
+            float *qkv = row(s->qkv, r);
+            for (int c = 0; c < C; c++) qkv[c] *= scale;
+            gpt_keep(s, m, gpt_keys(s, r, k), gpt_values(s, m, r, k), qkv + C, qkv + 2 * C, gpt_slot(s, r));
+            gpt_attention(s, m, r, k, bytes);
+        }
+        product(&l->out, s->update, shared(l->out_bias), s->heads, rooms, n, bytes);
+        for (int i = 0; i < n; i++) {
+            add(row(s->x, rooms[i]), row(s->update, rooms[i]), C);
+            layernorm(row(s->x, rooms[i]), l->ln1, l->ln1_bias, C);
+        }
+        product(&l->fc1, s->hidden, shared(l->fc1_bias), s->x, rooms, n, bytes);
+        for (int i = 0; i < n; i++) relu(row(s->hidden, rooms[i]), m->H);
+        product(&l->fc2, s->update, shared(l->fc2_bias), s->hidden, rooms, n, bytes);
+        for (int i = 0; i < n; i++) {
+            add(row(s->x, rooms[i]), row(s->update, rooms[i]), C);
+            layernorm(row(s->x, rooms[i]), l->ln2, l->ln2_bias, C);
+        }
+    }
+    product(&m->head, logits, shared(m->head_bias), s->x, rooms, n, bytes);
+    for (int i = 0; i < n; i++) s->t[rooms[i]]++;
 }
 
 // ---- the LSTM
@@ -420,26 +501,27 @@ static int64_t gpt_floats(const Gpt *m, int64_t parameters, int context) {
 // A panel of gates is PANEL = 4 LANES numbers wide: of LANES units all of i, then all of f, g and o.
 
 typedef struct {
-    float *ih, *hh;        // panels of [4H][E or H], [4H][H], in gates
+    Weights ih, hh;        // [4H][E or H], in layer 0 float32; [4H][H]; in gates
     float *bias, *bias_hh; // [4H], in gates; bias is the sum of both in the end
 } LstmLayer;
 
 typedef struct {
-    int E, H, L, H1, H2;                    // H1, H2: the widths of the head
-    float *emb;                             // [V][E], rows padded to a multiple of LANES
-    LstmLayer *layers;                      // [L]
-    float *first;                           // [V][4H], in gates: each token's input product in layer 0, biases included
-    float *fc1, *fc1_bias, *ln1, *ln1_bias; // panels of [H1][H], [H1], [H1], [H1]
-    float *fc2, *fc2_bias, *ln2, *ln2_bias; // panels of [H2][H1], [H2], [H2], [H2]
-    float *fc3, *fc3_bias;                  // panels of [V][H2], [V]
+    int E, H, L, H1, H2;              // H1, H2: the widths of the head
+    float *emb;                       // [V][E], rows padded to a multiple of LANES
+    LstmLayer *layers;                // [L]
+    float *first;                     // [V][4H], in gates: each token's input product in layer 0 and the biases
+    Weights fc1, fc2, fc3;            // [H1][H], [H2][H1], [V][H2]
+    float *fc1_bias, *ln1, *ln1_bias; // [H1]
+    float *fc2_bias, *ln2, *ln2_bias; // [H2]
+    float *fc3_bias;                  // [V]
 } Lstm;
 
 typedef struct {
-    int units;        // H rounded up to LANES; the last ones stay 0
-    float *h, *c;     // [L][units]: what is carried from token to token
-    float *gates;     // [4 units]
-    float *fc1, *fc2; // [H1], [H2]
-    float *logits;    // [V]
+    int units;     // H rounded up to LANES; the last ones stay 0
+    int64_t layer; // floats of a layer's h or c
+    Rows h, c;     // [L][units]: what is carried from token to token
+    Rows gates;    // [4 units]
+    Rows fc1, fc2; // [H1], [H2]
 } LstmState;
 
 static void lstm_sizes(Lstm *m, Loader *from) {
@@ -459,44 +541,52 @@ static void lstm_sizes(Lstm *m, Loader *from) {
 
 static void lstm_weights(Lstm *m, Loader *from) { // in the order in which a token uses them, but for those of `first`
     const int H = m->H;
-    m->emb = matrix(from, ROWS, V, m->E, "emb.weight");
+    const Precision small = from->precision;
+    m->emb = floats(from, ROWS, V, m->E, "emb.weight");
     m->first = take(&from->arena, V * 4 * round_up(H, LANES));
     for (int i = 0; i < m->L; i++) {
         LstmLayer *l = &m->layers[i];
-        l->ih = matrix(from, GATES, 4 * H, i ? H : m->E, "lstm.weight_ih_l%d", i);
-        l->bias = matrix(from, GATES, 4 * H, 0, "lstm.bias_ih_l%d", i);
-        l->bias_hh = matrix(from, GATES, 4 * H, 0, "lstm.bias_hh_l%d", i);
-        l->hh = matrix(from, GATES, 4 * H, H, "lstm.weight_hh_l%d", i);
+        l->ih = matrix(from, i ? small : FLOAT32, GATES, 4 * H, i ? H : m->E, "lstm.weight_ih_l%d", i);
+        if (i == 0) from->bytes = (int64_t)4 * H * 4; // a row of `first` is read instead of it and of a bias
+        l->bias = floats(from, GATES, 4 * H, 0, "lstm.bias_ih_l%d", i);
+        l->bias_hh = floats(from, GATES, 4 * H, 0, "lstm.bias_hh_l%d", i);
+        from->bytes -= (i ? 1 : 2) * (int64_t)4 * H * 4;
+        l->hh = matrix(from, small, GATES, 4 * H, H, "lstm.weight_hh_l%d", i);
     }
-    m->fc1 = matrix(from, PANELS, m->H1, H, "head.1.weight");
-    m->fc1_bias = matrix(from, PANELS, m->H1, 0, "head.1.bias");
-    m->ln1 = matrix(from, PANELS, m->H1, 0, "head.2.weight");
-    m->ln1_bias = matrix(from, PANELS, m->H1, 0, "head.2.bias");
-    m->fc2 = matrix(from, PANELS, m->H2, m->H1, "head.5.weight");
-    m->fc2_bias = matrix(from, PANELS, m->H2, 0, "head.5.bias");
-    m->ln2 = matrix(from, PANELS, m->H2, 0, "head.6.weight");
-    m->ln2_bias = matrix(from, PANELS, m->H2, 0, "head.6.bias");
-    m->fc3 = matrix(from, PANELS, V, m->H2, "head.9.weight");
-    m->fc3_bias = matrix(from, PANELS, V, 0, "head.9.bias");
+    m->fc1 = matrix(from, small, PANELS, m->H1, H, "head.1.weight");
+    m->fc1_bias = floats(from, PANELS, m->H1, 0, "head.1.bias");
+    m->ln1 = floats(from, PANELS, m->H1, 0, "head.2.weight");
+    m->ln1_bias = floats(from, PANELS, m->H1, 0, "head.2.bias");
+    m->fc2 = matrix(from, small, PANELS, m->H2, m->H1, "head.5.weight");
+    m->fc2_bias = floats(from, PANELS, m->H2, 0, "head.5.bias");
+    m->ln2 = floats(from, PANELS, m->H2, 0, "head.6.weight");
+    m->ln2_bias = floats(from, PANELS, m->H2, 0, "head.6.bias");
+    m->fc3 = matrix(from, small, PANELS, V, m->H2, "head.9.weight");
+    m->fc3_bias = floats(from, PANELS, V, 0, "head.9.bias");
 }
 
 static void lstm_prepare(Lstm *m) { // once its weights are there: what needs no computing anew for each token
     const int gates = 4 * (int)round_up(m->H, LANES);
     for (int i = 0; i < m->L; i++) add(m->layers[i].bias, m->layers[i].bias_hh, gates);
     for (int v = 0; v < V; v++) {
-        matvec(m->first + v * gates, m->layers[0].bias, m->layers[0].ih, m->emb + v * round_up(m->E, LANES), m->E,
-               gates);
+        panels_times(FLOAT32, m->first + (int64_t)v * gates, m->layers[0].bias, m->layers[0].ih.panels,
+                     m->emb + v * round_up(m->E, LANES), m->E, gates);
     }
 }
 
-static void lstm_state(LstmState *s, const Lstm *m, Arena *arena) {
+static void lstm_state(LstmState *s, const Lstm *m, int rooms, Arena *arena) {
     s->units = (int)round_up(m->H, LANES);
-    s->h = take(arena, m->L * s->units);
-    s->c = take(arena, m->L * s->units);
-    s->gates = take(arena, 4 * s->units);
-    s->fc1 = take(arena, m->H1);
-    s->fc2 = take(arena, m->H2);
-    s->logits = take(arena, V);
+    s->layer = round_up(m->H, PANEL);
+    s->h = take_rows(arena, rooms, m->L * s->layer);
+    s->c = take_rows(arena, rooms, m->L * s->layer);
+    s->gates = take_rows(arena, rooms, 4 * s->units);
+    s->fc1 = take_rows(arena, rooms, m->H1);
+    s->fc2 = take_rows(arena, rooms, m->H2);
+}
+
+static void lstm_begin(LstmState *s, int room) {
+    memset(row(s->h, room), 0, (size_t)s->h.stride * sizeof(float));
+    memset(row(s->c, room), 0, (size_t)s->c.stride * sizeof(float));
 }
 
 // c = sigmoid(f) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c)
@@ -510,49 +600,50 @@ static void lstm_cell(float *h, float *c, const float *gates, int units) {
     }
 }
 
-static const float *lstm_step(LstmState *s, const Lstm *m, int token) { // as gpt_step
-    const int H = m->H, gates = 4 * s->units;
-    const float *below = NULL, *input = m->first + token * gates;
-    for (int i = 0; i < m->L; i++) {
-        const LstmLayer *l = &m->layers[i];
-        float *h = s->h + i * s->units, *c = s->c + i * s->units;
-        if (i) {
-            matvec(s->gates, l->bias, l->ih, below, H, gates);
-            input = s->gates;
-        }
-        matvec(s->gates, input, l->hh, h, H, gates);
-        lstm_cell(h, c, s->gates, s->units);
-        below = h;
+static void lstm_step(LstmState *s, const Lstm *m, const int *rooms, int n, const int *tokens, Rows logits,
+                      char *bytes) { // as gpt_step
+    const int gates = 4 * s->units;
+    Rows h = s->h, below = h;
+    for (int i = 0; i < n; i++) {
+        memcpy(row(s->gates, rooms[i]), m->first + (int64_t)tokens[i] * gates, (size_t)gates * sizeof(float));
     }
-    matvec(s->fc1, m->fc1_bias, m->fc1, below, H, m->H1);
-    layernorm(s->fc1, m->ln1, m->ln1_bias, m->H1);
-    relu(s->fc1, m->H1);
-    matvec(s->fc2, m->fc2_bias, m->fc2, s->fc1, m->H1, m->H2);
-    layernorm(s->fc2, m->ln2, m->ln2_bias, m->H2);
-    relu(s->fc2, m->H2);
-    matvec(s->logits, m->fc3_bias, m->fc3, s->fc2, m->H2, V);
-    return s->logits;
+    for (int k = 0; k < m->L; k++, below = h, h.at += s->layer) {
+        const LstmLayer *l = &m->layers[k];
+        if (k) product(&l->ih, s->gates, shared(l->bias), below, rooms, n, bytes);
+        product(&l->hh, s->gates, s->gates, h, rooms, n, bytes);
+        for (int i = 0; i < n; i++) {
+            lstm_cell(row(h, rooms[i]), row(s->c, rooms[i]) + k * s->layer, row(s->gates, rooms[i]), s->units);
+        }
+    }
+    product(&m->fc1, s->fc1, shared(m->fc1_bias), below, rooms, n, bytes);
+    for (int i = 0; i < n; i++) {
+        layernorm(row(s->fc1, rooms[i]), m->ln1, m->ln1_bias, m->H1);
+        relu(row(s->fc1, rooms[i]), m->H1);
+    }
+    product(&m->fc2, s->fc2, shared(m->fc2_bias), s->fc1, rooms, n, bytes);
+    for (int i = 0; i < n; i++) {
+        layernorm(row(s->fc2, rooms[i]), m->ln2, m->ln2_bias, m->H2);
+        relu(row(s->fc2, rooms[i]), m->H2);
+    }
+    product(&m->fc3, logits, shared(m->fc3_bias), s->fc2, rooms, n, bytes);
 }
 
-// The floats that a token needs: the weights but the embedding, one of each layer's two biases, and layer 0's input
-// weights, instead of which (and of its other bias) a row of `first` is read.
-static int64_t lstm_floats(const Lstm *m, int64_t parameters) {
-    return parameters - (int64_t)V * m->E - (int64_t)4 * m->H * (m->L + m->E);
-}
-
-// ---- a model of either kind
+// ---- a model of either kind, and a batch of songs in the making
 
 typedef enum { GPT, LSTM } Kind;
 
 static const char *const kind_names[] = {"gpt", "lstm"};
 
 typedef struct {
+    const char *path;
     Kind kind;
+    Precision precision;
     Gpt gpt; // one of the two
     Lstm lstm;
-    int64_t parameters;
+    int64_t bytes;   // of weights that a token reads
     float *memory;   // owns all weights
-    char about[200]; // for people: kind and sizes
+    char name[100];  // for people: of the file, or of its folder if the file has the usual name
+    char about[220]; // the same: kind, sizes, precision if it is not float32
 } Model;
 
 static void model_free(Model *m) {
@@ -576,22 +667,29 @@ static void model_sizes(Model *m, Loader *from) {
 }
 
 static void model_weights(Model *m, Loader *from) {
+    from->bytes = 0;
     if (m->kind == GPT) gpt_weights(&m->gpt, from);
     if (m->kind == LSTM) lstm_weights(&m->lstm, from);
 }
 
-static void model_describe(Model *m, const StFile *file, const char *path) {
-    const char *slash = strrchr(path, '/'), *epoch = st_meta(file, "epoch");
+static void model_describe(Model *m, const StFile *file) {
+    const char *slash = strrchr(m->path, '/'), *epoch = st_meta(file, "epoch");
+    const char *end = slash && !strcmp(slash, "/model.safetensors") ? slash : m->path + strlen(m->path), *start = end;
+    while (start > m->path && start[-1] != '/') start--;
+    snprintf(m->name, sizeof m->name, "%.*s", (int)(end - start), start);
     int layers = m->kind == GPT ? m->gpt.L : m->lstm.L, width = m->kind == GPT ? m->gpt.C : m->lstm.H;
-    snprintf(m->about, sizeof m->about, "%.80s (%s, %d layers of width %d%s%.20s)", slash ? slash + 1 : path,
-             kind_names[m->kind], layers, width, epoch ? ", epoch " : "", epoch ? epoch : "");
+    snprintf(m->about, sizeof m->about, "%.80s (%s, %d layers of width %d%s%.20s%s%s)", slash ? slash + 1 : m->path,
+             kind_names[m->kind], layers, width, epoch ? ", epoch " : "", epoch ? epoch : "",
+             m->precision ? ", weights " : "", m->precision ? precision_names[m->precision] : "");
 }
 
 // Reads a model or a resume state (whose further tensors are left alone). After a failure there is nothing to free.
-static bool model_load(Model *m, const char *path, char *error) {
+static bool model_load(Model *m, const char *path, Precision precision, char *error) {
     StFile file;
-    Loader from = {&file, path, error, true, 0, {NULL, 0}};
+    Loader from = {&file, path, precision, error, true, 0, {NULL, 0}};
     memset(m, 0, sizeof *m);
+    m->path = path;
+    m->precision = precision;
     if (!st_read(&file, path, error)) return false;
     model_sizes(m, &from);
     model_weights(m, &from);
@@ -600,52 +698,143 @@ static bool model_load(Model *m, const char *path, char *error) {
         from.arena = (Arena){m->memory, 0};
         if (!m->memory) from.ok = no_memory(&from);
     }
-    model_weights(m, &from);
+    if (from.ok) model_weights(m, &from);
     if (from.ok && m->kind == LSTM) lstm_prepare(&m->lstm);
-    m->parameters = from.parameters;
-    model_describe(m, &file, path);
+    m->bytes = from.bytes;
+    model_describe(m, &file);
     st_free(&file);
     if (!from.ok) model_free(m);
     return from.ok;
 }
 
-// What a song in the making carries from token to token.
+// What songs in the making carry from token to token, and where a token is computed.
 typedef struct {
     const Model *model;
     GptState gpt; // one of the two
     LstmState lstm;
+    Rows logits;   // [V] of each room, of the token after the last one fed
+    char *bytes;   // vectors as int8
     float *memory; // owns all of it
-} Stream;
+} Batch;
 
-static void stream_free(Stream *s) {
-    free(s->memory);
-    memset(s, 0, sizeof *s);
+static void batch_free(Batch *b) {
+    free(b->memory);
+    memset(b, 0, sizeof *b);
 }
 
-static void stream_lay_out(Stream *s, int context, Arena *arena) {
-    if (s->model->kind == GPT) gpt_state(&s->gpt, &s->model->gpt, context, arena);
-    if (s->model->kind == LSTM) lstm_state(&s->lstm, &s->model->lstm, arena);
+static void batch_lay_out(Batch *b, int rooms, int context, Arena *arena) {
+    const Model *m = b->model;
+    int64_t widest = m->gpt.C > m->gpt.H ? m->gpt.C : m->gpt.H; // of what is multiplied with int8
+    if (m->lstm.H > widest) widest = m->lstm.H;
+    if (m->lstm.H1 > widest) widest = m->lstm.H1;
+    if (m->lstm.H2 > widest) widest = m->lstm.H2;
+    if (m->kind == GPT) gpt_state(&b->gpt, &m->gpt, rooms, context, arena);
+    if (m->kind == LSTM) lstm_state(&b->lstm, &m->lstm, rooms, arena);
+    b->logits = take_rows(arena, rooms, V);
+    const int64_t songs = rooms * (int64_t)byte_vector_size((int)widest);
+    const int64_t heads = m->kind == GPT ? m->gpt.NH * (int64_t)byte_vector_size(m->gpt.HS) : 0;
+    b->bytes = (char *)take(arena, (songs > heads ? songs : heads) / 4);
 }
 
-// A stream that has seen nothing; context: of a Transformer. After a failure there is nothing to free.
-static bool stream_new(Stream *s, const Model *m, int context, char *error) {
+// The memory of a batch, in bytes.
+static int64_t batch_size(const Model *m, int rooms, int context) {
+    Batch b = {.model = m};
     Arena arena = {NULL, 0};
-    memset(s, 0, sizeof *s);
-    s->model = m;
-    stream_lay_out(s, context, &arena);
-    s->memory = arena.memory = vector_alloc(arena.floats);
-    if (!s->memory) {
-        return fail(error, "a song's state of %lld MB does not fit into memory%s", (long long)(arena.floats * 4 >> 20),
+    batch_lay_out(&b, rooms, context, &arena);
+    return arena.floats * 4;
+}
+
+// An empty batch; context: of a Transformer. After a failure there is nothing to free.
+static bool batch_new(Batch *b, const Model *m, int rooms, int context, char *error) {
+    const int64_t size = batch_size(m, rooms, context);
+    memset(b, 0, sizeof *b);
+    b->model = m;
+    b->memory = vector_alloc(size / 4);
+    if (!b->memory) {
+        return fail(error, "the state of %d songs, %lld MB, does not fit into memory%s", rooms, (long long)(size >> 20),
                     m->kind == GPT ? "; a smaller --context takes less" : "");
     }
-    arena.floats = 0;
-    stream_lay_out(s, context, &arena);
+    Arena arena = {b->memory, 0};
+    batch_lay_out(b, rooms, context, &arena);
     return true;
 }
 
-static const float *stream_step(Stream *s, int token) {
-    return s->model->kind == GPT ? gpt_step(&s->gpt, &s->model->gpt, token)
-                                 : lstm_step(&s->lstm, &s->model->lstm, token);
+static void batch_begin(Batch *b, int room) { // a new song moves in
+    if (b->model->kind == GPT) gpt_begin(&b->gpt, room);
+    if (b->model->kind == LSTM) lstm_begin(&b->lstm, room);
+}
+
+// Feeds the n rooms listed a token each; each room's logits are then those of the token after it.
+static void batch_step(Batch *b, const int *rooms, int n, const int *tokens) {
+    const Model *m = b->model;
+    if (m->kind == GPT) gpt_step(&b->gpt, &m->gpt, rooms, n, tokens, b->logits, b->bytes);
+    if (m->kind == LSTM) lstm_step(&b->lstm, &m->lstm, rooms, n, tokens, b->logits, b->bytes);
+}
+
+// ---- keys by name
+
+static const char *const letters[] = {"C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B"};
+
+static const char *key_name(int key, char text[16]) { // 60 is C4
+    snprintf(text, 16, "%s%d", letters[key % 12], key / 12 - 1);
+    return text;
+}
+
+// "C", "f#", "Bb": its pitch class, and where the text goes on; -1: it is none.
+static int read_letter(const char **text) {
+    static const int classes[] = {9, 11, 0, 2, 4, 5, 7}; // a to g
+    const int letter = (unsigned char)**text | 32;
+    if (letter < 'a' || letter > 'g') return -1;
+    int class = classes[letter - 'a'] + 12;
+    ++*text;
+    for (; **text == '#' || **text == 'b'; ++*text) class += **text == '#' ? 1 : -1;
+    return class % 12;
+}
+
+// "C4", "f#3", "60": a key of the piano; -1: it is none.
+static int read_key(const char *text) {
+    char *end;
+    long key = strtol(text, &end, 10), octave;
+    if (end == text) {
+        const char *at = text;
+        int class = read_letter(&at);
+        if (class < 0 || !isdigit((unsigned char)*at)) return -1;
+        octave = strtol(at, &end, 10);
+        // Cb4 lies below C4, B#4 above B4: the letter alone tells the octave.
+        const char *natural = text;
+        char plain[2] = {*text, 0};
+        natural = plain;
+        int shift = 0;
+        for (const char *c = text + 1; *c == '#' || *c == 'b'; c++) shift += *c == '#' ? 1 : -1;
+        key = octave > 9 ? -1 : 12 * (octave + 1) + read_letter(&natural) + shift;
+    }
+    return *end || key < MIDI_LOWEST_KEY || key > MIDI_HIGHEST_KEY ? -1 : (int)key;
+}
+
+typedef struct {
+    const char *name;
+    int steps[12], n; // of its keys above the tonic, in semitones
+} Scale;
+
+static const Scale scales[] = {
+    {"major", {0, 2, 4, 5, 7, 9, 11}, 7},          {"minor", {0, 2, 3, 5, 7, 8, 10}, 7},
+    {"harmonic-minor", {0, 2, 3, 5, 7, 8, 11}, 7}, {"melodic-minor", {0, 2, 3, 5, 7, 9, 11}, 7},
+    {"dorian", {0, 2, 3, 5, 7, 9, 10}, 7},         {"phrygian", {0, 1, 3, 5, 7, 8, 10}, 7},
+    {"lydian", {0, 2, 4, 6, 7, 9, 11}, 7},         {"mixolydian", {0, 2, 4, 5, 7, 9, 10}, 7},
+    {"locrian", {0, 1, 3, 5, 6, 8, 10}, 7},        {"pentatonic", {0, 2, 4, 7, 9}, 5},
+    {"minor-pentatonic", {0, 3, 5, 7, 10}, 5},     {"blues", {0, 3, 5, 6, 7, 10}, 6},
+    {"whole-tone", {0, 2, 4, 6, 8, 10}, 6},
+};
+enum { N_SCALES = sizeof scales / sizeof *scales };
+
+// "C-major", "f#-minor": bit p is set if pitch class p belongs to it; 0: it is none.
+static int read_scale(const char *text) {
+    int tonic = read_letter(&text), classes = 0;
+    for (int i = 0; tonic >= 0 && *text == '-' && i < N_SCALES; i++) {
+        if (strcmp(text + 1, scales[i].name)) continue;
+        for (int k = 0; k < scales[i].n; k++) classes |= 1 << (tonic + scales[i].steps[k]) % 12;
+    }
+    return classes;
 }
 
 // ---- choosing a token
@@ -655,6 +844,7 @@ typedef struct {
     int64_t top_k;      // 0: off
     double top_p;       // 1: off
     double min_p;       // 0: off
+    bool barred[V];     // pitches that are never chosen; not all of them
 } Filter;
 
 typedef struct {
@@ -668,14 +858,15 @@ static int by_chance(const void *a, const void *b) { // likeliest first; of equa
 }
 
 // The tokens that may be drawn after `previous`, likeliest first, with chances that add up to 1: those that the grammar
-// allows, at the temperature; of these the top_k likeliest; of these the fewest that together have top_p of the chance
-// (Holtzman et al., 2020); of these the ones at least min_p times as likely as the likeliest (Nguyen et al., 2024).
-// Returns how many, at least 1.
+// allows and the filter does not bar, at the temperature; of these the top_k likeliest; of these the fewest that
+// together have top_p of the chance (Holtzman et al., 2020); of these the ones at least min_p times as likely as the
+// likeliest (Nguyen et al., 2024). Returns how many, at least 1: after an offset a bar line may always follow, and
+// nothing else is ever barred.
 static int candidates(const float *logits, int previous, const Filter *filter, Candidate list[MIDI_TOKENS]) {
     int n = 0;
     double most = -INFINITY, sum = 0, together = 0;
     for (int token = 0; token < MIDI_TOKENS; token++) {
-        if (!midi_may_follow(previous, token)) continue;
+        if (filter->barred[token] || !midi_may_follow(previous, token)) continue;
         list[n].token = token;
         list[n++].p = logits[token];
         if (logits[token] > most) most = logits[token];
@@ -705,17 +896,36 @@ static int draw(const float *logits, int previous, const Filter *filter, double 
     return list[i].token;
 }
 
+// -log of the chance that the model itself, without grammar, filters or temperature, gives a token.
+static double surprise(const float *logits, int token) {
+    double most = logits[0], sum = 0;
+    for (int v = 1; v < V; v++) most = logits[v] > most ? logits[v] : most;
+    for (int v = 0; v < V; v++) sum += exp(logits[v] - most);
+    return most + log(sum) - logits[token];
+}
+
+static bool all_finite(const float *logits) {
+    for (int v = 0; v < V; v++) {
+        if (!isfinite(logits[v])) return false;
+    }
+    return true;
+}
+
+static bool not_finite(const Model *model, char *error) {
+    return fail(error, "%s: computes numbers that are not finite; it should be trained anew", model->path);
+}
+
 // ---- a song
 
 typedef struct { // what all songs of one call share
-    const char *model_path;
     Filter filter;
-    int64_t tokens, bars; // the most of new material; 0: no limit, but not both
+    int64_t tokens, bars; // the most of new material, and
+    double seconds;       // so much of it at least; 0: no limit, but not all three
     int64_t context, prime_tokens, songs, threads;
     double bpm;
     uint64_t seed;
-    const char *prime_path;
-    bool no_prime;
+    const char *prime_path, *scale, *lowest, *highest;
+    bool no_prime, live;
     uint8_t *prime; // the first of the prime's tokens, n_prime of them
     size_t n_prime;
 } Settings;
@@ -724,14 +934,16 @@ typedef struct {
     uint64_t seed;
     uint8_t *tokens; // prime and new material
     size_t n, n_prime;
-    bool cut;         // it has fewer bars than asked for, because it has as many tokens as it may
-    double seconds;   // it took
-    midi_song midi;   // notes, bar lines, tempo, meters and texts of what is written
+    bool cut;       // it ended before the bars or seconds that were asked for, because it has as many tokens as it may
+    double took;    // seconds, alone or beside others
+    double nll;     // mean surprise of the model at a new token
+    midi_song midi; // notes, bar lines, tempo, meters and texts of what is written
     bool *from_prime; // [midi.n_notes]
     int64_t *lines;   // [n_lines] ticks of the bar lines that count, 0 the first
     int n_lines;
-    int64_t end; // tick
-    char model[240], how[600];
+    int64_t prime_end; // tick at which the last of the prime's notes ends
+    int64_t end;       // tick
+    char model_name[100], model[260], how[700];
 } Song;
 
 enum { QUARTER = 4 * MIDI_STEP, LONGEST_BAR = 31 }; // ticks; steps: a longer bar has a token at each 31 of them
@@ -744,45 +956,153 @@ static void song_free(Song *song) {
     memset(song, 0, sizeof *song);
 }
 
-// Samples song->tokens. Stops after settings->tokens new ones, or at the bar line behind `bars` whole bars; the rest of
-// the bar in which a prime breaks off is not one of them, and lines count as song_find_lines counts them. Token i takes
-// the random number of counter i, so that it does not matter who else draws.
-static bool song_sample(Song *song, const Model *model, const Settings *settings, char *error) {
-    enum { TOKENS_IN_BAR = 2048 }; // with --bars alone: a model that forgets to end its bars must end too
-    size_t most = (size_t)(settings->tokens ? settings->tokens : settings->bars * TOKENS_IN_BAR), n = settings->n_prime;
-    size_t capacity = n + most + 1, context = capacity;
-    Stream stream;
-    if (context > (size_t)settings->context) context = (size_t)settings->context;
-    song->tokens = (uint8_t *)malloc(capacity);
-    if (!song->tokens) return fail(error, "--tokens %zu: no memory for them", most);
-    if (!stream_new(&stream, model, (int)context, error)) return false;
-    double start = seconds_now();
-    const float *logits = NULL;
-    int previous = MIDI_BAR;
-    if (!n) logits = stream_step(&stream, MIDI_BAR);
-    for (size_t i = 0; i < n; i++) logits = stream_step(&stream, previous = song->tokens[i] = settings->prime[i]);
-    int64_t bars = previous == MIDI_BAR ? 0 : -1;
-    PhiloxKey key = philox_key(song->seed, PHILOX_SAMPLE, 0);
-    bool finite = true;
-    for (size_t i = 0; i < most; i++) {
-        for (int v = 0; v < MIDI_TOKENS; v++) finite = finite && isfinite(logits[v]);
-        if (!finite) break;
-        Philox4 words = philox(key, (uint32_t)i, 0, 0, 0);
-        int token = draw(logits, previous, &settings->filter, philox_uniform(words.x[0], words.x[1]));
-        song->tokens[n++] = (uint8_t)token;
-        bars += token == MIDI_BAR && previous != MIDI_OFFSET && previous != MIDI_OFFSET + LONGEST_BAR;
-        if (settings->bars && bars == settings->bars) break;
-        if (i + 1 < most) logits = stream_step(&stream, token);
-        previous = token;
+static volatile sig_atomic_t interrupted; // by Ctrl-C or SIGTERM, where that ends a song and not the program
+
+static double step_seconds(const Settings *settings) { return 60 / settings->bpm / 4; }
+
+// ---- following a song while it is made (--live)
+//
+// Lines of text, each at its time; times and lengths are seconds of music:
+//
+//        0.500  note  F#4   66  0.250         and "prime" behind it, if it was given
+//        2.000  bar   2
+
+typedef struct {
+    FILE *out;
+    bool quiet;          // time stands still: what comes is left out
+    double step;         // seconds
+    double started;      // by the clock; 0: nothing was written yet
+    int64_t line, first; // steps: the last bar line, and where the music that is written begins
+    int bar;
+    int offset, pitch;
+} Live;
+
+static void live_wait(Live *live, double time) { // until so much of the music has gone by, or someone interrupts
+    if (!live->started) live->started = seconds_now() - time;
+    for (double left; !interrupted && (left = live->started + time - seconds_now()) > 0;) {
+        struct timespec nap = {(time_t)left, (long)((left - (double)(time_t)left) * 1e9)};
+        if (left > 0.25) nap = (struct timespec){0, 250000000};
+        nanosleep(&nap, NULL);
     }
-    song->seconds = seconds_now() - start;
-    song->n = n;
-    song->n_prime = settings->n_prime;
-    song->cut = settings->bars && bars < settings->bars;
-    stream_free(&stream);
-    return finite ||
-           fail(error, "%s: computes numbers that are not finite; it should be trained anew", settings->model_path);
 }
+
+static void live_token(Live *live, int token, const char *remark) {
+    const midi_kind kind = midi_token_kind(token);
+    const double time = (double)(live->line + live->offset - live->first) * live->step;
+    char name[16];
+    if (kind == MIDI_KIND_OFFSET) live->offset = token - MIDI_OFFSET;
+    if (kind == MIDI_KIND_PITCH) live->pitch = token - MIDI_PITCH + MIDI_LOWEST_KEY;
+    if (kind == MIDI_KIND_BAR) live->line += live->offset;
+    if (kind == MIDI_KIND_BAR && live->quiet) live->first = live->line;
+    if (live->quiet || kind == MIDI_KIND_OFFSET || kind == MIDI_KIND_PITCH) return;
+    const bool counts = live->offset && live->offset != LONGEST_BAR;
+    if (kind == MIDI_KIND_BAR && !counts) return;
+    live_wait(live, time);
+    if (interrupted) return;
+    if (kind == MIDI_KIND_BAR) fprintf(live->out, "%9.3f  bar   %d\n", time, ++live->bar + 1);
+    if (kind == MIDI_KIND_DURATION) {
+        fprintf(live->out, "%9.3f  note  %-4s %3d  %.3f%s\n", time, key_name(live->pitch, name), live->pitch,
+                (token - MIDI_DURATION + 1) * live->step, remark);
+    }
+    if (fflush(live->out)) interrupted = 1; // nobody listens any more
+}
+
+// ---- making a song, token by token
+
+typedef struct {
+    Song *song;
+    const Settings *settings;
+    PhiloxKey key;
+    size_t most;         // new tokens at most
+    size_t fed;          // tokens that the model has seen, a first BAR included if there is no prime
+    int64_t bars;        // whole new ones; -1: in the bar in which a prime breaks off
+    int64_t line, first; // steps: the last bar line, and where the new material begins
+    int offset;          // the last one
+    double surprises, started;
+    Live live;
+} Maker;
+
+// With --bars or --seconds alone a model that forgets to end its bars must end too.
+static size_t most_tokens(const Settings *settings) {
+    enum { TOKENS_IN_BAR = 2048 };
+    double bars = settings->bars ? (double)settings->bars : settings->seconds / step_seconds(settings) / 16 + 1;
+    return settings->tokens ? (size_t)settings->tokens : (size_t)((bars < 1e5 ? bars : 1e5) * TOKENS_IN_BAR);
+}
+
+static int64_t context_needed(const Settings *settings) {
+    int64_t longest = (int64_t)(settings->n_prime + most_tokens(settings) + 1);
+    return longest < settings->context ? longest : settings->context;
+}
+
+static void maker_see(Maker *maker, int token) { // where bar lines are
+    if (midi_token_kind(token) == MIDI_KIND_OFFSET) maker->offset = token - MIDI_OFFSET;
+    if (token != MIDI_BAR) return;
+    maker->line += maker->offset;
+    maker->bars += maker->offset && maker->offset != LONGEST_BAR;
+    maker->offset = 0;
+}
+
+static bool maker_begin(Maker *maker, Song *song, const Settings *settings, uint64_t seed, char *error) {
+    const size_t n = settings->n_prime;
+    memset(maker, 0, sizeof *maker);
+    memset(song, 0, sizeof *song);
+    maker->song = song;
+    maker->settings = settings;
+    maker->key = philox_key(seed, PHILOX_SAMPLE, 0);
+    maker->most = most_tokens(settings);
+    maker->started = seconds_now();
+    maker->live =
+        (Live){.out = settings->live ? stdout : NULL, .quiet = settings->no_prime, .step = step_seconds(settings)};
+    song->seed = seed;
+    song->tokens = (uint8_t *)malloc(n + maker->most);
+    if (!song->tokens) return fail(error, "no memory for a song of %zu tokens", n + maker->most);
+    for (size_t i = 0; i < n; i++) maker_see(maker, song->tokens[i] = settings->prime[i]);
+    maker->first = maker->line + maker->offset;
+    maker->bars = n && settings->prime[n - 1] != MIDI_BAR ? -1 : 0;
+    song->n = song->n_prime = n;
+    return true;
+}
+
+// The token to feed next. There always is one.
+static int maker_next(const Maker *maker) {
+    const Song *song = maker->song;
+    if (song->n_prime) return song->tokens[maker->fed];
+    return maker->fed ? song->tokens[maker->fed - 1] : MIDI_BAR;
+}
+
+// The model has seen maker_next and says this. If that was the last token there is, chooses one more: number i with
+// the random number of counter i, so that it does not matter who else draws. Returns whether the song goes on: it ends
+// after so many new tokens, or at the bar line at which there are enough bars or seconds. (The rest of the bar in which
+// a prime breaks off is no whole bar, and lines count as song_find_lines counts them.)
+static bool maker_take(Maker *maker, const float *logits) {
+    Song *song = maker->song;
+    const Settings *settings = maker->settings;
+    const bool lead = !song->n_prime;
+    if (maker->live.out && maker->fed >= lead && maker->fed < song->n_prime + lead) {
+        live_token(&maker->live, song->tokens[maker->fed - lead], "  prime");
+    }
+    if (++maker->fed < song->n + lead) return !interrupted;
+    const size_t i = song->n - song->n_prime;
+    const int previous = song->n ? song->tokens[song->n - 1] : MIDI_BAR;
+    Philox4 words = philox(maker->key, (uint32_t)i, 0, 0, 0);
+    int token = draw(logits, previous, &settings->filter, philox_uniform(words.x[0], words.x[1]));
+    song->tokens[song->n++] = (uint8_t)token;
+    maker->surprises += surprise(logits, token);
+    const int64_t bars = maker->bars;
+    maker_see(maker, token);
+    maker->live.quiet = false;
+    if (maker->live.out) live_token(&maker->live, token, "");
+    const bool line = token == MIDI_BAR && maker->bars > bars;
+    const double seconds = (double)(maker->line - maker->first) * step_seconds(settings);
+    const bool enough = line && ((settings->bars && maker->bars >= settings->bars) ||
+                                 (settings->seconds > 0 && seconds >= settings->seconds - 1e-9));
+    song->cut = !enough && (settings->bars || settings->seconds > 0);
+    song->nll = maker->surprises / (double)(i + 1);
+    song->took = seconds_now() - maker->started;
+    return !enough && i + 1 < maker->most && !interrupted;
+}
+
+// ---- from tokens to notes
 
 // Marks the notes of the prime: as both lists are in one order, each is the next that is equal. With no_prime they are
 // taken out instead, and the song begins at the bar line before the first new token.
@@ -799,6 +1119,7 @@ static bool song_mark_prime(Song *song, bool no_prime, char *error) {
         bool old = next && next->start == note.start && next->key == note.key && next->end == note.end;
         matched += old;
         if (old && no_prime) continue;
+        if (old && note.end > song->prime_end) song->prime_end = note.end;
         note.start -= shift;
         note.end -= shift;
         song->from_prime[kept] = old;
@@ -810,6 +1131,29 @@ static bool song_mark_prime(Song *song, bool no_prime, char *error) {
     all->n_bars -= skipped;
     midi_free(&prime);
     return true;
+}
+
+// A piano has one string for a key: a note ends where its key is struck again, and of notes of one key that begin
+// together the longest is left. So each note-on has its note-off before the next of its key, and no player lets one
+// ring on for ever.
+static void song_part_notes(Song *song) {
+    int64_t last[128]; // the note of each key that came last, -1: none
+    size_t kept = 0;
+    midi_note *notes = song->midi.notes; // sorted by start, key, length
+    for (int k = 0; k < 128; k++) last[k] = -1;
+    for (size_t i = 0; i < song->midi.n_notes; i++) {
+        const midi_note note = notes[i];
+        const int64_t before = last[note.key];
+        if (before >= 0 && notes[before].start == note.start) {
+            notes[before].end = note.end;
+            continue;
+        }
+        if (before >= 0 && notes[before].end > note.start) notes[before].end = note.start;
+        last[note.key] = (int64_t)kept;
+        song->from_prime[kept] = song->from_prime[i];
+        notes[kept++] = note;
+    }
+    song->midi.n_notes = kept;
 }
 
 // The bar lines that count: neither bars without length nor the lines that only cut a long bar at 31 steps.
@@ -851,6 +1195,7 @@ static bool song_add_events(Song *song, double bpm) {
 // What made the song, apart from the model: all that it takes to make it again.
 static void song_describe(Song *song, const Model *model, const Settings *settings) {
     const Filter *filter = &settings->filter;
+    snprintf(song->model_name, sizeof song->model_name, "%s", model->name);
     snprintf(song->model, sizeof song->model, "sample_music %s, model %s", MUSIC_VERSION, model->about);
     char *how = song->how;
     size_t size = sizeof song->how, n = 0;
@@ -858,10 +1203,14 @@ static void song_describe(Song *song, const Model *model, const Settings *settin
     ADD("seed %llu", (unsigned long long)song->seed);
     if (settings->tokens) ADD(", tokens %lld", (long long)settings->tokens);
     if (settings->bars) ADD(", bars %lld", (long long)settings->bars);
+    if (settings->seconds > 0) ADD(", seconds %g", settings->seconds);
     ADD(", temperature %g", filter->temperature);
     if (filter->top_k) ADD(", top-k %lld", (long long)filter->top_k);
     if (filter->top_p < 1) ADD(", top-p %g", filter->top_p);
     if (filter->min_p > 0) ADD(", min-p %g", filter->min_p);
+    if (settings->scale) ADD(", scale %.24s", settings->scale);
+    if (settings->lowest) ADD(", lowest %.8s", settings->lowest);
+    if (settings->highest) ADD(", highest %.8s", settings->highest);
     if (model->kind == GPT) ADD(", context %lld", (long long)settings->context);
     ADD(", bpm %g", settings->bpm);
     if (settings->prime_path) {
@@ -872,18 +1221,16 @@ static void song_describe(Song *song, const Model *model, const Settings *settin
 #undef ADD
 }
 
-// A whole song of this seed. The caller frees it, after a failure too.
-static bool song_make(Song *song, const Model *model, const Settings *settings, uint64_t seed, char *error) {
+// Makes of the tokens what is written.
+static bool song_finish(Song *song, const Model *model, const Settings *settings, char *error) {
     midi_error problem;
-    memset(song, 0, sizeof *song);
-    song->seed = seed;
-    if (!song_sample(song, model, settings, error)) return false;
     if (!midi_decode(song->tokens, song->n, &song->midi, &problem)) return fail(error, "%s", problem.text);
     song->from_prime = (bool *)calloc(song->midi.n_notes + 1, sizeof(bool));
     song->lines = (int64_t *)malloc((song->midi.n_bars + 1) * sizeof(int64_t));
     bool ok = song->from_prime && song->lines;
     if (ok && song->n_prime && !song_mark_prime(song, settings->no_prime, error)) return false;
     if (ok) {
+        song_part_notes(song);
         song_find_lines(song);
         song_describe(song, model, settings);
         for (size_t i = 0; i < song->midi.n_notes; i++) {
@@ -904,186 +1251,459 @@ static int song_bars(const Song *song) {
     return song->n_lines - 1 + begun;
 }
 
-static double song_seconds(const Song *song) {
-    return (double)song->end / QUARTER * 1e-6 * song->midi.tempos[0].us_per_quarter;
+static double tick_seconds(const Song *song) { return 1e-6 * song->midi.tempos[0].us_per_quarter / QUARTER; }
+
+static double song_seconds(const Song *song) { return (double)song->end * tick_seconds(song); }
+
+// ---- what a song is like
+
+typedef struct {
+    uint64_t hash;
+    size_t at;
+} Passage;
+
+static int by_hash(const void *a, const void *b) {
+    const Passage *x = (const Passage *)a, *y = (const Passage *)b;
+    if (x->hash != y->hash) return x->hash < y->hash ? -1 : 1;
+    return (x->at > y->at) - (x->at < y->at);
+}
+
+// Whether some passage of `length` tokens comes twice without overlapping, and where. list: room for n passages. By the
+// rolling hash of Karp and Rabin, 1987; what has the same hash is compared.
+static bool repeats(const uint8_t *tokens, size_t n, size_t length, Passage *list, size_t *where) {
+    const uint64_t base = 0x9E3779B97F4A7C15u;
+    const size_t count = n - length + 1;
+    uint64_t hash = 0, power = 1;
+    for (size_t i = 0; i < length; i++) {
+        hash = hash * base + tokens[i] + 1;
+        if (i) power *= base;
+    }
+    for (size_t i = 0; i < count; i++) {
+        list[i] = (Passage){hash, i};
+        if (i + 1 < count) hash = (hash - power * (tokens[i] + 1u)) * base + tokens[i + length] + 1;
+    }
+    qsort(list, count, sizeof *list, by_hash);
+    for (size_t i = 1, first = 0; i < count; i++) {
+        if (list[i].hash != list[first].hash) first = i;
+        *where = list[first].at;
+        if (list[i].at >= *where + length && !memcmp(tokens + *where, tokens + list[i].at, length)) return true;
+    }
+    return false;
+}
+
+// The notes of the longest passage that comes twice in the song, prime included. No memory: 0.
+static int longest_repetition(const Song *song) {
+    size_t low = 0, high = song->n / 2 + 1, where, at = 0; // low repeats, high does not
+    Passage *list = (Passage *)malloc((song->n + 1) * sizeof *list);
+    while (list && high - low > 1) {
+        size_t middle = low + (high - low) / 2;
+        if (repeats(song->tokens, song->n, middle, list, &where)) {
+            low = middle;
+            at = where;
+        } else {
+            high = middle;
+        }
+    }
+    free(list);
+    int notes = 0; // each ends with its duration
+    for (size_t i = at; list && i < at + low; i++) notes += midi_token_kind(song->tokens[i]) == MIDI_KIND_DURATION;
+    return notes;
+}
+
+// "324 notes  25 bars  25.0 s  E2-C6  repeats 12 notes  nll 1.234  seed 7"
+static void song_report(const Song *song, const Settings *settings, StBuffer *out) {
+    const midi_song *midi = &song->midi;
+    int lowest = 127, highest = 0;
+    char low[16], high[16];
+    for (size_t i = 0; i < midi->n_notes; i++) {
+        lowest = midi->notes[i].key < lowest ? midi->notes[i].key : lowest;
+        highest = midi->notes[i].key > highest ? midi->notes[i].key : highest;
+    }
+    st_print(out, "  %zu notes  %d bars  %.1f s", midi->n_notes, song_bars(song), song_seconds(song));
+    if (midi->n_notes) st_print(out, "  %s-%s", key_name(lowest, low), key_name(highest, high));
+    st_print(out, "  repeats %d notes  nll %.3f  seed %llu", longest_repetition(song), song->nll,
+             (unsigned long long)song->seed);
+    if (settings->songs == 1 && song->took > 0) st_print(out, "  %.0f tokens/s", (double)song->n / song->took);
+    if (interrupted) {
+        st_print(out, "  interrupted after %zu new tokens", song->n - song->n_prime);
+    } else if (song->cut) {
+        st_print(out, "  ended after %zu new tokens, before --", song->n - song->n_prime);
+        if (settings->bars) st_print(out, "bars %lld", (long long)settings->bars);
+        if (!settings->bars) st_print(out, "seconds %g", settings->seconds);
+    }
 }
 
 // ---- writing a song
 
-static bool write_mid(const Song *song, const char *path, char *error) {
+static bool make_mid(StBuffer *out, const Song *song, char *error) {
     uint8_t *bytes;
     size_t size;
     midi_error problem;
-    if (!midi_write(&song->midi, &bytes, &size, &problem)) return fail(error, "%s: %s", path, problem.text);
-    bool ok = write_file_atomically(path, bytes, size, error);
+    if (!midi_write(&song->midi, &bytes, &size, &problem)) return fail(error, "%s", problem.text);
+    st_append(out, (const char *)bytes, size);
     MIDI_FREE(bytes);
+    return true;
+}
+
+static bool make_svg(StBuffer *out, const Song *song, char *error) {
+    char title[100];
+    snprintf(title, sizeof title, "%zu notes, %d bars, %.0f s", song->midi.n_notes, song_bars(song),
+             song_seconds(song));
+    const Roll roll = {title,       song->how,     song->model, song->midi.notes, song->from_prime, song->midi.n_notes,
+                       song->lines, song->n_lines, song->end};
+    (void)error;
+    roll_svg(out, &roll);
+    return true;
+}
+
+static bool make_wav(StBuffer *out, const Song *song, char *error) {
+    const size_t n = song->midi.n_notes;
+    const double tick = tick_seconds(song);
+    SynthNote *notes = (SynthNote *)calloc(n + 1, sizeof *notes);
+    if (!notes) return fail(error, "no memory for %zu notes", n);
+    for (size_t i = 0; i < n; i++) {
+        const midi_note *note = &song->midi.notes[i];
+        notes[i] = (SynthNote){(double)note->start * tick, (double)(note->end - note->start) * tick, note->key,
+                               note->velocity / 127.0, false};
+    }
+    bool ok = synth_wav(out, notes, n, song_seconds(song) + synth_tail, error);
+    free(notes);
     return ok;
 }
 
-static void print_escaped(StBuffer *out, const char *text) { // as XML; what is not UTF-8 or is a control becomes '?'
-    size_t left = strlen(text);
-    while (left) {
-        int length = utf8_length(text, left);
-        const char *name = *text == '&' ? "&amp;" : *text == '<' ? "&lt;" : *text == '>' ? "&gt;" : NULL;
-        if (name) {
-            st_append(out, name, strlen(name));
-        } else if (!length || (unsigned char)*text < 32 || *text == 127) {
-            st_append(out, "?", 1);
-        } else {
-            st_append(out, text, (size_t)length);
+// Pages of several songs.
+static bool make_html(StBuffer *out, const Song *songs, int n_songs, char *error) {
+    PlayerSong *list = (PlayerSong *)calloc((size_t)n_songs, sizeof *list);
+    char(*texts)[2][1000] = (char(*)[2][1000])calloc((size_t)n_songs, sizeof *texts);
+    bool ok = list && texts;
+    if (!ok) fail(error, "no memory for %d songs", n_songs);
+    for (int k = 0; ok && k < n_songs; k++) {
+        const Song *song = &songs[k];
+        const midi_song *midi = &song->midi;
+        const double tick = tick_seconds(song);
+        StBuffer mid = {NULL, 0, 0, false};
+        PlayerNote *notes = (PlayerNote *)calloc(midi->n_notes + 1, sizeof *notes);
+        double *bars = (double *)calloc((size_t)song->n_lines, sizeof *bars);
+        PlayerSong *to = &list[k];
+        *to = (PlayerSong){.notes = notes, .n_notes = midi->n_notes, .bars = bars, .n_bars = (size_t)song->n_lines};
+        ok = notes && bars ? make_mid(&mid, song, error) : fail(error, "no memory for %zu notes", midi->n_notes);
+        for (size_t i = 0; ok && i < midi->n_notes; i++) {
+            const midi_note *note = &midi->notes[i];
+            notes[i] = (PlayerNote){(double)note->start * tick, (double)(note->end - note->start) * tick, note->key,
+                                    note->velocity, song->from_prime[i]};
         }
-        text += length ? length : 1;
-        left -= (size_t)(length ? length : 1);
+        for (int i = 0; ok && i < song->n_lines; i++) bars[i] = (double)song->lines[i] * tick;
+        snprintf(texts[k][0], sizeof texts[k][0], "%s, seed %llu", song->model_name, (unsigned long long)song->seed);
+        snprintf(texts[k][1], sizeof texts[k][1], "%s\n%s", song->how, song->model);
+        to->title = texts[k][0];
+        to->settings = texts[k][1];
+        to->mid = (uint8_t *)mid.bytes;
+        to->mid_size = mid.size;
+        to->prime_seconds = (double)song->prime_end * tick;
+        to->seconds = song_seconds(song);
+        to->bpm = 60 / (tick * QUARTER);
     }
-}
-
-// The piano roll: time to the right in bars, broken into rows as a score is, pitch upwards in semitones. Numbers are in
-// pixels of a page 1,000 wide.
-typedef struct {
-    int rows;
-    double tick_width, key_height;
-    int lowest, highest; // keys
-} Roll;
-
-enum { ROLL_LEFT = 44, ROLL_WIDTH = 940, ROLL_TOP = 92, ROLL_GAP = 34, ROLL_STEPS = 128 };
-
-// Where the row that begins at `start` ends: at the last bar line that still fits, else in the middle of a bar.
-static int64_t roll_row_end(const Song *song, int64_t start) {
-    const int64_t most = start + ROLL_STEPS * MIDI_STEP;
-    int64_t end = start;
-    for (int i = 0; i < song->n_lines; i++) {
-        if (song->lines[i] <= most) end = song->lines[i];
+    ok = ok && player_html(out, list, n_songs, error);
+    for (int k = 0; list && k < n_songs; k++) {
+        free((void *)list[k].notes);
+        free((void *)list[k].bars);
+        free((void *)list[k].mid);
     }
-    return song->end <= most ? song->end : end > start ? end : most;
-}
-
-static Roll roll_measure(const Song *song) {
-    Roll roll = {0, 0, 3.6, 127, 0};
-    int64_t longest = 16 * MIDI_STEP, start = 0;
-    do { // the longest row fills the page
-        int64_t end = roll_row_end(song, start);
-        longest = end - start > longest ? end - start : longest;
-        start = end;
-        roll.rows++;
-    } while (start < song->end);
-    roll.tick_width = (double)ROLL_WIDTH / (double)longest;
-    for (size_t i = 0; i < song->midi.n_notes; i++) {
-        int key = song->midi.notes[i].key;
-        roll.lowest = key < roll.lowest ? key : roll.lowest;
-        roll.highest = key > roll.highest ? key : roll.highest;
-    }
-    if (roll.lowest > roll.highest) roll.lowest = roll.highest = 60;
-    roll.lowest -= 2;
-    roll.highest += 2;
-    while (roll.highest - roll.lowest < 24) roll.lowest -= roll.lowest > 22, roll.highest += roll.highest < 107;
-    return roll;
-}
-
-static void svg_row(StBuffer *out, const Song *song, const Roll *roll, int64_t start, int64_t end, double top) {
-    double height = (roll->highest - roll->lowest + 1) * roll->key_height, labelled = -100;
-    st_print(out, "<g transform=\"translate(%d,%.1f)\"><use href=\"#keys\"/>\n", ROLL_LEFT, top);
-    for (int i = 0; i < song->n_lines; i++) {
-        int64_t line = song->lines[i], next = i + 1 < song->n_lines ? song->lines[i + 1] : song->end;
-        if (line > end || next < start || (line == end && line < song->end)) continue;
-        double x = (double)(line - start) * roll->tick_width;
-        for (int64_t beat = line + QUARTER; beat < next && beat < end; beat += QUARTER) {
-            double at = (double)(beat - start) * roll->tick_width;
-            if (beat > start) st_print(out, "<path class=\"beat\" d=\"M%.1f 0V%.1f\"/>\n", at, height);
-        }
-        if (line < start) continue;
-        st_print(out, "<path class=\"bar\" d=\"M%.1f 0V%.1f\"/>\n", x, height);
-        if (x - labelled < 24 || line >= song->end) continue; // room for three digits
-        st_print(out, "<text class=\"small\" x=\"%.1f\" y=\"-5\">%d</text>\n", x, i + 1);
-        labelled = x;
-    }
-    for (size_t i = 0; i < song->midi.n_notes; i++) {
-        const midi_note *note = &song->midi.notes[i];
-        int64_t from = note->start > start ? note->start : start, to = note->end < end ? note->end : end;
-        if (from >= to) continue;
-        double width = (double)(to - from) * roll->tick_width - 0.8;
-        st_print(out, "<rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" rx=\"1\"",
-                 song->from_prime[i] ? "prime" : "new", (double)(from - start) * roll->tick_width + 0.4,
-                 (roll->highest - note->key) * roll->key_height, width > 0.8 ? width : 0.8, roll->key_height);
-        if (from == note->start) { // once per note, for programs: key, start and end in ticks
-            st_print(out, " data-note=\"%d %lld %lld\"", note->key, (long long)note->start, (long long)note->end);
-        }
-        st_print(out, "/>\n");
-    }
-    st_print(out, "</g>\n");
-}
-
-static void svg_head(StBuffer *out, const Song *song, const Roll *roll, double page_height) {
-    static const bool black[12] = {0, 1, 0, 1, 0, 0, 1, 0, 1, 0, 1, 0};
-    int width = ROLL_LEFT + ROLL_WIDTH + 16;
-    st_print(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%.0f\" viewBox=\"0 0 %d %.0f\">\n",
-             width, page_height, width, page_height);
-    st_print(out,
-             "<style>text{font-family:'Helvetica Neue',Arial,sans-serif;fill:#222}.small{font-size:10px;fill:#666}"
-             ".end{text-anchor:end}.new{fill:#1f6fb4}.prime{fill:#8c8c8c}.new,.prime{fill-opacity:.85}.black{fill:#"
-             "f3f4f6}.c{stroke:#d3d6dc}"
-             ".bar{stroke:#b4b9c2}.beat{stroke:#e7e9ed}.frame{fill:none;stroke:#b4b9c2}"
-             "path,.frame{stroke-width:.8}</style>\n");
-    st_print(out, "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<defs><g id=\"keys\">\n");
-    double height = (roll->highest - roll->lowest + 1) * roll->key_height;
-    for (int key = roll->lowest; key <= roll->highest; key++) {
-        double y = (roll->highest - key) * roll->key_height;
-        if (black[key % 12]) {
-            st_print(out, "<rect class=\"black\" y=\"%.1f\" width=\"%d\" height=\"%.1f\"/>\n", y, ROLL_WIDTH,
-                     roll->key_height);
-        }
-        if (key % 12) continue;
-        st_print(out, "<path class=\"c\" d=\"M0 %.1fH%d\"/>\n", y + roll->key_height, ROLL_WIDTH);
-        st_print(out, "<text class=\"small end\" x=\"-6\" y=\"%.1f\">C%d</text>\n", y + roll->key_height + 1,
-                 key / 12 - 1);
-    }
-    st_print(out, "<rect class=\"frame\" width=\"%d\" height=\"%.1f\"/>\n", ROLL_WIDTH, height);
-    st_print(out, "<text class=\"small end\" x=\"-6\" y=\"-5\">bar</text>\n</g></defs>\n");
-    st_print(out, "<text x=\"%d\" y=\"26\" font-size=\"16\" font-weight=\"bold\">%zu notes, %d bars, %.0f s</text>\n",
-             ROLL_LEFT, song->midi.n_notes, song_bars(song), song_seconds(song));
-    if (song->n_prime && song->from_prime[0]) {
-        st_print(out, "<rect class=\"prime\" x=\"%d\" y=\"20\" width=\"14\" height=\"6\" rx=\"1\"/>", width - 126);
-        st_print(out, "<text class=\"small\" x=\"%d\" y=\"27\">prime</text>", width - 107);
-        st_print(out, "<rect class=\"new\" x=\"%d\" y=\"20\" width=\"14\" height=\"6\" rx=\"1\"/>", width - 64);
-        st_print(out, "<text class=\"small\" x=\"%d\" y=\"27\">new</text>\n", width - 45);
-    }
-    st_print(out, "<text class=\"small\" x=\"%d\" y=\"43\">", ROLL_LEFT);
-    print_escaped(out, song->how);
-    st_print(out, "</text>\n<text class=\"small\" x=\"%d\" y=\"57\">", ROLL_LEFT);
-    print_escaped(out, song->model);
-    st_print(out, "</text>\n");
-}
-
-static bool write_svg(const Song *song, const char *path, char *error) {
-    Roll roll = roll_measure(song);
-    StBuffer out = {NULL, 0, 0, false};
-    double row_height = (roll.highest - roll.lowest + 1) * roll.key_height + ROLL_GAP;
-    svg_head(&out, song, &roll, ROLL_TOP + roll.rows * row_height - ROLL_GAP + 16);
-    for (int64_t row = 0, start = 0, end; row < roll.rows; row++, start = end) {
-        end = roll_row_end(song, start);
-        svg_row(&out, song, &roll, start, end, ROLL_TOP + (double)row * row_height);
-    }
-    st_print(&out, "</svg>\n");
-    bool ok = !out.failed || fail(error, "%s: cannot be written: out of memory", path);
-    if (ok) ok = write_file_atomically(path, out.bytes, out.size, error);
-    free(out.bytes);
+    free(list);
+    free(texts);
     return ok;
 }
 
 typedef struct {
     const char *suffix;
-    bool (*write)(const Song *song, const char *path, char *error);
+    bool (*make)(StBuffer *out, const Song *song, char *error); // NULL: one file for all songs, see make_html
 } Format;
 
-static const Format formats[] = {{".mid", write_mid}, {".svg", write_svg}};
+static const Format formats[] = {{".mid", make_mid}, {".svg", make_svg}, {".wav", make_wav}, {".html", NULL}};
 enum { N_FORMATS = sizeof formats / sizeof *formats };
 
-static const Format *format_of(const char *path) { // by its suffix, or NULL
+static const Format *format_of(const char *path) { // by its suffix, or NULL; "-" is a .mid
     size_t length = strlen(path);
+    if (!strcmp(path, "-")) return &formats[0];
     for (int i = 0; i < N_FORMATS; i++) {
         size_t suffix = strlen(formats[i].suffix);
         if (length > suffix && !strcmp(path + length - suffix, formats[i].suffix)) return &formats[i];
     }
     return NULL;
+}
+
+// Writes these songs, one unless it is an .html, to a file or to the standard output.
+static bool songs_write(const Song *songs, int n_songs, const char *path, char *error) {
+    const Format *format = format_of(path);
+    char problem[ERROR_SIZE] = "out of memory";
+    StBuffer out = {NULL, 0, 0, false};
+    bool ok = format->make ? format->make(&out, songs, problem) : make_html(&out, songs, n_songs, problem);
+    if (!ok || out.failed) {
+        ok = fail(error, "%s: cannot be written: %.300s", path, problem);
+    } else if (strcmp(path, "-")) {
+        ok = write_file_atomically(path, out.bytes, out.size, error);
+    } else { // a failure shows when the program ends, too
+        ok = fwrite(out.bytes, 1, out.size, stdout) == out.size && !fflush(stdout);
+        if (!ok) fail(error, "-o -: the standard output cannot be written: %s", strerror(errno));
+    }
+    free(out.bytes);
+    return ok;
+}
+
+// ---- the command line's values
+
+typedef struct {
+    Settings settings;
+    Texts models, outputs;
+    const Flag *context, *bpm;
+    const char *weights, *dataset;
+    int64_t stride;
+    bool bench;
+    bool page;    // an .html is asked for
+    FILE *report; // stdout, unless that is for music
+} Call;
+
+// ---- many songs
+//
+// A token is too small a thing to share between cores, a song is not: each thread makes a batch of songs. What a batch
+// gains lies in reading each weight once for all its songs, and a song that ends makes room for the next.
+
+typedef struct {
+    const Call *call;
+    const Model *model;
+    int64_t first;     // number of this model's first song
+    int64_t next;      // of these, the first that nobody has begun
+    int64_t all;       // songs of all models
+    bool good;         // none has failed yet
+    StBuffer *reports; // [all] what to say about each song, once it is written
+    Song *kept;        // [all], where a page is to show them
+    int64_t reported;
+    int64_t tokens;
+    char *error;
+} Job;
+
+// out/song.mid -> out/song-3.mid, where there are several songs. The caller frees it; NULL: no memory.
+static char *output_name(const char *path, int64_t song, int64_t songs) {
+    size_t size = strlen(path) + 32, stem = strlen(path) - strlen(format_of(path)->suffix);
+    char *name = (char *)malloc(size);
+    if (name && songs == 1) snprintf(name, size, "%s", path);
+    if (name && songs > 1) snprintf(name, size, "%.*s-%lld%s", (int)stem, path, (long long)song + 1, path + stem);
+    return name;
+}
+
+// Song i of all is made: writes it, but for pages, and says so in its turn.
+static void job_finish(Job *job, Song *song, int64_t i) {
+    const Texts *outputs = &job->call->outputs;
+    const Settings *settings = &job->call->settings;
+    char problem[ERROR_SIZE];
+    StBuffer report = {NULL, 0, 0, false};
+    bool ok = song_finish(song, job->model, settings, problem);
+    for (int k = 0; ok && k < outputs->n; k++) {
+        if (!format_of(outputs->list[k])->make) continue;
+        char *name = output_name(outputs->list[k], i, job->all);
+        ok = name ? songs_write(song, 1, name, problem) : fail(problem, "%s: no memory", outputs->list[k]);
+        if (ok) st_print(&report, "%s ", name);
+        free(name);
+    }
+    if (ok && !report.size) st_print(&report, "song %lld ", (long long)i + 1);
+    if (ok) song_report(song, settings, &report);
+    if (ok && job->call->models.n > 1) st_print(&report, "  %s", job->model->path);
+#pragma omp critical(job)
+    {
+        if (!ok && job->good) memcpy(job->error, problem, ERROR_SIZE);
+        job->good = job->good && ok;
+        job->tokens += (int64_t)song->n;
+        job->reports[i] = report;
+        if (ok && job->kept) job->kept[i] = *song, *song = (Song){0};
+        for (; job->good && job->reported < job->all && job->reports[job->reported].size; job->reported++) {
+            const StBuffer *line = &job->reports[job->reported];
+            fprintf(job->call->report, "%.*s\n", (int)line->size, line->bytes);
+            fflush(job->call->report);
+        }
+    }
+    song_free(song);
+}
+
+static void job_fail(Job *job, const char *problem) {
+#pragma omp critical(job)
+    {
+        if (job->good) memcpy(job->error, problem, ERROR_SIZE);
+        job->good = false;
+    }
+}
+
+static int64_t job_take(Job *job) { // the next song's number, -1: none
+    int64_t i = -1;
+#pragma omp critical(job)
+    if (job->good && job->next < job->call->settings.songs) i = job->first + job->next++;
+    return i;
+}
+
+// Makes songs in so many rooms until there are no more to make.
+static void job_work(Job *job, int rooms) {
+    const Settings *settings = &job->call->settings;
+    char problem[ERROR_SIZE];
+    Batch batch;
+    Maker makers[MAX_ROOMS];
+    Song songs[MAX_ROOMS];
+    int64_t number[MAX_ROOMS]; // of the song in the room, -1: none
+    int busy[MAX_ROOMS], tokens[MAX_ROOMS], n = 0;
+    if (!batch_new(&batch, job->model, rooms, (int)context_needed(settings), problem)) {
+        job_fail(job, problem);
+        return;
+    }
+    for (int r = 0; r < rooms; r++) number[r] = -1;
+    for (bool more = true;;) {
+        for (int r = 0; more && r < rooms; r++) {
+            if (number[r] >= 0) continue;
+            const int64_t i = job_take(job);
+            if (i < 0) {
+                more = false;
+            } else if (maker_begin(&makers[r], &songs[r], settings, settings->seed + (uint64_t)(i - job->first),
+                                   problem)) {
+                number[r] = i;
+                batch_begin(&batch, r);
+            } else {
+                job_fail(job, problem);
+            }
+        }
+        n = 0;
+        for (int r = 0; r < rooms; r++) {
+            if (number[r] < 0) continue;
+            tokens[n] = maker_next(&makers[r]);
+            busy[n++] = r;
+        }
+        if (!n) break;
+        batch_step(&batch, busy, n, tokens);
+        for (int k = 0; k < n; k++) {
+            const int r = busy[k];
+            const float *logits = row(batch.logits, r);
+            const bool finite = all_finite(logits);
+            if (!finite && !not_finite(job->model, problem)) job_fail(job, problem);
+            if (finite && maker_take(&makers[r], logits)) continue;
+            if (finite) job_finish(job, &songs[r], number[r]);
+            song_free(&songs[r]);
+            number[r] = -1;
+        }
+    }
+    batch_free(&batch);
+}
+
+// How many songs a thread makes at a time: as many as it has to make, but no more than together carry about as much
+// state as the weights take, and one (a Transformer's caches are read for each token, too, and would drive each other
+// and the weights out of the processor's cache: at context 256 four songs were best); and all threads 1 GB.
+static int rooms_of(const Model *model, const Settings *settings, int64_t threads) {
+    const int64_t each = batch_size(model, 1, (int)context_needed(settings)), most = (int64_t)1 << 30;
+    int64_t rooms = (settings->songs + threads - 1) / threads;
+    if (rooms > 1 + (model->bytes + each - 1) / each) rooms = 1 + (model->bytes + each - 1) / each;
+    if (rooms > most / threads / each) rooms = most / threads / each;
+    return rooms < 1 ? 1 : rooms > MAX_ROOMS ? MAX_ROOMS : (int)rooms;
+}
+
+static int threads_of(const Settings *settings, int64_t pieces) {
+    int64_t threads = 1;
+#if defined(_OPENMP)
+    threads = settings->threads ? settings->threads : omp_get_max_threads();
+#endif
+    (void)settings;
+    return (int)(threads < pieces ? threads : pieces);
+}
+
+// All songs of all models, each model with the same seeds.
+static bool make_all(const Call *call, const Model *models, int n_models, char *error) {
+    const Settings *settings = &call->settings;
+    const int threads = threads_of(settings, settings->songs); // 1 without OpenMP
+    const double start = seconds_now();
+    Job job = {.call = call, .all = n_models * settings->songs, .good = true, .error = error};
+    job.reports = (StBuffer *)calloc((size_t)job.all, sizeof *job.reports);
+    if (call->page) job.kept = (Song *)calloc((size_t)job.all, sizeof *job.kept);
+    if (!job.reports || (call->page && !job.kept))
+        job.good = fail(error, "no memory for %lld songs", (long long)job.all);
+    for (int k = 0; k < n_models && job.good; k++) {
+        job.model = &models[k];
+        job.first = k * settings->songs;
+        job.next = 0;
+        const int rooms = rooms_of(job.model, settings, threads);
+#pragma omp parallel num_threads(threads)
+        job_work(&job, rooms);
+    }
+    const double took = seconds_now() - start;
+    for (int k = 0; job.good && k < call->outputs.n; k++) {
+        const char *path = call->outputs.list[k];
+        if (format_of(path)->make) continue;
+        job.good = songs_write(job.kept, (int)job.all, path, error);
+        if (job.good) fprintf(call->report, "%s  %lld song%s\n", path, (long long)job.all, job.all == 1 ? "" : "s");
+    }
+    if (job.good && settings->songs > 1) {
+        fprintf(call->report, "%lld songs  %lld tokens  %.1f s  %.0f tokens/s\n", (long long)job.all,
+                (long long)job.tokens, took, (double)job.tokens / took);
+    }
+    for (int64_t i = 0; i < job.all; i++) {
+        if (job.reports) free(job.reports[i].bytes);
+        if (job.kept) song_free(&job.kept[i]);
+    }
+    free(job.reports);
+    free(job.kept);
+    return job.good;
+}
+
+// ---- the loss on a dataset
+
+enum { WINDOW = 256 }; // tokens, as the models are trained
+
+// The sum of the model's surprises at the tokens of each of n windows, in one batch.
+static bool window_losses(Batch *batch, const Dataset *data, const int64_t *starts, int n, double *losses) {
+    int rooms[MAX_ROOMS], tokens[MAX_ROOMS];
+    for (int i = 0; i < n; i++) rooms[i] = i, losses[i] = 0, batch_begin(batch, i);
+    for (int t = 0; t < WINDOW; t++) {
+        for (int i = 0; i < n; i++) tokens[i] = data->tokens[starts[i] + t];
+        batch_step(batch, rooms, n, tokens);
+        for (int i = 0; i < n; i++) {
+            if (!all_finite(row(batch->logits, i))) return false;
+            losses[i] += surprise(row(batch->logits, i), data->tokens[starts[i] + t + 1]);
+        }
+    }
+    return true;
+}
+
+// What the trainers' --eval does, on every stride-th window of a dataset, by the arithmetic that makes songs.
+static bool evaluate(const Call *call, const Model *model, char *error) {
+    Dataset data;
+    if (!dataset_open(&data, call->dataset, WINDOW, error)) return false;
+    const int64_t n = (data.n_windows + call->stride - 1) / call->stride, batches = (n + MAX_ROOMS - 1) / MAX_ROOMS;
+    double *losses = (double *)calloc((size_t)n + 1, sizeof *losses), sum = 0;
+    bool good = losses || fail(error, "%s: no memory for its windows", call->dataset);
+    if (!n) good = fail(error, "%s: no piece in it is longer than %d tokens", call->dataset, WINDOW);
+    const int threads = threads_of(&call->settings, batches ? batches : 1);
+    (void)threads; // where there is no OpenMP
+#pragma omp parallel num_threads(threads)
+    {
+        Batch batch;
+        char problem[ERROR_SIZE];
+        bool ok = batch_new(&batch, model, MAX_ROOMS, WINDOW, problem);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t b = 0; b < batches; b++) {
+            int64_t starts[MAX_ROOMS], first = b * MAX_ROOMS;
+            const int in_batch = (int)(n - first < MAX_ROOMS ? n - first : MAX_ROOMS);
+            for (int i = 0; i < in_batch; i++) starts[i] = dataset_window(&data, (first + i) * call->stride);
+            if (ok) ok = window_losses(&batch, &data, starts, in_batch, losses + first) || not_finite(model, problem);
+        }
+#pragma omp critical(job)
+        {
+            if (!ok && good) memcpy(error, problem, ERROR_SIZE);
+            good = good && ok;
+        }
+        if (batch.memory) batch_free(&batch);
+    }
+    for (int64_t i = 0; good && i < n; i++) sum += losses[i];
+    if (good) {
+        printf("eval loss=%.6f windows=%lld tokens=%lld stride=%lld weights=%s model=%s\n", sum / (double)(n * WINDOW),
+               (long long)n, (long long)n * WINDOW, (long long)call->stride, precision_names[model->precision],
+               model->path);
+    }
+    free(losses);
+    dataset_close(&data);
+    return good;
 }
 
 // ---- speed
@@ -1097,50 +1717,45 @@ static float read_all(const float *memory, int64_t n) {
     return sum_lanes(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
 }
 
-// Times a token, with a full context where the model has one, in turn with reading as many bytes as it needs. Prints a
-// line; false: no memory.
-static bool bench(const Model *m, int context, char *error) {
+// Times a token of each of n_songs songs, with a full context where the model has one, on one core, in turn with
+// reading as many bytes as that needs. Prints a line; false: no memory.
+static bool bench(const Model *m, int context, int n_songs, char *error) {
     enum { ROUNDS = 40, EACH = 8 };
-    Stream stream;
-    if (!stream_new(&stream, m, context, error)) return false;
-    int64_t needed =
-        m->kind == GPT ? gpt_floats(&m->gpt, m->parameters, context) : lstm_floats(&m->lstm, m->parameters);
-    int64_t floats = round_up(needed, 128);
+    Batch batch;
+    if (!batch_new(&batch, m, n_songs, context, error)) return false;
+    int64_t needed = m->bytes;
+    if (m->kind == GPT) needed += 8LL * n_songs * m->gpt.L * m->gpt.C * context / columns_a_word(batch.gpt.kept);
+    const int64_t floats = round_up(needed / 4, 128);
     float *buffer = vector_alloc(floats);
-    double reads[ROUNDS * EACH], tokens[ROUNDS * EACH];
+    double reads[ROUNDS * EACH], steps[ROUNDS * EACH];
+    int rooms[MAX_ROOMS], tokens[MAX_ROOMS];
     volatile float kept = 0; // so that the reading is not optimised away
-    for (int i = 0; i < context; i++) stream_step(&stream, i % V);
-    for (int i = 0; buffer && i < ROUNDS; i++) {
-        for (int k = -1; k < EACH; k++) { // the first of each fills the caches
+    for (int i = 0; i < n_songs; i++) rooms[i] = i;
+    for (int t = -context; buffer && t < ROUNDS; t++) {
+        for (int k = -1; k < EACH && t >= 0; k++) { // the first of each fills the caches
             double start = seconds_now();
             kept = kept + read_all(buffer, floats);
-            if (k >= 0) reads[i * EACH + k] = seconds_now() - start;
+            if (k >= 0) reads[t * EACH + k] = seconds_now() - start;
         }
-        for (int k = -1; k < EACH; k++) {
+        for (int k = -1; k < (t < 0 ? 0 : EACH); k++) {
+            for (int i = 0; i < n_songs; i++) tokens[i] = (context + t + k + 7 * i + 1) % V;
             double start = seconds_now();
-            stream_step(&stream, (i + k + 1) % V);
-            if (k >= 0) tokens[i * EACH + k] = seconds_now() - start;
+            batch_step(&batch, rooms, n_songs, tokens);
+            if (k >= 0) steps[t * EACH + k] = seconds_now() - start;
         }
     }
-    stream_free(&stream);
-    if (!buffer) return fail(error, "--bench: no memory for a buffer of %lld MB", (long long)(floats * 4 >> 20));
+    batch_free(&batch);
+    if (!buffer) return fail(error, "--bench: no memory for a buffer of %lld MB", (long long)(needed >> 20));
     free(buffer);
-    double token = median(tokens, ROUNDS * EACH), read = median(reads, ROUNDS * EACH);
-    printf("bench model=%s", kind_names[m->kind]);
+    double step = median(steps, ROUNDS * EACH), read = median(reads, ROUNDS * EACH);
+    printf("bench model=%s weights=%s songs=%d", kind_names[m->kind], precision_names[m->precision], n_songs);
     if (m->kind == GPT) printf(" context=%d", context);
-    printf(" tokens_per_s=%.0f read_gb_per_s=%.1f mb_per_token=%.1f limit_tokens_per_s=%.0f fraction=%.3f\n", 1 / token,
-           (double)floats * 4e-9 / read, (double)needed * 4e-6, 1 / read, read / token);
+    printf(" tokens_per_s=%.0f read_gb_per_s=%.1f mb_per_step=%.1f limit_tokens_per_s=%.0f fraction=%.3f\n",
+           n_songs / step, (double)needed * 1e-9 / read, (double)needed * 1e-6, n_songs / read, read / step);
     return true;
 }
 
 // ---- the command line
-
-typedef struct {
-    Settings settings;
-    Texts outputs;
-    const Flag *context;
-    bool bench;
-} Call;
 
 static uint64_t fresh_seed(void) { // 32 bits: enough to differ, and short to type
     uint32_t seed = (uint32_t)time(NULL) * 2654435761u + (uint32_t)clock();
@@ -1152,20 +1767,73 @@ static uint64_t fresh_seed(void) { // 32 bits: enough to differ, and short to ty
     return seed;
 }
 
+// Bars the pitches outside --scale, --lowest and --highest.
+static bool parse_pitches(Settings *s, char *error) {
+    int classes = s->scale ? read_scale(s->scale) : 0xFFF;
+    int lowest = s->lowest ? read_key(s->lowest) : MIDI_LOWEST_KEY, left = 0;
+    int highest = s->highest ? read_key(s->highest) : MIDI_HIGHEST_KEY;
+    const char *key_help = "it must be a key of the piano: A0 to C8, as C#4, Bb2 or 60";
+    if (!classes) {
+        StBuffer names = {NULL, 0, 0, false};
+        for (int i = 0; i < N_SCALES; i++) st_print(&names, "%s%s", i ? ", " : "", scales[i].name);
+        fail(error, "--scale %.40s: it must be a note and a scale, as C-major or F#-minor; scales are %.*s", s->scale,
+             (int)names.size, names.bytes ? names.bytes : "");
+        free(names.bytes);
+        return false;
+    }
+    if (lowest < 0) return fail(error, "--lowest %.40s: %s", s->lowest, key_help);
+    if (highest < 0) return fail(error, "--highest %.40s: %s", s->highest, key_help);
+    for (int key = MIDI_LOWEST_KEY; key <= MIDI_HIGHEST_KEY; key++) {
+        const bool in = key >= lowest && key <= highest && classes >> key % 12 & 1;
+        s->filter.barred[MIDI_PITCH + key - MIDI_LOWEST_KEY] = !in;
+        left += in;
+    }
+    char low[16], high[16];
+    return left ||
+           fail(error, "%s: no key of %s lies from %s to %s; widen the range", s->lowest ? "--lowest" : "--highest",
+                s->scale ? s->scale : "the piano", key_name(lowest, low), key_name(highest, high));
+}
+
+static bool parse_outputs(Call *call, char *error) {
+    const bool several = call->settings.songs > 1 || call->models.n > 1;
+    bool to_stdout = false;
+    for (int i = 0; i < call->outputs.n; i++) {
+        const char *path = call->outputs.list[i];
+        const Format *format = format_of(path);
+        if (!format) return fail(error, "-o %s: the name should end in .mid, .wav, .html or .svg, or be -", path);
+        if (!format->make) call->page = true;
+        if (strcmp(path, "-")) continue;
+        if (to_stdout) return fail(error, "-o -: it was given twice; once is enough");
+        if (several) return fail(error, "-o -: the standard output takes one song; name a file for more");
+        to_stdout = true;
+    }
+    if (call->settings.live && several) return fail(error, "--live: it follows one song of one model");
+    if (call->settings.live && to_stdout) return fail(error, "--live: it writes to the standard output, as -o - does");
+    if (call->page && call->settings.songs * (call->models.n ? call->models.n : 1) > 256) {
+        return fail(error, "-n %lld: an .html shows 256 songs at most", (long long)call->settings.songs);
+    }
+    call->report = to_stdout || call->settings.live ? stderr : stdout;
+    if (!call->outputs.n) call->outputs.list[call->outputs.n++] = "song.mid";
+    return true;
+}
+
 // False, and a sentence, where an argument is wrong.
 static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error) {
     Settings *s = &call->settings;
     const double many = 1e6;
-    Texts models;
-    flag_texts(f, "", "MODEL", &models, 1,
-               "what a trainer saved [out/gpt/model.safetensors, else out/lstm/model.safetensors]");
-    flag_texts(f, "o", "FILE", &call->outputs, MAX_TEXTS,
-               "write FILE; .mid is music, .svg a piano roll; may be given several times [song.mid]");
+    flag_texts(f, "", "MODEL", &call->models, MAX_MODELS,
+               "what a trainer saved; several to compare [out/gpt/model.safetensors, else out/lstm/model.safetensors]");
+    flag_texts(
+        f, "o", "FILE", &call->outputs, MAX_TEXTS,
+        "write FILE: .mid is music, .wav sound, .html a page that shows and plays all songs, .svg a piano roll, - "
+        "the .mid to the standard output; may be given several times [song.mid]");
     flag_whole(f, "n", &s->songs, 1, 1, 10000, "N songs, each with the next seed; song i is written to FILE-i.mid");
     Flag *seed = flag_seed(f, &s->seed, "for the same song again [a fresh one, which is printed]");
     flag_whole(f, "tokens", &s->tokens, 0, 1, many,
-               "at most N new tokens, about a third as many notes [1024, or no limit with --bars]");
+               "at most N new tokens, about a third as many notes [1024, or no limit with --bars or --seconds]");
     flag_whole(f, "bars", &s->bars, 0, 1, 1e5, "stop at the bar line after N whole new bars");
+    flag_number(f, "seconds", &s->seconds, 0, "(0, 100000]",
+                "stop at the first bar line after F seconds of new music [no limit]");
     flag_number(f, "temperature", &s->filter.temperature, 1, "[0, 100]",
                 "below 1 safer, above 1 wilder, 0 always the likeliest token");
     flag_whole(f, "top-k", &s->filter.top_k, 0, 0, MIDI_TOKENS, "only the N likeliest tokens [0: all]");
@@ -1173,38 +1841,84 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
                 "only the likeliest tokens that together have F of the chance [1: all]");
     flag_number(f, "min-p", &s->filter.min_p, 0, "[0, 1]",
                 "only tokens at least F times as likely as the likeliest [0: all]");
+    flag_text(f, "scale", "NAME", &s->scale, NULL, "new notes only from a scale: C-major, F#-minor, Bb-blues, ...");
+    flag_text(f, "lowest", "KEY", &s->lowest, NULL, "no new note below: C3, F#2, 48");
+    flag_text(f, "highest", "KEY", &s->highest, NULL, "no new note above");
     flag_text(f, "prime", "FILE", &s->prime_path, NULL, "go on from the beginning of this MIDI file");
     flag_whole(f, "prime-tokens", &s->prime_tokens, 256, 1, many, "its first N tokens");
     flag_switch(f, "no-prime", &s->no_prime, "leave the prime out of what is written");
+    flag_switch(f, "live", &s->live,
+                "write each note and bar line as text when its time comes, until the end or Ctrl-C; files after that");
+    flag_text(f, "weights", "TYPE", &call->weights, "float32", "how weights are held; smaller is faster")->choices =
+        "float32|bf16|int8";
     call->context = flag_whole(f, "context", &s->context, 1024, 1, 65536,
                                "each token of a Transformer looks back on the last N; an LSTM's state carries all");
-    flag_number(f, "bpm", &s->bpm, 120, "[4, 1000]", "quarters per minute, written into the .mid");
-    flag_whole(f, "threads", &s->threads, 0, 1, 1024, "songs made at a time, with -n; changes no byte [all cores]");
+    call->bpm = flag_number(f, "bpm", &s->bpm, 120, "[4, 1000]", "quarters per minute [the prime's, else 120]");
+    flag_whole(f, "threads", &s->threads, 0, 1, 1024, "that share the songs of -n; changes no byte [all cores]");
+    flag_text(f, "eval", "DATASET", &call->dataset, NULL,
+              "no song: the model's mean loss on this test.safetensors, as the trainers' --eval");
+    flag_whole(f, "eval-stride", &call->stride, 64, 1, 1e15, "of every Nth window of 256; 1: all");
     flag_switch(f, "bench", &call->bench,
-                "time a token (a Transformer's at contexts 256 and 1,024) against reading memory, one core; no song");
+                "no song: time a token of -n songs (a Transformer's at contexts 256 and 1,024) against reading memory, "
+                "one core");
     if (!flags_parse(f, argc, argv, error)) return false;
-    for (int i = 0; i < call->outputs.n; i++) {
-        const char *path = call->outputs.list[i];
-        if (!format_of(path)) return fail(error, "-o %s: the name should end in .mid or .svg", path);
-    }
+    if (!parse_outputs(call, error) || !parse_pitches(s, error)) return false;
     if (s->no_prime && !s->prime_path) return fail(error, "--no-prime: it goes with --prime FILE");
-    if (!s->tokens && !s->bars) s->tokens = 1024;
-    if (!call->outputs.n) call->outputs.list[call->outputs.n++] = "song.mid";
+    if (call->bench && call->dataset) return fail(error, "--bench and --eval exclude each other; give one of them");
+    if (call->bench && s->songs > MAX_ROOMS) {
+        return fail(error, "-n %lld: --bench takes at most %d songs", (long long)s->songs, MAX_ROOMS);
+    }
+    if (!s->tokens && !s->bars && !(s->seconds > 0)) s->tokens = 1024;
     if (!seed->given) s->seed = fresh_seed();
-    if (models.n) s->model_path = models.list[0];
     return true;
 }
 
 static void print_help(const Flags *flags) {
-    printf("usage: sample_music [MODEL] [-o FILE ...] [flags]\n\n"
-           "Writes new piano music with a trained model, or goes on with yours.\n\n");
+    printf("usage: sample_music [MODEL ...] [-o FILE ...] [flags]\n\n"
+           "Writes new piano music with trained models, or goes on with yours.\n\n");
     flags_print(flags);
     printf("\nGood starting points: --temperature 0.9, --top-p 0.95 or --min-p 0.05. Exit status: 0 done, 1 it failed, "
            "2 wrong usage.\n");
 }
 
-// The first tokens of the prime.
-static bool read_prime(Settings *settings, char *error) {
+// ---- the prime
+
+static bool on_grid(int64_t tick, int division) { return tick * 4 % division == 0; }
+
+// Says how many notes, and so on, if any.
+static void tell(FILE *out, size_t count, const char *one, const char *several) {
+    if (count) fprintf(out, "; %zu %s", count, count == 1 ? one : several);
+}
+
+// What of the file is in the tokens and what is not.
+static void tell_prime(const Settings *settings, const midi_song *song, const midi_report *report, size_t all,
+                       FILE *out) {
+    size_t moved = 0, drums = 0;
+    bool loudness = false;
+    for (size_t i = 0; i < song->n_notes; i++) {
+        const midi_note *note = &song->notes[i];
+        moved += !on_grid(note->start, song->division) || !on_grid(note->end, song->division);
+        drums += note->channel == 9;
+        loudness = loudness || note->velocity != song->notes[0].velocity;
+    }
+    fprintf(out, "prime %s: the first %zu of %zu tokens, at %g quarters a minute", settings->prime_path,
+            settings->n_prime, all, settings->bpm);
+    tell(out, report->out_of_range, "note outside the piano's range dropped",
+         "notes outside the piano's range dropped");
+    tell(out, report->vanished, "note too short for 16ths dropped", "notes too short for 16ths dropped");
+    tell(out, moved, "note moved to the grid of 16ths", "notes moved to the grid of 16ths");
+    tell(out, report->split, "note longer than two bars struck again", "notes longer than two bars struck again");
+    tell(out, drums, "drum note played as a key", "drum notes played as keys");
+    tell(out, song->open_notes, "note that was never ended, ended with its track",
+         "notes that were never ended, ended with their track");
+    if (song->n_tempos > 1) fprintf(out, "; %zu tempos become one", song->n_tempos);
+    if (loudness) fprintf(out, "; all notes become equally loud");
+    if (report->assumed_meter) fprintf(out, "; no time signature, read as 4/4");
+    fprintf(out, "\n");
+}
+
+// The first tokens of the prime, and its tempo if the caller gave none.
+static bool read_prime(Settings *settings, bool own_bpm, FILE *out, char *error) {
     midi_song song;
     midi_error problem;
     midi_report report;
@@ -1213,99 +1927,84 @@ static bool read_prime(Settings *settings, char *error) {
         return fail(error, "--prime %s: %s", path, problem.text);
     }
     int ok = midi_encode(&song, &settings->prime, &settings->n_prime, &report, &problem);
+    if (!ok) fail(error, "--prime %s: %s", path, problem.text);
+    if (ok && !report.notes) {
+        ok = fail(error, "--prime %s: has no notes of a piano; give a MIDI file that has some", path);
+    }
+    const size_t all = settings->n_prime;
+    if (ok && all > (size_t)settings->prime_tokens) settings->n_prime = (size_t)settings->prime_tokens;
+    const midi_tempo *first = NULL; // in time
+    for (size_t i = 0; i < song.n_tempos; i++) {
+        if (!first || song.tempos[i].tick < first->tick) first = &song.tempos[i];
+    }
+    const double bpm = first && first->us_per_quarter ? 60e6 / first->us_per_quarter : 0;
+    if (!own_bpm && bpm >= 4 && bpm <= 1000) settings->bpm = bpm;
+    if (ok) tell_prime(settings, &song, &report, all, out);
     midi_free(&song);
-    if (!ok) return fail(error, "--prime %s: %s", path, problem.text);
-    size_t all = settings->n_prime;
-    if (!report.notes) return fail(error, "--prime %s: has no notes of a piano; give a MIDI file that has some", path);
-    if (all > (size_t)settings->prime_tokens) settings->n_prime = (size_t)settings->prime_tokens;
-    printf("prime %s: the first %zu of %zu tokens", path, settings->n_prime, all);
-    if (report.out_of_range) printf("; %zu notes outside the piano's range dropped", report.out_of_range);
-    if (report.vanished) printf("; %zu notes too short for 16ths dropped", report.vanished);
-    printf("\n");
-    return true;
-}
-
-// out/song.mid -> out/song-3.mid, where there are several songs. The caller frees it; NULL: no memory.
-static char *output_name(const char *path, int64_t song, int64_t songs) {
-    size_t size = strlen(path) + 32, stem = strlen(path) - strlen(format_of(path)->suffix);
-    char *name = (char *)malloc(size);
-    if (name && songs == 1) snprintf(name, size, "%s", path);
-    if (name && songs > 1) snprintf(name, size, "%.*s-%lld%s", (int)stem, path, (long long)song + 1, path + stem);
-    return name;
-}
-
-// Makes song i and writes it to all outputs; report: what to say about it.
-static bool make_and_write(const Call *call, const Model *model, int64_t i, StBuffer *report, char *error) {
-    const Settings *settings = &call->settings;
-    Song song;
-    bool ok = song_make(&song, model, settings, settings->seed + (uint64_t)i, error);
-    for (int k = 0; ok && k < call->outputs.n; k++) {
-        char *name = output_name(call->outputs.list[k], i, settings->songs);
-        ok = name ? format_of(name)->write(&song, name, error) : fail(error, "%s: no memory", call->outputs.list[k]);
-        if (ok) st_print(report, k ? " %s" : "%s", name);
-        free(name);
-    }
-    if (ok) {
-        st_print(report, "  %zu notes  %d bars  %.1f s  seed %llu  %.0f tokens/s", song.midi.n_notes, song_bars(&song),
-                 song_seconds(&song), (unsigned long long)song.seed, (double)song.n / song.seconds);
-        if (song.cut) {
-            st_print(report, "  ended after %zu new tokens, before --bars %lld", song.n - song.n_prime,
-                     (long long)settings->bars);
-        }
-    }
-    song_free(&song);
     return ok;
 }
 
-// All songs, several at a time: a single token is too small a thing to share between cores, a song is not.
-static bool make_all(const Call *call, const Model *model, char *error) {
-    bool good = true; // no song has failed yet
-    int threads = 1;
-#if defined(_OPENMP)
-    threads = call->settings.threads ? (int)call->settings.threads : omp_get_max_threads();
-#endif
-#pragma omp parallel for ordered schedule(static, 1) num_threads(threads)
-    for (int64_t i = 0; i < call->settings.songs; i++) {
-        char problem[ERROR_SIZE];
-        StBuffer report = {NULL, 0, 0, false};
-        bool ok;
-#pragma omp atomic read
-        ok = good;
-        if (ok) ok = make_and_write(call, model, i, &report, problem);
-#pragma omp ordered
-        {
-            if (ok && good) {
-                printf("%.*s\n", (int)report.size, report.bytes ? report.bytes : "");
-                fflush(stdout);
-            } else if (good) {
-#pragma omp atomic write
-                good = false;
-                memcpy(error, problem, ERROR_SIZE);
-            }
-        }
-        free(report.bytes);
-    }
-    (void)threads;
-    return good;
-}
+// ---- the program
 
-static bool find_model(Settings *settings, char *error) {
+static bool find_model(Call *call, char *error) {
     static const char *const usual[] = {"out/gpt/model.safetensors", "out/lstm/model.safetensors"};
-    for (int i = 0; i < 2 && !settings->model_path; i++) {
-        if (!access(usual[i], F_OK)) settings->model_path = usual[i];
+    for (int i = 0; i < 2 && !call->models.n; i++) {
+        if (!access(usual[i], F_OK)) call->models.list[call->models.n++] = usual[i];
     }
-    return settings->model_path ||
+    return call->models.n ||
            fail(error, "%s: there is no such model yet; train one with ./train_gpt_music, or name a model's file",
                 usual[0]);
 }
 
+static bool load_models(const Call *call, Model *models, char *error) {
+    Precision precision = FLOAT32;
+    for (int k = 0; k < 3; k++) {
+        if (!strcmp(call->weights, precision_names[k])) precision = (Precision)k;
+    }
+    for (int k = 0; k < call->models.n; k++) {
+        if (!model_load(&models[k], call->models.list[k], precision, error)) return false;
+    }
+    return true;
+}
+
+static void interrupt(int signal) { (void)signal, interrupted = 1; }
+
+static void catch_signals(void) { // a first one ends the song, a second one the program
+    struct sigaction action = {0};
+    action.sa_handler = interrupt;
+    action.sa_flags = (int)SA_RESETHAND;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_IGN); // a reader that goes away ends the song, too
+}
+
+// What is asked for, once the models are there.
+static bool run_call(Call *call, Model *models, char *error) {
+    Settings *settings = &call->settings;
+    bool ok = true;
+    for (int k = 0; k < call->models.n && (call->bench || call->dataset); k++) {
+        const Model *m = &models[k];
+        if (call->dataset) {
+            ok = ok && evaluate(call, m, error);
+        } else {
+            ok = ok && bench(m, 256, (int)settings->songs, error) &&
+                 (m->kind == LSTM || bench(m, 1024, (int)settings->songs, error));
+        }
+    }
+    if (call->bench || call->dataset) return ok;
+    if (settings->prime_path && !read_prime(settings, call->bpm->given, call->report, error)) return false;
+    if (settings->live) catch_signals();
+    return make_all(call, models, call->models.n, error);
+}
+
 static int sample_main(int argc, char **argv) {
     Call call = {0};
-    Settings *settings = &call.settings;
     Flags flags = {0};
-    Model model = {0};
+    static Model models[MAX_MODELS];
     char error[ERROR_SIZE] = "";
     int status = 0;
+    bool any_context = false;
+    interrupted = 0;
     program_start();
     if (!parse_call(&call, &flags, argc, argv, error)) {
         status = 2;
@@ -1313,19 +2012,20 @@ static int sample_main(int argc, char **argv) {
         print_help(&flags);
     } else if (flags.version) {
         printf("sample_music %s\n", MUSIC_VERSION);
-    } else if (!find_model(settings, error) || !model_load(&model, settings->model_path, error)) {
+    } else if (!find_model(&call, error) || !load_models(&call, models, error)) {
         status = 1;
-    } else if (call.context->given && model.kind == LSTM) {
-        status = 2;
-        fail(error, "--context %lld: %s is an LSTM, whose state carries all that came before; leave the flag out",
-             (long long)settings->context, settings->model_path);
-    } else if (call.bench) {
-        status = !(bench(&model, 256, error) && (model.kind == LSTM || bench(&model, 1024, error)));
     } else {
-        status = !((!settings->prime_path || read_prime(settings, error)) && make_all(&call, &model, error));
+        for (int k = 0; k < call.models.n; k++) any_context = any_context || models[k].kind == GPT;
+        if (call.context->given && !any_context) {
+            status = 2;
+            fail(error, "--context %lld: %s is an LSTM, whose state carries all that came before; leave the flag out",
+                 (long long)call.settings.context, models[0].path);
+        } else {
+            status = !run_call(&call, models, error);
+        }
     }
-    model_free(&model);
-    MIDI_FREE(settings->prime);
+    for (int k = 0; k < MAX_MODELS; k++) model_free(&models[k]);
+    MIDI_FREE(call.settings.prime);
     return program_end("sample_music", status, error);
 }
 

@@ -292,14 +292,17 @@ static uint8_t *random_tokens(int T) {
 static void compare_logits(const char *name, const char *path, const uint8_t *tokens, const double *want, int T,
                            int context) {
     Model model;
-    Stream stream;
-    bool ok = model_load(&model, path, error) && stream_new(&stream, &model, context, error);
+    Batch batch;
+    const int room = 0;
+    bool ok = model_load(&model, path, FLOAT32, error) && batch_new(&batch, &model, 1, context, error);
     CHECK(ok, "%s: %s", name, error);
     if (!ok) return;
     double worst = 0;
     int where = -1;
     for (int t = 0; t < T; t++) {
-        const float *logits = stream_step(&stream, tokens[t]);
+        const int token = tokens[t];
+        batch_step(&batch, &room, 1, &token);
+        const float *logits = row(batch.logits, 0);
         for (int v = 0; v < MIDI_TOKENS; v++) {
             double difference = fabs(logits[v] - want[(size_t)t * MIDI_TOKENS + v]);
             if (!(difference <= worst)) worst = difference, where = t;
@@ -307,7 +310,7 @@ static void compare_logits(const char *name, const char *path, const uint8_t *to
     }
     printf("logits, %s: largest difference %.1e, at position %d of %d\n", name, worst, where, T);
     CHECK(worst < 1e-4, "%s: logits differ from the full forward's by %g at position %d", name, worst, where);
-    stream_free(&stream);
+    batch_free(&batch);
     model_free(&model);
 }
 
@@ -335,6 +338,106 @@ static void check_lstm_logits(const char *name, LstmSizes size, double gain, int
     compare_logits(name, path, tokens, want, T, 1);
     st_free(&file);
     free(want), free(tokens);
+}
+
+// ---- weights in fewer bits
+
+// A product's results against double arithmetic on the very weights that the precision keeps; in a batch the same bytes
+// as alone, whoever else is in it.
+static void check_product(Precision precision, int n_in, int n_out) {
+    enum { SONGS = 14 };
+    const int64_t high = round_up(n_out, PANEL), wide = round_up(n_in, PANEL);
+    PhiloxKey key = philox_key(5, (uint32_t)n_in, (uint32_t)n_out);
+    Arena arena = {vector_alloc(panels_words(precision, n_in, n_out) + (2 * high + wide) * (SONGS + 4)), 0};
+    float *W = (float *)calloc((size_t)n_out * (size_t)n_in, sizeof *W);
+    Weights w = {precision, n_in, n_out, take(&arena, panels_words(precision, n_in, n_out)), take(&arena, n_out), NULL};
+    w.starts = (int32_t *)(void *)take(&arena, n_out);
+    float *bias = take(&arena, n_out);
+    Rows x = take_rows(&arena, SONGS, n_in), together = take_rows(&arena, SONGS, n_out);
+    Rows alone = take_rows(&arena, 1, n_out);
+    char *bytes = (char *)malloc(SONGS * byte_vector_size(n_in));
+    int songs[SONGS], differ = 0;
+    double worst = 0;
+    for (int64_t i = 0; i < (int64_t)n_out * n_in; i++) W[i] = (float)(0.1 * philox_normal(key, (uint64_t)i));
+    for (int o = 0; o < n_out; o++) bias[o] = (float)o / 100, weights_set_row(&w, o, W + (int64_t)o * n_in);
+    for (int s = 0; s < SONGS; s++) {
+        songs[s] = SONGS - 1 - s;
+        for (int i = 0; i < n_in; i++)
+            row(x, s)[i] = (float)(s * philox_normal(key, (uint64_t)(1 << 24 | s << 16 | i)));
+    }
+    for (int n = 1; n <= SONGS; n++) {
+        memset(together.at, 0, (size_t)(SONGS * together.stride) * sizeof(float));
+        product(&w, together, shared(bias), x, songs, n, bytes);
+        for (int s = 0; s < n; s++) {
+            const int song = songs[s];
+            const Rows mine = {row(x, song), 0};
+            const int first = 0;
+            memcpy(alone.at, bias, (size_t)n_out * sizeof(float)); // the bias may be y
+            product(&w, alone, alone, mine, &first, 1, bytes);
+            differ += memcmp(alone.at, row(together, song), (size_t)n_out * sizeof(float)) != 0;
+        }
+    }
+    for (int s = 0; s < SONGS; s++) {
+        double largest = 0;
+        for (int i = 0; i < n_in; i++) largest = fmax(largest, fabs(row(x, s)[i]));
+        for (int o = 0; o < n_out; o++) {
+            double sum = bias[o], size = 1e-30, most = 0;
+            for (int i = 0; i < n_in; i++) most = fmax(most, fabs(W[(int64_t)o * n_in + i]));
+            for (int i = 0; i < n_in; i++) {
+                double weight = W[(int64_t)o * n_in + i], number = row(x, s)[i];
+                if (precision == BF16) weight = st_bfloat(to_bf16((float)weight));
+                if (precision == INT8) {
+                    weight = rint(weight * (double)(127 / (float)most)) * most / 127;
+                    number = largest > 0 ? rint(number * 127 / largest) * largest / 127 : 0;
+                }
+                sum += weight * number;
+                size += fabs(weight * number);
+            }
+            // Of int8 one number in a thousand may round to the other side in float.
+            double allowed = precision == INT8 ? size * 1e-3 + 2 * most * largest / 127 : size * 1e-5;
+            worst = fmax(worst, fabs(row(together, s)[o] - sum) / (allowed + 1e-6));
+        }
+    }
+    CHECK(differ == 0, "%s, %d x %d: %d products differ in a batch", precision_names[precision], n_out, n_in, differ);
+    CHECK(worst < 1, "%s, %d x %d: wrong by %g times what is allowed", precision_names[precision], n_out, n_in, worst);
+
+    row(x, 3)[n_in - 1] = NAN;
+    product(&w, together, shared(bias), x, songs, SONGS, bytes);
+    CHECK(isnan(row(together, 3)[n_out - 1]) && isfinite(row(together, 4)[n_out - 1]), "a NaN is lost");
+    row(x, 3)[n_in - 1] = -INFINITY;
+    product(&w, together, shared(bias), x, songs, SONGS, bytes);
+    CHECK(!isfinite(row(together, 3)[n_out - 1]), "an infinity is lost");
+    free(arena.memory), free(W), free(bytes);
+}
+
+// A model in fewer bits says nearly the same: the root mean square of the difference of its logits.
+static void check_precisions(const char *name, const char *path, int T) {
+    uint8_t *tokens = random_tokens(T);
+    double squares[3] = {0}, sum = 0;
+    float *exact = (float *)malloc((size_t)T * V * sizeof *exact);
+    for (int p = FLOAT32; p <= INT8; p++) {
+        Model model;
+        Batch batch;
+        const int room = 0;
+        bool ok = model_load(&model, path, (Precision)p, error) && batch_new(&batch, &model, 1, 50, error);
+        CHECK(ok, "%s: %s", name, error);
+        if (!ok) return;
+        for (int t = 0; t < T; t++) {
+            const int token = tokens[t];
+            batch_step(&batch, &room, 1, &token);
+            for (int v = 0; v < V; v++) {
+                float logit = row(batch.logits, 0)[v], *right = &exact[t * V + v];
+                if (p == FLOAT32) *right = logit, sum += logit * logit;
+                squares[p] += (logit - *right) * (logit - *right);
+            }
+        }
+        batch_free(&batch), model_free(&model);
+    }
+    double bf16 = sqrt(squares[BF16] / sum), int8 = sqrt(squares[INT8] / sum);
+    printf("logits, %s: bf16 differs by %.1e of their size, int8 by %.1e\n", name, bf16, int8);
+    CHECK(bf16 > 1e-6 && bf16 < 0.02 && int8 > 1e-6 && int8 < 0.06, "%s: fewer bits differ by %g, %g", name, bf16,
+          int8);
+    free(exact), free(tokens);
 }
 
 // ---- choosing tokens
@@ -374,9 +477,13 @@ static void brute_force(const float *logits, int previous, Filter filter, double
 }
 
 static void check_filters(void) {
-    static const Filter filters[] = {{1, 0, 1, 0},       {0.7, 0, 1, 0},      {1.3, 5, 1, 0},   {1, 1, 1, 0},
-                                     {1, 0, 0.9, 0},     {1, 0, 0.3, 0},      {1, 0, 1, 0.05},  {1, 0, 1, 1},
-                                     {0.9, 40, 0.95, 0}, {1.5, 20, 0.8, 0.1}, {1, 153, 1e-9, 0}};
+#define F(temperature, k, p, min)                                                                                      \
+    {                                                                                                                  \
+        temperature, k, p, min, { 0 }                                                                                  \
+    }
+    static const Filter filters[] = {F(1, 0, 1, 0),       F(0.7, 0, 1, 0),      F(1.3, 5, 1, 0),   F(1, 1, 1, 0),
+                                     F(1, 0, 0.9, 0),     F(1, 0, 0.3, 0),      F(1, 0, 1, 0.05),  F(1, 0, 1, 1),
+                                     F(0.9, 40, 0.95, 0), F(1.5, 20, 0.8, 0.1), F(1, 153, 1e-9, 0)};
     static const int previous[] = {-1, 0, 1, 32, 33, 120, 121, 152};
     PhiloxKey key = philox_key(3, 0, 0);
     int wrong = 0, cases = 0;
@@ -407,7 +514,7 @@ static void check_filters(void) {
     float logits[MIDI_TOKENS];
     double want[MIDI_TOKENS], worst = 0;
     static int count[MIDI_TOKENS];
-    const Filter filter = {0.8, 12, 0.97, 0};
+    const Filter filter = F(0.8, 12, 0.97, 0);
     for (int i = 0; i < MIDI_TOKENS; i++) logits[i] = (float)(2 * philox_normal(key, (uint64_t)(1000000 + i)));
     brute_force(logits, MIDI_BAR, filter, want);
     for (uint32_t i = 0; i < 200000; i++) {
@@ -420,7 +527,7 @@ static void check_filters(void) {
     }
     CHECK(worst < 5, "draws deviate from their chances by %g standard errors", worst);
 
-    const Filter greedy = {0, 0, 1, 0};
+    const Filter greedy = F(0, 0, 1, 0);
     int best = MIDI_OFFSET;
     for (int i = MIDI_OFFSET; i < MIDI_PITCH; i++) best = logits[i] > logits[best] ? i : best;
     CHECK(draw(logits, MIDI_BAR, &greedy, 0.999) == best, "temperature 0 does not take the likeliest");
@@ -475,6 +582,22 @@ static bool same_file(const char *a, const char *b) {
     return same;
 }
 
+// A whole song of this seed, alone. The caller frees it, after a failure too.
+static bool song_make(Song *song, const Model *model, const Settings *settings, uint64_t seed, char *problem) {
+    Batch batch;
+    Maker maker;
+    const int room = 0;
+    if (!maker_begin(&maker, song, settings, seed, problem)) return false;
+    if (!batch_new(&batch, model, 1, (int)context_needed(settings), problem)) return false;
+    for (bool more = true; more;) {
+        const int token = maker_next(&maker);
+        batch_step(&batch, &room, 1, &token);
+        more = maker_take(&maker, row(batch.logits, 0));
+    }
+    batch_free(&batch);
+    return song_finish(song, model, settings, problem);
+}
+
 static bool exists(const char *name) { return !access(in_folder(name), F_OK); }
 
 static void contains(const char *name, const char *text) { // a file of the scratch folder
@@ -486,14 +609,13 @@ static void contains(const char *name, const char *text) { // a file of the scra
 }
 
 static void check_grammar(void) {
-    static const Filter filters[] = {{1, 0, 1, 0}, {2, 0, 1, 0}, {0.5, 10, 0.9, 0.01}, {0, 0, 1, 0}};
+    static const Filter filters[] = {F(1, 0, 1, 0), F(2, 0, 1, 0), F(0.5, 10, 0.9, 0.01), F(0, 0, 1, 0)};
     Model model;
-    CHECK(model_load(&model, small_model, error), "%s", error);
+    CHECK(model_load(&model, small_model, FLOAT32, error), "%s", error);
     for (int f = 0; f < 4; f++) {
         Settings settings = {.filter = filters[f], .tokens = 10000, .context = 64, .bpm = 120};
-        Song song = {0};
-        song.seed = (uint64_t)f;
-        CHECK(song_sample(&song, &model, &settings, error), "%s", error);
+        Song song;
+        CHECK(song_make(&song, &model, &settings, (uint64_t)f, error), "%s", error);
         int wrong = 0, previous = MIDI_BAR, kinds[4] = {0};
         for (size_t i = 0; i < song.n; previous = song.tokens[i++]) {
             wrong += song.tokens[i] >= MIDI_TOKENS || !midi_may_follow(previous, song.tokens[i]);
@@ -528,15 +650,185 @@ static void check_seeds(void) {
           "the temperature changes nothing");
 }
 
+// Songs together in a batch, some of which end early, are the songs alone.
+static void check_batches(void) {
+    for (int p = FLOAT32; p <= INT8; p++) {
+        const char *flags = "--tokens 400 --bars 9 --top-p 0.97 --weights";
+        CHECK(call("MODEL --seed 20 -n 19 %s %s --threads 1 -o @/t.mid", flags, precision_names[p]) == 0, "%s", said);
+        CHECK(strstr(said, "19 songs  ") && strstr(said, " tokens/s\n"), "no total: %s", said);
+        for (int i = 1; i <= 19; i++) {
+            char name[32];
+            snprintf(name, sizeof name, "t-%d.mid", i);
+            call("MODEL --seed %d %s %s -o @/alone.mid", 19 + i, flags, precision_names[p]);
+            CHECK(same_file(name, "alone.mid"), "%s: song %d of 19 differs from the same alone", precision_names[p], i);
+        }
+    }
+    CHECK(call("MODEL --seed 20 --tokens 50 --weights int8 -o @/t.svg") == 0, "%s", said);
+    contains("t.svg", "weights int8)");
+}
+
+// ---- guards and reports
+
+static void check_names(void) {
+    static const struct {
+        const char *text;
+        int key;
+    } keys[] = {{"C4", 60},          {"c4", 60},  {"A0", 21},   {"C8", 108},  {"Bb2", 46},  {"F#3", 54}, {"60", 60},
+                {"Cb4", 59},         {"B#3", 60}, {"C##4", 62}, {"G#-1", -1}, {"C9", -1},   {"H2", -1},  {"20", -1},
+                {"109", -1},         {"", -1},    {"C", -1},    {"C4x", -1},  {"60.5", -1}, {"#4", -1},  {"-60", -1},
+                {"C99999999999", -1}};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        CHECK(read_key(keys[i].text) == keys[i].key, "'%s' is read as key %d", keys[i].text, read_key(keys[i].text));
+    }
+    for (int key = 21; key <= 108; key++) {
+        char name[16];
+        CHECK(read_key(key_name(key, name)) == key, "key %d is not read back from %s", key, name);
+    }
+    CHECK(read_scale("C-major") == 0xAB5 && read_scale("a-minor") == 0xAB5 && read_scale("Db-pentatonic") == 0x52A,
+          "scales are read wrong");
+    CHECK(!read_scale("C") && !read_scale("C-") && !read_scale("major") && !read_scale("C-majors") && !read_scale(""),
+          "what is no scale is read as one");
+}
+
+static bool plays(const char *name, const char *scale, int lowest, int highest) { // only such keys, and some
+    midi_song song;
+    midi_error problem;
+    if (!midi_read_file(&song, in_folder(name), 1 << 24, &problem)) return false;
+    bool in = song.n_notes > 0;
+    for (size_t i = 0; i < song.n_notes; i++) {
+        int key = song.notes[i].key;
+        in = in && key >= lowest && key <= highest && read_scale(scale) >> key % 12 & 1;
+    }
+    midi_free(&song);
+    return in;
+}
+
+static void check_guards(void) {
+    CHECK(call("MODEL --seed 3 --tokens 900 --scale Eb-major -o @/g.mid") == 0, "%s", said);
+    CHECK(plays("g.mid", "Eb-major", 21, 108), "notes outside --scale Eb-major");
+    CHECK(call("MODEL --seed 3 --tokens 900 --scale C-blues --lowest C3 --highest 71 -o @/g.mid -o @/g.svg") == 0, "%s",
+          said);
+    CHECK(plays("g.mid", "C-blues", 48, 71), "notes outside C3 to 71");
+    contains("g.svg", "scale C-blues, lowest C3, highest 71");
+    // One key only, and the strictest filters: there is always a token to choose.
+    CHECK(call("MODEL --seed 3 --tokens 900 --lowest C4 --highest C4 --top-k 1 -o @/g.mid") == 0, "%s", said);
+    CHECK(call("MODEL --seed 3 --tokens 900 --lowest C4 --highest C4 --temperature 2 -o @/g.mid") == 0, "%s", said);
+    CHECK(plays("g.mid", "C-major", 60, 60) && strstr(said, "  C4-C4  "), "notes beside the only one: %s", said);
+    CHECK(call("MODEL --lowest C4 --highest B3 -o @/x.mid") == 2 &&
+              strstr(said, "--lowest: no key of the piano lies from C4 to B3"),
+          "%s", said);
+    CHECK(call("MODEL --scale C-major --lowest C#4 --highest C#4 -o @/x.mid") == 2 && strstr(said, "no key of C-major"),
+          "%s", said);
+    CHECK(call("MODEL --scale X-major -o @/x.mid") == 2 && strstr(said, "--scale X-major: ") && strstr(said, "blues"),
+          "%s", said);
+    CHECK(call("MODEL --lowest Z -o @/x.mid") == 2 && strstr(said, "--lowest Z: it must be a key"), "%s", said);
+    CHECK(call("MODEL --highest C9 -o @/x.mid") == 2 && strstr(said, "--highest C9: "), "%s", said);
+
+    // --seconds: the first bar line at which there are enough, so that one bar less was too short.
+    Model model;
+    Song song;
+    CHECK(model_load(&model, small_model, FLOAT32, error), "%s", error);
+    for (int seed = 0; seed < 10; seed++) {
+        Settings settings = {.filter = {.temperature = 1, .top_p = 1}, .seconds = 7, .context = 64, .bpm = 90};
+        CHECK(song_make(&song, &model, &settings, (uint64_t)seed, error), "%s", error);
+        const double tick = tick_seconds(&song);
+        CHECK(song.n_lines > 1 && song.tokens[song.n - 1] == MIDI_BAR && !song.cut, "--seconds 7: not at a bar line");
+        CHECK((double)song.lines[song.n_lines - 1] * tick >= 7 - 1e-6, "--seconds 7 ended before");
+        CHECK(song.n_lines < 2 || (double)song.lines[song.n_lines - 2] * tick < 7, "--seconds 7 ended too late");
+        song_free(&song);
+    }
+    CHECK(call("MODEL --seconds 60 --tokens 5 --seed 1 -o @/g.mid") == 0 && strstr(said, "before --seconds 60"), "%s",
+          said);
+
+    // Every note-on has its note-off before the next of its key.
+    Settings settings = {.filter = {.temperature = 1, .top_p = 1}, .tokens = 3000, .context = 64, .bpm = 120};
+    for (int key = 0; key < V; key++) settings.filter.barred[key] = midi_token_kind(key) == MIDI_KIND_PITCH && key > 40;
+    CHECK(song_make(&song, &model, &settings, 8, error), "%s", error);
+    int64_t ends[128] = {0};
+    size_t wrong = 0;
+    for (size_t i = 0; i < song.midi.n_notes; i++) {
+        const midi_note *note = &song.midi.notes[i];
+        wrong += note->start < ends[note->key] || note->end <= note->start || note->end - note->start > 32 * MIDI_STEP;
+        ends[note->key] = note->end;
+    }
+    CHECK(song.midi.n_notes > 300 && wrong == 0, "%zu of %zu notes overlap on their key", wrong, song.midi.n_notes);
+
+    // The report: the longest repetition by brute force, and the mean surprise by a plain forward.
+    size_t longest = 0;
+    int notes = 0, found = longest_repetition(&song);
+    for (size_t a = 0; a < song.n; a++) {
+        for (size_t b = a + 1; b < song.n; b++) {
+            size_t n = 0;
+            while (a + n < b && b + n < song.n && song.tokens[a + n] == song.tokens[b + n]) n++;
+            if (n <= longest) continue;
+            longest = n, notes = 0;
+            for (size_t i = a; i < a + n; i++) notes += midi_token_kind(song.tokens[i]) == MIDI_KIND_DURATION;
+        }
+    }
+    CHECK(longest > 3 && abs(found - notes) <= 1, "the longest repetition has %d notes, not %d", notes, found);
+    Batch batch;
+    const int room = 0;
+    double sum = 0;
+    CHECK(batch_new(&batch, &model, 1, 64, error), "%s", error);
+    for (size_t i = 0; i < song.n; i++) {
+        const int token = i ? song.tokens[i - 1] : MIDI_BAR;
+        double all = 0;
+        batch_step(&batch, &room, 1, &token);
+        const float *logits = row(batch.logits, 0);
+        for (int v = 0; v < V; v++) all += exp(logits[v]);
+        sum -= log(exp(logits[song.tokens[i]]) / all);
+    }
+    CHECK(fabs(sum / (double)song.n - song.nll) < 1e-6, "the mean NLL is %g, not %g", sum / (double)song.n, song.nll);
+    batch_free(&batch);
+    song_free(&song);
+    model_free(&model);
+}
+
+// --eval: the mean over whole windows, against the sums made one by one.
+static void check_eval(void) {
+    enum { N = 900 };
+    uint8_t *tokens = random_tokens(N);
+    const int64_t pieces[] = {0, 300, 310, N};
+    CHECK(dataset_save(in_folder("eval.safetensors"), tokens, N, pieces, 3, "", error), "%s", error);
+    Model model;
+    Batch batch;
+    const int room = 0;
+    double sum = 0;
+    int windows = 0;
+    CHECK(model_load(&model, small_model, FLOAT32, error) && batch_new(&batch, &model, 1, 256, error), "%s", error);
+    for (int w = 0; w < 44 + 334; w += 13, windows++) { // pieces of 300 and 590 tokens
+        const uint8_t *at = tokens + (w < 44 ? w : 310 + w - 44);
+        batch_begin(&batch, 0);
+        for (int t = 0; t < 256; t++) {
+            const int token = at[t];
+            batch_step(&batch, &room, 1, &token);
+            sum += surprise(row(batch.logits, 0), at[t + 1]);
+        }
+    }
+    batch_free(&batch), model_free(&model);
+    double loss = 0;
+    int n = 0;
+    CHECK(call("MODEL --eval @/eval.safetensors --eval-stride 13") == 0, "%s", said);
+    CHECK(sscanf(said, "eval loss=%lf windows=%d ", &loss, &n) == 2 && n == windows, "%s", said);
+    CHECK(fabs(loss - sum / (256.0 * windows)) < 2e-6, "--eval says %g, not %g", loss, sum / (256.0 * windows));
+    CHECK(call("MODEL --eval @/eval.safetensors --eval-stride 13 --weights int8 --threads 1") == 0, "%s", said);
+    double cost = -loss;
+    CHECK(sscanf(said, "eval loss=%lf", &loss) == 1 && fabs(cost += loss) < 0.02, "int8 costs %g: %s", cost, said);
+    CHECK(call("MODEL --eval @/nothing") == 1 && call("MODEL --eval MODEL") == 1, "%s", said);
+    CHECK(call("MODEL --eval @/eval.safetensors --bench") == 2, "%s", said);
+    free(tokens);
+}
+
 // All notes of a file's .svg and .mid are the song's, at their times.
 static void check_files(void) {
     Model model;
     Song song;
     Settings settings = {.filter = {.temperature = 1, .top_p = 1}, .tokens = 900, .context = 64, .bpm = 96};
-    CHECK(model_load(&model, small_model, error) && song_make(&song, &model, &settings, 21, error), "%s", error);
+    CHECK(model_load(&model, small_model, FLOAT32, error) && song_make(&song, &model, &settings, 21, error), "%s",
+          error);
     CHECK(song.midi.n_notes > 100, "only %zu notes", song.midi.n_notes);
     const char *mid = in_folder("f.mid"), *svg = in_folder("f.svg");
-    CHECK(write_mid(&song, mid, error) && write_svg(&song, svg, error), "%s", error);
+    CHECK(songs_write(&song, 1, mid, error) && songs_write(&song, 1, svg, error), "%s", error);
 
     midi_song back;
     midi_error problem;
@@ -547,16 +839,17 @@ static void check_files(void) {
     bool text = false;
     for (size_t i = 0; i < back.n_texts; i++) text = text || strstr(back.texts[i].text, "seed 21, tokens 900");
     CHECK(text, "the .mid does not say its seed and settings");
-    // Where notes of one key overlap, a reader pairs them first in, first out: starts and ends are each the same set.
-    int64_t sums[2][2] = {{0}};
+    size_t apart = 0; // a file's notes that begin together may come in any order
     for (size_t i = 0; ok && i < back.n_notes; i++) {
-        const midi_note *notes[2] = {&back.notes[i], &song.midi.notes[i]};
-        for (int k = 0; k < 2; k++) {
-            sums[k][0] += notes[k]->start * notes[k]->start % 1000003 * notes[k]->key;
-            sums[k][1] += notes[k]->end * notes[k]->end % 1000003 * notes[k]->key;
+        size_t k = 0;
+        const midi_note *note = &back.notes[i], *want = song.midi.notes;
+        while (k < song.midi.n_notes &&
+               (want[k].start != note->start || want[k].end != note->end || want[k].key != note->key)) {
+            k++;
         }
+        apart += k == song.midi.n_notes;
     }
-    CHECK(sums[0][0] == sums[1][0] && sums[0][1] == sums[1][1], "the .mid's notes are not the song's");
+    CHECK(apart == 0, "%zu of the .mid's notes are not the song's", apart);
     midi_free(&back);
 
     void *bytes;
@@ -586,6 +879,94 @@ static void check_files(void) {
     model_free(&model);
 }
 
+// How strong a frequency is among the samples (Goertzel).
+static double strength(const int16_t *left, size_t n, double frequency) {
+    const double turn = 2 * cos(6.283185307179586 * frequency / SYNTH_RATE);
+    double one = 0, two = 0;
+    for (size_t i = 0; i < n; i++) {
+        double window = 0.5 - 0.5 * cos(6.283185307179586 * (double)i / (double)n),
+               next = window * left[2 * i] + turn * one - two;
+        two = one, one = next;
+    }
+    return one * one + two * two - turn * one * two;
+}
+
+// The same notes at the same times in .mid, .svg, .html and .wav, read back from each: one note at a time, so that
+// the sound of the last is told from the others.
+static void check_formats(void) {
+    enum { NOTES = 24, BPM = 100 };
+    Model model;
+    Song song = {0};
+    Settings settings = {.filter = {.temperature = 1, .top_p = 1}, .tokens = 1, .context = 64, .bpm = BPM};
+    CHECK(model_load(&model, small_model, FLOAT32, error), "%s", error);
+    song.tokens = (uint8_t *)malloc(5 * NOTES);
+    for (int i = 0; i < NOTES; i++) { // a note of 3 steps every 4, and a bar line after every fourth
+        const int key = 40 + i * 11 % 48;
+        if (i && i % 4 == 0) song.tokens[song.n++] = MIDI_OFFSET + 16, song.tokens[song.n++] = MIDI_BAR;
+        song.tokens[song.n++] = (uint8_t)(MIDI_OFFSET + 4 * (i % 4));
+        song.tokens[song.n++] = (uint8_t)(MIDI_PITCH + key - MIDI_LOWEST_KEY);
+        song.tokens[song.n++] = MIDI_DURATION + 2;
+    }
+    CHECK(song_finish(&song, &model, &settings, error) && song.midi.n_notes == NOTES, "%s", error);
+    static const char *const names[] = {"all.mid", "all.svg", "all.html", "all.wav"};
+    for (int k = 0; k < 4; k++) CHECK(songs_write(&song, 1, in_folder(names[k]), error), "%s", error);
+
+    midi_song mid;
+    midi_error problem;
+    void *svg = NULL, *html = NULL, *wav = NULL;
+    size_t size;
+    CHECK(midi_read_file(&mid, in_folder("all.mid"), 1 << 20, &problem) && mid.n_notes == NOTES, "%s", problem.text);
+    CHECK(read_file(in_folder("all.svg"), &svg, &size, error) &&
+              read_file(in_folder("all.html"), &html, &size, error) &&
+              read_file(in_folder("all.wav"), &wav, &size, error),
+          "%s", error);
+    const int16_t *left = (const int16_t *)(void *)((char *)wav + 44);
+    const size_t samples = (size - 44) / 4;
+    const double step = 60.0 / BPM / 4;
+    int in_svg = 0, in_html = 0, in_wav = 0;
+    for (int i = 0; i < NOTES; i++) {
+        const midi_note *note = &mid.notes[i];
+        const double start = (double)note->start / MIDI_STEP * step, length = 3 * step;
+        char text[100];
+        CHECK(note->start == 4 * i * MIDI_STEP && note->end == note->start + 3 * MIDI_STEP &&
+                  note->key == 40 + i * 11 % 48,
+              ".mid: note %d is wrong", i);
+        snprintf(text, sizeof text, "data-note=\"%d %lld %lld\"", note->key, (long long)note->start,
+                 (long long)note->end);
+        in_svg += strstr((char *)svg, text) != NULL;
+        for (const char *line = strstr((char *)html, "\n["); line; line = strstr(line + 1, "\n[")) {
+            double at, seconds;
+            int key, velocity;
+            if (sscanf(line, "\n[%lf,%lf,%d,%d]", &at, &seconds, &key, &velocity) != 4) continue;
+            in_html += fabs(at - start) < 1e-3 && fabs(seconds - length) < 1e-3 && key == note->key && velocity == 80;
+        }
+        const size_t from = (size_t)((start + 0.02) * SYNTH_RATE), n = (size_t)(0.3 * SYNTH_RATE);
+        double best = 0, heard = 0, before = 0;
+        for (int key = 38; key < 90 && from + n < samples; key++) {
+            double frequency = 440 * pow(2, (key - 69) / 12.0), now = strength(left + 2 * from, n, frequency);
+            if (now > best) best = now, heard = key;
+            if (key == note->key && i) before = strength(left + 2 * (from - n - n / 4), n, frequency) / (now + 1);
+        }
+        in_wav += heard == note->key && before < 0.1;
+    }
+    CHECK(in_svg == NOTES && in_html == NOTES && in_wav == NOTES, "of %d notes %d in .svg, %d in .html, %d in .wav",
+          NOTES, in_svg, in_html, in_wav);
+    const double ends = (NOTES * 4 - 1) * step, sound = (double)samples / SYNTH_RATE;
+    CHECK(sound > ends && sound < ends + 4, "the .wav lasts %g s, the music %g s", sound, ends);
+    free(svg), free(html), free(wav);
+    midi_free(&mid);
+    song_free(&song);
+    model_free(&model);
+
+    // One page for all songs, files of other kinds for each.
+    CHECK(call("MODEL --seed 5 -n 3 --tokens 60 -o @/page.html -o @/page.svg") == 0, "%s", said);
+    CHECK(exists("page.html") && exists("page-3.svg") && !exists("page-1.html"), "the names are wrong");
+    contains("page.html", "seed 7");
+    CHECK(call("MODEL MODEL --seed 5 --tokens 60 -o @/two.html -o @/two.mid") == 0, "%s", said);
+    CHECK(same_file("two-1.mid", "two-2.mid") && strstr(said, "two.html  2 songs"), "a model beside itself: %s", said);
+    CHECK(call("MODEL --seed 5 --tokens 60 -o @/only.html") == 0 && strstr(said, "song 1  "), "%s", said);
+}
+
 // A prime of 40 quarters in 3/4: ten bars and more.
 static void write_prime(const char *path, int notes) {
     midi_song song;
@@ -605,7 +986,7 @@ static void check_prime(void) {
     Model model;
     Song song;
     write_prime(in_folder("prime.mid"), 40);
-    CHECK(model_load(&model, small_model, error), "%s", error);
+    CHECK(model_load(&model, small_model, FLOAT32, error), "%s", error);
     Settings settings = {.filter = {.temperature = 1, .top_p = 1}, .tokens = 120, .context = 64, .bpm = 120};
     char path[512];
     snprintf(path, sizeof path, "%s", in_folder("prime.mid"));
@@ -614,7 +995,7 @@ static void check_prime(void) {
     settings.songs = 1;
     int out = dup(1), file = open(in_folder("said"), O_RDWR | O_CREAT | O_TRUNC, 0600);
     fflush(stdout), dup2(file, 1);
-    bool ok = read_prime(&settings, error);
+    bool ok = read_prime(&settings, false, stdout, error);
     fflush(stdout), dup2(out, 1), close(out), close(file);
     CHECK(ok && settings.n_prime == 47, "%s", error);
     CHECK(song_make(&song, &model, &settings, 4, error), "%s", error);
@@ -663,7 +1044,7 @@ static void check_prime(void) {
 static void check_bars(void) {
     Model model;
     Song song;
-    CHECK(model_load(&model, small_model, error), "%s", error);
+    CHECK(model_load(&model, small_model, FLOAT32, error), "%s", error);
     for (int bars = 1; bars <= 16; bars *= 4) {
         Settings settings = {.filter = {.temperature = 1, .top_p = 1}, .bars = bars, .context = 64, .bpm = 120};
         CHECK(song_make(&song, &model, &settings, 2, error), "%s", error);
@@ -735,7 +1116,6 @@ static void check_usage(void) {
                                         "MODEL --frobnicate",
                                         "MODEL -o @/x.mp3",
                                         "MODEL -o .mid",
-                                        "MODEL MODEL",
                                         "MODEL --no-prime",
                                         "MODEL --seed 18446744073709551616",
                                         "MODEL --prime-tokens 0",
@@ -841,14 +1221,17 @@ static void check_kinds(const char *gpt, const char *lstm) {
     CHECK(call("MODEL --context 64 -o @/x.mid") == 2 && !exists("x.mid"), "%s", said);
     CHECK(strstr(said, "--context 64: ") && strstr(said, "is an LSTM") && strstr(said, "leave the flag out"), "%s",
           said);
-    CHECK(call("MODEL --bench") == 0 && !strncmp(said, "bench model=lstm tokens_per_s=", 30), "%s", said);
-    CHECK(strstr(said, " mb_per_token=") && strstr(said, " fraction="), "%s", said);
+    CHECK(call("MODEL --bench") == 0 && !strncmp(said, "bench model=lstm weights=float32 songs=1 tokens_per_s=", 54),
+          "%s", said);
+    CHECK(strstr(said, " mb_per_step=") && strstr(said, " fraction="), "%s", said);
     CHECK(call("MODEL --tokens 9 --seed 1 -o @/k.svg") == 0, "%s", said);
     contains("k.svg", "(lstm, 2 layers of width 20)");
     contains("k.svg", "temperature 1, bpm 120");
     snprintf(small_model, sizeof small_model, "%s", gpt);
-    CHECK(call("MODEL --bench") == 0 && !strncmp(said, "bench model=gpt context=256 tokens_per_s=", 41), "%s", said);
-    CHECK(strstr(said, "bench model=gpt context=1024 tokens_per_s="), "%s", said);
+    CHECK(call("MODEL --bench") == 0 &&
+              !strncmp(said, "bench model=gpt weights=float32 songs=1 context=256 tokens_per_s=", 65),
+          "%s", said);
+    CHECK(strstr(said, "bench model=gpt weights=float32 songs=1 context=1024 tokens_per_s="), "%s", said);
     CHECK(call("MODEL --tokens 9 --seed 1 --context 64 -o @/k.svg") == 0, "%s", said);
     contains("k.svg", "(gpt, 2 layers of width 32)");
     contains("k.svg", "context 64, bpm 120");
@@ -919,17 +1302,30 @@ int main(void) {
     check_lstm_logits("LSTM, one layer of 33", (LstmSizes){70, 33, 1, 65, 17}, 4, 200);
     check_lstm_logits("LSTM, gates that open and close", (LstmSizes){16, 40, 2, 80, 40}, 4, 200);
     check_lstm_logits("LSTM, the paper's size", (LstmSizes){64, 512, 2, 1024, 512}, 1, POSITIONS);
+    for (int p = FLOAT32; p <= INT8; p++) {
+        check_product((Precision)p, 256, 768);
+        check_product((Precision)p, 1, 1);
+        check_product((Precision)p, 37, 130);
+        check_product((Precision)p, 514, PANEL);
+    }
+    check_precisions("small", gpt, 200);
+    check_precisions("LSTM, small", lstm, 200);
+    check_names();
     check_filters();
     for (int kind = 0; kind < 2; kind++) {
         snprintf(small_model, sizeof small_model, "%s", kind ? lstm : gpt);
         check_grammar();
         check_seeds();
+        check_batches();
+        check_guards();
+        check_eval();
         check_prime();
         if (kind) check_lstm_files(small_lstm);
         if (!kind) check_gpt_files(small);
     }
     check_kinds(gpt, lstm); // leaves MODEL the Transformer
     check_files();
+    check_formats();
     check_bars();
     check_usage();
     check_bad_files();

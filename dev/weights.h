@@ -1,0 +1,295 @@
+// Matrices of weights as a sampler wants them, held in memory as float32, bf16 or int8, and their products with a
+// vector of each song of a batch: y_s = bias_s + W x_s.
+//
+// A token is little work and much reading: each weight serves one multiplication per song. So weights lie in memory
+// exactly in the order in which they are read, in few bytes, and all songs of a batch meet a weight while it is near.
+//
+//     float32   4 bytes     products and sums in float
+//     bf16      2 bytes     the upper half of the nearest float; products and sums in float
+//     int8      1 byte      weight = scale of its row * (-127..127); x = scale of x * (-127..127); their products are
+//                           summed as integers, exactly (Dettmers et al., LLM.int8(), 2022, section 2.1)
+//
+// Promises: a song's result is the same bytes whoever else is in the batch, because each sum has one order; int8's sums
+// are the same on every machine. A number that is not finite in x shows in y. Leaves out: rows of more than 65,536
+// int8 (their sums could overflow), and outliers, which the models of this house do not have.
+#ifndef WEIGHTS_H
+#define WEIGHTS_H
+
+#include "vector.h"
+
+#include <string.h>
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#endif
+
+typedef enum { FLOAT32, BF16, INT8 } Precision;
+
+static const char *const precision_names[] = {"float32", "bf16", "int8"};
+
+typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef int8_t bytes_of_ints __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1), may_alias));
+
+// A panel is four vectors of rows: each number of x meets four whole vectors of weights that follow each other.
+// TILE songs share a panel's pass through the registers, where there are 32 of these.
+#if defined(__AVX512F__) || defined(__aarch64__)
+enum { PANEL = 4 * LANES, TILE = 6 };
+#else
+enum { PANEL = 4 * LANES, TILE = 1 };
+#endif
+
+#if defined(__clang__)
+#define UNROLL_FULLY _Pragma("clang loop unroll(full)") // without it its sums lie in memory
+#else
+#define UNROLL_FULLY UNROLL
+#endif
+#define KEEP_LOOP _Pragma("GCC unroll 1") // memory read in larger bites, out of order, is read slower
+
+static int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// W [n_out][n_in], its rows padded with zeros to whole panels:
+//     float32   [n_out / PANEL][n_in][PANEL] floats
+//     bf16      [n_out / PANEL][n_in / 2][PANEL] words: an even column in the lower half, the next in the upper
+//     int8      [n_out / PANEL][n_in / 4][PANEL][4]: four columns of a row
+typedef struct {
+    Precision precision;
+    int n_in, n_out;
+    void *panels;
+    float *scales;   // int8: [n_out], and
+    int32_t *starts; // [n_out] what a row's sum begins with, see BYTE_ZERO
+} Weights;
+
+// A vector for each song: that of song s begins at `at + s * stride`. Stride 0: all share one.
+typedef struct {
+    float *at;
+    int64_t stride;
+} Rows;
+
+static int columns_a_word(Precision precision) { return 1 << precision; }
+
+static int64_t panels_words(Precision precision, int n_in, int n_out) { // of 4 bytes
+    return round_up(n_out, PANEL) * (round_up(n_in, columns_a_word(precision)) / columns_a_word(precision));
+}
+
+static uint16_t to_bf16(float x) { // to nearest, ties to even; x is finite
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+// ---- four products of bytes at once
+//
+// In each 4 bytes of w and x: sum += w0 x0 + w1 x1 + w2 x2 + w3 x3. Where the processor takes x without sign, x holds
+// BYTE_ZERO more than it means, and a row's sum starts at -BYTE_ZERO times the sum of its weights.
+#if defined(__AVX512VNNI__)
+#define BYTE_ZERO 128
+ALWAYS_INLINE ints dot_bytes(ints sum, ints w, ints x) {
+    return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+}
+#elif defined(__AVXVNNI__) && VECTOR_BYTES == 32
+#define BYTE_ZERO 128
+ALWAYS_INLINE ints dot_bytes(ints sum, ints w, ints x) {
+    return (ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+}
+#elif defined(__AVX2__) && VECTOR_BYTES == 32
+#define BYTE_ZERO 0
+ALWAYS_INLINE ints dot_bytes(ints sum, ints w, ints x) { // |x| times w with x's sign; pairs of them fit 16 bits
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)x), _mm256_sign_epi8((__m256i)w, (__m256i)x));
+    return sum + (ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define BYTE_ZERO 0
+ALWAYS_INLINE ints dot_bytes(ints sum, ints w, ints x) {
+    return (ints)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
+}
+#else
+#define BYTE_ZERO 0
+ALWAYS_INLINE ints dot_bytes(ints sum, ints w, ints x) {
+    UNROLL_FULLY for (int shift = 24; shift >= 0; shift -= 8) {
+        sum += ((ints)((words)w << shift) >> 24) * ((ints)((words)x << shift) >> 24);
+    }
+    return sum;
+}
+#endif
+
+// ---- making
+
+// Row `row` becomes these numbers, all finite. Rows that are never set must be zeroed memory.
+static void weights_set_row(Weights *w, int row, const float *numbers) {
+    const int across = columns_a_word(w->precision),
+              n_words = (int)(panels_words(w->precision, w->n_in, PANEL) / PANEL);
+    char *panel = (char *)w->panels + (size_t)4 * (size_t)(row / PANEL) * (size_t)n_words * PANEL;
+    float most = 0;
+    int32_t sum = 0;
+    for (int i = 0; i < w->n_in; i++) most = fabsf(numbers[i]) > most ? fabsf(numbers[i]) : most;
+    const float scale = most / 127, inverse = scale > 0 ? 1 / scale : 0;
+    for (int i = 0; i < w->n_in; i++) {
+        char *word = panel + 4 * ((size_t)(i / across) * PANEL + (size_t)(row % PANEL));
+        if (w->precision == FLOAT32) memcpy(word, &numbers[i], 4);
+        if (w->precision == BF16) {
+            uint32_t both;
+            memcpy(&both, word, 4);
+            both |= (uint32_t)to_bf16(numbers[i]) << 16 * (i % 2);
+            memcpy(word, &both, 4);
+        }
+        if (w->precision == INT8) {
+            int32_t whole = (int32_t)rintf(numbers[i] * inverse);
+            whole = whole > 127 ? 127 : whole < -127 ? -127 : whole; // a denormal scale's inverse is infinite
+            word[i % 4] = (char)whole;
+            sum += whole;
+        }
+    }
+    if (w->precision == INT8) w->scales[row] = scale, w->starts[row] = -BYTE_ZERO * sum;
+}
+
+// ---- a vector as bytes
+
+enum { BYTES_HEAD = 64 }; // before the bytes stands their scale
+
+static size_t byte_vector_size(int n) { return (size_t)(BYTES_HEAD + round_up(n, PANEL)); }
+
+// to: [byte_vector_size(n)]; x [n], zeros from n to the next multiple of LANES. If a number is not finite, nor is the
+// scale.
+static void byte_vector(char *to, const float *x, int n) {
+    const float round = 12582912; // 1.5 * 2^23: adding it rounds to an integer, in the low bits
+    vector tops = {0}, poison = {0};
+    for (int i = 0; i < n; i += LANES) {
+        vector size = abs_vector(load(x + i));
+        tops = select_vector(size > tops, size, tops);
+        poison += load(x + i) * 0;
+    }
+    float most = 0;
+    for (int i = 0; i < LANES; i++) most = tops[i] > most ? tops[i] : most;
+    float scale = most / 127, inverse = scale > 0 ? 127 / most : 0;
+    if (!(inverse <= 3e38f)) inverse = 0;
+    for (int i = 0; i < n; i += LANES) {
+        ints whole = (ints)(load(x + i) * inverse + round);
+        *(bytes_of_ints *)(to + BYTES_HEAD + i) = __builtin_convertvector(whole + BYTE_ZERO, bytes_of_ints);
+    }
+    scale += sum_lanes(poison);
+    memcpy(to, &scale, sizeof scale);
+}
+
+// ---- a panel times the vectors of M songs, M <= TILE and known to the compiler
+
+ALWAYS_INLINE void float_tile(const int M, float *const *y, const float *const *bias, const void *panel,
+                              const float *const *x, int n_in) {
+    const vector *w = (const vector *)panel;
+    vector sums[TILE][4];
+    UNROLL_FULLY for (int m = 0; m < M; m++) {
+        UNROLL_FULLY for (int k = 0; k < 4; k++) sums[m][k] = load(bias[m] + k * LANES);
+    }
+    KEEP_LOOP for (int i = 0; i < n_in; i++, w += 4) {
+        UNROLL_FULLY for (int m = 0; m < M; m++) {
+            UNROLL_FULLY for (int k = 0; k < 4; k++) sums[m][k] += w[k] * x[m][i];
+        }
+    }
+    UNROLL_FULLY for (int m = 0; m < M; m++) {
+        UNROLL_FULLY for (int k = 0; k < 4; k++) store(y[m] + k * LANES, sums[m][k]);
+    }
+}
+
+ALWAYS_INLINE void bf16_tile(const int M, float *const *y, const float *const *bias, const void *panel,
+                             const float *const *x, int n_in) { // x: a zero behind an odd n_in
+    const words *w = (const words *)panel;
+    vector sums[TILE][4];
+    UNROLL_FULLY for (int m = 0; m < M; m++) {
+        UNROLL_FULLY for (int k = 0; k < 4; k++) sums[m][k] = load(bias[m] + k * LANES);
+    }
+    KEEP_LOOP for (int i = 0; i < n_in; i += 2, w += 4) {
+        UNROLL_FULLY for (int k = 0; k < 4; k++) {
+            const vector lower = (vector)(w[k] << 16), upper = (vector)(w[k] & 0xFFFF0000u);
+            UNROLL_FULLY for (int m = 0; m < M; m++) {
+                sums[m][k] += lower * x[m][i];
+                sums[m][k] += upper * x[m][i + 1];
+            }
+        }
+    }
+    UNROLL_FULLY for (int m = 0; m < M; m++) {
+        UNROLL_FULLY for (int k = 0; k < 4; k++) store(y[m] + k * LANES, sums[m][k]);
+    }
+}
+
+ALWAYS_INLINE void int8_tile(const int M, float *const *y, const float *const *bias, const void *panel,
+                             const float *scales, const int32_t *starts, const char *const *x, int n_in) {
+    const ints *w = (const ints *)panel;
+    ints sums[TILE][4];
+    UNROLL_FULLY for (int m = 0; m < M; m++) {
+        UNROLL_FULLY for (int k = 0; k < 4; k++) sums[m][k] = *(const ints *)(starts + k * LANES);
+    }
+    KEEP_LOOP for (int i = 0; i < n_in; i += 4, w += 4) {
+        UNROLL_FULLY for (int m = 0; m < M; m++) {
+            int32_t four;
+            memcpy(&four, x[m] + BYTES_HEAD + i, sizeof four);
+            UNROLL_FULLY for (int k = 0; k < 4; k++) sums[m][k] = dot_bytes(sums[m][k], w[k], (ints){0} + four);
+        }
+    }
+    UNROLL_FULLY for (int m = 0; m < M; m++) {
+        float scale;
+        memcpy(&scale, x[m], sizeof scale);
+        UNROLL_FULLY for (int k = 0; k < 4; k++) {
+            vector sum = __builtin_convertvector(sums[m][k], vector);
+            store(y[m] + k * LANES, sum * (load(scales + k * LANES) * scale) + load(bias[m] + k * LANES));
+        }
+    }
+}
+
+// ---- products
+
+// y[n_out, rounded up to PANEL] = bias + W x, of one song; panels of float32 or bf16. bias may be y.
+static void panels_times(Precision precision, float *y, const float *bias, const void *panels, const float *x, int n_in,
+                         int n_out) {
+    const char *panel = (const char *)panels;
+    const int64_t size = 4 * panels_words(precision, n_in, PANEL);
+    for (int o = 0; o < n_out; o += PANEL, panel += size) {
+        float *out = y + o;
+        const float *start = bias + o;
+        if (precision == FLOAT32) float_tile(1, &out, &start, panel, &x, n_in);
+        if (precision == BF16) bf16_tile(1, &out, &start, panel, &x, n_in);
+    }
+}
+
+// y_s = bias_s + W x_s for the n songs listed; vectors are padded to whole panels. bias may be y. bytes: room for
+// byte_vector_size(n_in) of each song, used by int8 only.
+static void product(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n, char *bytes) {
+    const int64_t panel_size = 4 * panels_words(w->precision, w->n_in, PANEL);
+    const size_t each = byte_vector_size(w->n_in);
+    const char *panel = (const char *)w->panels;
+    for (int s = 0; s < n && w->precision == INT8; s++) {
+        byte_vector(bytes + (size_t)s * each, x.at + songs[s] * x.stride, w->n_in);
+    }
+    for (int o = 0; o < w->n_out; o += PANEL, panel += panel_size) {
+        for (int s = 0; s < n; s += TILE) {
+            float *to[TILE];
+            const float *start[TILE], *from[TILE];
+            const char *from_bytes[TILE];
+            const int M = n - s < TILE ? n - s : TILE;
+            for (int m = 0; m < M; m++) {
+                const int song = songs[s + m];
+                to[m] = y.at + song * y.stride + o;
+                start[m] = bias.at + song * bias.stride + o;
+                from[m] = x.at + song * x.stride;
+                from_bytes[m] = bytes + (size_t)(s + m) * each;
+            }
+#define TILES(M)                                                                                                       \
+    if (w->precision == FLOAT32) float_tile(M, to, start, panel, from, w->n_in);                                       \
+    if (w->precision == BF16) bf16_tile(M, to, start, panel, from, w->n_in);                                           \
+    if (w->precision == INT8) int8_tile(M, to, start, panel, w->scales + o, w->starts + o, from_bytes, w->n_in)
+            switch (M) {
+#if defined(__AVX512F__) || defined(__aarch64__)
+            case 6: TILES(6); break;
+            case 5: TILES(5); break;
+            case 4: TILES(4); break;
+            case 3: TILES(3); break;
+            case 2: TILES(2); break;
+#endif
+            default: TILES(1);
+            }
+#undef TILES
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,241 @@
+// Pages of piano rolls: the notes, the bars, the file and the texts are read back from them; hostile texts stay texts.
+// `test_player FOLDER A.mid B.mid ...` instead writes pages for test_player.sh: one.html of the first file, all.html of
+// all, odd.html with texts as bad as they come and an empty song.
+#include "../dev/player.h"
+#define MIDI_IMPLEMENTATION
+#define MIDI_STATIC
+#include "../midi.h"
+#include "check.h"
+
+static char error[ERROR_SIZE];
+
+// What a title may not do: end the script, end a string, be half a character.
+static const char odd_title[] =
+    "</script><script>alert(1)</script> <!-- & \" ' \\ \xff\xc3 \xf0\x9f\x8e\xb9 \x01\r\n\x7f end";
+static const char odd_seen[] = // as JSON
+    "\"\\u003c/script\\u003e\\u003cscript\\u003ealert(1)\\u003c/script\\u003e \\u003c!-- \\u0026 \\u0022 ' \\u005c "
+    "\\ufffd\\ufffd \xf0\x9f\x8e\xb9 \\u0001\\u000d\\u000a\\u007f end\"";
+
+static StBuffer page_of(const PlayerSong *songs, int n) { // with a NUL behind its last byte
+    StBuffer out = {NULL, 0, 0, false};
+    strcpy(error, "no sentence");
+    CHECK(player_html(&out, songs, n, error), "%s", error);
+    st_append(&out, "", 1);
+    out.size--;
+    return out;
+}
+
+static int count(const char *text, const char *what) {
+    int n = 0;
+    for (const char *at = text; (at = strstr(at, what)); at++) n++;
+    return n;
+}
+
+static void test_page(void) {
+    static const PlayerNote notes[] = {
+        {0, 0.5, 60, 80, true}, {0.125, 1.0 / 3, 108, 1, false}, {1234.56789, 0, 21, 127, false}};
+    static const double bars[] = {0, 2, 1234.5};
+    uint8_t mid[256];
+    for (int i = 0; i < 256; i++) mid[i] = (uint8_t)(255 - i);
+    for (size_t size = 252; size <= 256; size++) {
+        PlayerSong songs[2] = {{odd_title, "seed 7\nmodel a", mid, size, notes, 3, bars, 3, 0.125, 1240, 117.5}};
+        songs[1].bpm = 60; // no title, no settings, no notes, no file
+        StBuffer page = page_of(songs, 2), again = page_of(songs, 2);
+        const char *data = strstr(page.bytes, "type=\"application/json\">"),
+                   *at = data ? strstr(data, "\"notes\":[\n") : NULL;
+        CHECK(page.size == again.size && !memcmp(page.bytes, again.bytes, page.size), "the same bytes again");
+        CHECK(strlen(page.bytes) == page.size, "no NUL in the page");
+        CHECK(data && count(page.bytes, "<script") == count(player_page, "<script"), "the page has a script too many");
+        CHECK(count(page.bytes, "</script") == count(player_page, "</script"), "the end of a script too many");
+        CHECK(!strstr(page.bytes, "An example"), "the example is still there");
+        CHECK(data && strstr(data, odd_seen), "the title is not what it should be");
+        CHECK(data &&
+                  strstr(data, "\"settings\":\"seed 7\\u000amodel a\",\"bpm\":117.5,\"prime\":0.125,\"seconds\":1240,\n"
+                               "\"bars\":[0,2,1234.5],\n"),
+              "settings, numbers and bars");
+        CHECK(data &&
+                  strstr(data, "{\"title\":\"\",\"settings\":\"\",\"bpm\":60,\"prime\":0,\"seconds\":0,\n\"bars\":[],\n"
+                               "\"notes\":[\n],\n\"mid\":\"\"}]\n</script>"),
+              "the empty song");
+        at += strlen("\"notes\":[\n");
+        for (int i = 0; i < 3; i++) {
+            double start, seconds;
+            int key, velocity, taken = 0;
+            CHECK(sscanf(at, "[%lf,%lf,%d,%d%n", &start, &seconds, &key, &velocity, &taken) == 4, "note %d: %.40s", i,
+                  at);
+            CHECK(fabs(start - notes[i].start) < 1e-5 && fabs(seconds - notes[i].seconds) < 1e-9, "note %d: %.40s", i,
+                  at);
+            CHECK(key == notes[i].key && velocity == notes[i].velocity, "note %d: %.40s", i, at);
+            CHECK(!strncmp(at + taken, notes[i].prime ? ",1]" : "]", notes[i].prime ? 3 : 1), "note %d: %.40s", i, at);
+            at = strchr(at, '\n') + 1;
+        }
+        at = strstr(at, "\"mid\":\"") + strlen("\"mid\":\"");
+        static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        size_t length = strcspn(at, "\""), n = 0;
+        bool same = true;
+        uint32_t bits = 0;
+        for (size_t i = 0; i < length && at[i] != '='; i++) {
+            const char *digit = strchr(digits, at[i]);
+            same = same && digit;
+            bits = bits << 6 | (uint32_t)(digit ? digit - digits : 0);
+            if (i % 4) same = same && n < size && (bits >> (6 - 2 * (i % 4)) & 255) == mid[n], n++;
+        }
+        CHECK(same && n == size && length % 4 == 0, "%zu bytes came back as %zu", size, n);
+        free(page.bytes);
+        free(again.bytes);
+    }
+}
+
+// Nothing in the page asks for anything outside of it.
+static void test_alone(void) {
+    static const char *const words[] = {"http:",
+                                        "https:",
+                                        "//cdn",
+                                        " src=",
+                                        "@import",
+                                        "url(",
+                                        "fetch(",
+                                        "XMLHttpRequest",
+                                        "WebSocket",
+                                        "eval(",
+                                        "import(",
+                                        "localStorage",
+                                        "<link rel=\"stylesheet"};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        CHECK(!strstr(player_page, words[i]), "the page has '%s'", words[i]);
+    }
+    CHECK(strstr(player_page, "default-src 'none'"), "the page forbids itself the network");
+    for (const char *at = player_page; *at; at++) {
+        if (((unsigned char)*at < 32 && *at != '\n') || *at == 127) CHECK(false, "the page has a byte %d", *at);
+    }
+}
+
+static void refuses(PlayerSong song, const char *words) {
+    StBuffer out = {NULL, 0, 0, false};
+    strcpy(error, "no sentence");
+    CHECK(!player_html(&out, &song, 1, error), "should be refused: %s", words);
+    CHECK(strstr(error, words), "'%s' should have: %s", error, words);
+    free(out.bytes);
+}
+
+static void test_errors(void) {
+    PlayerNote note = {0, 1, 60, 80, false};
+    double bars[2] = {0, 2};
+    const PlayerSong good = {"Song", "", NULL, 0, &note, 1, bars, 2, 0, 4, 120};
+    PlayerSong song = good;
+    StBuffer out = page_of(&good, 1);
+    free(out.bytes);
+    CHECK(!player_html(&out, &good, 0, error) && strstr(error, "needs a song"), "%s", error);
+    refuses((song.bpm = 0, song), "0 bpm");
+    song = good;
+    refuses((song.seconds = NAN, song), "nan s");
+    refuses((song.seconds = -1, song), "-1 s");
+    song = good;
+    refuses((song.prime_seconds = INFINITY, song), "inf s");
+    bars[1] = -1;
+    refuses(good, "bar 2 begins at -1 s");
+    bars[1] = NAN;
+    refuses(good, "bar 2 begins at nan s");
+    bars[1] = 2;
+    const PlayerNote bad[] = {{NAN, 1, 60, 80, false}, {0, -1, 60, 80, false}, {0, INFINITY, 60, 80, false},
+                              {0, 1, 128, 80, false},  {0, 1, -1, 80, false},  {0, 1, 60, 128, false}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        note = bad[i];
+        refuses(good, "note 1");
+    }
+}
+
+// ---- pages for the browser
+
+typedef struct {
+    char title[200], settings[400];
+    void *mid;
+    PlayerNote *notes;
+    double *bars;
+    PlayerSong song;
+} Piece;
+
+static void piece_read(Piece *piece, const char *path, int seed) { // or the end
+    midi_song song, grid;
+    midi_error problem = {0, "its file"};
+    midi_report report;
+    uint8_t *tokens;
+    size_t size, n;
+    if (!read_file(path, &piece->mid, &size, error) || !midi_read(&song, piece->mid, size, &problem) ||
+        !midi_encode(&song, &tokens, &n, &report, &problem) || !midi_decode(tokens, n, &grid, &problem)) {
+        printf("%s: %s\n", path, problem.text);
+        exit(1);
+    }
+    double quarter = 1e-6 * (song.n_tempos ? song.tempos[0].us_per_quarter : 500000), tick = quarter / song.division;
+    PlayerSong *out = &piece->song;
+    piece->notes = (PlayerNote *)calloc(song.n_notes + 1, sizeof *piece->notes);
+    piece->bars = (double *)calloc(grid.n_bars + 1, sizeof *piece->bars);
+    for (size_t i = 0; i < song.n_notes; i++) {
+        const midi_note *note = &song.notes[i];
+        double start = (double)note->start * tick, seconds = (double)(note->end - note->start) * tick;
+        piece->notes[i] = (PlayerNote){start, seconds, note->key, note->velocity, false};
+        out->seconds = fmax(out->seconds, start + seconds);
+    }
+    size_t n_bars = 1; // the first begins with the song
+    for (size_t i = 0; i < grid.n_bars; i++) {
+        if (grid.bars[i] > 0) piece->bars[n_bars++] = (double)grid.bars[i] / grid.division * quarter;
+    }
+    out->prime_seconds = n_bars > 4 ? piece->bars[4] : 0;
+    for (size_t i = 0; i < song.n_notes; i++) piece->notes[i].prime = piece->notes[i].start < out->prime_seconds - 1e-9;
+    const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    snprintf(piece->title, sizeof piece->title, "%.*s", (int)strcspn(name, "."), name);
+    snprintf(piece->settings, sizeof piece->settings,
+             "seed %d, tokens 1024, temperature 0.95, top-p 0.98, context 1024, bpm %.4g, prime %.60s (256 tokens)\n"
+             "sample_music 1.0, model out/gpt/model.safetensors (gpt, epoch 6, test loss 1.237)",
+             seed, 60 / quarter, name);
+    out->title = piece->title;
+    out->settings = piece->settings;
+    out->mid = (const uint8_t *)piece->mid;
+    out->mid_size = size;
+    out->notes = piece->notes;
+    out->n_notes = song.n_notes;
+    out->bars = piece->bars;
+    out->n_bars = n_bars;
+    out->bpm = 60 / quarter;
+    MIDI_FREE(tokens);
+    midi_free(&song);
+    midi_free(&grid);
+}
+
+static int write_page(const char *folder, const char *name, const PlayerSong *songs, int n) {
+    StBuffer page = page_of(songs, n);
+    char *path = path_join(folder, name);
+    bool ok = write_file_atomically(path, page.bytes, page.size, error);
+    if (!ok) printf("%s\n", error);
+    free(path);
+    free(page.bytes);
+    return !ok;
+}
+
+static int write_pages(const char *folder, char **paths, int n) {
+    static Piece pieces[16];
+    PlayerSong songs[16] = {{0}}, odd[2] = {{odd_title, odd_title, NULL, 0, NULL, 0, NULL, 0, 0, 0, 120}};
+    n = n < 16 ? n : 16;
+    for (int i = 0; i < n; i++) {
+        piece_read(&pieces[i], paths[i], i + 1);
+        songs[i] = pieces[i].song;
+    }
+    odd[1] = songs[0];
+    odd[1].title = odd_title;
+    int status = write_page(folder, "one.html", songs, 1) || write_page(folder, "all.html", songs, n) ||
+                 write_page(folder, "odd.html", odd, 2);
+    for (int i = 0; i < n; i++) {
+        free(pieces[i].mid);
+        free(pieces[i].notes);
+        free(pieces[i].bars);
+    }
+    return status;
+}
+
+int main(int argc, char **argv) {
+    if (argc > 2) return write_pages(argv[1], argv + 2, argc - 2);
+    test_page();
+    test_alone();
+    test_errors();
+    return check_report("player");
+}

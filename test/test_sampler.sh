@@ -1,0 +1,174 @@
+#!/bin/sh
+# The sampler from outside: what goes to stdout and what to stderr, --live and how it ends, guards, several models, primes
+# of all sorts, and what it says about bad input. SAMPLE_MUSIC, TRAIN_GPT_MUSIC and TRAIN_LSTM_MUSIC are the programs;
+# data_prep/compose_music must have been built.
+. "$(dirname "$0")/check.sh"
+sample=${SAMPLE_MUSIC:-$root/sample_music}
+gpt=${TRAIN_GPT_MUSIC:-$root/train_gpt_music}
+lstm=${TRAIN_LSTM_MUSIC:-$root/train_lstm_music}
+needs sampler "$sample" "$gpt" "$lstm" "$root/data_prep/compose_music"
+
+# run STATUS FLAGS...: the sampler ends with this status; its words are in stdout and stderr
+run() {
+    wanted=$1
+    shift
+    "$sample" "$@" >stdout 2>stderr
+    status=$?
+    check "exit status $status instead of $wanted: $*" test "$status" -eq "$wanted"
+}
+
+refuses() { # STATUS WORDS FLAGS...: in one sentence that begins with the program's name, and writes nothing
+    wanted=$1
+    words=$2
+    shift 2
+    run "$wanted" "$@" -o refused.mid
+    check "stderr should say: $words" grep -q -F -e "sample_music: $words" stderr
+    check "it should be one sentence: $*" test "$(wc -l <stderr)" -eq 1
+    check "nothing is written: $*" test ! -e refused.mid
+}
+
+prints() { # a line of stdout is this extended expression
+    check "stdout has no line: $1" grep -q -E -e "$1" stdout
+}
+
+is_midi() { # FILE: whole
+    check "$1 is a MIDI file" sh -c 'test "$(head -c 4 "$0")" = MThd && test "$(tail -c 3 "$0" | od -An -tx1 | tr -d " ")" = ff2f00' "$1"
+}
+
+same() {
+    check "$1 is empty" test -s "$1"
+    check "$1 and $2 differ" cmp -s "$1" "$2"
+}
+
+tiny="--layers 2 --width 16 --threads 1 --window 24 --batch 2 --steps 1 --eval-stride 9999"
+"$gpt" $tiny --heads 2 --hidden 24 --rel 12 --out gpt >stdout 2>stderr
+check "a Transformer was made" test -s gpt/model.safetensors
+"$lstm" $tiny --embed 12 --out lstm >stdout 2>stderr
+check "an LSTM was made" test -s lstm/model.safetensors
+prime=$(find data/starter/test -name '*.mid' | sort | head -n 1)
+
+# ---- one report line, and what it says
+run 0 gpt/model.safetensors --seed 5 --tokens 300 -o a.mid
+prints '^a\.mid   [0-9]+ notes  [0-9]+ bars  [0-9.]+ s  [A-G]#?[0-9]-[A-G]#?[0-9]  repeats [0-9]+ notes  nll [0-9.]+  seed 5  [0-9]+ tokens/s$'
+check "and nothing else" test "$(wc -l <stdout)" -eq 1 -a ! -s stderr
+is_midi a.mid
+
+# ---- the standard output
+run 0 gpt/model.safetensors --seed 5 --tokens 300 -o -
+same stdout a.mid
+check "the report goes to stderr" grep -q "  seed 5  " stderr
+run 0 gpt/model.safetensors --seed 5 --tokens 300 -o - -o both.svg --prime "$prime"
+is_midi stdout
+check "the prime is told on stderr" grep -q "^prime .* tokens" stderr
+check "-o - beside a file" test -s both.svg
+refuses 2 "-o -: the standard output takes one song" gpt/model.safetensors -n 2 -o -
+refuses 2 "-o -: the standard output takes one song" gpt/model.safetensors lstm/model.safetensors -o -
+refuses 2 "-o -: it was given twice" gpt/model.safetensors -o - -o -
+if test -w /dev/full; then
+    "$sample" gpt/model.safetensors -o - >/dev/full 2>stderr
+    check "a full stdout is an error" test $? -eq 1
+    check "and says so" grep -q "the standard output cannot be written" stderr
+fi
+
+# ---- live: lines as time goes by
+run 0 gpt/model.safetensors --seed 5 --tokens 60 --bpm 1000 --live -o live.mid
+same_as=$(grep -c '  note  ' stdout)
+check "each line is an event" test "$(grep -c -E '^ *[0-9]+\.[0-9]{3}  (note  [A-G]#?[0-9]  ? *[0-9]+  [0-9]+\.[0-9]{3}|bar   [0-9]+)$' stdout)" -eq "$(wc -l <stdout)"
+check "the report goes to stderr" grep -q "^live.mid " stderr
+run 0 gpt/model.safetensors --seed 5 --tokens 60 --bpm 1000 -o still.mid -o still.svg
+same live.mid still.mid
+check "live has all $same_as notes" test "$same_as" -ge "$(grep -c data-note still.svg)"
+awk '/data-note/ { match($0, /data-note="[^"]*/); split(substr($0, RSTART + 11, RLENGTH - 11), n, " ")
+    printf "%9.3f  note  %3d\n", n[2] / 480 * 60 / 1000, n[1] }' still.svg | sort -u >drawn
+"$sample" gpt/model.safetensors --seed 5 --tokens 60 --bpm 1000 --live -o live.mid 2>stderr |
+    awk '/  note  / { printf "%9.3f  note  %3d\n", $1, $4 }' | sort -u >heard
+same drawn heard
+"$sample" gpt/model.safetensors --seed 5 --prime "$prime" --prime-tokens 30 --tokens 30 --bpm 1000 --live -o live.mid >stdout 2>stderr
+check "the prime is marked" grep -q "  prime$" stdout
+"$sample" gpt/model.safetensors --seed 5 --prime "$prime" --prime-tokens 30 --tokens 30 --bpm 1000 --no-prime --live -o live.mid >stdout 2>stderr
+check "or left out" sh -c '! grep -q prime stdout && grep -q -E "^    0\.[0-9]{3}  note" stdout'
+
+# Ctrl-C ends it at once, with whole files and status 0; so does a reader that goes away.
+rm -f stdout
+"$sample" gpt/model.safetensors --seed 5 --bpm 60 --live -o stopped.mid -o stopped.svg >stdout 2>stderr &
+process=$!
+for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    test -s stdout && break
+    sleep 0.2
+done
+check "events come one by one" test -s stdout
+kill -INT $process 2>/dev/null || kill -TERM $process # a shell without job control lets its children ignore INT
+kill -TERM $process 2>/dev/null
+wait $process
+check "stopped with status 0" test $? -eq 0
+process=
+is_midi stopped.mid
+check "the .svg is whole" sh -c 'tail -n 1 stopped.svg | grep -q "^</svg>$"'
+check "it says where it stopped" grep -q "interrupted after [0-9]* new tokens" stderr
+"$sample" gpt/model.safetensors --seed 5 --bpm 400 --live -o piped.mid 2>stderr | head -n 2 >two
+check "two lines came through the pipe" test "$(wc -l <two)" -eq 2
+is_midi piped.mid
+refuses 2 "--live: it follows one song" gpt/model.safetensors --live -n 2
+refuses 2 "--live: it writes to the standard output" gpt/model.safetensors --live -o -
+
+# ---- songs in a batch, models side by side
+for weights in float32 bf16 int8; do
+    run 0 gpt/model.safetensors --seed 9 -n 5 --tokens 90 --weights $weights -o n.mid
+    prints '^5 songs  450 tokens  [0-9.]+ s  [0-9]+ tokens/s$'
+    run 0 gpt/model.safetensors --seed 11 --tokens 90 --weights $weights -o one.mid
+    same n-3.mid one.mid
+done
+run 0 gpt/model.safetensors lstm/model.safetensors --seed 4 --tokens 90 -o cmp.html -o cmp.mid -o cmp.wav
+prints '^cmp-1\.mid cmp-1\.wav   .*  gpt/model\.safetensors$'
+prints '^cmp-2\.mid cmp-2\.wav   .*  lstm/model\.safetensors$'
+prints '^cmp\.html  2 songs$'
+run 0 lstm/model.safetensors --seed 4 --tokens 90 -o one.mid
+same cmp-2.mid one.mid
+check "the page has both" sh -c 'grep -q "gpt, seed 4" cmp.html && grep -q "lstm, seed 4" cmp.html'
+check "the .wav is one" test "$(head -c 4 cmp-1.wav)" = RIFF
+
+# ---- guards
+run 0 gpt/model.safetensors --seed 4 --tokens 900 --scale D-dorian --lowest C4 --highest 83 -o guard.svg
+check "no key outside the scale and the range" sh -c '
+    sed -n "s/.*data-note=\"\([0-9]*\) .*/\1/p" guard.svg >keys
+    test -s keys && awk "{ if (\$1 < 60 || \$1 > 83 || index(\" 0 2 4 5 7 9 11 \", \" \" \$1 % 12 \" \") == 0) exit 1 }" keys'
+refuses 2 "--scale C-mayor: it must be a note and a scale" gpt/model.safetensors --scale C-mayor
+refuses 2 "--lowest C0: it must be a key of the piano" gpt/model.safetensors --lowest C0
+refuses 2 "--highest 200: it must be a key of the piano" gpt/model.safetensors --highest 200
+refuses 2 "--lowest: no key of the piano lies from C5 to C4" gpt/model.safetensors --lowest C5 --highest C4
+refuses 2 "--seconds 0: " gpt/model.safetensors --seconds 0
+refuses 2 "--weights int4: this build knows float32|bf16|int8" gpt/model.safetensors --weights int4
+refuses 2 "-o x.mp3: the name should end in .mid, .wav, .html or .svg" gpt/model.safetensors -o x.mp3
+
+# ---- primes: what is dropped or changed is said
+run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime "$prime" -o p.mid
+prints '^prime .*: the first 256 of [0-9]+ tokens, at [0-9.]+ quarters a minute'
+# format 0, 96 ticks: tempo 100; on a grid key 60 loud, key 20 that no piano has, a short key 62, a drum off the grid
+printf 'MThd\0\0\0\006\0\0\0\001\0\140MTrk\0\0\0\063\0\377\121\003\011\047\300\0\220\074\144\0\220\024\144\140\200\074\0\0\200\024\0\0\220\076\100\005\200\076\0\012\231\100\100\100\211\100\0\060\220\077\144\140\200\077\0\0\377\057\0' >odd.mid
+run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime odd.mid -o p.mid -o p.svg
+for words in "at 100 quarters a minute" "1 note outside the piano's range dropped" "1 note too short for 16ths dropped" \
+    "notes moved to the grid of 16ths" "1 drum note played as a key" "all notes become equally loud" "no time signature, read as 4/4"; do
+    check "the prime's line lacks: $words" grep -q -F -e "$words" stdout
+done
+check "the prime's tempo is the song's" grep -q "bpm 100" p.svg
+run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime odd.mid --bpm 77 -o p.svg
+check "but for --bpm" grep -q "bpm 77" p.svg
+refuses 1 "--prime nothing.mid: " gpt/model.safetensors --prime nothing.mid
+refuses 1 "--prime gpt/log.csv: " gpt/model.safetensors --prime gpt/log.csv
+refuses 2 "--no-prime: it goes with --prime FILE" gpt/model.safetensors --no-prime
+
+# ---- the loss, as the trainer finds it
+for model in gpt lstm; do
+    eval "trainer=\$$model"
+    "$trainer" --eval --init $model/model.safetensors --window 256 --batch 8 --eval-stride 20000 >stdout 2>stderr
+    loss=$(sed -n 's/^eval loss=\([0-9.]*\) .*/\1/p' stdout)
+    run 0 $model/model.safetensors --eval data/test.safetensors --eval-stride 20000
+    ours=$(sed -n 's/^eval loss=\([0-9.]*\) .*/\1/p' stdout)
+    check "--eval says $ours, the trainer $loss" awk "BEGIN { exit !($loss > 1 && ($ours - $loss) ^ 2 < 1e-10) }"
+done
+refuses 1 "gpt/model.safetensors: not a dataset" gpt/model.safetensors --eval gpt/model.safetensors
+refuses 2 "--bench and --eval exclude each other" gpt/model.safetensors --bench --eval data/test.safetensors
+refuses 2 "-n 17: --bench takes at most 16 songs" gpt/model.safetensors --bench -n 17
+refuses 1 "nothing: " nothing
+refuses 1 "nothing: " gpt/model.safetensors nothing
+report sampler
