@@ -6,7 +6,9 @@
 // Two tensors of floating point, of any precisions, agree when ||a - b|| / max(||b||, n / 1000) is at most the relative
 // tolerance; n is the largest norm of B's tensors of the same family, which is what a name has before its first dot
 // (param, new, grad, act). It stands in for the norm of a tensor that is zero but for rounding, such as the gradient of
-// a key's bias. Tensors of other types agree when they are equal; NaN and infinity agree with nothing.
+// a key's bias. A ReLU whose input is zero but for rounding may be open in one file only; then what goes back through
+// it differs as a whole, and --relu allows the gradients as much. Tensors of other types agree when they are equal; NaN
+// and infinity agree with nothing.
 //
 // Promises: exit status 0 only if every tensor that both files have agrees and none that --require names is missing;
 // the last line is for scripts. Left out: values of complex and 8-bit floating types, which are compared as bytes.
@@ -149,8 +151,9 @@ typedef struct { // the beginning of names; * in it fits anything
 typedef struct {
     StFile a, b;
     long double *norms; // of b's tensors
-    Pattern tolerances[MAX_TEXTS], required[MAX_TEXTS];
-    int n_tolerances, n_required;
+    Pattern tolerances[MAX_TEXTS], required[MAX_TEXTS], relus[MAX_TEXTS];
+    int n_tolerances, n_required, n_relus;
+    double relu_rtol; // by which gradients may differ because of them
     bool quiet;
     int width, compared, failed, only_one, missing;
     double used; // the largest part of a tolerance, and whose it is
@@ -180,11 +183,30 @@ static double tolerance_of(const Comparison *c, const char *name) { // the last 
     return 1e-5;
 }
 
-static bool is_required(const Comparison *c, const char *name) {
-    for (int i = 0; i < c->n_required; i++) {
-        if (fits(&c->required[i], name)) return true;
+static bool any_fits(const Pattern *list, int n, const char *name) {
+    for (int i = 0; i < n; i++) {
+        if (fits(&list[i], name)) return true;
     }
     return false;
+}
+
+// Of N ReLUs about half are open. Where k of them are open in one file only, ||a - b|| / ||b|| of what comes back
+// through is about sqrt(k / (N / 2)), and of the gradients behind it too. A single one may weigh four times the mean,
+// where sums cancel; many average out.
+static void find_relus(Comparison *c) {
+    long long all = 0, differ = 0;
+    double squares = 0;
+    for (int i = 0; i < c->a.n_tensors; i++) {
+        const StTensor *a = &c->a.tensors[i], *b = st_find(&c->b, a->name);
+        if (!any_fits(c->relus, c->n_relus, a->name) || !b || a->count != b->count) continue;
+        long long k = 0;
+        for (int64_t e = 0; e < a->count; e++) k += (value_of(a, e) > 0) != (value_of(b, e) > 0);
+        all += a->count;
+        differ += k;
+        if (a->count) squares += 2 * (double)k / (double)a->count;
+    }
+    if (differ) c->relu_rtol = sqrt(squares) * (1 + 3 / sqrt((double)differ));
+    if (c->n_relus) printf("%lld of %lld ReLUs differ: %.2g more for grad.\n", differ, all, c->relu_rtol);
 }
 
 // The largest norm of the same family in b.
@@ -227,6 +249,7 @@ static void compare_tensor(Comparison *c, const StTensor *a, const StTensor *b) 
         }
     }
     double rtol = floats ? tolerance_of(c, a->name) : 0;
+    if (!strncmp(a->name, "grad.", 5)) rtol += c->relu_rtol;
     long double norm = fmaxl(c->norms[b - c->b.tensors], family_norm(c, a->name) / 1000);
     double relative = max == 0 ? 0 : floats && isfinite(max) ? (double)(sqrtl(sum) / norm) : INFINITY;
     double used = relative == 0 ? 0 : relative / rtol;
@@ -246,7 +269,7 @@ static void compare_tensor(Comparison *c, const StTensor *a, const StTensor *b) 
 }
 
 static void one_sided(Comparison *c, const StTensor *tensor, const char *path) {
-    bool required = is_required(c, tensor->name);
+    bool required = any_fits(c->required, c->n_required, tensor->name);
     c->only_one++;
     if (required) c->missing++;
     if (c->quiet && !required) return;
@@ -266,6 +289,7 @@ static bool compare(Comparison *c, const char *path_a, const char *path_b, char 
     c->norms = (long double *)malloc(((size_t)c->b.n_tensors + 1) * sizeof *c->norms);
     if (!c->norms) return fail(error, "%s: there is no memory for its %d norms", path_b, c->b.n_tensors);
     for (int i = 0; i < c->b.n_tensors; i++) c->norms[i] = norm_of(&c->b.tensors[i]);
+    find_relus(c);
     c->width = name_width(&c->a, &c->b);
     printf("%-*s  %-14s %9s %9s %9s  %s\n", c->width, "tensor", "shape", "max diff", "relative", "of rtol",
            "farthest element, in A, in B");
@@ -299,7 +323,9 @@ static void print_help(const Flags *flags) {
            "  compare_tensors show FILE          metadata; of each tensor type, shape, min, max, mean, rms\n"
            "  compare_tensors compare A B        of each tensor that both have: the largest difference, the relative\n"
            "                                     one ||a - b|| / ||b||, the part of the tolerance that it takes, and\n"
-           "                                     where the largest is; tensors that only one file has are listed\n\n");
+           "                                     where the largest is; tensors that only one file has are listed.\n"
+           "                                     With --relu, of whose N outputs k are positive in one file\n"
+           "                                     only, grad. may differ by sqrt(2k / N) (1 + 3 / sqrt(k)) more\n\n");
     flags_print(flags);
     printf("\nPATTERN is the beginning of a name, * in it fits anything: --rtol 1e-5 --rtol 'act.layers.*.attn=1e-4'\n"
            "--require grad. --require loss. Of several tolerances the last that fits counts. Whole numbers must be\n"
@@ -310,13 +336,14 @@ static void print_help(const Flags *flags) {
 
 int main(int argc, char **argv) {
     Flags flags = {0};
-    Texts words, tolerances, required;
+    Texts words, tolerances, required, relus;
     Comparison c = {0};
     char error[ERROR_SIZE] = "";
     program_start();
     flag_texts(&flags, "", "show|compare FILE", &words, 3, "what to do, and with which files");
     flag_texts(&flags, "rtol", "[PATTERN=]F", &tolerances, MAX_TEXTS, "relative tolerance, of these names [1e-5]");
     flag_texts(&flags, "require", "PATTERN", &required, MAX_TEXTS, "both files must have these tensors");
+    flag_texts(&flags, "relu", "PATTERN", &relus, MAX_TEXTS, "outputs of ReLUs; see above");
     flag_switch(&flags, "quiet", &c.quiet, "print only what fails, and the last line");
     bool good = flags_parse(&flags, argc, argv, error);
     for (; good && c.n_tolerances < tolerances.n; c.n_tolerances++) {
@@ -325,6 +352,10 @@ int main(int argc, char **argv) {
     for (; good && c.n_required < required.n; c.n_required++) {
         const char *text = required.list[c.n_required];
         good = pattern_read(&c.required[c.n_required], text, strlen(text), error);
+    }
+    for (; good && c.n_relus < relus.n; c.n_relus++) {
+        const char *text = relus.list[c.n_relus];
+        good = pattern_read(&c.relus[c.n_relus], text, strlen(text), error);
     }
     if (good && (flags.help || flags.version)) {
         if (flags.help) print_help(&flags);
@@ -335,8 +366,8 @@ int main(int argc, char **argv) {
     if (good && !shows && (words.n != 3 || strcmp(words.list[0], "compare"))) {
         good = fail(error, "write `show FILE` or `compare A B`; --help says more");
     }
-    if (good && shows && (tolerances.n || required.n || c.quiet)) {
-        good = fail(error, "--rtol, --require and --quiet go with compare only");
+    if (good && shows && (tolerances.n || required.n || relus.n || c.quiet)) {
+        good = fail(error, "--rtol, --require, --relu and --quiet go with compare only");
     }
     if (!good) return program_end("compare_tensors", 2, error);
     int status = shows ? !show(words.list[1], error) : !compare(&c, words.list[1], words.list[2], error);

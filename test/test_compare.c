@@ -89,6 +89,35 @@ static void save_weights(const char *name, const float *values) {
     save(name, list, 4);
 }
 
+// Of 200 ReLUs k differ: gradients may be sqrt(2k / 200) (1 + 3 / sqrt(k)) further apart, other tensors not.
+static void test_relus(void) {
+    float outputs[200], gradient[4] = {3, 4, 0, 0}, moved[4] = {3, 4, 1.9f, 0}; // 0.38 apart
+    for (int i = 0; i < 200; i++) outputs[i] = i % 2 ? 1e-9f : 0;
+    StTensor list[] = {tensor_of("act.fc1", ST_F32, 2, 10, 20, 0, outputs),
+                       tensor_of("grad.w", ST_F32, 1, 4, 0, 0, gradient),
+                       tensor_of("new.w", ST_F32, 1, 4, 0, 0, gradient)};
+    save("A", list, 3);
+    list[1].data = moved;
+    outputs[7] = 0;
+    save("B", list, 3);
+    RUNS(1, "compare B A --rtol 1e-5 --rtol act.=1");
+    PRINTS(" failed=1 ");
+    RUNS(0, "compare B A --rtol 1e-5 --rtol act.=1 --relu act."); // k = 1: 0.4
+    PRINTS("1 of 200 ReLUs differ: 0.4 more for grad.");
+    PRINTS(" used=0.95 worst=grad.w");
+    outputs[8] = 1e-9f;
+    save("B", list, 3);
+    RUNS(0, "compare B A --rtol 1e-5 --rtol act.=2 --relu act.fc"); // k = 2: 0.4414
+    PRINTS("2 of 200 ReLUs differ: 0.44 more for grad.");
+    PRINTS(" used=0.861 worst=grad.w");
+    list[2].data = moved;
+    save("B", list, 3);
+    RUNS(1, "compare B A --rtol 1e-5 --rtol act.=2 --relu act.fc");
+    PRINTS("worst=new.w");
+    RUNS(2, "show A --relu act.");
+    COMPLAINS("go with compare only");
+}
+
 static void test_differences(void) {
     save_weights("A", weights);
     save_weights("B", weights);
@@ -290,6 +319,7 @@ int main(void) {
     check_folder(folder);
     for (int i = 0; i < 24; i++) weights[i] = 1;
     test_differences();
+    test_relus();
     test_families();
     test_missing();
     test_kinds();
