@@ -29,16 +29,22 @@ refuse() {
 # A trainer saves on a first signal and dies of a second one. So it must hear of Ctrl-C, TERM or a closed terminal once,
 # whoever else they were sent to: it runs in a process group of its own, and this script passes them on; a second Ctrl-C
 # too. It runs in the background, because only a shell that waits hears a signal.
-child='' heard='' stopped=''
+child='' heard='' stopped='' told='' calm=''
 pass() { # SIGNAL
     [ -z "$child" ] || kill "-$1" "-$child" 2>/dev/null || kill "-$1" "$child" 2>/dev/null
 }
-stop() {
+tell() {
     trap '' HUP INT TERM # make and timeout send one to this script and to its group, which is twice
-    heard=yes stopped=yes
+    told=yes
     pass TERM
     sleep 1
     trap stop HUP INT TERM
+}
+stop() {
+    heard=yes stopped=yes
+    [ -n "$calm" ] || return 0 # the second of the two, if it came before tell() ignored it; or there is no child yet
+    calm=''
+    tell
 }
 pause() { # Ctrl-Z, until fg or bg
     heard=yes
@@ -51,14 +57,15 @@ trap pause TSTP
 
 run() { # COMMAND...: until it ends; where a signal stops it, the script ends too
     "$paper" --alone "$@" &
-    child=$!
-    [ -z "$stopped" ] || pass TERM
+    child=$! told=''
     while :; do
-        heard=''
+        heard='' calm=yes
+        [ -z "$stopped" ] || [ -n "$told" ] || tell
         wait "$child"
         status=$?
         [ -n "$heard" ] || break # else the signal has ended the waiting, not the program
     done
+    calm=''
     child=''
     [ -z "$stopped" ] || refuse "stopped; the same command goes on with $out"
     return "$status"
