@@ -429,7 +429,8 @@ __device__ inline void fetch(uint4 (&b)[N][KB], const __nv_bfloat16 *const (&row
         for (int i = 0; i < N; i++) {
 #pragma unroll
             for (int j = 0; j < KB; j++) {
-                b[i][j] = exchange_load(rows[i] + PARTS * 32 * j, rows[i] && j < n);
+                const uintptr_t from = (uintptr_t)rows[i] + PARTS * 64 * j; // of a row that may not be there
+                b[i][j] = exchange_load((const void *)from, rows[i] && j < n);
             }
         }
 #pragma unroll

@@ -233,10 +233,10 @@ static __global__ void to_half_kernel(Half *out, const float *in, int64_t n) {
     if (i < n) out[i] = from_float<Half>(in[i]);
 }
 
-// The operand of products that a parameter is.
+// The operand of products that a parameter is; nullptr as long as there is no memory.
 template <typename Half>
 static inline const Half *weight(const DeviceModel *m, const float *parameter) {
-    return (const Half *)m->weights + (parameter - m->flat[STATE_PARAMS]);
+    return parameter ? (const Half *)m->weights + (parameter - m->flat[STATE_PARAMS]) : nullptr;
 }
 
 // ---- memory, and the device
