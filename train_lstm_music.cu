@@ -979,7 +979,7 @@ static int lstm_layers(const Lstm *m) { return m->device.config.sizes[LSTM_LAYER
 
 enum { HEAD_WEIGHTS = 3 };
 
-// The products that give the gradients of the head's weights, and of layer l's; layer 0's W_ih comes from the table.
+// The products that give the gradients of the head's weights,
 template <typename Half>
 static void lstm_head_weights(const Lstm *m, WeightGradient<Half> *list) {
     const int H = m->device.config.sizes[LSTM_WIDTH];
@@ -993,8 +993,9 @@ static void lstm_head_weights(const Lstm *m, WeightGradient<Half> *list) {
 
 enum { GROUP_LAYERS = WEIGHT_GROUP / 2 }; // layers whose weights' gradients are one launch
 
+// of those of layers l0 .. l0 + GROUP_LAYERS - 1, as far as they exist (returns how many products),
 template <typename Half>
-static int lstm_layer_weights(const Lstm *m, int l0, WeightGradient<Half> *list) { // of layers l0, l0 + 1, ...
+static int lstm_layer_weights(const Lstm *m, int l0, WeightGradient<Half> *list) {
     const int H = m->device.config.sizes[LSTM_WIDTH], end = min(l0 + GROUP_LAYERS, lstm_layers(m));
     int n = 0;
     for (int l = l0; l < end; l++) {
@@ -1007,6 +1008,7 @@ static int lstm_layer_weights(const Lstm *m, int l0, WeightGradient<Half> *list)
     return n;
 }
 
+// and of layer 0's W_ih, from the gradient of its table.
 template <typename Half>
 static WeightGradient<Half> lstm_table_weights(const Lstm *m) {
     const int *sizes = m->device.config.sizes;
