@@ -73,7 +73,7 @@ build/%_emu_race: build/emu/%.cu dev/cuda_emu_race.cpp $(EMU_HEADERS)
 	$(CXX) $(EMU_CFLAGS) -O2 $(LDFLAGS) -o $@ $@.o dev/cuda_emu_race.cpp $(LDLIBS)
 .PRECIOUS: build/emu/%
 
-SAMPLER = midi.h dev/vector.h dev/weights.h dev/roll.h dev/synth.h dev/player.h build/player_page.h
+SAMPLER = midi.h dev/decoder.h dev/weights.h dev/vector.h dev/roll.h dev/synth.h dev/player.h build/player_page.h
 sample_music: sample_music.c $(SAMPLER) $(HOST) build/flags
 	$(CC) $(CFLAGS) $(PARALLEL) $(LDFLAGS) -o $@ $< $(LDLIBS)
 

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #ifndef REAL
 #define REAL float
@@ -66,10 +67,29 @@ ALWAYS_INLINE real sum_lanes(vector v) { // always in this order
     return sum;
 }
 
+// Of each lane the larger one, b where a is no number.
+ALWAYS_INLINE vector larger(vector a, vector b) { return select_vector(a > b, a, b); }
+
+ALWAYS_INLINE real largest_lane(vector v) { // by parts of 16 bytes, as one lane after the other takes much longer
+    typedef real part __attribute__((vector_size(16)));
+    typedef __typeof__((part){0} < (part){0}) part_mask;
+    enum { PART = 16 / (int)sizeof(real) };
+    part parts[LANES / PART];
+    memcpy(parts, &v, sizeof v);
+    part top = parts[0];
+    for (int i = 1; i < LANES / PART; i++) {
+        const part_mask where = parts[i] > top;
+        top = (part)(((part_mask)parts[i] & where) | ((part_mask)top & ~where));
+    }
+    real most = top[0];
+    for (int k = 1; k < PART; k++) most = top[k] > most ? top[k] : most;
+    return most;
+}
+
 ALWAYS_INLINE vector abs_vector(vector x) { return select_vector(x < 0, -x, x); }
 
 // e^x for x <= 0, within 2 units in the last place in float; e^-inf = 0. x = n ln 2 + f with |f| <= ln(2)/2: a
-// polynomial in f (Taylor to f^7, its remainder below 2^-27), then n is added to the exponent.
+// polynomial in f (Taylor to f^7, its remainder below 2^-27), times 2^n.
 ALWAYS_INLINE vector exp_vector(vector x) {
     if (sizeof(real) == sizeof(double)) {
         for (int i = 0; i < LANES; i++) x[i] = (real)exp((double)x[i]);
@@ -78,9 +98,8 @@ ALWAYS_INLINE vector exp_vector(vector x) {
     typedef uint32_t bits __attribute__((vector_size(VECTOR_BYTES))); // of floats
     const real round = (real)12582912; // 1.5 * 2^23: adding it rounds to an integer, in the low bits
     vector_mask tiny = x < (real)-87;  // flushed to 0
-    x = keep_where(~tiny, x);
     vector n = x * (real)1.44269504088896341 + round;
-    bits exponent = ((bits)n - (bits)all_lanes(round)) << 23;
+    vector power = (vector)(((bits)n - (bits)all_lanes(round - 127)) << 23); // 2^n
     n -= round;
     vector f = x - n * (real)0.693145751953125 - n * (real)1.42860682030941723e-6; // ln 2 in two parts, the first exact
     vector p = f * (real)(1.0 / 5040) + (real)(1.0 / 720);
@@ -90,8 +109,7 @@ ALWAYS_INLINE vector exp_vector(vector x) {
     p = p * f + (real)0.5;
     p = p * f + 1;
     p = p * f + 1;
-    vector e = keep_where(~tiny, (vector)((bits)p + exponent));
-    return select_vector(x == x, e, x);
+    return keep_where(~tiny, p * power);
 }
 
 // 1 / (1 + e^-x), by e^-|x|, so that nothing overflows.

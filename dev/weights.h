@@ -47,7 +47,9 @@ enum { PANEL = 4 * LANES, TILE = 1 };
 #endif
 #define KEEP_LOOP _Pragma("GCC unroll 1") // memory read in larger bites, out of order, is read slower
 
-static int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+static int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+static int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
 
 // W [n_out][n_in], its rows padded with zeros to whole panels:
 //     float32   [n_out / PANEL][n_in][PANEL] floats
@@ -150,26 +152,22 @@ enum { BYTES_HEAD = 64 }; // before the bytes stands their scale
 
 static size_t byte_vector_size(int n) { return (size_t)(BYTES_HEAD + round_up(n, PANEL)); }
 
-// to: [byte_vector_size(n)]; x [n], zeros from n to the next multiple of LANES. If a number is not finite, nor is the
-// scale.
-static void byte_vector(char *to, const float *x, int n) {
+// to: [byte_vector_size(n)]: the scale, which is returned too, and from BYTES_HEAD on x [n] / scale + byte_zero. If a
+// number is not finite, the scale is infinite.
+static float byte_vector(char *to, const float *x, int n, int byte_zero) {
     const float round = 12582912; // 1.5 * 2^23: adding it rounds to an integer, in the low bits
-    vector tops = {0}, poison = {0};
+    vector tops = {0};
     for (int i = 0; i < n; i += LANES) {
-        vector size = abs_vector(load(x + i));
-        tops = select_vector(size > tops, size, tops);
-        poison += load(x + i) * 0;
+        const vector numbers = load_part(x + i, n - i);
+        tops = larger(select_vector(numbers - numbers == 0, abs_vector(numbers), all_lanes(INFINITY)), tops);
     }
-    float most = 0;
-    for (int i = 0; i < LANES; i++) most = tops[i] > most ? tops[i] : most;
-    float scale = most / 127, inverse = scale > 0 ? 127 / most : 0;
-    if (!(inverse <= 3e38f)) inverse = 0;
+    const float most = largest_lane(tops), scale = most / 127, inverse = scale >= 1e-37f ? 127 / most : 0;
     for (int i = 0; i < n; i += LANES) {
-        ints whole = (ints)(load(x + i) * inverse + round);
-        *(bytes_of_ints *)(to + BYTES_HEAD + i) = __builtin_convertvector(whole + BYTE_ZERO, bytes_of_ints);
+        const ints whole = (ints)(load_part(x + i, n - i) * inverse + round);
+        *(bytes_of_ints *)(to + BYTES_HEAD + i) = __builtin_convertvector(whole + byte_zero, bytes_of_ints);
     }
-    scale += sum_lanes(poison);
     memcpy(to, &scale, sizeof scale);
+    return scale;
 }
 
 // ---- a panel times the vectors of M songs, M <= TILE and known to the compiler
@@ -238,28 +236,12 @@ ALWAYS_INLINE void int8_tile(const int M, float *const *y, const float *const *b
 
 // ---- products
 
-// y[n_out, rounded up to PANEL] = bias + W x, of one song; panels of float32 or bf16. bias may be y.
-static void panels_times(Precision precision, float *y, const float *bias, const void *panels, const float *x, int n_in,
-                         int n_out) {
-    const char *panel = (const char *)panels;
-    const int64_t size = 4 * panels_words(precision, n_in, PANEL);
-    for (int o = 0; o < n_out; o += PANEL, panel += size) {
-        float *out = y + o;
-        const float *start = bias + o;
-        if (precision == FLOAT32) float_tile(1, &out, &start, panel, &x, n_in);
-        if (precision == BF16) bf16_tile(1, &out, &start, panel, &x, n_in);
-    }
-}
-
-// y_s = bias_s + W x_s for the n songs listed; vectors are padded to whole panels. bias may be y. bytes: room for
-// byte_vector_size(n_in) of each song, used by int8 only.
-static void product(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n, char *bytes) {
+// y_s = bias_s + W x_s for the n songs listed; vectors are padded to whole panels. bias may be y. bytes: the songs' x
+// as byte vectors, with BYTE_ZERO, which is what int8 takes instead of x.
+static void product_of(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n, const char *bytes) {
     const int64_t panel_size = 4 * panels_words(w->precision, w->n_in, PANEL);
     const size_t each = byte_vector_size(w->n_in);
     const char *panel = (const char *)w->panels;
-    for (int s = 0; s < n && w->precision == INT8; s++) {
-        byte_vector(bytes + (size_t)s * each, x.at + songs[s] * x.stride, w->n_in);
-    }
     for (int o = 0; o < w->n_out; o += PANEL, panel += panel_size) {
         for (int s = 0; s < n; s += TILE) {
             float *to[TILE];
@@ -290,6 +272,14 @@ static void product(const Weights *w, Rows y, Rows bias, Rows x, const int *song
 #undef TILES
         }
     }
+}
+
+// The same where bytes is but room for byte_vector_size(n_in) of each song.
+static void product(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n, char *bytes) {
+    for (int s = 0; s < n && w->precision == INT8; s++) {
+        byte_vector(bytes + (size_t)s * byte_vector_size(w->n_in), x.at + songs[s] * x.stride, w->n_in, BYTE_ZERO);
+    }
+    product_of(w, y, bias, x, songs, n, bytes);
 }
 
 #endif
