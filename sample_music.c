@@ -223,6 +223,7 @@ static double step_seconds(const Settings *settings) { return 60 / settings->bpm
 //
 //        0.500  note  F#4   66  0.250         and "prime" behind it, if it was given
 //        2.000  bar   2
+//        7.750  end                            of the last note, unless the song was interrupted
 
 typedef struct {
     FILE *out;
@@ -230,6 +231,7 @@ typedef struct {
     double step;         // seconds
     double started;      // by the clock; 0: nothing was written yet
     int64_t line, first; // steps: the last bar line, and where the music that is written begins
+    int64_t end;         // steps: of the note that sounds longest
     int bar;
     int offset, pitch;
 } Live;
@@ -258,10 +260,21 @@ static void live_token(Live *live, int token, const char *remark) {
     if (interrupted) return;
     if (kind == MIDI_KIND_BAR) fprintf(live->out, "%9.3f  bar   %d\n", time, ++live->bar + 1);
     if (kind == MIDI_KIND_DURATION) {
+        const int steps = token - MIDI_DURATION + 1;
+        if (live->end < live->line + live->offset + steps) live->end = live->line + live->offset + steps;
         fprintf(live->out, "%9.3f  note  %-4s %3d  %.3f%s\n", time, key_name(live->pitch, name), live->pitch,
-                (token - MIDI_DURATION + 1) * live->step, remark);
+                steps * live->step, remark);
     }
     if (fflush(live->out)) interrupted = 1; // nobody listens any more
+}
+
+static void live_end(Live *live) { // once the last note has ended
+    const int64_t end = live->end > live->line ? live->end : live->line;
+    const double time = (double)(end - live->first) * live->step;
+    live_wait(live, time);
+    if (interrupted) return;
+    fprintf(live->out, "%9.3f  end\n", time);
+    if (fflush(live->out)) interrupted = 1;
 }
 
 // ---- making a song, token by token
@@ -356,7 +369,9 @@ static bool maker_take(Maker *maker, const float *logits) {
     song->cut = !enough && (settings->bars || settings->seconds > 0);
     song->nll = maker->surprises / (double)(i + 1);
     song->took = seconds_now() - maker->started;
-    return !enough && i + 1 < maker->most && !interrupted;
+    const bool more = !enough && i + 1 < maker->most && !interrupted;
+    if (!more && maker->live.out) live_end(&maker->live);
+    return more;
 }
 
 // ---- from tokens to notes

@@ -73,7 +73,9 @@ fi
 # ---- live: lines as time goes by
 run 0 gpt/model.safetensors --seed 5 --tokens 60 --bpm 1000 --live -o live.mid
 same_as=$(grep -c '  note  ' stdout)
-check "each line is an event" test "$(grep -c -E '^ *[0-9]+\.[0-9]{3}  (note  [A-G]#?[0-9]  ? *[0-9]+  [0-9]+\.[0-9]{3}|bar   [0-9]+)$' stdout)" -eq "$(wc -l <stdout)"
+check "each line is an event" test "$(grep -c -E '^ *[0-9]+\.[0-9]{3}  (note  [A-G]#?[0-9]  ? *[0-9]+  [0-9]+\.[0-9]{3}|bar   [0-9]+|end)$' stdout)" -eq "$(wc -l <stdout)"
+check "the end is that of the last note" awk '/  note  / && $1 + $5 > end { end = $1 + $5 }
+    /  bar  / && $1 > end { end = $1 } /  end$/ { ends++; at = $1 } END { exit !(ends == 1 && at - end < 0.0015 && end - at < 0.0015 && $2 == "end") }' stdout
 check "the report goes to stderr" grep -q "^live.mid " stderr
 run 0 gpt/model.safetensors --seed 5 --tokens 60 --bpm 1000 -o still.mid -o still.svg
 same live.mid still.mid
@@ -104,6 +106,7 @@ check "stopped with status 0" test $? -eq 0
 process=
 is_midi stopped.mid
 check "the .svg is whole" sh -c 'tail -n 1 stopped.svg | grep -q "^</svg>$"'
+check "without an end" sh -c '! grep -q "  end$" stdout'
 check "it says where it stopped" grep -q "interrupted after [0-9]* new tokens" stderr
 "$sample" gpt/model.safetensors --seed 5 --bpm 400 --live -o piped.mid 2>stderr | head -n 2 >two
 check "two lines came through the pipe" test "$(wc -l <two)" -eq 2
