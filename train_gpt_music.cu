@@ -1176,6 +1176,15 @@ static __global__ void __launch_bounds__(Tile<Half, false, true, ROWS, FUSED_WID
     layernorm_forward_rows<Half>(rows, S::ROW, norm, x, bias, state->step, r0, min(ROWS, p.M - r0), T, p.N);
 }
 
+template <typename Half, int ROWS>
+static void product_layernorm_forward(Product<Half> p, const float *bias, LayerNorm<Half> norm, Residual x,
+                                      const DeviceState *state, int T, cudaStream_t stream) {
+    typedef Tile<Half, false, true, ROWS, FUSED_WIDTH> S;
+    const int blocks = blocks_for(p.M, ROWS), bytes = S::BYTES_WITH_ROWS;
+    matmul_prepare(product_layernorm_forward_kernel<Half, ROWS>, bytes);
+    product_layernorm_forward_kernel<Half, ROWS><<<blocks, S::THREADS, bytes, stream>>>(p, bias, norm, x, state, T);
+}
+
 // The same from a branch in memory.
 template <typename Half>
 static __global__ void __launch_bounds__(NORM_THREADS)
@@ -1193,23 +1202,14 @@ static void linear_residual_dropout_layernorm_forward(LayerNorm<Half> norm, Resi
                                                       const DeviceState *state, int R, int T, int K, int C,
                                                       cudaStream_t stream) {
     const Product<Half> p = {x, K, weight, K, R, C, K};
-    const int blocks = blocks_for(R, norm.block_rows);
     if (!fused(C)) {
         matmul_forward(branch, x, weight, (const float *)nullptr, false, R, K, C, stream);
         layernorm_forward_kernel<Half><<<blocks_for(R, NORM_THREADS / WARP), NORM_THREADS, 0, stream>>>(
             branch, bias, norm, residual, state, R, T, C);
     } else if (norm.block_rows == 16) {
-        typedef Tile<Half, false, true, 16, FUSED_WIDTH> S;
-        matmul_prepare(product_layernorm_forward_kernel<Half, 16>, S::BYTES_WITH_ROWS);
-        // clang-format off
-        product_layernorm_forward_kernel<Half, 16><<<blocks, S::THREADS, S::BYTES_WITH_ROWS, stream>>>(p, bias, norm, residual, state, T);
-        // clang-format on
+        product_layernorm_forward<Half, 16>(p, bias, norm, residual, state, T, stream);
     } else {
-        typedef Tile<Half, false, true, 64, FUSED_WIDTH> S;
-        matmul_prepare(product_layernorm_forward_kernel<Half, 64>, S::BYTES_WITH_ROWS);
-        // clang-format off
-        product_layernorm_forward_kernel<Half, 64><<<blocks, S::THREADS, S::BYTES_WITH_ROWS, stream>>>(p, bias, norm, residual, state, T);
-        // clang-format on
+        product_layernorm_forward<Half, 64>(p, bias, norm, residual, state, T, stream);
     }
 }
 
@@ -1227,6 +1227,15 @@ static __global__ void __launch_bounds__(Tile<Half, false, false, ROWS, FUSED_WI
     float *rows = tile_to_shared<S>(sums, shared);
     layernorm_backward_rows<Half>(rows, S::ROW, d, first, dbranch, norm_sums + (int64_t)blockIdx.x * 2 * p.N, norm,
                                   state->step, r0, min(ROWS, p.M - r0), T, p.N);
+}
+
+template <typename Half, int ROWS>
+static void product_layernorm_backward(float *d, bool first, Half *dbranch, float *norm_sums, Product<Half> p,
+                                       LayerNorm<Half> norm, const DeviceState *state, int T, cudaStream_t stream) {
+    typedef Tile<Half, false, false, ROWS, FUSED_WIDTH> S;
+    matmul_prepare(product_layernorm_backward_kernel<Half, ROWS>, S::BYTES_WITH_ROWS);
+    product_layernorm_backward_kernel<Half, ROWS><<<blocks_for(p.M, ROWS), S::THREADS, S::BYTES_WITH_ROWS, stream>>>(
+        d, first, dbranch, norm_sums, p, norm, state, T);
 }
 
 template <typename Half>
@@ -1247,24 +1256,14 @@ static void linear_residual_dropout_layernorm_backward(float *d, bool first, Hal
                                                        float *branch, const DeviceState *state, int R, int T, int K,
                                                        int C, cudaStream_t stream, int dout_row = 0) {
     const Product<Half> p = {dout, dout_row ? dout_row : K, weight, C, R, C, K};
-    const int blocks = blocks_for(R, norm.block_rows);
     if (!fused(C)) {
         matmul_backward_input(branch, dout, weight, (const Half *)nullptr, false, R, C, K, stream, dout_row);
-        // clang-format off
-        layernorm_backward_kernel<Half><<<blocks, NORM_THREADS, 0, stream>>>(branch, d, first, dbranch, norm_sums, norm, state, R, T, C);
-        // clang-format on
+        layernorm_backward_kernel<Half><<<blocks_for(R, norm.block_rows), NORM_THREADS, 0, stream>>>(
+            branch, d, first, dbranch, norm_sums, norm, state, R, T, C);
     } else if (norm.block_rows == 16) {
-        typedef Tile<Half, false, false, 16, FUSED_WIDTH> S;
-        matmul_prepare(product_layernorm_backward_kernel<Half, 16>, S::BYTES_WITH_ROWS);
-        // clang-format off
-        product_layernorm_backward_kernel<Half, 16><<<blocks, S::THREADS, S::BYTES_WITH_ROWS, stream>>>(d, first, dbranch, norm_sums, p, norm, state, T);
-        // clang-format on
+        product_layernorm_backward<Half, 16>(d, first, dbranch, norm_sums, p, norm, state, T, stream);
     } else {
-        typedef Tile<Half, false, false, 64, FUSED_WIDTH> S;
-        matmul_prepare(product_layernorm_backward_kernel<Half, 64>, S::BYTES_WITH_ROWS);
-        // clang-format off
-        product_layernorm_backward_kernel<Half, 64><<<blocks, S::THREADS, S::BYTES_WITH_ROWS, stream>>>(d, first, dbranch, norm_sums, p, norm, state, T);
-        // clang-format on
+        product_layernorm_backward<Half, 64>(d, first, dbranch, norm_sums, p, norm, state, T, stream);
     }
 }
 
