@@ -595,7 +595,8 @@ static void song_report(const Song *song, const Settings *settings, StBuffer *ou
     if (midi->n_notes) st_print(out, "  %s-%s", key_name(lowest, low), key_name(highest, high));
     st_print(out, "  repeats %d notes  nll %.3f  seed %llu", longest_repetition(song), song->nll,
              (unsigned long long)song->seed);
-    if (settings->songs == 1 && song->took > 0) st_print(out, "  %.0f tokens/s", (double)song->n / song->took);
+    if (settings->songs == 1 && !settings->live && song->took > 0)
+        st_print(out, "  %.0f tokens/s", (double)song->n / song->took);
     if (interrupted) {
         st_print(out, "  interrupted after %zu new tokens", song->n - song->n_prime);
     } else if (song->cut) {

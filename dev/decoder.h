@@ -405,13 +405,14 @@ static void gpt_clear_scores(const GptState *s, const Gpt *m, int room) {
 // more than the far ones is enough. From products, q . R in the order of R, which is that of falling distance, ring
 // becomes what each of the last N tokens gets: ring + N - 1 - slot is that of slot 0 and, as the ring goes on from its
 // end, of all slots after it. The far ones have been 0 from the beginning.
-static void gpt_ring(float *ring, const float *products, int n_rel, int N, int slot) {
+static void gpt_ring(float *ring, const float *products, int n_rel, int N, int slots, int slot) {
     const int n = n_rel < N ? n_rel : N, beyond = n - 1 - slot; // slots of the ring's end come before slot 0
     const vector far = all_lanes(products[0]);
     products += n_rel - n;
     for (int i = beyond > 0 ? beyond / LANES * LANES : 0; i < n; i += LANES) {
         store_part(ring + N - n + i, load_part(products + i, n - i) - far, n - i);
     }
+    for (int i = N; i < slots; i++) ring[N - 1 - slot + i] = 0; // no slots, but read: another song's NaN may be there
     for (int i = 0; i < beyond; i += LANES) {
         store_part(ring + 2 * N - n + i, load_part(products + i, n - i) - far, n - i);
     }
@@ -564,7 +565,7 @@ static void gpt_attention(const GptState *s, const Gpt *m, int room, int layer) 
         float top[HEADS], sum[HEADS];
         product_of(&m->layers[layer].rel, s->near, shared(s->zeros), (Rows){queries + first * HS, HS}, s->all, n,
                    s->queries + first * each);
-        for (int i = 0; i < n; i++) gpt_ring(row(s->rings, i), row(s->near, i), m->rel, s->N, slot);
+        for (int i = 0; i < n; i++) gpt_ring(row(s->rings, i), row(s->near, i), m->rel, s->N, s->slots, slot);
         for (int i = 0, h = first; i < n; i++, h++) {
             float *scores = row(s->scores, room) + h * slots, *near = row(s->rings, i) + s->N - 1 - slot;
             const float *keys = kept.keys + h * s->key_words;
@@ -815,9 +816,9 @@ static void model_describe(Model *m, const StFile *file) {
     while (start > m->path && start[-1] != '/') start--;
     snprintf(m->name, sizeof m->name, "%.*s", (int)(end - start), start);
     int layers = m->kind == GPT ? m->gpt.L : m->lstm.L, width = m->kind == GPT ? m->gpt.C : m->lstm.H;
-    snprintf(m->about, sizeof m->about, "%.80s (%s, %d layers of width %d%s%.20s%s%s)", slash ? slash + 1 : m->path,
-             kind_names[m->kind], layers, width, epoch ? ", epoch " : "", epoch ? epoch : "",
-             m->precision ? ", weights " : "", m->precision ? precision_names[m->precision] : "");
+    snprintf(m->about, sizeof m->about, "%.80s (%s, %d layers of width %d%s%.20s%s%s)", m->name, kind_names[m->kind],
+             layers, width, epoch ? ", epoch " : "", epoch ? epoch : "", m->precision ? ", weights " : "",
+             m->precision ? precision_names[m->precision] : "");
 }
 
 // Reads a model or a resume state (whose further tensors are left alone). After a failure there is nothing to free.
@@ -869,8 +870,7 @@ static void batch_lay_out(Batch *b, int rooms, int context, Arena *arena) {
     if (m->kind == LSTM) lstm_state(&b->lstm, &m->lstm, rooms, arena);
     b->logits = take_rows(arena, rooms, V);
     const int64_t songs = rooms * (int64_t)byte_vector_size((int)widest);
-    const int64_t heads = m->kind == GPT ? m->gpt.NH * (int64_t)byte_vector_size(m->gpt.HS) : 0;
-    b->bytes = (char *)take(arena, (songs > heads ? songs : heads) / 4);
+    b->bytes = (char *)take(arena, songs / 4);
 }
 
 // The memory of a batch, in bytes.

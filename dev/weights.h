@@ -118,6 +118,8 @@ ALWAYS_INLINE ints dot_bytes(ints sum, ints w, ints x) {
 
 // ---- making
 
+#define SMALLEST_SCALE 1e-37f // of bytes; below it 1 / scale leaves float, and all bytes are 0
+
 // Row `row` becomes these numbers, all finite. Rows that are never set must be zeroed memory.
 static void weights_set_row(Weights *w, int row, const float *numbers) {
     const int across = columns_a_word(w->precision),
@@ -126,7 +128,7 @@ static void weights_set_row(Weights *w, int row, const float *numbers) {
     float most = 0;
     int32_t sum = 0;
     for (int i = 0; i < w->n_in; i++) most = fabsf(numbers[i]) > most ? fabsf(numbers[i]) : most;
-    const float scale = most / 127, inverse = scale > 0 ? 1 / scale : 0;
+    const float scale = most / 127, inverse = scale >= SMALLEST_SCALE ? 1 / scale : 0;
     for (int i = 0; i < w->n_in; i++) {
         char *word = panel + 4 * ((size_t)(i / across) * PANEL + (size_t)(row % PANEL));
         if (w->precision == FLOAT32) memcpy(word, &numbers[i], 4);
@@ -137,8 +139,8 @@ static void weights_set_row(Weights *w, int row, const float *numbers) {
             memcpy(word, &both, 4);
         }
         if (w->precision == INT8) {
-            int32_t whole = (int32_t)rintf(numbers[i] * inverse);
-            whole = whole > 127 ? 127 : whole < -127 ? -127 : whole; // a denormal scale's inverse is infinite
+            const int32_t whole =
+                (int32_t)rintf(numbers[i] * inverse); // at most 127: rounding moves it by less than 1/2
             word[i % 4] = (char)whole;
             sum += whole;
         }
@@ -161,7 +163,7 @@ static float byte_vector(char *to, const float *x, int n, int byte_zero) {
         const vector numbers = load_part(x + i, n - i);
         tops = larger(select_vector(numbers - numbers == 0, abs_vector(numbers), all_lanes(INFINITY)), tops);
     }
-    const float most = largest_lane(tops), scale = most / 127, inverse = scale >= 1e-37f ? 127 / most : 0;
+    const float most = largest_lane(tops), scale = most / 127, inverse = scale >= SMALLEST_SCALE ? 127 / most : 0;
     for (int i = 0; i < n; i += LANES) {
         const ints whole = (ints)(load_part(x + i, n - i) * inverse + round);
         *(bytes_of_ints *)(to + BYTES_HEAD + i) = __builtin_convertvector(whole + byte_zero, bytes_of_ints);
@@ -253,7 +255,7 @@ static void product_of(const Weights *w, Rows y, Rows bias, Rows x, const int *s
                 to[m] = y.at + song * y.stride + o;
                 start[m] = bias.at + song * bias.stride + o;
                 from[m] = x.at + song * x.stride;
-                from_bytes[m] = bytes + (size_t)(s + m) * each;
+                from_bytes[m] = w->precision == INT8 ? bytes + (size_t)(s + m) * each : NULL;
             }
 #define TILES(M)                                                                                                       \
     if (w->precision == FLOAT32) float_tile(M, to, start, panel, from, w->n_in);                                       \
