@@ -885,6 +885,21 @@ static int threads_of(const Settings *settings, int64_t pieces) {
     return (int)(threads < pieces ? threads : pieces);
 }
 
+// Whether the folders of the outputs can be written to, before any song is made that could not be kept.
+static bool outputs_have_folders(const Texts *outputs, char *error) {
+    for (int k = 0; k < outputs->n; k++) {
+        const char *path = outputs->list[k], *slash = strrchr(path, '/');
+        const int length = slash > path ? (int)(slash - path) : 1;
+        char *folder = (char *)malloc((size_t)length + 1);
+        if (!folder) return fail(error, "%s: no memory", path);
+        snprintf(folder, (size_t)length + 1, "%s", slash ? path : ".");
+        const bool ok = !strcmp(path, "-") || !access(folder, W_OK | X_OK) || atomic_fail(path, errno, error);
+        free(folder);
+        if (!ok) return false;
+    }
+    return true;
+}
+
 // All songs of all models, each model with the same seeds.
 static bool make_all(const Call *call, const Model *models, int n_models, char *error) {
     const Settings *settings = &call->settings;
@@ -1269,6 +1284,7 @@ static bool run_call(Call *call, Model *models, char *error) {
     }
     if (call->bench || call->dataset) return ok;
     if (settings->prime_path && !read_prime(settings, call->bpm->given, call->report, error)) return false;
+    if (!outputs_have_folders(&call->outputs, error)) return false;
     if (settings->live) catch_signals();
     return make_all(call, models, call->models.n, error);
 }

@@ -111,6 +111,11 @@ check "it says where it stopped" grep -q "interrupted after [0-9]* new tokens" s
 "$sample" gpt/model.safetensors --seed 5 --bpm 400 --live -o piped.mid 2>stderr | head -n 2 >two
 check "two lines came through the pipe" test "$(wc -l <two)" -eq 2
 is_midi piped.mid
+
+# What cannot be written is said before the song is made.
+refuses 1 "missing/late.html: cannot be written: No such file or directory; its folder must exist" gpt/model.safetensors --tokens 30 -o early.mid -o missing/late.html
+check "nothing was made" test ! -e early.mid
+
 refuses 2 "--live: it follows one song" gpt/model.safetensors --live -n 2
 refuses 2 "--live: it writes to the standard output" gpt/model.safetensors --live -o -
 
