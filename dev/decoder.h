@@ -358,6 +358,10 @@ static Kept gpt_kept(const GptState *s, const Gpt *m, int room, int layer) {
 
 static int gpt_slot(const GptState *s, int room) { return (int)(s->t[room] % s->N); }
 
+static int gpt_filled(const GptState *s, int room) { // slots, the newest token's included
+    return s->t[room] < s->N ? (int)s->t[room] + 1 : s->N;
+}
+
 // Byte `place` of each of LANES words becomes the next of these.
 static void keep_bytes(words *to, const char *bytes, int place) {
     const words numbers = (words) __builtin_convertvector(*(const bytes_of_ints *)bytes, ints) & 255;
@@ -393,7 +397,7 @@ static void gpt_keep(const GptState *s, const Gpt *m, Kept to, const float *key,
 
 // Before the first layer: no scores yet, and none ever of slots that hold no token.
 static void gpt_clear_scores(const GptState *s, const Gpt *m, int room) {
-    const int filled = s->t[room] < s->N ? gpt_slot(s, room) + 1 : s->N, n_slots = (int)round_up(filled, PANEL);
+    const int filled = gpt_filled(s, room), n_slots = (int)round_up(filled, PANEL);
     for (int h = 0; h < m->NH; h++) {
         float *scores = row(s->scores, room) + h * s->slots;
         for (int i = 0; i < n_slots; i++) scores[i] = i < filled ? 0 : -INFINITY;
@@ -451,10 +455,9 @@ static float byte_scores(float *scores, const float *near, const float *keys, co
         ints sums[4];
         UNROLL_FULLY for (int k = 0; k < 4; k++) sums[k] = (ints){0} + start;
         KEEP_LOOP for (int d = 0; d < HS; d += 4, key += 4) {
-            int32_t four;
-            memcpy(&four, query + d, sizeof four);
-            four ^= (int32_t)(BYTE_ZERO * 0x01010101u); // without BYTE_ZERO, for it is the keys that have it here
-            UNROLL_FULLY for (int k = 0; k < 4; k++) sums[k] = dot_bytes(sums[k], (ints){0} + four, key[k]);
+            // without BYTE_ZERO, for it is the keys that have it here
+            const ints four = all_words(query + d) ^ (int32_t)(BYTE_ZERO * 0x01010101u);
+            UNROLL_FULLY for (int k = 0; k < 4; k++) sums[k] = dot_bytes(sums[k], four, key[k]);
         }
         UNROLL_FULLY for (int k = 0; k < 4; k++) {
             const int i = j + k * LANES;
@@ -480,17 +483,13 @@ static float float_weights(float *weights, const float *scores, float top, int n
 
 enum { WEIGHT_MAX = (1 << 14) - 1 };
 
-// ratios[n_slots] = WEIGHT_MAX * scales / the largest of them. Returns the largest / WEIGHT_MAX; not finite if one is
-// not.
+// ratios[n_slots] = WEIGHT_MAX * scales / the largest of them. Returns the largest / WEIGHT_MAX; infinite if one is.
 static float byte_ratios(float *ratios, const float *scales, int n_slots) {
-    vector top = {0}, poison = {0};
-    for (int i = 0; i < n_slots; i += LANES) {
-        top = larger(load(scales + i), top);
-        poison += load(scales + i) * 0;
-    }
+    vector top = {0};
+    for (int i = 0; i < n_slots; i += LANES) top = larger(load(scales + i), top);
     const float most = largest_lane(top);
     for (int i = 0; i < n_slots; i += LANES) store(ratios + i, load(scales + i) / (most > 0 ? most : 1) * WEIGHT_MAX);
-    return most / WEIGHT_MAX + sum_lanes(poison);
+    return most / WEIGHT_MAX;
 }
 
 // float_weights of bytes: a weight is multiplied with its value's ratio, rounded to 14 bits, and kept in two bytes of
@@ -498,11 +497,10 @@ static float byte_ratios(float *ratios, const float *scales, int n_slots) {
 // ones.
 static float byte_weights(char *weights, const float *scores, float top, const float *ratios, int n_slots,
                           int64_t slots) {
-    const float round = 12582912; // 1.5 * 2^23: adding it rounds to an integer, in the low bits
     vector sum = {0};
     for (int i = 0; i < n_slots; i += LANES) {
         vector weight = exp_vector(load(scores + i) - top);
-        ints whole = (ints)(weight * load(ratios + i) + round);
+        ints whole = low_bits_round(weight * load(ratios + i));
         *(bytes_of_ints *)(weights + i) = __builtin_convertvector(whole >> 7 & 127, bytes_of_ints);
         *(bytes_of_ints *)(weights + slots + i) = __builtin_convertvector(whole & 127, bytes_of_ints);
         sum += weight;
@@ -532,11 +530,8 @@ static void weigh_bytes(float *out, float scale, const char *weights, const floa
         ints upper[4] = {{0}}, lower[4] = {{0}};
         KEEP_LOOP for (int j = 0; j < n_slots; j += 16, value += 4) {
             UNROLL_FULLY for (int k = 0; k < 4; k++) {
-                int32_t four;
-                memcpy(&four, weights + j + 4 * k, sizeof four);
-                upper[k] = dot_bytes(upper[k], value[k], (ints){0} + four);
-                memcpy(&four, weights + slots + j + 4 * k, sizeof four);
-                lower[k] = dot_bytes(lower[k], value[k], (ints){0} + four);
+                upper[k] = dot_bytes(upper[k], value[k], all_words(weights + j + 4 * k));
+                lower[k] = dot_bytes(lower[k], value[k], all_words(weights + slots + j + 4 * k));
             }
         }
         vector sum = __builtin_convertvector((upper[0] + upper[1]) + (upper[2] + upper[3]), vector) * 128 +
@@ -551,7 +546,7 @@ static void weigh_bytes(float *out, float scale, const char *weights, const floa
 // waiting for the end of each sum, all together leave the fastest cache.
 static void gpt_attention(const GptState *s, const Gpt *m, int room, int layer) {
     const int NH = m->NH, HS = m->HS, slot = gpt_slot(s, room);
-    const int n_slots = (int)round_up(s->t[room] < s->N ? slot + 1 : s->N, PANEL);
+    const int n_slots = (int)round_up(gpt_filled(s, room), PANEL);
     const int64_t slots = s->slots;
     const size_t each = byte_vector_size(HS);
     const Kept kept = gpt_kept(s, m, room, layer);

@@ -116,6 +116,12 @@ ALWAYS_INLINE ints dot_bytes(ints sum, ints w, ints x) {
 }
 #endif
 
+ALWAYS_INLINE ints all_words(const char *bytes) { // these four bytes in each word
+    int32_t four;
+    memcpy(&four, bytes, sizeof four);
+    return (ints){0} + four;
+}
+
 // ---- making
 
 #define SMALLEST_SCALE 1e-37f // of bytes; below it 1 / scale leaves float, and all bytes are 0
@@ -139,8 +145,7 @@ static void weights_set_row(Weights *w, int row, const float *numbers) {
             memcpy(word, &both, 4);
         }
         if (w->precision == INT8) {
-            const int32_t whole =
-                (int32_t)rintf(numbers[i] * inverse); // at most 127: rounding moves it by less than 1/2
+            const int32_t whole = (int32_t)rintf(numbers[i] * inverse); // -127..127
             word[i % 4] = (char)whole;
             sum += whole;
         }
@@ -154,10 +159,12 @@ enum { BYTES_HEAD = 64 }; // before the bytes stands their scale
 
 static size_t byte_vector_size(int n) { return (size_t)(BYTES_HEAD + round_up(n, PANEL)); }
 
+// x to the nearest integer, |x| < 2^22, in the low bits of each word: 1.5 * 2^23 + x has no room for a fraction.
+ALWAYS_INLINE ints low_bits_round(vector x) { return (ints)(x + 12582912); }
+
 // to: [byte_vector_size(n)]: the scale, which is returned too, and from BYTES_HEAD on x [n] / scale + byte_zero. If a
 // number is not finite, the scale is infinite.
 static float byte_vector(char *to, const float *x, int n, int byte_zero) {
-    const float round = 12582912; // 1.5 * 2^23: adding it rounds to an integer, in the low bits
     vector tops = {0};
     for (int i = 0; i < n; i += LANES) {
         const vector numbers = load_part(x + i, n - i);
@@ -165,7 +172,7 @@ static float byte_vector(char *to, const float *x, int n, int byte_zero) {
     }
     const float most = largest_lane(tops), scale = most / 127, inverse = scale >= SMALLEST_SCALE ? 127 / most : 0;
     for (int i = 0; i < n; i += LANES) {
-        const ints whole = (ints)(load_part(x + i, n - i) * inverse + round);
+        const ints whole = low_bits_round(load_part(x + i, n - i) * inverse);
         *(bytes_of_ints *)(to + BYTES_HEAD + i) = __builtin_convertvector(whole + byte_zero, bytes_of_ints);
     }
     memcpy(to, &scale, sizeof scale);
@@ -221,9 +228,8 @@ ALWAYS_INLINE void int8_tile(const int M, float *const *y, const float *const *b
     }
     KEEP_LOOP for (int i = 0; i < n_in; i += 4, w += 4) {
         UNROLL_FULLY for (int m = 0; m < M; m++) {
-            int32_t four;
-            memcpy(&four, x[m] + BYTES_HEAD + i, sizeof four);
-            UNROLL_FULLY for (int k = 0; k < 4; k++) sums[m][k] = dot_bytes(sums[m][k], w[k], (ints){0} + four);
+            const ints four = all_words(x[m] + BYTES_HEAD + i);
+            UNROLL_FULLY for (int k = 0; k < 4; k++) sums[m][k] = dot_bytes(sums[m][k], w[k], four);
         }
     }
     UNROLL_FULLY for (int m = 0; m < M; m++) {
