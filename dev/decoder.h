@@ -8,10 +8,10 @@
 //
 // Promises. A token costs one pass over the weights, however much came before: the LSTM carries its state, the
 // Transformer the keys and values of its context, over which it passes too. With float32 weights the logits are the
-// full forward's to rounding; with fewer bits keys and values are kept as bytes. Those of a room are the same bytes
-// whoever else is in the batch. Beyond a context of N tokens each position of the Transformer attends to the last N,
-// itself included. The kind of a model is told by its tensors' names, its sizes by their shapes; what is wrong with a
-// file is said in a sentence. Leaves out: other models.
+// full forward's to rounding; with fewer bits keys, values and relative vectors are bytes. Those of a room are the same
+// bytes whoever else is in the batch. Beyond a context of N tokens each position of the Transformer attends to the last
+// N, itself included. The kind of a model is told by its tensors' names, its sizes by their shapes; what is wrong with
+// a file is said in a sentence. Leaves out: other models.
 //
 // How it is fast. One token is a row of matrix-vector products, each weight used once: the memory's read rate is the
 // limit. So weights lie in memory exactly in the order in which they are read, if you like in 8 bits (weights.h); keys
@@ -177,7 +177,7 @@ static Weights matrix(Loader *from, Precision precision, Arrangement arrangement
     Weights w = {precision, cols, high, NULL, NULL, NULL};
     const StTensor *tensor = tensor_need(from, name, 2, rows, cols);
     if (tensor && precision == INT8 && cols > 65536) {
-        from->ok = fail(from->error, "%s: tensor '%s' has rows of %d, too long for --weights int8; take bf16",
+        from->ok = fail(from->error, "%s: tensor '%s' has rows of %d, too long for int8; take --weights float32",
                         from->path, name, cols);
     }
     if (!from->ok) return w;
@@ -250,7 +250,7 @@ typedef struct {
 typedef struct {
     int N, slots;                   // length of a ring, and that rounded up to PANEL
     int64_t *t;                     // [rooms] tokens seen; the next one goes to slot t % N
-    Precision kept;                 // FLOAT32; or INT8, if the weights are in fewer bits than float32
+    Precision kept;                 // FLOAT32; or INT8, as rel, if the weights are in fewer bits than float32
     int64_t key_words, value_words; // of a head, in 4 bytes
     int64_t layer_words;            // of both of all heads, and of their scales
     // Of each layer, one after the other: keys [NH] in panels as weights are, of slots for rows and HS columns; values
@@ -292,13 +292,13 @@ static void gpt_sizes(Gpt *m, Loader *from) {
 
 static void gpt_weights(Gpt *m, Loader *from) { // in the order in which a token uses them
     const int C = m->C, H = m->H;
-    const Precision small = from->precision;
+    const Precision small = from->precision, near = small == FLOAT32 ? FLOAT32 : INT8; // near: what meets queries
     m->emb = floats(from, ROWS, V, C, "emb.weight");
     for (int i = 0; i < m->L; i++) {
         GptLayer *l = &m->layers[i];
         l->qkv = matrix(from, small, PANELS, 3 * C, C, "layers.%d.attn.qkv.weight", i);
         l->qkv_bias = floats(from, PANELS, 3 * C, 0, "layers.%d.attn.qkv.bias", i);
-        l->rel = matrix(from, small, PANELS, m->rel, m->HS, "layers.%d.attn.rel", i);
+        l->rel = matrix(from, near, PANELS, m->rel, m->HS, "layers.%d.attn.rel", i);
         l->out = matrix(from, small, PANELS, C, C, "layers.%d.attn.out.weight", i);
         l->out_bias = floats(from, PANELS, C, 0, "layers.%d.attn.out.bias", i);
         l->ln1 = floats(from, PANELS, C, 0, "layers.%d.ln1.weight", i);
@@ -317,7 +317,7 @@ static void gpt_weights(Gpt *m, Loader *from) { // in the order in which a token
 static void gpt_state(GptState *s, const Gpt *m, int rooms, int N, Arena *arena) {
     s->N = N;
     s->slots = (int)round_up(N, PANEL);
-    s->kept = m->head.precision == FLOAT32 ? FLOAT32 : INT8;
+    s->kept = m->layers[0].rel.precision;
     s->key_words = panels_words(s->kept, m->HS, s->slots);
     s->value_words = round_up(m->HS, LANES) * s->slots / columns_a_word(s->kept);
     s->layer_words = m->NH * (s->key_words + s->value_words) + (s->kept == INT8 ? 2 * s->slots : 0);
@@ -591,7 +591,7 @@ static void gpt_attention(const GptState *s, const Gpt *m, int room, int layer) 
 }
 
 // Feeds each of the n rooms listed its token; logits [V] of the ones after.
-static void gpt_step(GptState *s, const Gpt *m, const int *rooms, int n, const int *tokens, Rows logits, char *bytes) {
+static void gpt_step(GptState *s, const Gpt *m, const int *rooms, int n, const int *tokens, Rows logits, char *packed) {
     const int C = m->C;
     const float scale = 1.0f / sqrtf((float)m->HS);
     for (int i = 0; i < n; i++) {
@@ -600,7 +600,7 @@ static void gpt_step(GptState *s, const Gpt *m, const int *rooms, int n, const i
     }
     for (int k = 0; k < m->L; k++) {
         const GptLayer *l = &m->layers[k];
-        product(&l->qkv, s->qkv, shared(l->qkv_bias), s->x, rooms, n, bytes);
+        product(&l->qkv, s->qkv, shared(l->qkv_bias), s->x, rooms, n, packed);
         for (int i = 0; i < n; i++) {
             const int r = rooms[i];
             float *qkv = row(s->qkv, r);
@@ -608,20 +608,20 @@ static void gpt_step(GptState *s, const Gpt *m, const int *rooms, int n, const i
             gpt_keep(s, m, gpt_kept(s, m, r, k), qkv + C, qkv + 2 * C, gpt_slot(s, r));
             gpt_attention(s, m, r, k);
         }
-        product(&l->out, s->update, shared(l->out_bias), s->heads, rooms, n, bytes);
+        product(&l->out, s->update, shared(l->out_bias), s->heads, rooms, n, packed);
         for (int i = 0; i < n; i++) {
             add(row(s->x, rooms[i]), row(s->update, rooms[i]), C);
             layernorm(row(s->x, rooms[i]), l->ln1, l->ln1_bias, C);
         }
-        product(&l->fc1, s->hidden, shared(l->fc1_bias), s->x, rooms, n, bytes);
+        product(&l->fc1, s->hidden, shared(l->fc1_bias), s->x, rooms, n, packed);
         for (int i = 0; i < n; i++) relu(row(s->hidden, rooms[i]), m->H);
-        product(&l->fc2, s->update, shared(l->fc2_bias), s->hidden, rooms, n, bytes);
+        product(&l->fc2, s->update, shared(l->fc2_bias), s->hidden, rooms, n, packed);
         for (int i = 0; i < n; i++) {
             add(row(s->x, rooms[i]), row(s->update, rooms[i]), C);
             layernorm(row(s->x, rooms[i]), l->ln2, l->ln2_bias, C);
         }
     }
-    product(&m->head, logits, shared(m->head_bias), s->x, rooms, n, bytes);
+    product(&m->head, logits, shared(m->head_bias), s->x, rooms, n, packed);
     for (int i = 0; i < n; i++) s->t[rooms[i]]++;
 }
 
@@ -734,7 +734,7 @@ static void lstm_cell(float *h, float *c, const float *gates, int units) {
 }
 
 static void lstm_step(LstmState *s, const Lstm *m, const int *rooms, int n, const int *tokens, Rows logits,
-                      char *bytes) { // as gpt_step
+                      char *packed) { // as gpt_step
     const int gates = 4 * s->units;
     Rows h = s->h, below = h;
     for (int i = 0; i < n; i++) {
@@ -742,23 +742,23 @@ static void lstm_step(LstmState *s, const Lstm *m, const int *rooms, int n, cons
     }
     for (int k = 0; k < m->L; k++, below = h, h.at += s->layer) {
         const LstmLayer *l = &m->layers[k];
-        if (k) product(&l->ih, s->gates, shared(l->bias), below, rooms, n, bytes);
-        product(&l->hh, s->gates, s->gates, h, rooms, n, bytes);
+        if (k) product(&l->ih, s->gates, shared(l->bias), below, rooms, n, packed);
+        product(&l->hh, s->gates, s->gates, h, rooms, n, packed);
         for (int i = 0; i < n; i++) {
             lstm_cell(row(h, rooms[i]), row(s->c, rooms[i]) + k * s->layer, row(s->gates, rooms[i]), s->units);
         }
     }
-    product(&m->fc1, s->fc1, shared(m->fc1_bias), below, rooms, n, bytes);
+    product(&m->fc1, s->fc1, shared(m->fc1_bias), below, rooms, n, packed);
     for (int i = 0; i < n; i++) {
         layernorm(row(s->fc1, rooms[i]), m->ln1, m->ln1_bias, m->H1);
         relu(row(s->fc1, rooms[i]), m->H1);
     }
-    product(&m->fc2, s->fc2, shared(m->fc2_bias), s->fc1, rooms, n, bytes);
+    product(&m->fc2, s->fc2, shared(m->fc2_bias), s->fc1, rooms, n, packed);
     for (int i = 0; i < n; i++) {
         layernorm(row(s->fc2, rooms[i]), m->ln2, m->ln2_bias, m->H2);
         relu(row(s->fc2, rooms[i]), m->H2);
     }
-    product(&m->fc3, logits, shared(m->fc3_bias), s->fc2, rooms, n, bytes);
+    product(&m->fc3, logits, shared(m->fc3_bias), s->fc2, rooms, n, packed);
 }
 
 // ---- a model of either kind, and a batch of songs in the making
@@ -846,7 +846,7 @@ typedef struct {
     GptState gpt; // one of the two
     LstmState lstm;
     Rows logits;   // [V] of each room, of the token after the last one fed
-    char *bytes;   // vectors as int8
+    char *packed;  // vectors as products take them
     float *memory; // owns all of it
 } Batch;
 
@@ -864,8 +864,7 @@ static void batch_lay_out(Batch *b, int rooms, int context, Arena *arena) {
     if (m->kind == GPT) gpt_state(&b->gpt, &m->gpt, rooms, context, arena);
     if (m->kind == LSTM) lstm_state(&b->lstm, &m->lstm, rooms, arena);
     b->logits = take_rows(arena, rooms, V);
-    const int64_t songs = rooms * (int64_t)byte_vector_size((int)widest);
-    b->bytes = (char *)take(arena, songs / 4);
+    b->packed = (char *)take(arena, rooms * (int64_t)packed_size(m->precision, (int)widest) / 4);
 }
 
 // The memory of a batch, in bytes.
@@ -899,8 +898,8 @@ static void batch_begin(Batch *b, int room) { // a new song moves in
 // Feeds the n rooms listed a token each; each room's logits are then those of the token after it.
 static void batch_step(Batch *b, const int *rooms, int n, const int *tokens) {
     const Model *m = b->model;
-    if (m->kind == GPT) gpt_step(&b->gpt, &m->gpt, rooms, n, tokens, b->logits, b->bytes);
-    if (m->kind == LSTM) lstm_step(&b->lstm, &m->lstm, rooms, n, tokens, b->logits, b->bytes);
+    if (m->kind == GPT) gpt_step(&b->gpt, &m->gpt, rooms, n, tokens, b->logits, b->packed);
+    if (m->kind == LSTM) lstm_step(&b->lstm, &m->lstm, rooms, n, tokens, b->logits, b->packed);
 }
 
 #endif

@@ -24,9 +24,6 @@
 #include "vector.h"
 #include <assert.h>
 #include <string.h>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
 // 8 x 2 vectors of sums: 16 of the 32 registers of AVX-512 and NEON, enough to hide a multiply-add's latency of 4
 // cycles with one or two units; it runs at 97 % of one Zen 4 core's peak, and reads the left operand unpacked as fast
@@ -62,21 +59,9 @@ ALWAYS_INLINE void tile(vector sums[TILE_M][TILE_VECTORS], int vectors, int K, c
     }
 }
 
-// ---- bf16: the upper half of a float, 8 bits of precision
+// ---- the same in bf16
 //
 // Two numbers of adjacent k lie in one word, the one of the lower k in its lower half.
-
-typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
-
-// Each number rounded to the nearest, ties to even, in the lower half of its word; a NaN stays one.
-ALWAYS_INLINE words bf16_round(vector x) {
-#ifdef __AVX512BF16__
-    return (words)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
-#else
-    words bits = (words)x, rounded = bits + 0x7FFF + (bits >> 16 & 1), nan = (words)((bits & 0x7FFFFFFF) > 0x7F800000);
-    return ((rounded & ~nan) | ((bits | 0x400000) & nan)) >> 16;
-#endif
-}
 
 // out[j] = the pair of even[j] and odd[j], j < n; odd may be NULL, for zeros
 static inline void bf16_zip(uint32_t *out, const real *even, const real *odd, int n) {
@@ -85,30 +70,6 @@ static inline void bf16_zip(uint32_t *out, const real *even, const real *odd, in
         if (odd) pair |= bf16_round(load_part(odd + j, n - j)) << 16;
         store_part((real *)(out + j), (vector)pair, n - j);
     }
-}
-
-// out[j] = the pair of x[2j] and x[2j + 1], of n numbers, a last odd one with 0; out has room for whole vectors
-static inline void bf16_pack(uint32_t *out, const real *x, int n) {
-    typedef uint32_t half __attribute__((vector_size(VECTOR_BYTES / 2), aligned(4), may_alias));
-    for (int j = 0; j < n; j += LANES) {
-#ifdef __AVX512BF16__
-        *(half *)(out + j / 2) = (half)_mm512_cvtneps_pbh((__m512)load_part(x + j, n - j));
-#else
-        typedef uint64_t longs __attribute__((vector_size(VECTOR_BYTES), may_alias));
-        longs pairs = (longs)bf16_round(load_part(x + j, n - j));
-        *(half *)(out + j / 2) = __builtin_convertvector(pairs | pairs >> 16, half);
-#endif
-    }
-}
-
-// sums + a b, of the two products of each word. Where the processor cannot, the same in two multiply-adds.
-ALWAYS_INLINE vector bf16_dot(vector sums, words a, words b) {
-#ifdef __AVX512BF16__
-    return (vector)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
-#else
-    sums += (vector)(a & 0xFFFF0000) * (vector)(b & 0xFFFF0000);
-    return sums + (vector)(a << 16) * (vector)(b << 16);
-#endif
 }
 
 // As tile(), with K2 pairs in place of K numbers; b is a panel, [K2][TILE_N].

@@ -1,6 +1,7 @@
 // The compiler's own vectors (gcc and clang) of `real`, which is float unless REAL says double: 64 bytes with AVX-512,
 // 32 with AVX, 16 with NEON or SSE; the same source compiles to each, chosen by -march. Loads and stores at any
-// address, masks, sums over lanes, and the functions that a language model needs: e^x, the logistic function and tanh.
+// address, masks, sums over lanes, the functions that a language model needs (e^x, the logistic function and tanh), and
+// bf16.
 //
 // It promises the same result for the same number in every lane, NaN out for NaN in, and correct infinities; in double
 // the functions are the C library's. It leaves out arguments for which the models have no use: e^x is for x <= 0.
@@ -12,6 +13,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #ifndef REAL
 #define REAL float
@@ -132,6 +136,46 @@ ALWAYS_INLINE vector tanh_vector(vector x) {
     p = p * square - (real)(1.0 / 3);
     vector near = x + x * square * p;
     return select_vector(size < (real)0.25, near, select_vector(x < 0, -far, far));
+}
+
+// ---- bf16: the upper half of a float, 8 bits of precision
+//
+// Products take them in pairs: two that follow each other lie in one word, the first in its lower half.
+
+typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+
+// Each number rounded to the nearest, ties to even, in the lower half of its word; a NaN stays one.
+ALWAYS_INLINE words bf16_round(vector x) {
+#ifdef __AVX512BF16__
+    return (words)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+    words bits = (words)x, rounded = bits + 0x7FFF + (bits >> 16 & 1), nan = (words)((bits & 0x7FFFFFFF) > 0x7F800000);
+    return ((rounded & ~nan) | ((bits | 0x400000) & nan)) >> 16;
+#endif
+}
+
+// out[j] = the pair of x[2j] and x[2j + 1], of n numbers, a last odd one with 0; out has room for whole vectors
+static inline void bf16_pack(uint32_t *out, const real *x, int n) {
+    typedef uint32_t half __attribute__((vector_size(VECTOR_BYTES / 2), aligned(4), may_alias));
+    for (int j = 0; j < n; j += LANES) {
+#ifdef __AVX512BF16__
+        *(half *)(out + j / 2) = (half)_mm512_cvtneps_pbh((__m512)load_part(x + j, n - j));
+#else
+        typedef uint64_t longs __attribute__((vector_size(VECTOR_BYTES), may_alias));
+        longs pairs = (longs)bf16_round(load_part(x + j, n - j));
+        *(half *)(out + j / 2) = __builtin_convertvector(pairs | pairs >> 16, half);
+#endif
+    }
+}
+
+// sums + a b, of the two products of each word. Where the processor cannot, the same in two multiply-adds.
+ALWAYS_INLINE vector bf16_dot(vector sums, words a, words b) {
+#ifdef __AVX512BF16__
+    return (vector)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#else
+    sums += (vector)(a & 0xFFFF0000) * (vector)(b & 0xFFFF0000);
+    return sums + (vector)(a << 16) * (vector)(b << 16);
+#endif
 }
 
 #endif

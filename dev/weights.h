@@ -5,7 +5,7 @@
 // exactly in the order in which they are read, in few bytes, and all songs of a batch meet a weight while it is near.
 //
 //     float32   4 bytes     products and sums in float
-//     bf16      2 bytes     the upper half of the nearest float; products and sums in float
+//     bf16      2 bytes     the upper half of the nearest float; x is rounded to that, too; products and sums in float
 //     int8      1 byte      weight = scale of its row * (-127..127); x = scale of x * (-127..127); their products are
 //                           summed as integers, exactly (Dettmers et al., LLM.int8(), 2022, section 2.1)
 //
@@ -28,7 +28,6 @@ typedef enum { FLOAT32, BF16, INT8 } Precision;
 
 static const char *const precision_names[] = {"float32", "bf16", "int8"};
 
-typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 typedef int8_t bytes_of_ints __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1), may_alias));
 
@@ -153,7 +152,7 @@ static void weights_set_row(Weights *w, int row, const float *numbers) {
     if (w->precision == INT8) w->scales[row] = scale, w->starts[row] = -BYTE_ZERO * sum;
 }
 
-// ---- a vector as bytes
+// ---- x as the products take it: as it is, in pairs of bf16, or as bytes
 
 enum { BYTES_HEAD = 64 }; // before the bytes stands their scale
 
@@ -179,115 +178,137 @@ static float byte_vector(char *to, const float *x, int n, int byte_zero) {
     return scale;
 }
 
-// ---- a panel times the vectors of M songs, M <= TILE and known to the compiler
-
-ALWAYS_INLINE void float_tile(const int M, float *const *y, const float *const *bias, const void *panel,
-                              const float *const *x, int n_in) {
-    const vector *w = (const vector *)panel;
-    vector sums[TILE][4];
-    UNROLL_FULLY for (int m = 0; m < M; m++) {
-        UNROLL_FULLY for (int k = 0; k < 4; k++) sums[m][k] = load(bias[m] + k * LANES);
-    }
-    KEEP_LOOP for (int i = 0; i < n_in; i++, w += 4) {
-        UNROLL_FULLY for (int m = 0; m < M; m++) {
-            UNROLL_FULLY for (int k = 0; k < 4; k++) sums[m][k] += w[k] * x[m][i];
-        }
-    }
-    UNROLL_FULLY for (int m = 0; m < M; m++) {
-        UNROLL_FULLY for (int k = 0; k < 4; k++) store(y[m] + k * LANES, sums[m][k]);
-    }
+static size_t packed_size(Precision precision, int n) { // bytes, a multiple of 64
+    if (precision == BF16) return (size_t)(2 * round_up(n, PANEL));
+    return precision == INT8 ? byte_vector_size(n) : 0;
 }
 
-ALWAYS_INLINE void bf16_tile(const int M, float *const *y, const float *const *bias, const void *panel,
-                             const float *const *x, int n_in) { // x: a zero behind an odd n_in
-    const words *w = (const words *)panel;
-    vector sums[TILE][4];
+// ---- a tile: M products of a panel with a vector, which share a pass through the registers
+//
+// They are of one panel and M songs, each number of which meets a weight that was read once; or, if the panels are
+// `apart`, of one song and M panels that lie far from each other, because two orderly streams are read some 5 % faster
+// than one. Precision, M and apart are known to the compiler.
+
+typedef struct {
+    const char *panel;     // of weights
+    const float *scales;   // [PANEL] int8 only, as the next two
+    const int32_t *starts; // [PANEL]
+    float x_scale;
+    const char *x;     // as packed, or floats
+    const float *bias; // [PANEL]
+    float *y;          // [PANEL], may be bias
+} Product;
+
+enum { STREAMS = 2, MOST = TILE > STREAMS ? TILE : STREAMS };
+
+ALWAYS_INLINE void tile(const Precision precision, const int M, const bool apart, const Product *p, int n_words) {
+    vector sums[MOST][4]; // or, of bytes:
+    ints whole[MOST][4];
+    words row[4];
     UNROLL_FULLY for (int m = 0; m < M; m++) {
-        UNROLL_FULLY for (int k = 0; k < 4; k++) sums[m][k] = load(bias[m] + k * LANES);
-    }
-    KEEP_LOOP for (int i = 0; i < n_in; i += 2, w += 4) {
         UNROLL_FULLY for (int k = 0; k < 4; k++) {
-            const vector lower = (vector)(w[k] << 16), upper = (vector)(w[k] & 0xFFFF0000u);
-            UNROLL_FULLY for (int m = 0; m < M; m++) {
-                sums[m][k] += lower * x[m][i];
-                sums[m][k] += upper * x[m][i + 1];
+            if (precision != INT8) sums[m][k] = load(p[m].bias + k * LANES);
+            if (precision == INT8) whole[m][k] = *(const ints *)(p[m].starts + k * LANES);
+        }
+    }
+    KEEP_LOOP for (int i = 0; i < n_words; i++) {
+        UNROLL_FULLY for (int m = 0; m < M; m++) {
+            const words *w = (const words *)(const void *)p[m].panel + 4 * (ptrdiff_t)i;
+            const words x = (words)all_words(p[m].x + 4 * (ptrdiff_t)i);
+            UNROLL_FULLY for (int k = 0; k < 4; k++) {
+                // What serves several songs is volatile: else it is read for each, and four songs take 1.3 times as
+                // long.
+                if (M == 1 || apart) row[k] = w[k];
+                if (M > 1 && !apart && m == 0) row[k] = *(const volatile words *)(w + k);
+                if (precision == FLOAT32) sums[m][k] += (vector)row[k] * (vector)x;
+                if (precision == BF16) sums[m][k] = bf16_dot(sums[m][k], row[k], x);
+                if (precision == INT8) whole[m][k] = dot_bytes(whole[m][k], (ints)row[k], (ints)x);
             }
         }
     }
     UNROLL_FULLY for (int m = 0; m < M; m++) {
-        UNROLL_FULLY for (int k = 0; k < 4; k++) store(y[m] + k * LANES, sums[m][k]);
+        UNROLL_FULLY for (int k = 0; k < 4; k++) {
+            const int at = k * LANES;
+            if (precision == INT8) {
+                sums[m][k] = __builtin_convertvector(whole[m][k], vector) * (load(p[m].scales + at) * p[m].x_scale) +
+                             load(p[m].bias + at);
+            }
+            store(p[m].y + at, sums[m][k]);
+        }
     }
 }
 
-ALWAYS_INLINE void int8_tile(const int M, float *const *y, const float *const *bias, const void *panel,
-                             const float *scales, const int32_t *starts, const char *const *x, int n_in) {
-    const ints *w = (const ints *)panel;
-    ints sums[TILE][4];
-    UNROLL_FULLY for (int m = 0; m < M; m++) {
-        UNROLL_FULLY for (int k = 0; k < 4; k++) sums[m][k] = *(const ints *)(starts + k * LANES);
+static void tile_of(Precision precision, int M, bool apart, const Product *p, int n_words) {
+#define TILES(M, apart)                                                                                                \
+    if (precision == FLOAT32) tile(FLOAT32, M, apart, p, n_words);                                                     \
+    if (precision == BF16) tile(BF16, M, apart, p, n_words);                                                           \
+    if (precision == INT8) tile(INT8, M, apart, p, n_words)
+    if (apart) {
+        TILES(STREAMS, true);
+        return;
     }
-    KEEP_LOOP for (int i = 0; i < n_in; i += 4, w += 4) {
-        UNROLL_FULLY for (int m = 0; m < M; m++) {
-            const ints four = all_words(x[m] + BYTES_HEAD + i);
-            UNROLL_FULLY for (int k = 0; k < 4; k++) sums[m][k] = dot_bytes(sums[m][k], w[k], four);
-        }
+    switch (M) {
+#if defined(__AVX512F__) || defined(__aarch64__)
+    case 6: TILES(6, false); break;
+    case 5: TILES(5, false); break;
+    case 4: TILES(4, false); break;
+    case 3: TILES(3, false); break;
+    case 2: TILES(2, false); break;
+#endif
+    default: TILES(1, false);
     }
-    UNROLL_FULLY for (int m = 0; m < M; m++) {
-        float scale;
-        memcpy(&scale, x[m], sizeof scale);
-        UNROLL_FULLY for (int k = 0; k < 4; k++) {
-            vector sum = __builtin_convertvector(sums[m][k], vector);
-            store(y[m] + k * LANES, sum * (load(scales + k * LANES) * scale) + load(bias[m] + k * LANES));
-        }
-    }
+#undef TILES
 }
 
 // ---- products
 
-// y_s = bias_s + W x_s for the n songs listed; vectors are padded to whole panels. bias may be y. bytes: the songs' x
-// as byte vectors, with BYTE_ZERO, which is what int8 takes instead of x.
-static void product_of(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n, const char *bytes) {
-    const int64_t panel_size = 4 * panels_words(w->precision, w->n_in, PANEL);
-    const size_t each = byte_vector_size(w->n_in);
-    const char *panel = (const char *)w->panels;
-    for (int o = 0; o < w->n_out; o += PANEL, panel += panel_size) {
-        for (int s = 0; s < n; s += TILE) {
-            float *to[TILE];
-            const float *start[TILE], *from[TILE];
-            const char *from_bytes[TILE];
-            const int M = n - s < TILE ? n - s : TILE;
+static Product product_at(const Weights *w, int panel, Rows y, Rows bias, Rows x, int song, const char *packed) {
+    const int64_t first = (int64_t)panel * PANEL;
+    Product p = {.panel = (const char *)w->panels + 4 * panel * panels_words(w->precision, w->n_in, PANEL),
+                 .x = w->precision == FLOAT32 ? (const char *)(x.at + song * x.stride) : packed,
+                 .bias = bias.at + song * bias.stride + first,
+                 .y = y.at + song * y.stride + first};
+    if (w->precision == INT8) {
+        p.scales = w->scales + first;
+        p.starts = w->starts + first;
+        memcpy(&p.x_scale, packed, sizeof p.x_scale);
+        p.x += BYTES_HEAD;
+    }
+    return p;
+}
+
+// y_s = bias_s + W x_s for the n songs listed; vectors are padded to whole panels. bias may be y. packed: the songs' x
+// as product() packs them for bf16 and int8, which take that instead of x.
+static void product_of(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n, const char *packed) {
+    const size_t each = packed_size(w->precision, w->n_in);
+    const int panels = (int)ceil_div(w->n_out, PANEL), n_words = (int)ceil_div(w->n_in, columns_a_word(w->precision));
+    const int apart = n == 1 ? panels / STREAMS : 0; // panels between two streams
+    Product p[MOST];
+    for (int o = 0; o < apart; o++) {
+        for (int m = 0; m < STREAMS; m++) p[m] = product_at(w, o + m * apart, y, bias, x, songs[0], packed);
+        tile_of(w->precision, STREAMS, true, p, n_words);
+    }
+    for (int o = STREAMS * apart; o < panels; o++) {
+        for (int s = 0, tiles = (int)ceil_div(n, TILE), M; tiles; s += M, tiles--) { // of much the same size
+            M = (int)ceil_div(n - s, tiles);
             for (int m = 0; m < M; m++) {
-                const int song = songs[s + m];
-                to[m] = y.at + song * y.stride + o;
-                start[m] = bias.at + song * bias.stride + o;
-                from[m] = x.at + song * x.stride;
-                from_bytes[m] = w->precision == INT8 ? bytes + (size_t)(s + m) * each : NULL;
+                p[m] = product_at(w, o, y, bias, x, songs[s + m], each ? packed + (size_t)(s + m) * each : NULL);
             }
-#define TILES(M)                                                                                                       \
-    if (w->precision == FLOAT32) float_tile(M, to, start, panel, from, w->n_in);                                       \
-    if (w->precision == BF16) bf16_tile(M, to, start, panel, from, w->n_in);                                           \
-    if (w->precision == INT8) int8_tile(M, to, start, panel, w->scales + o, w->starts + o, from_bytes, w->n_in)
-            switch (M) {
-#if defined(__AVX512F__) || defined(__aarch64__)
-            case 6: TILES(6); break;
-            case 5: TILES(5); break;
-            case 4: TILES(4); break;
-            case 3: TILES(3); break;
-            case 2: TILES(2); break;
-#endif
-            default: TILES(1);
-            }
-#undef TILES
+            tile_of(w->precision, M, false, p, n_words);
         }
     }
 }
 
-// The same where bytes is but room for byte_vector_size(n_in) of each song.
-static void product(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n, char *bytes) {
-    for (int s = 0; s < n && w->precision == INT8; s++) {
-        byte_vector(bytes + (size_t)s * byte_vector_size(w->n_in), x.at + songs[s] * x.stride, w->n_in, BYTE_ZERO);
+// The same where packed is but room for packed_size(n_in) of each song.
+static void product(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n, char *packed) {
+    const size_t each = packed_size(w->precision, w->n_in);
+    for (int s = 0; s < n && each; s++) {
+        const float *from = x.at + songs[s] * x.stride;
+        char *to = packed + (size_t)s * each;
+        if (w->precision == BF16) bf16_pack((uint32_t *)(void *)to, from, w->n_in);
+        if (w->precision == INT8) byte_vector(to, from, w->n_in, BYTE_ZERO);
     }
-    product_of(w, y, bias, x, songs, n, bytes);
+    product_of(w, y, bias, x, songs, n, packed);
 }
 
 #endif

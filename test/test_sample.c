@@ -355,7 +355,7 @@ static void check_product(Precision precision, int n_in, int n_out) {
     float *bias = take(&arena, n_out);
     Rows x = take_rows(&arena, SONGS, n_in), together = take_rows(&arena, SONGS, n_out);
     Rows alone = take_rows(&arena, 1, n_out);
-    char *bytes = (char *)malloc(SONGS * byte_vector_size(n_in));
+    char *packed = (char *)malloc(SONGS * packed_size(precision, n_in) + 1);
     int songs[SONGS], differ = 0;
     double worst = 0;
     for (int64_t i = 0; i < (int64_t)n_out * n_in; i++) W[i] = (float)(0.1 * philox_normal(key, (uint64_t)i));
@@ -367,13 +367,13 @@ static void check_product(Precision precision, int n_in, int n_out) {
     }
     for (int n = 1; n <= SONGS; n++) {
         memset(together.at, 0, (size_t)(SONGS * together.stride) * sizeof(float));
-        product(&w, together, shared(bias), x, songs, n, bytes);
+        product(&w, together, shared(bias), x, songs, n, packed);
         for (int s = 0; s < n; s++) {
             const int song = songs[s];
             const Rows mine = {row(x, song), 0};
             const int first = 0;
             memcpy(alone.at, bias, (size_t)n_out * sizeof(float)); // the bias may be y
-            product(&w, alone, alone, mine, &first, 1, bytes);
+            product(&w, alone, alone, mine, &first, 1, packed);
             differ += memcmp(alone.at, row(together, song), (size_t)n_out * sizeof(float)) != 0;
         }
     }
@@ -385,7 +385,10 @@ static void check_product(Precision precision, int n_in, int n_out) {
             for (int i = 0; i < n_in; i++) most = fmax(most, fabs(W[(int64_t)o * n_in + i]));
             for (int i = 0; i < n_in; i++) {
                 double weight = W[(int64_t)o * n_in + i], number = row(x, s)[i];
-                if (precision == BF16) weight = st_bfloat(to_bf16((float)weight));
+                if (precision == BF16) {
+                    weight = st_bfloat(to_bf16((float)weight));
+                    number = st_bfloat(to_bf16((float)number));
+                }
                 if (precision == INT8) {
                     weight = rint(weight * (double)(127 / (float)most)) * most / 127;
                     number = largest > 0 ? rint(number * 127 / largest) * largest / 127 : 0;
@@ -402,12 +405,12 @@ static void check_product(Precision precision, int n_in, int n_out) {
     CHECK(worst < 1, "%s, %d x %d: wrong by %g times what is allowed", precision_names[precision], n_out, n_in, worst);
 
     row(x, 3)[n_in - 1] = NAN;
-    product(&w, together, shared(bias), x, songs, SONGS, bytes);
+    product(&w, together, shared(bias), x, songs, SONGS, packed);
     CHECK(isnan(row(together, 3)[n_out - 1]) && isfinite(row(together, 4)[n_out - 1]), "a NaN is lost");
     row(x, 3)[n_in - 1] = -INFINITY;
-    product(&w, together, shared(bias), x, songs, SONGS, bytes);
+    product(&w, together, shared(bias), x, songs, SONGS, packed);
     CHECK(!isfinite(row(together, 3)[n_out - 1]), "an infinity is lost");
-    free(arena.memory), free(W), free(bytes);
+    free(arena.memory), free(W), free(packed);
 }
 
 // A row of numbers so small that their scale has no inverse in float is a row of zeros, not of garbage.
