@@ -4,8 +4,8 @@
 //     ./sample_music out/lstm/model.safetensors --prime mine.mid --top-p 0.95 -n 4 --weights int8 -o song.mid
 //
 // Promises. The same model, flags and seed give the same bytes, whatever the number of threads; song i of `-n N` is the
-// song that `--seed s+i` gives. Every token obeys the grammar of midi.h, so that none is wasted. An output file appears
-// whole or not at all.
+// song that `--seed s+i` gives, unless it is interrupted, which its file says. Every token obeys the grammar of midi.h,
+// so that none is wasted. An output file appears whole or not at all.
 //
 // The models themselves are in dev/decoder.h, which says how they are fast; here is what becomes of their logits:
 // tokens by chance, within the grammar and the filters asked for; songs; files; many songs at once; measuring.
@@ -20,13 +20,14 @@
 #include "dev/synth.h"
 #define MIDI_IMPLEMENTATION
 #include "midi.h"
+#include <strings.h> // strcasecmp
 #if defined(_OPENMP)
 #include <omp.h>
 #else
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"
 #endif
 
-enum { MAX_MODELS = 16 };
+enum { MAX_MODELS = 16, INTERRUPTED = 130 }; // the exit status that shells give to what Ctrl-C ended
 
 // ---- keys by name
 
@@ -109,9 +110,14 @@ typedef struct {
     double p;
 } Candidate;
 
-static int by_chance(const void *a, const void *b) { // likeliest first; of equal ones the lower token
-    const Candidate *x = (const Candidate *)a, *y = (const Candidate *)b;
-    return x->p != y->p ? (x->p < y->p ? 1 : -1) : x->token - y->token;
+// Likeliest first, of equal ones the lower token. (By insertion: of so few it takes a third of qsort's time.)
+static void sort_by_chance(Candidate *list, int n) { // which comes in the order of tokens
+    for (int i = 1; i < n; i++) {
+        const Candidate next = list[i];
+        int at = i;
+        for (; at && list[at - 1].p < next.p; at--) list[at] = list[at - 1];
+        list[at] = next;
+    }
 }
 
 // The tokens that may be drawn after `previous`, likeliest first, with chances that add up to 1: those that the grammar
@@ -132,7 +138,7 @@ static int candidates(const float *logits, int previous, const Filter *filter, C
         bool top = list[i].p == most;
         list[i].p = filter->temperature > 0 ? exp((list[i].p - most) / filter->temperature) : top;
     }
-    qsort(list, (size_t)n, sizeof *list, by_chance);
+    sort_by_chance(list, n);
     if (filter->temperature == 0) n = 1;
     if (filter->top_k && n > filter->top_k) n = (int)filter->top_k;
     for (int i = 0; i < n; i++) sum += list[i].p;
@@ -153,12 +159,20 @@ static int draw(const float *logits, int previous, const Filter *filter, double 
     return list[i].token;
 }
 
+static vector some_logits(const float *logits, int first) { // LANES of them; beyond the last one -infinity
+    if (first + LANES <= V) return load(logits + first);
+    vector some = all_lanes(-INFINITY);
+    for (int i = 0; first + i < V; i++) some[i] = logits[first + i];
+    return some;
+}
+
 // -log of the chance that the model itself, without grammar, filters or temperature, gives a token.
 static double surprise(const float *logits, int token) {
-    double most = logits[0], sum = 0;
-    for (int v = 1; v < V; v++) most = logits[v] > most ? logits[v] : most;
-    for (int v = 0; v < V; v++) sum += exp(logits[v] - most);
-    return most + log(sum) - logits[token];
+    vector tops = all_lanes(-INFINITY), sums = {0};
+    for (int v = 0; v < V; v += LANES) tops = larger(some_logits(logits, v), tops);
+    const float most = largest_lane(tops);
+    for (int v = 0; v < V; v += LANES) sums += exp_vector(some_logits(logits, v) - most);
+    return most + log(sum_lanes(sums)) - logits[token];
 }
 
 static bool all_finite(const float *logits) {
@@ -191,6 +205,8 @@ typedef struct {
     uint64_t seed;
     uint8_t *tokens; // prime and new material
     size_t n, n_prime;
+    size_t written;   // number of the first token that is: behind a prime that is left out
+    bool interrupted; // before all its tokens were chosen; n is n_prime if there was no new note
     bool cut;       // it ended before the bars or seconds that were asked for, because it has as many tokens as it may
     double took;    // seconds, alone or beside others
     double nll;     // mean surprise of the model at a new token
@@ -213,7 +229,9 @@ static void song_free(Song *song) {
     memset(song, 0, sizeof *song);
 }
 
-static volatile sig_atomic_t interrupted; // by Ctrl-C or SIGTERM, where that ends a song and not the program
+static volatile sig_atomic_t interrupted; // by Ctrl-C or SIGTERM, which ends songs first and then the program
+
+static const char *plural(size_t n) { return n == 1 ? "" : "s"; }
 
 static double step_seconds(const Settings *settings) { return 60 / settings->bpm / 4; }
 
@@ -288,6 +306,9 @@ typedef struct {
     int64_t bars;        // whole new ones; -1: in the bar in which a prime breaks off
     int64_t line, first; // steps: the last bar line, and where the new material begins
     int offset;          // the last one
+    size_t notes;        // new ones
+    size_t whole;        // tokens up to the last new bar line behind a note; 0: there is none
+    double whole_nll;    // the song's up to there
     double surprises, started;
     Live live;
 } Maker;
@@ -340,10 +361,20 @@ static int maker_next(const Maker *maker) {
     return maker->fed ? song->tokens[maker->fed - 1] : MIDI_BAR;
 }
 
+// An interrupted song ends at its last bar line, or within its first bar where it is; without a new note nothing new is
+// left of it. One that was followed keeps what was heard. Returns that the song does not go on.
+static bool maker_stop(Maker *maker) {
+    Song *song = maker->song;
+    song->interrupted = true;
+    if (!maker->notes) song->n = song->n_prime;
+    if (!maker->live.out && maker->whole) song->n = maker->whole, song->nll = maker->whole_nll;
+    return false;
+}
+
 // The model has seen maker_next and says this. If that was the last token there is, chooses one more: number i with
 // the random number of counter i, so that it does not matter who else draws. Returns whether the song goes on: it ends
-// after so many new tokens, or at the bar line at which there are enough bars or seconds. (The rest of the bar in which
-// a prime breaks off is no whole bar, and lines count as song_find_lines counts them.)
+// after so many new tokens, at the bar line at which there are enough bars or seconds, or when it is interrupted. (The
+// rest of the bar in which a prime breaks off is no whole bar, and lines count as song_find_lines counts them.)
 static bool maker_take(Maker *maker, const float *logits) {
     Song *song = maker->song;
     const Settings *settings = maker->settings;
@@ -351,7 +382,7 @@ static bool maker_take(Maker *maker, const float *logits) {
     if (maker->live.out && maker->fed >= lead && maker->fed < song->n_prime + lead) {
         live_token(&maker->live, song->tokens[maker->fed - lead], "  prime");
     }
-    if (++maker->fed < song->n + lead) return !interrupted;
+    if (++maker->fed < song->n + lead) return !interrupted || maker_stop(maker);
     const size_t i = song->n - song->n_prime;
     const int previous = song->n ? song->tokens[song->n - 1] : MIDI_BAR;
     Philox4 words = philox(maker->key, (uint32_t)i, 0, 0, 0);
@@ -369,9 +400,11 @@ static bool maker_take(Maker *maker, const float *logits) {
     song->cut = !enough && (settings->bars || settings->seconds > 0);
     song->nll = maker->surprises / (double)(i + 1);
     song->took = seconds_now() - maker->started;
-    const bool more = !enough && i + 1 < maker->most && !interrupted;
-    if (!more && maker->live.out) live_end(&maker->live);
-    return more;
+    maker->notes += midi_token_kind(token) == MIDI_KIND_DURATION;
+    if (line && maker->notes) maker->whole = song->n, maker->whole_nll = song->nll;
+    if (!enough && i + 1 < maker->most) return !interrupted || maker_stop(maker);
+    if (maker->live.out) live_end(&maker->live);
+    return false;
 }
 
 // ---- from tokens to notes
@@ -490,6 +523,10 @@ static void song_describe(Song *song, const Model *model, const Settings *settin
         ADD(", prime %.120s (%zu tokens%s)", slash ? slash + 1 : settings->prime_path, settings->n_prime,
             settings->no_prime ? ", left out" : "");
     }
+    if (song->interrupted) { // else the same flags would seem to give the same song
+        const size_t new = song->n - song->n_prime;
+        ADD(", interrupted after %zu new token%s", new, plural(new));
+    }
 #undef ADD
 }
 
@@ -500,6 +537,7 @@ static bool song_finish(Song *song, const Model *model, const Settings *settings
     song->from_prime = (bool *)calloc(song->midi.n_notes + 1, sizeof(bool));
     song->lines = (int64_t *)malloc((song->midi.n_bars + 1) * sizeof(int64_t));
     bool ok = song->from_prime && song->lines;
+    song->written = settings->no_prime ? song->n_prime : 0;
     if (ok && song->n_prime && !song_mark_prime(song, settings->no_prime, error)) return false;
     if (ok) {
         song_part_notes(song);
@@ -563,13 +601,17 @@ static bool repeats(const uint8_t *tokens, size_t n, size_t length, Passage *lis
     return false;
 }
 
-// The notes of the longest passage that comes twice in the song, prime included. No memory: 0.
+// The notes of the longest passage of tokens that comes twice in what is written. Of notes of one key that begin
+// together one is (see song_part_notes). No memory: 0.
 static int longest_repetition(const Song *song) {
-    size_t low = 0, high = song->n / 2 + 1, where, at = 0; // low repeats, high does not
-    Passage *list = (Passage *)malloc((song->n + 1) * sizeof *list);
+    enum { BEFORE = 64 }; // steps: a bar line lies at most 31 after the one before, and so does a note
+    const uint8_t *tokens = song->tokens + song->written;
+    const size_t n = song->n - song->written;
+    size_t low = 0, high = n / 2 + 1, where, at = 0; // low repeats, high does not
+    Passage *list = (Passage *)malloc((n + 1) * sizeof *list);
     while (list && high - low > 1) {
         size_t middle = low + (high - low) / 2;
-        if (repeats(song->tokens, song->n, middle, list, &where)) {
+        if (repeats(tokens, n, middle, list, &where)) {
             low = middle;
             at = where;
         } else {
@@ -577,8 +619,18 @@ static int longest_repetition(const Song *song) {
         }
     }
     free(list);
-    int notes = 0; // each ends with its duration
-    for (size_t i = at; list && i < at + low; i++) notes += midi_token_kind(song->tokens[i]) == MIDI_KIND_DURATION;
+    int notes = 0, pitch = 0;
+    int64_t line = 0, offset = 0, struck[MIDI_DURATION - MIDI_PITCH][BEFORE] = {{0}}; // 1 + the step at which it was
+    for (size_t i = 0; list && i < at + low; i++) {
+        const midi_kind kind = midi_token_kind(tokens[i]);
+        if (kind == MIDI_KIND_OFFSET) offset = tokens[i] - MIDI_OFFSET;
+        if (kind == MIDI_KIND_PITCH) pitch = tokens[i] - MIDI_PITCH;
+        if (kind == MIDI_KIND_BAR) line += offset;
+        if (kind != MIDI_KIND_DURATION) continue;
+        int64_t *last = &struck[pitch][(line + offset) % BEFORE];
+        notes += i >= at && *last != line + offset + 1;
+        *last = line + offset + 1;
+    }
     return notes;
 }
 
@@ -591,16 +643,19 @@ static void song_report(const Song *song, const Settings *settings, StBuffer *ou
         lowest = midi->notes[i].key < lowest ? midi->notes[i].key : lowest;
         highest = midi->notes[i].key > highest ? midi->notes[i].key : highest;
     }
-    st_print(out, "  %zu notes  %d bars  %.1f s", midi->n_notes, song_bars(song), song_seconds(song));
+    const int bars = song_bars(song), again = longest_repetition(song);
+    const size_t new = song->n - song->n_prime;
+    st_print(out, "  %zu note%s  %d bar%s  %.1f s", midi->n_notes, plural(midi->n_notes), bars, plural((size_t)bars),
+             song_seconds(song));
     if (midi->n_notes) st_print(out, "  %s-%s", key_name(lowest, low), key_name(highest, high));
-    st_print(out, "  repeats %d notes  nll %.3f  seed %llu", longest_repetition(song), song->nll,
+    st_print(out, "  repeats %d note%s  nll %.3f  seed %llu", again, plural((size_t)again), song->nll,
              (unsigned long long)song->seed);
     if (settings->songs == 1 && !settings->live && song->took > 0)
         st_print(out, "  %.0f tokens/s", (double)song->n / song->took);
-    if (interrupted) {
-        st_print(out, "  interrupted after %zu new tokens", song->n - song->n_prime);
+    if (song->interrupted) {
+        st_print(out, "  interrupted after %zu new token%s", new, plural(new));
     } else if (song->cut) {
-        st_print(out, "  ended after %zu new tokens, before --", song->n - song->n_prime);
+        st_print(out, "  ended after %zu new token%s, before --", new, plural(new));
         if (settings->bars) st_print(out, "bars %lld", (long long)settings->bars);
         if (!settings->bars) st_print(out, "seconds %g", settings->seconds);
     }
@@ -619,11 +674,24 @@ static bool make_mid(StBuffer *out, const Song *song, char *error) {
 }
 
 static bool make_svg(StBuffer *out, const Song *song, char *error) {
-    char title[100];
-    snprintf(title, sizeof title, "%zu notes, %d bars, %.0f s", song->midi.n_notes, song_bars(song),
-             song_seconds(song));
-    const Roll roll = {title,       song->how,     song->model, song->midi.notes, song->from_prime, song->midi.n_notes,
-                       song->lines, song->n_lines, song->end};
+    const size_t n = song->midi.n_notes;
+    const int bars = song_bars(song);
+    char notes[40] = "no notes", title[100], name[300];
+    if (n) snprintf(notes, sizeof notes, "%zu note%s", n, plural(n));
+    snprintf(title, sizeof title, "%s, %d bar%s, %.0f s", notes, bars, plural((size_t)bars), song_seconds(song));
+    snprintf(name, sizeof name, "%s, seed %llu: piano roll of %s", song->model_name, (unsigned long long)song->seed,
+             title);
+    const Roll roll = {.name = name,
+                       .title = title,
+                       .how = song->how,
+                       .model = song->model,
+                       .notes = song->midi.notes,
+                       .from_prime = song->from_prime,
+                       .n_notes = n,
+                       .lines = song->lines,
+                       .n_lines = song->n_lines,
+                       .end = song->end,
+                       .tick_seconds = tick_seconds(song)};
     (void)error;
     roll_svg(out, &roll);
     return true;
@@ -667,7 +735,7 @@ static bool make_html(StBuffer *out, const Song *songs, int n_songs, char *error
         }
         for (int i = 0; ok && i < song->n_lines; i++) bars[i] = (double)song->lines[i] * tick;
         snprintf(texts[k][0], sizeof texts[k][0], "%s, seed %llu", song->model_name, (unsigned long long)song->seed);
-        snprintf(texts[k][1], sizeof texts[k][1], "%s\n%s", song->how, song->model);
+        snprintf(texts[k][1], sizeof texts[k][1], "%s\n%s", strchr(song->how, ',') + 2, song->model); // behind the seed
         to->title = texts[k][0];
         to->settings = texts[k][1];
         to->mid = (uint8_t *)mid.bytes;
@@ -695,12 +763,12 @@ typedef struct {
 static const Format formats[] = {{".mid", make_mid}, {".svg", make_svg}, {".wav", make_wav}, {".html", NULL}};
 enum { N_FORMATS = sizeof formats / sizeof *formats };
 
-static const Format *format_of(const char *path) { // by its suffix, or NULL; "-" is a .mid
+static const Format *format_of(const char *path) { // by its suffix, small or capital, or NULL; "-" is a .mid
     size_t length = strlen(path);
     if (!strcmp(path, "-")) return &formats[0];
     for (int i = 0; i < N_FORMATS; i++) {
         size_t suffix = strlen(formats[i].suffix);
-        if (length > suffix && !strcmp(path + length - suffix, formats[i].suffix)) return &formats[i];
+        if (length > suffix && !strcasecmp(path + length - suffix, formats[i].suffix)) return &formats[i];
     }
     return NULL;
 }
@@ -750,7 +818,7 @@ typedef struct {
     bool good;         // none has failed yet
     StBuffer *reports; // [all] what to say about each song, once it is written
     Song *kept;        // [all], where a page is to show them
-    int64_t reported;
+    int64_t begun, made, reported;
     int64_t tokens;
     char *error;
 } Job;
@@ -770,8 +838,9 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     const Settings *settings = &job->call->settings;
     char problem[ERROR_SIZE];
     StBuffer report = {NULL, 0, 0, false};
-    bool ok = song_finish(song, job->model, settings, problem);
-    for (int k = 0; ok && k < outputs->n; k++) {
+    const bool none = song->interrupted && song->n == song->n_prime;
+    bool ok = none || song_finish(song, job->model, settings, problem);
+    for (int k = 0; ok && !none && k < outputs->n; k++) {
         if (!format_of(outputs->list[k])->make) continue;
         char *name = output_name(outputs->list[k], i, job->all);
         ok = name ? songs_write(song, 1, name, problem) : fail(problem, "%s: no memory", outputs->list[k]);
@@ -779,15 +848,17 @@ static void job_finish(Job *job, Song *song, int64_t i) {
         free(name);
     }
     if (ok && !report.size) st_print(&report, "song %lld ", (long long)i + 1);
-    if (ok) song_report(song, settings, &report);
+    if (ok && none) st_print(&report, " not written: it was interrupted before its first new note");
+    if (ok && !none) song_report(song, settings, &report);
     if (ok && job->call->models.n > 1) st_print(&report, "  %s", job->model->path);
 #pragma omp critical(job)
     {
         if (!ok && job->good) memcpy(job->error, problem, ERROR_SIZE);
         job->good = job->good && ok;
-        job->tokens += (int64_t)song->n;
+        if (ok && !none) job->tokens += (int64_t)song->n;
+        if (ok && !none && job->kept) job->kept[i] = *song, *song = (Song){0};
+        job->made += ok && !none;
         job->reports[i] = report;
-        if (ok && job->kept) job->kept[i] = *song, *song = (Song){0};
         for (; job->good && job->reported < job->all && job->reports[job->reported].size; job->reported++) {
             const StBuffer *line = &job->reports[job->reported];
             fprintf(job->call->report, "%.*s\n", (int)line->size, line->bytes);
@@ -808,7 +879,7 @@ static void job_fail(Job *job, const char *problem) {
 static int64_t job_take(Job *job) { // the next song's number, -1: none
     int64_t i = -1;
 #pragma omp critical(job)
-    if (job->good && job->next < job->call->settings.songs) i = job->first + job->next++;
+    if (job->good && !interrupted && job->next < job->call->settings.songs) i = job->first + job->next++, job->begun++;
     return i;
 }
 
@@ -919,15 +990,26 @@ static bool make_all(const Call *call, const Model *models, int n_models, char *
         job_work(&job, rooms);
     }
     const double took = seconds_now() - start;
-    for (int k = 0; job.good && k < call->outputs.n; k++) {
+    for (int64_t i = 0, k = 0; job.kept && i < job.all; i++) { // none between them that was not written
+        if (!job.kept[i].n) continue;
+        const Song song = job.kept[i];
+        job.kept[i] = (Song){0};
+        job.kept[k++] = song;
+    }
+    for (int k = 0; job.good && job.made && k < call->outputs.n; k++) {
         const char *path = call->outputs.list[k];
         if (format_of(path)->make) continue;
-        job.good = songs_write(job.kept, (int)job.all, path, error);
-        if (job.good) fprintf(call->report, "%s  %lld song%s\n", path, (long long)job.all, job.all == 1 ? "" : "s");
+        job.good = songs_write(job.kept, (int)job.made, path, error);
+        if (job.good) fprintf(call->report, "%s  %lld song%s\n", path, (long long)job.made, plural((size_t)job.made));
     }
     if (job.good && settings->songs > 1) {
-        fprintf(call->report, "%lld songs  %lld tokens  %.1f s  %.0f tokens/s\n", (long long)job.all,
-                (long long)job.tokens, took, (double)job.tokens / took);
+        fprintf(call->report, "%lld song%s  %lld tokens  %.1f s  %.0f tokens/s", (long long)job.made,
+                plural((size_t)job.made), (long long)job.tokens, took, (double)job.tokens / took);
+        fprintf(call->report, interrupted ? "  interrupted\n" : "\n");
+    }
+    if (job.good && job.begun < job.all) {
+        fprintf(call->report, "interrupted before %lld of %lld song%s began\n", (long long)(job.all - job.begun),
+                (long long)job.all, plural((size_t)job.all));
     }
     for (int64_t i = 0; i < job.all; i++) {
         if (job.reports) free(job.reports[i].bytes);
@@ -999,11 +1081,12 @@ static bool evaluate(const Call *call, const Model *model, char *error) {
 
 // ---- speed
 
-// Reads n floats (a multiple of 128) as fast as one core can.
+// Reads n floats (a multiple of 128) as fast as one core can: as two streams (dev/weights.h), each half of them.
 static float read_all(const float *memory, int64_t n) {
     vector sums[8] = {{0}};
-    for (int64_t i = 0; i < n; i += 8 * LANES) {
-        UNROLL for (int k = 0; k < 8; k++) sums[k] += load(memory + i + k * LANES);
+    for (int64_t i = 0; i < n / 2; i += 4 * LANES) {
+        UNROLL for (int k = 0; k < 4; k++) sums[k] += load(memory + i + k * LANES);
+        UNROLL for (int k = 0; k < 4; k++) sums[4 + k] += load(memory + n / 2 + i + k * LANES);
     }
     return sum_lanes(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
 }
@@ -1080,9 +1163,9 @@ static bool parse_pitches(Settings *s, char *error) {
         left += in;
     }
     char low[16], high[16];
-    return left ||
-           fail(error, "%s: no key of %s lies from %s to %s; widen the range", s->lowest ? "--lowest" : "--highest",
-                s->scale ? s->scale : "the piano", key_name(lowest, low), key_name(highest, high));
+    return left || fail(error, "%s: no key of %s lies from %s to %s%s", s->lowest ? "--lowest" : "--highest",
+                        s->scale ? s->scale : "the piano", key_name(lowest, low), key_name(highest, high),
+                        lowest > highest ? ", because it is above --highest; swap the two" : "; widen the range");
 }
 
 static bool parse_outputs(Call *call, char *error) {
@@ -1118,7 +1201,8 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
         f, "o", "FILE", &call->outputs, MAX_TEXTS,
         "write FILE: .mid is music, .wav sound, .html a page that shows and plays all songs, .svg a piano roll, - "
         "the .mid to the standard output; may be given several times [song.mid]");
-    flag_whole(f, "n", &s->songs, 1, 1, 10000, "N songs, each with the next seed; song i is written to FILE-i.mid");
+    flag_whole(f, "n", &s->songs, 1, 1, 10000,
+               "N songs of each model, with one seed after the other; numbered through all models, as FILE-1.mid");
     Flag *seed = flag_seed(f, &s->seed, "for the same song again [a fresh one, which is printed]");
     flag_whole(f, "tokens", &s->tokens, 0, 1, many,
                "at most N new tokens, about a third as many notes [1024, or no limit with --bars or --seconds]");
@@ -1143,7 +1227,7 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     flag_text(f, "weights", "TYPE", &call->weights, "float32", "how weights are held; smaller is faster")->choices =
         "float32|bf16|int8";
     call->context = flag_whole(f, "context", &s->context, 1024, 1, 65536,
-                               "each token of a Transformer looks back on the last N; an LSTM's state carries all");
+                               "a Transformer's token looks back on the last N; an LSTM's state carries all");
     call->bpm = flag_number(f, "bpm", &s->bpm, 120, "[4, 1000]", "quarters per minute [the prime's, else 120]");
     flag_whole(f, "threads", &s->threads, 0, 1, 1024, "that share the songs of -n; changes no byte [all cores]");
     flag_text(f, "eval", "DATASET", &call->dataset, NULL,
@@ -1168,8 +1252,10 @@ static void print_help(const Flags *flags) {
     printf("usage: sample_music [MODEL ...] [-o FILE ...] [flags]\n\n"
            "Writes new piano music with trained models, or goes on with yours.\n\n");
     flags_print(flags);
-    printf("\nGood starting points: --temperature 0.9, --top-p 0.95 or --min-p 0.05. Exit status: 0 done, 1 it failed, "
-           "2 wrong usage.\n");
+    printf("\nGood starting points: --temperature 0.9, --top-p 0.95 or --min-p 0.05.\n"
+           "Ctrl-C ends each song in the making at its last bar line, begins no other, and writes what was made;\n"
+           "a second one ends the program at once.\n"
+           "Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted (0 with --live, which that ends).\n");
 }
 
 // ---- the prime
@@ -1258,15 +1344,21 @@ static bool load_models(const Call *call, Model *models, char *error) {
     return true;
 }
 
-static void interrupt(int signal) { (void)signal, interrupted = 1; }
+static void interrupt(int number) { // a first signal ends the songs, a second one the program
+    if (interrupted) {
+        signal(number, SIG_DFL);
+        raise(number);
+    }
+    interrupted = 1;
+}
 
-static void catch_signals(void) { // a first one ends the song, a second one the program
+static void catch_signals(bool live) {
     struct sigaction action = {0};
     action.sa_handler = interrupt;
-    action.sa_flags = (int)SA_RESETHAND;
+    action.sa_flags = SA_RESTART; // writing goes on
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN); // a reader that goes away ends the song, too
+    if (live) signal(SIGPIPE, SIG_IGN); // a reader that goes away ends the song, too
 }
 
 // What is asked for, once the models are there.
@@ -1285,7 +1377,7 @@ static bool run_call(Call *call, Model *models, char *error) {
     if (call->bench || call->dataset) return ok;
     if (settings->prime_path && !read_prime(settings, call->bpm->given, call->report, error)) return false;
     if (!outputs_have_folders(&call->outputs, error)) return false;
-    if (settings->live) catch_signals();
+    catch_signals(settings->live);
     return make_all(call, models, call->models.n, error);
 }
 
@@ -1314,6 +1406,7 @@ static int sample_main(int argc, char **argv) {
                  (long long)call.settings.context, models[0].path);
         } else {
             status = !run_call(&call, models, error);
+            if (!status && interrupted && !call.settings.live) status = INTERRUPTED;
         }
     }
     for (int k = 0; k < MAX_MODELS; k++) model_free(&models[k]);

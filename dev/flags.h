@@ -242,15 +242,23 @@ static inline bool flags_parse(Flags *flags, int argc, char **argv, char *error)
     return true;
 }
 
-static inline void flags_print(const Flags *flags) { // a line for each, with its value
+static inline void flags_print(const Flags *flags) { // each with its value, in lines of at most 100 columns
+    enum { LEFT = 20, RIGHT = 100 };
     for (int i = 0; i < flags->n; i++) {
         const Flag *flag = &flags->list[i];
-        char left[64], value[64];
+        char left[64], value[64], text[512];
         bool told = !*flag_show(flag, value) || flag->help[strlen(flag->help) - 1] == ']';
         snprintf(left, sizeof left, "%s%s %s", flag_dashes(flag), flag->name, flag->value_name);
-        printf("  %-18s %s", *flag->name ? left : flag->value_name, flag->help);
-        if (flag->choices) printf(", %s", flag->choices);
-        printf(told ? "\n" : " [%s]\n", value);
+        snprintf(text, sizeof text, "%s%s%s%s%s%s", flag->help, flag->choices ? ", " : "",
+                 flag->choices ? flag->choices : "", told ? "" : " [", told ? "" : value, told ? "" : "]");
+        int column = printf("  %-*s", LEFT - 2, *flag->name ? left : flag->value_name), length;
+        for (const char *word = text; *word; word += length) {
+            word += *word == ' ';
+            length = (int)strcspn(word, " ");
+            if (column + 1 + length > RIGHT) column = printf("\n%*s", LEFT, "") - 1;
+            column += printf(" %.*s", length, word);
+        }
+        printf("\n");
     }
 }
 

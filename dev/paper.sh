@@ -210,10 +210,12 @@ figures() { # FOLDER: seed 1 and seed 2, without a prime and behind one
     done
 }
 
-figure() { # NAME FOLDER FLAGS...: the .svg is written last
+figure() { # NAME FOLDER FLAGS...: the .svg gets its name last; a sampler that is stopped leaves a shorter song
     figure=$out/$1 model=$out/$2/model.safetensors
     shift 2
-    [ -e "$figure.svg" ] || run "$sample" "$model" "$@" -o "$figure.mid" -o "$figure.svg" || exit 1
+    [ ! -e "$figure.svg" ] || return 0
+    run "$sample" "$model" "$@" -o "$figure.mid" -o "$figure.part.svg" || exit 1
+    mv "$figure.part.svg" "$figure.svg" || exit 1
 }
 
 train "$gpt" gpt "${GPT_FLAGS:-}" && figures gpt && train "$lstm" lstm "${LSTM_FLAGS:-}" && figures lstm || exit 1

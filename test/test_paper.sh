@@ -171,9 +171,14 @@ for signal in INT KILL; do
 done
 refuses "not 'flags for the Transformer: --layers 1'" DATA=music PAPER_OUT=parts PAPER_FLAGS="$tiny" \
     GPT_FLAGS="--layers 1"
-paper 0 DATA=music PAPER_OUT=parts PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm" TRAIN_GPT_MUSIC=./disturbed
+printf '#!/bin/sh\n"%s" "$@" --tokens 90 && exit 130\n' "$root/sample_music" >shortened # as Ctrl-C does it
+chmod +x shortened
+paper 1 DATA=music PAPER_OUT=parts PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm" \
+    TRAIN_GPT_MUSIC=./disturbed SAMPLE_MUSIC=./shortened
 check "it went on" grep -q "^going on from step" stdout
-for file in gpt/model.safetensors gpt-sample-1.mid lstm-continued-2.svg losses.svg; do
+check "a sampler that is stopped stops it all" test -s parts/gpt-sample-1.mid -a ! -e parts/gpt-sample-1.svg
+paper 0 DATA=music PAPER_OUT=parts PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm" TRAIN_GPT_MUSIC=./disturbed
+for file in gpt/model.safetensors gpt-sample-1.mid gpt-sample-1.svg lstm-continued-2.svg losses.svg; do
     check "$file is as without the interruptions" cmp -s parts/$file whole/$file
 done
 cut -d , -f 1-6 whole/gpt/log.csv >wanted

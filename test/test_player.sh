@@ -345,6 +345,8 @@ async function phone() {
     expect(getComputedStyle(roll).touchAction === "none",
         "fingers belong to the roll", getComputedStyle(roll).touchAction);
     expect($("songs-list").hidden, "one song needs no list", $("songs-list").hidden);
+    const {scrollHeight, clientHeight} = $("settings");
+    expect(scrollHeight <= clientHeight && clientHeight > 60, "all settings are seen", scrollHeight, clientHeight);
     await looks(true);
     await plays();
     click("play");
@@ -402,11 +404,16 @@ async function odd() {
         "a good name for the file", $("save").download);
     click("play");
     expect(!playing, "an empty song does not play", playing);
+    const empty = $("empty").getBoundingClientRect(), middle = roll.getBoundingClientRect();
+    expect($("empty").textContent === "no notes" && empty.width > 50 && near(empty.y, middle.y, 3),
+        "says that it has no notes", empty.width);
+    expect(roll.ariaLabel.endsWith(": no notes"), "also to those who cannot see it", roll.ariaLabel);
     key("End");
     key("ArrowLeft");
     key("[");
     expect(position() === 0, "and goes nowhere", position());
     choose(1);
+    expect($("empty").hidden, "the other one has some", $("empty").hidden);
     click("play");
     expect(await until(5, () => position() > 0.5 && loud() > 0.003), "the other one plays", position());
     key(" ");

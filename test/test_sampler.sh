@@ -1,6 +1,6 @@
 #!/bin/sh
-# The sampler from outside: what goes to stdout and what to stderr, --live and how it ends, guards, several models, primes
-# of all sorts, and what it says about bad input. SAMPLE_MUSIC, TRAIN_GPT_MUSIC and TRAIN_LSTM_MUSIC are the programs;
+# The sampler from outside: what goes to stdout and what to stderr, --live and how it ends, what Ctrl-C leaves, guards,
+# several models, primes of all sorts, what is drawn, and what it says about bad input. SAMPLE_MUSIC, TRAIN_GPT_MUSIC and TRAIN_LSTM_MUSIC are the programs;
 # data_prep/compose_music must have been built.
 . "$(dirname "$0")/check.sh"
 sample=${SAMPLE_MUSIC:-$root/sample_music}
@@ -49,9 +49,29 @@ prime=$(find data/starter/test -name '*.mid' | sort | head -n 1)
 
 # ---- one report line, and what it says
 run 0 gpt/model.safetensors --seed 5 --tokens 300 -o a.mid
-prints '^a\.mid   [0-9]+ notes  [0-9]+ bars  [0-9.]+ s  [A-G]#?[0-9]-[A-G]#?[0-9]  repeats [0-9]+ notes  nll [0-9.]+  seed 5  [0-9]+ tokens/s$'
+prints '^a\.mid   [0-9]+ notes  [0-9]+ bars?  [0-9.]+ s  [A-G]#?[0-9]-[A-G]#?[0-9]  repeats [0-9]+ notes?  nll [0-9.]+  seed 5  [0-9]+ tokens/s$'
 check "and nothing else" test "$(wc -l <stdout)" -eq 1 -a ! -s stderr
 is_midi a.mid
+run 0 gpt/model.safetensors --seed 5 --tokens 300 -o A.MID -o A.Svg -o A.HTML
+same a.mid A.MID
+check "suffixes may be capitals" test -s A.Svg -a -s A.HTML
+run 0 gpt/model.safetensors --seed 5 --tokens 300 -n 2 -o A.MID
+same a.mid A-1.MID
+run 0 gpt/model.safetensors --seed 1 --tokens 3 -o one.svg
+prints '^one\.svg   1 note  1 bar  .*  repeats 0 notes  '
+check "its title says so too" grep -q ">1 note, 1 bar, [0-9]* s<" one.svg
+# Of notes of one key that begin together one is written and counts: a prime of 16 quarters, each thrice.
+{
+    printf 'MThd\0\0\0\006\0\0\0\001\0\140MTrk\0\0\001\204'
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do
+        printf '\0\220\100\100\0\221\100\100\0\222\100\100\140\200\100\0\0\201\100\0\0\202\100\0'
+    done
+    printf '\0\377\057\0'
+} >thrice.mid
+run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime thrice.mid -o a.svg
+prints '^a\.svg   .*  repeats 8 notes  '
+run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime thrice.mid --no-prime -o a.svg
+prints '^a\.svg   .*  repeats [0-4] notes?  '
 
 # ---- the standard output
 run 0 gpt/model.safetensors --seed 5 --tokens 300 -o -
@@ -91,26 +111,97 @@ check "the prime is marked" grep -q "  prime$" stdout
 check "or left out" sh -c '! grep -q prime stdout && grep -q -E "^    0\.[0-9]{3}  note" stdout'
 
 # Ctrl-C ends it at once, with whole files and status 0; so does a reader that goes away.
+started() { # FILE: $process writes it
+    tries=0
+    while test ! -s "$1" -a $tries -lt 200; do
+        sleep 0.1
+        tries=$((tries + 1))
+    done
+    check "$1 is not written" test -s "$1"
+}
 rm -f stdout
-"$sample" gpt/model.safetensors --seed 5 --bpm 60 --live -o stopped.mid -o stopped.svg >stdout 2>stderr &
+"$sample" gpt/model.safetensors --seed 6 --bpm 60 --live -o stopped.mid -o stopped.svg >stdout 2>stderr &
 process=$!
-for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-    test -s stdout && break
-    sleep 0.2
-done
-check "events come one by one" test -s stdout
-kill -INT $process 2>/dev/null || kill -TERM $process # a shell without job control lets its children ignore INT
-kill -TERM $process 2>/dev/null
+started stdout
+kill -INT $process
 wait $process
 check "stopped with status 0" test $? -eq 0
 process=
 is_midi stopped.mid
 check "the .svg is whole" sh -c 'tail -n 1 stopped.svg | grep -q "^</svg>$"'
 check "without an end" sh -c '! grep -q "  end$" stdout'
-check "it says where it stopped" grep -q "interrupted after [0-9]* new tokens" stderr
+check "it says where it stopped" grep -q "interrupted after [0-9]* new token" stderr
+check "and so does the file" grep -q ", interrupted after [0-9]* new token" stopped.svg
 "$sample" gpt/model.safetensors --seed 5 --bpm 400 --live -o piped.mid 2>stderr | head -n 2 >two
 check "two lines came through the pipe" test "$(wc -l <two)" -eq 2
 is_midi piped.mid
+
+# ---- Ctrl-C without --live: songs end at their last bar line, and what was made is written
+notes() { sed -n 's/.*data-note="\([^"]*\)".*/\1/p' "$1"; }
+for seconds in 0.5 2 8 32; do # until the moment of the signal there should be a bar
+    "$sample" gpt/model.safetensors --seed 5 --tokens 1000000 -o - -o cut.svg -o cut.wav -o cut.html >cut.mid 2>stderr &
+    process=$!
+    sleep $seconds
+    kill -TERM $process
+    wait $process
+    status=$?
+    process=
+    new=$(sed -n 's/.*interrupted after \([0-9]*\) new tokens$/\1/p' stderr)
+    test "${new:-0}" -gt 500 && break
+done
+check "a song that is interrupted ends with 130, not $status" test $status -eq 130
+is_midi cut.mid
+check "its other files are there" test -s cut.wav -a -s cut.html
+for file in cut.mid cut.svg cut.html; do
+    check "$file says so" grep -a -q ", interrupted after $new new tokens" $file
+done
+run 0 gpt/model.safetensors --seed 5 --bars "$(sed -n 's/.* \([0-9]*\) bars.*/\1/p' stderr)" -o bars.svg
+notes cut.svg >cut.notes
+notes bars.svg >bars.notes
+same cut.notes bars.notes
+run 0 gpt/model.safetensors --seed 5 --tokens "${new:-1}" -o new.svg
+notes new.svg >new.notes
+same cut.notes new.notes
+
+# Many songs: those that were made are whole files, in one page too; the rest is counted.
+many() { # SIGNAL...: songs are made until these come together; n-1.mid is whole by then
+    rm -f n-*.mid n.html
+    "$sample" gpt/model.safetensors --seed 5 -n 256 --threads 1 --tokens 4000 -o n.mid -o n.html >stdout 2>stderr &
+    process=$!
+    started n-1.mid
+    kill -STOP $process
+    for signal in "$@"; do kill -"$signal" $process; done
+    kill -CONT $process
+    wait $process 2>/dev/null
+    status=$?
+    process=
+}
+many INT
+check "songs that are interrupted end with 130, not $status" test $status -eq 130
+made=$(find . -name 'n-*.mid' | wc -l)
+prints "^$made songs  [0-9]* tokens  .*  interrupted\$"
+prints "^n\.html  $made songs\$"
+prints "^interrupted before [0-9]+ of 256 songs began\$"
+check "all of $made songs are in the page" test "$(grep -c '^],$' n.html)" -eq "$made"
+for file in n-*.mid; do is_midi "$file"; done
+check "nothing else is left" test -z "$(find . -name '*.tmp*')"
+run 0 gpt/model.safetensors --seed 5 --tokens 4000 -o whole.mid
+same n-1.mid whole.mid
+many INT TERM
+check "a second signal kills: $status" test $status -gt 128
+check "at once" test ! -e n.html
+
+# Without a new note there is no song, and what was there stays.
+echo old >old.mid
+rm -f stdout
+"$sample" gpt/model.safetensors --prime "$prime" --bpm 10 --live -o old.mid -o none.html >stdout 2>stderr &
+process=$!
+started stdout
+kill -TERM $process
+wait $process
+process=
+check "it says that it has no note" grep -q "^song 1  not written: it was interrupted before its first new note$" stderr
+check "nothing is written" test "$(cat old.mid)" = old -a ! -e none.html
 
 # What cannot be written is said before the song is made.
 refuses 1 "missing/late.html: cannot be written: No such file or directory; its folder must exist" gpt/model.safetensors --tokens 30 -o early.mid -o missing/late.html
@@ -133,6 +224,7 @@ prints '^cmp\.html  2 songs$'
 run 0 lstm/model.safetensors --seed 4 --tokens 90 -o one.mid
 same cmp-2.mid one.mid
 check "the page has both" sh -c 'grep -q "gpt, seed 4" cmp.html && grep -q "lstm, seed 4" cmp.html'
+check "its texts have the seed once" sh -c 'test "$(grep -c "\"settings\":\"tokens 90, " cmp.html)" -eq 2'
 check "the .wav is one" test "$(head -c 4 cmp-1.wav)" = RIFF
 
 # ---- guards
@@ -143,10 +235,31 @@ check "no key outside the scale and the range" sh -c '
 refuses 2 "--scale C-mayor: it must be a note and a scale" gpt/model.safetensors --scale C-mayor
 refuses 2 "--lowest C0: it must be a key of the piano" gpt/model.safetensors --lowest C0
 refuses 2 "--highest 200: it must be a key of the piano" gpt/model.safetensors --highest 200
-refuses 2 "--lowest: no key of the piano lies from C5 to C4" gpt/model.safetensors --lowest C5 --highest C4
+refuses 2 "--lowest: no key of the piano lies from C5 to C4, because it is above --highest; swap the two" gpt/model.safetensors --lowest C5 --highest C4
 refuses 2 "--seconds 0: " gpt/model.safetensors --seconds 0
 refuses 2 "--weights int4: this build knows float32|bf16|int8" gpt/model.safetensors --weights int4
 refuses 2 "-o x.mp3: the name should end in .mid, .wav, .html or .svg" gpt/model.safetensors -o x.mp3
+
+# ---- what is drawn
+run 0 gpt/model.safetensors --seed 4 --tokens 1500 --bpm 100 -o drawn.svg
+check "the drawing has a name" grep -q '^<title>gpt, seed 4: piano roll of [0-9]* notes, [0-9]* bars, [0-9]* s</title>$' drawn.svg
+check "and is an image" sh -c 'head -n 1 drawn.svg | grep -q " role=\"img\" "'
+seconds=$(sed -n 's/.*  \([0-9.]*\) s  .*/\1/p' stdout)
+check "its seconds go on evenly to $seconds" awk -F '[<> ]' '/class="time"/ { for (i = 1; i < NF; i++) if ($i == "s") at[n++] = $(i - 1) }
+    END { for (i = 0; i < n; i++) if (at[i] != i * at[1]) exit 1
+        exit !(n > 5 && at[n - 1] <= '"$seconds"' + 0.1 && at[n - 1] + at[1] > '"$seconds"') }' drawn.svg
+check "no row goes on behind its end" awk -F '"' '/class="c"/ { split($4, line, "h"); grid = line[2] + 0 }
+    /class="frame"/ { width = $4 + 0; wrong += grid != width; rows++; most = 0 }
+    /class="(new|prime)"/ && $4 + $8 > most { most = $4 + $8 }
+    END { exit !(rows > 1 && !wrong && width < 900 && most > 0 && most <= width) }' drawn.svg
+run 0 gpt/model.safetensors --tokens 1 -o drawn.svg
+check "an empty song says so" grep -q ">no notes, 0 bars, 0 s<" drawn.svg
+check "its labels lie apart" awk -F '"' '/>bar</ { bar = $6 } />C[0-9]</ { for (i = 1; i < NF; i++) if ($i == " y=" && (!n++ || $(i + 1) < top)) top = $(i + 1) }
+    END { exit !(n && top - bar > 11) }' drawn.svg
+
+# ---- help
+run 0 --help
+check "lines of --help have at most 100 columns" awk 'length > 100 { exit 1 }' stdout
 
 # ---- primes: what is dropped or changed is said
 run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime "$prime" -o p.mid
