@@ -569,34 +569,26 @@ static double song_seconds(const Song *song) { return (double)song->end * tick_s
 
 typedef struct {
     uint64_t hash;
-    size_t at;
+    size_t end; // the first token behind it; 0: an empty place of a table
 } Passage;
 
-static int by_hash(const void *a, const void *b) {
-    const Passage *x = (const Passage *)a, *y = (const Passage *)b;
-    if (x->hash != y->hash) return x->hash < y->hash ? -1 : 1;
-    return (x->at > y->at) - (x->at < y->at);
-}
-
-// Whether some passage of `length` tokens comes twice without overlapping, and where. list: room for n passages. By the
-// rolling hash of Karp and Rabin, 1987; what has the same hash is compared.
-static bool repeats(const uint8_t *tokens, size_t n, size_t length, Passage *list, size_t *where) {
+// Whether some passage of `length` tokens comes twice without overlapping, and where first. table: of a power of two
+// of places, at least 2n. By the rolling hash of Karp and Rabin, 1987; what has the same hash is compared.
+static bool repeats(const uint8_t *tokens, size_t n, size_t length, Passage *table, size_t places, size_t *where) {
     const uint64_t base = 0x9E3779B97F4A7C15u;
-    const size_t count = n - length + 1;
     uint64_t hash = 0, power = 1;
+    memset(table, 0, places * sizeof *table);
     for (size_t i = 0; i < length; i++) {
         hash = hash * base + tokens[i] + 1;
         if (i) power *= base;
     }
-    for (size_t i = 0; i < count; i++) {
-        list[i] = (Passage){hash, i};
-        if (i + 1 < count) hash = (hash - power * (tokens[i] + 1u)) * base + tokens[i + length] + 1;
-    }
-    qsort(list, count, sizeof *list, by_hash);
-    for (size_t i = 1, first = 0; i < count; i++) {
-        if (list[i].hash != list[first].hash) first = i;
-        *where = list[first].at;
-        if (list[i].at >= *where + length && !memcmp(tokens + *where, tokens + list[i].at, length)) return true;
+    for (size_t i = 0; i + length <= n; i++) {
+        size_t k = (hash ^ hash >> 32) & (places - 1);
+        while (table[k].end && table[k].hash != hash) k = (k + 1) & (places - 1);
+        if (!table[k].end) table[k] = (Passage){hash, i + length};
+        *where = table[k].end - length;
+        if (i >= table[k].end && !memcmp(tokens + *where, tokens + i, length)) return true;
+        if (i + length < n) hash = (hash - power * (tokens[i] + 1u)) * base + tokens[i + length] + 1;
     }
     return false;
 }
@@ -607,21 +599,22 @@ static int longest_repetition(const Song *song) {
     enum { BEFORE = 64 }; // steps: a bar line lies at most 31 after the one before, and so does a note
     const uint8_t *tokens = song->tokens + song->written;
     const size_t n = song->n - song->written;
-    size_t low = 0, high = n / 2 + 1, where, at = 0; // low repeats, high does not
-    Passage *list = (Passage *)malloc((n + 1) * sizeof *list);
-    while (list && high - low > 1) {
+    size_t low = 0, high = n / 2 + 1, where, at = 0, places = 2; // low repeats, high does not
+    while (places < 2 * n) places *= 2;
+    Passage *table = (Passage *)malloc(places * sizeof *table);
+    while (table && high - low > 1) {
         size_t middle = low + (high - low) / 2;
-        if (repeats(tokens, n, middle, list, &where)) {
+        if (repeats(tokens, n, middle, table, places, &where)) {
             low = middle;
             at = where;
         } else {
             high = middle;
         }
     }
-    free(list);
+    free(table);
     int notes = 0, pitch = 0;
     int64_t line = 0, offset = 0, struck[MIDI_DURATION - MIDI_PITCH][BEFORE] = {{0}}; // 1 + the step at which it was
-    for (size_t i = 0; list && i < at + low; i++) {
+    for (size_t i = 0; table && i < at + low; i++) {
         const midi_kind kind = midi_token_kind(tokens[i]);
         if (kind == MIDI_KIND_OFFSET) offset = tokens[i] - MIDI_OFFSET;
         if (kind == MIDI_KIND_PITCH) pitch = tokens[i] - MIDI_PITCH;
