@@ -4,8 +4,8 @@
 //     ./sample_music out/lstm/model.safetensors --prime mine.mid --top-p 0.95 -n 4 --weights int8 -o song.mid
 //
 // Promises. The same model, flags and seed give the same bytes, whatever the number of threads; song i of `-n N` is the
-// song that `--seed s+i` gives, unless it is interrupted, which its file says. Every token obeys the grammar of midi.h,
-// so that none is wasted. An output file appears whole or not at all.
+// song that `--seed s+i-1` gives, unless it is interrupted, which its file says. Every token obeys the grammar of
+// midi.h, so that none is wasted. An output file appears whole or not at all.
 //
 // The models themselves are in dev/decoder.h, which says how they are fast; here is what becomes of their logits:
 // tokens by chance, within the grammar and the filters asked for; songs; files; many songs at once; measuring.
@@ -110,7 +110,8 @@ typedef struct {
     double p;
 } Candidate;
 
-// Likeliest first, of equal ones the lower token. (By insertion: of so few it takes a third of qsort's time.)
+// Likeliest first, of equal ones the lower token. (By insertion: of so few it takes a third to a half of
+// qsort's time.)
 static void sort_by_chance(Candidate *list, int n) { // which comes in the order of tokens
     for (int i = 1; i < n; i++) {
         const Candidate next = list[i];
@@ -263,6 +264,13 @@ static void live_wait(Live *live, double time) { // until so much of the music h
     }
 }
 
+static void
+live_flush(Live *live) { // a reader that goes away, or that stands still until Ctrl-C, ends the song: no error
+    if (!fflush(live->out)) return;
+    if (errno == EPIPE || errno == EINTR) clearerr(live->out);
+    interrupted = 1;
+}
+
 static void live_token(Live *live, int token, const char *remark) {
     const midi_kind kind = midi_token_kind(token);
     const double time = (double)(live->line + live->offset - live->first) * live->step;
@@ -283,7 +291,7 @@ static void live_token(Live *live, int token, const char *remark) {
         fprintf(live->out, "%9.3f  note  %-4s %3d  %.3f%s\n", time, key_name(live->pitch, name), live->pitch,
                 steps * live->step, remark);
     }
-    if (fflush(live->out)) interrupted = 1; // nobody listens any more
+    live_flush(live);
 }
 
 static void live_end(Live *live) { // once the last note has ended
@@ -292,7 +300,7 @@ static void live_end(Live *live) { // once the last note has ended
     live_wait(live, time);
     if (interrupted) return;
     fprintf(live->out, "%9.3f  end\n", time);
-    if (fflush(live->out)) interrupted = 1;
+    live_flush(live);
 }
 
 // ---- making a song, token by token
@@ -361,10 +369,12 @@ static int maker_next(const Maker *maker) {
     return maker->fed ? song->tokens[maker->fed - 1] : MIDI_BAR;
 }
 
-// An interrupted song ends at its last bar line, or within its first bar where it is; without a new note nothing new is
-// left of it. One that was followed keeps what was heard. Returns that the song does not go on.
-static bool maker_stop(Maker *maker) {
+// Whether a song that has more to come goes on: unless it is interrupted. Then it ends at its last bar line, or within
+// its first bar where it is; without a new note nothing new is left of it. One that was followed keeps what was heard,
+// and the note that was to come next.
+static bool maker_goes_on(Maker *maker) {
     Song *song = maker->song;
+    if (!interrupted) return true;
     song->interrupted = true;
     if (!maker->notes) song->n = song->n_prime;
     if (!maker->live.out && maker->whole) song->n = maker->whole, song->nll = maker->whole_nll;
@@ -382,7 +392,7 @@ static bool maker_take(Maker *maker, const float *logits) {
     if (maker->live.out && maker->fed >= lead && maker->fed < song->n_prime + lead) {
         live_token(&maker->live, song->tokens[maker->fed - lead], "  prime");
     }
-    if (++maker->fed < song->n + lead) return !interrupted || maker_stop(maker);
+    if (++maker->fed < song->n + lead) return maker_goes_on(maker);
     const size_t i = song->n - song->n_prime;
     const int previous = song->n ? song->tokens[song->n - 1] : MIDI_BAR;
     Philox4 words = philox(maker->key, (uint32_t)i, 0, 0, 0);
@@ -402,7 +412,7 @@ static bool maker_take(Maker *maker, const float *logits) {
     song->took = seconds_now() - maker->started;
     maker->notes += midi_token_kind(token) == MIDI_KIND_DURATION;
     if (line && maker->notes) maker->whole = song->n, maker->whole_nll = song->nll;
-    if (!enough && i + 1 < maker->most) return !interrupted || maker_stop(maker);
+    if (!enough && i + 1 < maker->most) return maker_goes_on(maker);
     if (maker->live.out) live_end(&maker->live);
     return false;
 }
@@ -793,8 +803,9 @@ typedef struct {
     const char *weights, *dataset;
     int64_t stride;
     bool bench;
-    bool page;    // an .html is asked for
-    FILE *report; // stdout, unless that is for music
+    bool page;      // an .html is asked for
+    FILE *report;   // stdout, unless that is for music
+    bool shortened; // by Ctrl-C: a song was interrupted, or never begun
 } Call;
 
 // ---- many songs
@@ -812,6 +823,7 @@ typedef struct {
     StBuffer *reports; // [all] what to say about each song, once it is written
     Song *kept;        // [all], where a page is to show them
     int64_t begun, made, reported;
+    bool shortened; // a song was interrupted
     int64_t tokens;
     char *error;
 } Job;
@@ -848,6 +860,7 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     {
         if (!ok && job->good) memcpy(job->error, problem, ERROR_SIZE);
         job->good = job->good && ok;
+        job->shortened = job->shortened || song->interrupted;
         if (ok && !none) job->tokens += (int64_t)song->n;
         if (ok && !none && job->kept) job->kept[i] = *song, *song = (Song){0};
         job->made += ok && !none;
@@ -965,7 +978,7 @@ static bool outputs_have_folders(const Texts *outputs, char *error) {
 }
 
 // All songs of all models, each model with the same seeds.
-static bool make_all(const Call *call, const Model *models, int n_models, char *error) {
+static bool make_all(Call *call, const Model *models, int n_models, char *error) {
     const Settings *settings = &call->settings;
     const int threads = threads_of(settings, settings->songs); // 1 without OpenMP
     const double start = seconds_now();
@@ -974,7 +987,7 @@ static bool make_all(const Call *call, const Model *models, int n_models, char *
     if (call->page) job.kept = (Song *)calloc((size_t)job.all, sizeof *job.kept);
     if (!job.reports || (call->page && !job.kept))
         job.good = fail(error, "no memory for %lld songs", (long long)job.all);
-    for (int k = 0; k < n_models && job.good; k++) {
+    for (int k = 0; k < n_models && job.good && !interrupted; k++) {
         job.model = &models[k];
         job.first = k * settings->songs;
         job.next = 0;
@@ -983,6 +996,7 @@ static bool make_all(const Call *call, const Model *models, int n_models, char *
         job_work(&job, rooms);
     }
     const double took = seconds_now() - start;
+    call->shortened = job.shortened || job.begun < job.all;
     for (int64_t i = 0, k = 0; job.kept && i < job.all; i++) { // none between them that was not written
         if (!job.kept[i].n) continue;
         const Song song = job.kept[i];
@@ -998,7 +1012,7 @@ static bool make_all(const Call *call, const Model *models, int n_models, char *
     if (job.good && settings->songs > 1) {
         fprintf(call->report, "%lld song%s  %lld tokens  %.1f s  %.0f tokens/s", (long long)job.made,
                 plural((size_t)job.made), (long long)job.tokens, took, (double)job.tokens / took);
-        fprintf(call->report, interrupted ? "  interrupted\n" : "\n");
+        fprintf(call->report, call->shortened ? "  interrupted\n" : "\n");
     }
     if (job.good && job.begun < job.all) {
         fprintf(call->report, "interrupted before %lld of %lld song%s began\n", (long long)(job.all - job.begun),
@@ -1091,7 +1105,10 @@ static bool bench(const Model *m, int context, int n_songs, char *error) {
     Batch batch;
     if (!batch_new(&batch, m, n_songs, context, error)) return false;
     int64_t needed = m->bytes;
-    if (m->kind == GPT) needed += 8LL * n_songs * m->gpt.L * m->gpt.C * context / columns_a_word(batch.gpt.kept);
+    if (m->kind == GPT) { // keys and values, and, if they are bytes, a scale of each
+        const Precision kept = batch.gpt.kept;
+        needed += 8LL * n_songs * m->gpt.L * context * (m->gpt.C / columns_a_word(kept) + (kept == INT8));
+    }
     const int64_t floats = round_up(needed / 4, 128);
     float *buffer = vector_alloc(floats);
     double reads[ROUNDS * EACH], steps[ROUNDS * EACH];
@@ -1195,7 +1212,7 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
         "write FILE: .mid is music, .wav sound, .html a page that shows and plays all songs, .svg a piano roll, - "
         "the .mid to the standard output; may be given several times [song.mid]");
     flag_whole(f, "n", &s->songs, 1, 1, 10000,
-               "N songs of each model, with one seed after the other; numbered through all models, as FILE-1.mid");
+               "N songs of each model, each with the next seed, as FILE-1.mid, FILE-2.mid, ...");
     Flag *seed = flag_seed(f, &s->seed, "for the same song again [a fresh one, which is printed]");
     flag_whole(f, "tokens", &s->tokens, 0, 1, many,
                "at most N new tokens, about a third as many notes [1024, or no limit with --bars or --seconds]");
@@ -1345,10 +1362,11 @@ static void interrupt(int number) { // a first signal ends the songs, a second o
     interrupted = 1;
 }
 
-static void catch_signals(bool live) {
+static void
+catch_signals(bool live) { // as the trainers do, also where a shell had a job in the background ignore Ctrl-C
     struct sigaction action = {0};
     action.sa_handler = interrupt;
-    action.sa_flags = SA_RESTART; // writing goes on
+    action.sa_flags = live ? 0 : SA_RESTART; // writing goes on, but not to a reader that stands still
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     if (live) signal(SIGPIPE, SIG_IGN); // a reader that goes away ends the song, too
@@ -1399,7 +1417,7 @@ static int sample_main(int argc, char **argv) {
                  (long long)call.settings.context, models[0].path);
         } else {
             status = !run_call(&call, models, error);
-            if (!status && interrupted && !call.settings.live) status = INTERRUPTED;
+            if (!status && call.shortened && !call.settings.live) status = INTERRUPTED;
         }
     }
     for (int k = 0; k < MAX_MODELS; k++) model_free(&models[k]);

@@ -292,13 +292,13 @@ static void gpt_sizes(Gpt *m, Loader *from) {
 
 static void gpt_weights(Gpt *m, Loader *from) { // in the order in which a token uses them
     const int C = m->C, H = m->H;
-    const Precision small = from->precision, near = small == FLOAT32 ? FLOAT32 : INT8; // near: what meets queries
+    const Precision small = from->precision, kept = small == FLOAT32 ? FLOAT32 : INT8; // kept: as keys are
     m->emb = floats(from, ROWS, V, C, "emb.weight");
     for (int i = 0; i < m->L; i++) {
         GptLayer *l = &m->layers[i];
         l->qkv = matrix(from, small, PANELS, 3 * C, C, "layers.%d.attn.qkv.weight", i);
         l->qkv_bias = floats(from, PANELS, 3 * C, 0, "layers.%d.attn.qkv.bias", i);
-        l->rel = matrix(from, near, PANELS, m->rel, m->HS, "layers.%d.attn.rel", i);
+        l->rel = matrix(from, kept, PANELS, m->rel, m->HS, "layers.%d.attn.rel", i);
         l->out = matrix(from, small, PANELS, C, C, "layers.%d.attn.out.weight", i);
         l->out_bias = floats(from, PANELS, C, 0, "layers.%d.attn.out.bias", i);
         l->ln1 = floats(from, PANELS, C, 0, "layers.%d.ln1.weight", i);
@@ -857,7 +857,7 @@ static void batch_free(Batch *b) {
 
 static void batch_lay_out(Batch *b, int rooms, int context, Arena *arena) {
     const Model *m = b->model;
-    int64_t widest = m->gpt.C > m->gpt.H ? m->gpt.C : m->gpt.H; // of what is multiplied with int8
+    int64_t widest = m->gpt.C > m->gpt.H ? m->gpt.C : m->gpt.H; // of what products pack
     if (m->lstm.H > widest) widest = m->lstm.H;
     if (m->lstm.H1 > widest) widest = m->lstm.H1;
     if (m->lstm.H2 > widest) widest = m->lstm.H2;

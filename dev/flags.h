@@ -289,8 +289,10 @@ static inline void program_start(void) {
 // Flushes stdout, a failure too, because a full disk may show only here. Prints the sentence in error, if there is one,
 // and returns the exit status.
 static inline int program_end(const char *program, int status, char *error) {
-    if ((fflush(stdout) || ferror(stdout)) && !status) {
-        status = !fail(error, "the standard output cannot be written: %s", strerror(errno));
+    const bool flushed = !fflush(stdout);
+    if ((!flushed || ferror(stdout)) && !status) { // of an earlier error the reason is no longer known
+        status = !fail(error, "the standard output cannot be written%s%s", flushed ? "" : ": ",
+                       flushed ? "" : strerror(errno));
     }
     if (*error) fprintf(stderr, "%s: %s\n", program, error);
     return status;

@@ -113,7 +113,7 @@ static inline void roll_seconds(StBuffer *out, const Roll *roll, const RollPage 
     for (double k = ceil(fmax(from - slack, 0) / step); k * step <= to; k++) {
         const double x = (k * step - from) * second;
         st_print(out, "<path class=\"bar\" d=\"M%.1f %.1fv3\"/>", x, height);
-        st_print(out, "<text class=\"time\" x=\"%.1f\" y=\"%.1f\">%.6g s</text>\n", x, height + 12, k * step);
+        st_print(out, "<text class=\"time\" x=\"%.1f\" y=\"%.1f\">%.10g s</text>\n", x, height + 12, k * step);
     }
 }
 

@@ -138,7 +138,7 @@ ALWAYS_INLINE vector tanh_vector(vector x) {
     return select_vector(size < (real)0.25, near, select_vector(x < 0, -far, far));
 }
 
-// ---- bf16: the upper half of a float, 8 bits of precision
+// ---- bf16: the upper half of a float, 8 bits of precision (only where `real` is float)
 //
 // Products take them in pairs: two that follow each other lie in one word, the first in its lower half.
 

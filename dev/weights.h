@@ -34,10 +34,11 @@ typedef int8_t bytes_of_ints __attribute__((vector_size(VECTOR_BYTES / 4), align
 // A panel is four vectors of rows: each number of x meets four whole vectors of weights that follow each other.
 // TILE songs share a panel's pass through the registers, where there are 32 of these.
 #if defined(__AVX512F__) || defined(__aarch64__)
-enum { PANEL = 4 * LANES, TILE = 6 };
+enum { TILE = 6 };
 #else
-enum { PANEL = 4 * LANES, TILE = 1 };
+enum { TILE = 1 };
 #endif
+enum { PANEL = 4 * LANES };
 
 #if defined(__clang__)
 #define UNROLL_FULLY _Pragma("clang loop unroll(full)") // without it its sums lie in memory
@@ -178,7 +179,7 @@ static float byte_vector(char *to, const float *x, int n, int byte_zero) {
     return scale;
 }
 
-static size_t packed_size(Precision precision, int n) { // bytes, a multiple of 64
+static size_t packed_size(Precision precision, int n) { // bytes, a multiple of 16
     if (precision == BF16) return (size_t)(2 * round_up(n, PANEL));
     return precision == INT8 ? byte_vector_size(n) : 0;
 }
