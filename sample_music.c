@@ -264,8 +264,7 @@ static void live_wait(Live *live, double time) { // until so much of the music h
     }
 }
 
-static void
-live_flush(Live *live) { // a reader that goes away, or that stands still until Ctrl-C, ends the song: no error
+static void live_flush(Live *live) { // a reader that goes away, or stands still until Ctrl-C, ends the song: no error
     if (!fflush(live->out)) return;
     if (errno == EPIPE || errno == EINTR) clearerr(live->out);
     interrupted = 1;
