@@ -438,30 +438,27 @@ static inline bool flags_agree(const Options *o, char *error) {
 
 static inline void help_print(const TrainRun *run) {
     const char *p = run->program, *name = run->spec->name;
-    printf(
-        "%s trains a model (%s) that writes piano music.\n\n"
-        "    ./%-49s   train on the music in ./data; if there is none yet, on a\n"
-        "                                                          starter corpus that it composes itself\n"
-        "    data_prep/prepare_music --out data MY_MIDI_FOLDER     make ./data of your own MIDI files\n"
-        "    ./sample_music out/%-4s/model.safetensors -o song.mid  write a song with the best model so far\n\n"
-        "Each epoch ends in a line with two losses, in nats per token: lower is better. The test loss is measured on\n"
-        "music that the model is not trained on; the model with the lowest is kept as model.safetensors. Ctrl-C saves\n"
-        "and says how to go on.\n\nFlags, with [their defaults]:\n",
-        p, name, p, name);
+    printf("%s trains a model (%s) that writes piano music.\n\n"
+           "    ./%-46s train on the music in ./data; if there is none\n"
+           "    %-48s yet, on a starter corpus that it composes\n"
+           "    data_prep/prepare_music --out data MY_FOLDER     make ./data of your own MIDI files\n"
+           "    ./sample_music out/%s/model.safetensors%*s write a song with the best model so far\n\n"
+           "Each epoch ends in a line with two losses, in nats per token: lower is better. The test loss is\n"
+           "measured on music that the model is not trained on; the model with the lowest is kept as\n"
+           "model.safetensors. Ctrl-C saves and says how to go on.\n\nFlags, with [their defaults]:\n",
+           p, name, p, "", name, 11 - (int)strlen(name), "");
     flags_print(&run->flags);
-    printf(
-        "\nIn the --out folder: model.safetensors, the best model; last.safetensors, the state that --resume goes on\n"
-        "from, with all other flags as they were (only --epochs, --patience, --steps and --threads may change);\n"
-        "log.csv, a row per epoch: epoch, step (since step 0), train_loss, test_loss, lr, steps (in the epoch),\n"
-        "seconds; loss.svg, the curves. A new run keeps an earlier best model as model.prev.safetensors. Where "
-        "--steps\n"
-        "ends a run within an epoch with a better model, the best of the epochs before it is "
-        "model.whole.safetensors.\n\n"
-        "--eval ends with a line `eval loss=... windows=... tokens=... stride=...`, --bench with a line\n"
-        "`bench model=%s device=... precision=... batch=... ms_per_step=... tokens_per_s=... gflop_per_s=...`,\n"
-        "the median.\n"
-        "Exit status: 0 done; 1 it failed, or it was stopped and saved before its end; 2 wrong usage.\n",
-        name);
+    printf("\nIn the --out folder: model.safetensors, the best model; last.safetensors, the state that --resume\n"
+           "goes on from, with all other flags as they were (only --epochs, --patience, --steps and --threads\n"
+           "may change); log.csv, a row per epoch: epoch, step (since step 0), train_loss, test_loss, lr, steps\n"
+           "(in the epoch), seconds; loss.svg, the curves. A new run keeps an earlier best model as\n"
+           "model.prev.safetensors. Where --steps ends a run within an epoch with a better model, the best of\n"
+           "the epochs before it is model.whole.safetensors.\n\n"
+           "--eval ends with a line `eval loss=... windows=... tokens=... stride=...`, --bench with a line\n"
+           "`bench model=%s device=... precision=... batch=... ms_per_step=... tokens_per_s=...\n"
+           "gflop_per_s=...`, the median.\n"
+           "Exit status: 0 done; 1 it failed, or it was stopped and saved before its end; 2 wrong usage.\n",
+           name);
 }
 
 // ---- the state of a run

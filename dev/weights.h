@@ -186,9 +186,9 @@ static size_t packed_size(Precision precision, int n) { // bytes, a multiple of 
 
 // ---- a tile: M products of a panel with a vector, which share a pass through the registers
 //
-// They are of one panel and M songs, each number of which meets a weight that was read once; or, if the panels are
-// `apart`, of one song and M panels that lie far from each other, because two orderly streams are read some 5 % faster
-// than one. Precision, M and apart are known to the compiler.
+// Either of one panel and M songs, so that a weight that was read serves all of them; or, with `apart`, of M panels
+// that lie far from each other and one song, because two orderly streams are read some 5 % faster than one. The
+// compiler knows precision, M and apart, and keeps the sums in registers.
 
 typedef struct {
     const char *panel;     // of weights
@@ -217,8 +217,7 @@ ALWAYS_INLINE void tile(const Precision precision, const int M, const bool apart
             const words *w = (const words *)(const void *)p[m].panel + 4 * (ptrdiff_t)i;
             const words x = (words)all_words(p[m].x + 4 * (ptrdiff_t)i);
             UNROLL_FULLY for (int k = 0; k < 4; k++) {
-                // What serves several songs is volatile: else it is read for each, and four songs take 1.3 times as
-                // long.
+                // For several songs it is volatile: else each reads it again, and four take 1.3 times as long.
                 if (M == 1 || apart) row[k] = w[k];
                 if (M > 1 && !apart && m == 0) row[k] = *(const volatile words *)(w + k);
                 if (precision == FLOAT32) sums[m][k] += (vector)row[k] * (vector)x;
