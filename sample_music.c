@@ -1361,8 +1361,8 @@ static void interrupt(int number) { // a first signal ends the songs, a second o
     interrupted = 1;
 }
 
-static void
-catch_signals(bool live) { // as the trainers do, also where a shell had a job in the background ignore Ctrl-C
+// As the trainers do, also where a shell had a job in the background ignore Ctrl-C.
+static void catch_signals(bool live) {
     struct sigaction action = {0};
     action.sa_handler = interrupt;
     action.sa_flags = live ? 0 : SA_RESTART; // writing goes on, but not to a reader that stands still

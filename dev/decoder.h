@@ -8,13 +8,13 @@
 //
 // Promises. A token costs one pass over the weights, however much came before: the LSTM carries its state, the
 // Transformer the keys and values of its context, over which it passes too. With float32 weights the logits are the
-// full forward's to rounding; with fewer bits keys, values and relative vectors are bytes. Those of a room are the same
+// full forward's to rounding; with fewer bits keys, values and relative vectors are bytes. A room's logits are the same
 // bytes whoever else is in the batch. Beyond a context of N tokens each position of the Transformer attends to the last
 // N, itself included. The kind of a model is told by its tensors' names, its sizes by their shapes; what is wrong with
 // a file is said in a sentence. Leaves out: other models.
 //
 // How it is fast. One token is a row of matrix-vector products, each weight used once: the memory's read rate is the
-// limit. So weights lie in memory exactly in the order in which they are read, if you like in 8 bits (weights.h); keys
+// limit. So weights lie in memory in the order in which they are read, if you like in 8 bits (weights.h); keys
 // and values lie in blocks as the products want them; several songs advance together, so that a weight that was read
 // serves all of them; and all loops use the compiler's vectors. Asking for data ahead by hand was measured, in the
 // products, in softmax and before keys are written, and does not pay: the hardware foresees such orderly reading.

@@ -2,7 +2,8 @@
 // vector of each song of a batch: y_s = bias_s + W x_s.
 //
 // A token is little work and much reading: each weight serves one multiplication per song. So weights lie in memory
-// exactly in the order in which they are read, in few bytes, and all songs of a batch meet a weight while it is near.
+// in the order in which they are read (for one song from two places at once), in few bytes, and all songs of a batch
+// meet a weight while it is near.
 //
 //     float32   4 bytes     products and sums in float
 //     bf16      2 bytes     the upper half of the nearest float; x is rounded to that, too; products and sums in float
@@ -75,11 +76,7 @@ static int64_t panels_words(Precision precision, int n_in, int n_out) { // of 4 
     return round_up(n_out, PANEL) * (round_up(n_in, columns_a_word(precision)) / columns_a_word(precision));
 }
 
-static uint16_t to_bf16(float x) { // to nearest, ties to even; x is finite
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
+static uint16_t to_bf16(float x) { return (uint16_t)bf16_round(all_lanes(x))[0]; }
 
 // ---- four products of bytes at once
 //
@@ -262,9 +259,10 @@ static void tile_of(Precision precision, int M, bool apart, const Product *p, in
 
 // ---- products
 
-static Product product_at(const Weights *w, int panel, Rows y, Rows bias, Rows x, int song, const char *packed) {
+static Product product_at(const Weights *w, int panel, int n_words, Rows y, Rows bias, Rows x, int song,
+                          const char *packed) {
     const int64_t first = (int64_t)panel * PANEL;
-    Product p = {.panel = (const char *)w->panels + 4 * panel * panels_words(w->precision, w->n_in, PANEL),
+    Product p = {.panel = (const char *)w->panels + 4 * first * n_words,
                  .x = w->precision == FLOAT32 ? (const char *)(x.at + song * x.stride) : packed,
                  .bias = bias.at + song * bias.stride + first,
                  .y = y.at + song * y.stride + first};
@@ -285,14 +283,15 @@ static void product_of(const Weights *w, Rows y, Rows bias, Rows x, const int *s
     const int apart = n == 1 ? panels / STREAMS : 0; // panels between two streams
     Product p[MOST];
     for (int o = 0; o < apart; o++) {
-        for (int m = 0; m < STREAMS; m++) p[m] = product_at(w, o + m * apart, y, bias, x, songs[0], packed);
+        for (int m = 0; m < STREAMS; m++) p[m] = product_at(w, o + m * apart, n_words, y, bias, x, songs[0], packed);
         tile_of(w->precision, STREAMS, true, p, n_words);
     }
     for (int o = STREAMS * apart; o < panels; o++) {
         for (int s = 0, tiles = (int)ceil_div(n, TILE), M; tiles; s += M, tiles--) { // of much the same size
             M = (int)ceil_div(n - s, tiles);
             for (int m = 0; m < M; m++) {
-                p[m] = product_at(w, o, y, bias, x, songs[s + m], each ? packed + (size_t)(s + m) * each : NULL);
+                p[m] =
+                    product_at(w, o, n_words, y, bias, x, songs[s + m], each ? packed + (size_t)(s + m) * each : NULL);
             }
             tile_of(w->precision, M, false, p, n_words);
         }

@@ -4,6 +4,7 @@
 #ifndef CHECK_H
 #define CHECK_H
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -29,6 +30,13 @@ static inline void check_folder(char *folder) {
     if (mkdtemp(folder)) return;
     perror(folder);
     exit(1);
+}
+
+// The nearest number with the 8 bits of a bf16, ties to even, by arithmetic instead of bits.
+static inline double nearest_bf16(double x) {
+    int exponent;
+    double m = frexp(x, &exponent);
+    return ldexp(nearbyint(ldexp(m, 8)), exponent - 8);
 }
 
 static inline int check_report(const char *name) {

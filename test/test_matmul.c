@@ -18,13 +18,6 @@ static real *random_matrix(int n) {
     return x;
 }
 
-// The nearest number with 8 bits, ties to even.
-static double to_bf16(double x) {
-    int exponent;
-    double m = frexp(x, &exponent);
-    return ldexp(nearbyint(ldexp(m, 8)), exponent - 8);
-}
-
 int main(void) {
     const double epsilon = sizeof(real) == sizeof(float) ? 1.2e-7 : 2.3e-16;
     for (int trial = 0; trial < 300; trial++) {
@@ -56,7 +49,7 @@ int main(void) {
                 double sum = add ? (double)before[i * N + n] : 0;
                 for (int k = 0; k < K; k++) {
                     double x = (double)a[i * a_row + k * a_col], y = (double)b[k * b_row + n * b_col];
-                    sum += space.bf16 ? to_bf16(x) * to_bf16(y) : x * y;
+                    sum += space.bf16 ? nearest_bf16(x) * nearest_bf16(y) : x * y;
                 }
                 if (biased) sum += (double)bias[n];
                 if (relu && sum < 0) sum = 0;

@@ -386,8 +386,8 @@ static void check_product(Precision precision, int n_in, int n_out) {
             for (int i = 0; i < n_in; i++) {
                 double weight = W[(int64_t)o * n_in + i], number = row(x, s)[i];
                 if (precision == BF16) {
-                    weight = st_bfloat(to_bf16((float)weight));
-                    number = st_bfloat(to_bf16((float)number));
+                    weight = nearest_bf16(weight);
+                    number = nearest_bf16(number);
                 }
                 if (precision == INT8) {
                     weight = rint(weight * (double)(127 / (float)most)) * most / 127;
