@@ -7,17 +7,17 @@
 // song that `--seed s+i-1` gives, unless it is interrupted, which its file says. Every token obeys the grammar of
 // midi.h, so that none is wasted. An output file appears whole or not at all.
 //
-// The models themselves are in dev/decoder.h, which says how they are fast; here is what becomes of their logits:
+// The models themselves are in dev/sample/decoder.h, which says how they are fast; here is what becomes of their logits:
 // tokens by chance, within the grammar and the filters asked for; songs; files; many songs at once; measuring.
 
 #define _DEFAULT_SOURCE // madvise, clock_gettime
-#include "dev/flags.h"  // before the system's headers
+#include "base/flags.h"  // before the system's headers
 
-#include "dev/data.h"
-#include "dev/decoder.h"
-#include "dev/player.h"
-#include "dev/roll.h"
-#include "dev/synth.h"
+#include "base/data.h"
+#include "sample/decoder.h"
+#include "sample/player.h"
+#include "sample/roll.h"
+#include "sample/synth.h"
 #define MIDI_IMPLEMENTATION
 #include "midi.h"
 #include <strings.h> // strcasecmp
@@ -1087,7 +1087,7 @@ static bool evaluate(const Call *call, const Model *model, char *error) {
 
 // ---- speed
 
-// Reads n floats (a multiple of 128) as fast as one core can: as two streams (dev/weights.h), each half of them.
+// Reads n floats (a multiple of 128) as fast as one core can: as two streams (dev/sample/weights.h), each half of them.
 static float read_all(const float *memory, int64_t n) {
     vector sums[8] = {{0}};
     for (int64_t i = 0; i < n / 2; i += 4 * LANES) {

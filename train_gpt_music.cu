@@ -6,7 +6,7 @@
 // With
 // --precision bf16 the operands of products are rounded to bf16 (8 bits) and multiplied by tensor cores; sums, softmax,
 // LayerNorm, the loss, weights and optimizer stay in float. It leaves out more than one GPU. The recipe around a step
-// (data, epochs, files, command line) is dev/train.h; matrix products are dev/matmul.cuh.
+// (data, epochs, files, command line) is dev/recipe/train.h; matrix products are dev/cuda/matmul.cuh.
 //
 // The model: token embedding, then L layers, each
 //     x = LN1(x + dropout(attention(x) Wo^T + bo))
@@ -20,9 +20,9 @@
 // tokens, D distances in the relative table. All matrices are row-major; a linear layer's weight is [out, in].
 // Gradients are set (=) in every step, save where a residual branch adds to them (+=), which is said.
 // A template parameter Half is the type of the operands of products: float, or __nv_bfloat16.
-// A launch stays on the line of its kernel, for dev/cuda2cpp.sed, where clang-format would break it.
+// A launch stays on the line of its kernel, for dev/emu/cuda2cpp.sed, where clang-format would break it.
 
-#include "dev/device_model.cuh" // first: it chooses the system's interfaces
+#include "cuda/device_model.cuh" // first: it chooses the system's interfaces
 
 #include <cuda_fp16.h>
 

@@ -5,7 +5,7 @@
 // CPU, the same bytes from the same seed, and sizes as the flags allow. With --precision bf16 the operands of products
 // are rounded to bf16 and multiplied by tensor cores; sums, the cell state, gates, LayerNorm, the loss, weights and
 // optimizer stay in float. It leaves out more than one GPU. The recipe around a step (data, epochs, files, command
-// line) is dev/train.h, what both CUDA trainers share dev/device_model.cuh; matrix products are dev/matmul.cuh.
+// line) is dev/recipe/train.h, what both CUDA trainers share dev/cuda/device_model.cuh; matrix products are dev/cuda/matmul.cuh.
 //
 // The model: token embedding, then L LSTM layers (Hochreiter and Schmidhuber, 1997; Gers et al., 2000), in each time
 // step
@@ -22,9 +22,9 @@
 // position t = r / B of window b = r % B: the windows' rows of one time step lie side by side, unlike in the files.
 // All matrices are row-major; a linear layer's weight is [out, in]. Gradients are set (=) in every step.
 // A template parameter Half is the type of the operands of products: float, or __nv_bfloat16.
-// A launch stays on the line of its kernel, for dev/cuda2cpp.sed, where clang-format would break it.
+// A launch stays on the line of its kernel, for dev/emu/cuda2cpp.sed, where clang-format would break it.
 
-#include "dev/device_model.cuh" // first: it chooses the system's interfaces
+#include "cuda/device_model.cuh" // first: it chooses the system's interfaces
 
 enum { V = DATA_TOKENS };
 

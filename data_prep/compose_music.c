@@ -20,13 +20,13 @@
 // Rules of melody and voice leading: any harmony primer; the cadences and the 4-bar phrase as in A. Schoenberg,
 // Fundamentals of Musical Composition, chapters 3 to 8.
 #define _GNU_SOURCE
-#include "../dev/flags.h"
-#include "../dev/philox.h"
-#include "../dev/safetensors.h"
+#include "base/flags.h"
+#include "base/philox.h"
+#include "base/safetensors.h"
 #include <dirent.h>
 #define MIDI_IMPLEMENTATION
 #define MIDI_STATIC
-#include "../midi.h"
+#include "midi.h"
 
 #define SIGNATURE "composed by rule: compose_music"
 #define COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))

@@ -7,8 +7,8 @@ name.
 
 Leaves out: judging the music. Each file is a piece, long or short, good or bad, once or twice; sort the folder first.
 */
-#include "../dev/data.h"
-#include "../dev/flags.h"
+#include "base/data.h"
+#include "base/flags.h"
 
 #include <ctype.h>
 #include <dirent.h>
@@ -16,7 +16,7 @@ Leaves out: judging the music. Each file is a piece, long or short, good or bad,
 
 #define MIDI_STATIC
 #define MIDI_IMPLEMENTATION
-#include "../midi.h"
+#include "midi.h"
 
 enum { WINDOW = 257, MOST_FILE_BYTES = 32 << 20 }; // files above 32 MiB are skipped
 

@@ -18,9 +18,9 @@
 // tokens, D distances in the relative table. All matrices are row-major; a linear layer's weight is [out, in].
 // In a backward, gradients of parameters are added to (+=); gradients of activations are set (=), save where a residual
 // branch adds to them, which is said.
-#include "host_model.h" // first: it chooses the system's interfaces
+#include "cpu/host_model.h" // first: it chooses the system's interfaces
 
-#include "matmul.h"
+#include "cpu/matmul.h"
 
 enum { V = DATA_TOKENS };
 

@@ -27,9 +27,9 @@
 // where all of a window lies together. All matrices are row-major; a linear layer's weight is [out, in].
 // In a backward, gradients of parameters are added to (+=), but that of the second bias, which is the first's;
 // gradients of activations are set (=), save where it is said.
-#include "host_model.h" // first: it chooses the system's interfaces
+#include "cpu/host_model.h" // first: it chooses the system's interfaces
 
-#include "matmul.h"
+#include "cpu/matmul.h"
 
 enum { V = DATA_TOKENS };
 

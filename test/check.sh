@@ -44,9 +44,9 @@ needs() {
 emulate() {
     flags=$1 file=${2%.cu}.cpp
     shift
-    mkdir -p dev test
+    mkdir -p dev/cuda test
     for cuda in "$@"; do
-        { echo "#line 1 \"$cuda\"" && sed -f "$root/dev/cuda2cpp.sed" "$root/$cuda"; } >"$cuda" || exit 1
+        { echo "#line 1 \"$cuda\"" && sed -f "$root/dev/emu/cuda2cpp.sed" "$root/$cuda"; } >"$cuda" || exit 1
     done
     mv "$1" "$file"
     case ${CC:-cc} in *clang*) CXX=${CXX:-clang++} ;; *) CXX=${CXX:-g++} ;; esac
@@ -56,10 +56,10 @@ emulate() {
     check "build with sanitizers" compile $flags $openmp -fsanitize=address,undefined -fno-sanitize-recover=all \
         "$file" -o sanitized
     check "build for the race check" compile $flags -fsanitize=thread -c "$file" -o race.o
-    check "the race check itself" compile -O1 race.o "$root/dev/cuda_emu_race.cpp" -o race
+    check "the race check itself" compile -O1 race.o "$root/dev/emu/cuda_emu_race.cpp" -o race
 }
 # shellcheck disable=SC2086
-compile() { nice $CXX -std=c++17 -Wall -Wextra -Werror -I. -I"$root" -I"$root/test" "$@" >stdout 2>stderr; }
+compile() { nice $CXX -std=c++17 -Wall -Wextra -Werror -I. -Idev -I"$root" -I"$root/dev" -I"$root/test" "$@" >stdout 2>stderr; }
 
 # kernels_of FILE...: the kernels that CUDA sources define, a name a line. ran FILE: those that ran, by what
 # CUDA_EMU_KERNELS left in the file, without template arguments.

@@ -1,4 +1,4 @@
-// What every model file is checked by, through its ModelSpec alone (dev/train.h), so that one writing serves all models
+// What every model file is checked by, through its ModelSpec alone (dev/recipe/train.h), so that one writing serves all models
 // and devices. Include it after the model file.
 //   check_gradients   every gradient against central differences; for -DREAL=double
 //   check_plain       logits, loss and gradients of the float model against a plain writing of it in double

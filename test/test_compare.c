@@ -1,8 +1,8 @@
-// dev/compare_tensors: what it prints and its exit status, on files made here: equal ones, a difference planted at a
+// dev/tools/compare_tensors: what it prints and its exit status, on files made here: equal ones, a difference planted at a
 // known element just over and just under the tolerance, missing tensors, other shapes and types, NaN, broken files and
 // wrong usage.
 #define main compare_tensors_main
-#include "../dev/compare_tensors.c"
+#include "dev/tools/compare_tensors.c"
 #undef main
 
 #include "check.h"

@@ -1,7 +1,7 @@
 // The composer of the starter corpus: its pieces as music (range, length, harmony, return), as tokens (nothing lost),
 // as files (deterministic, whole, nothing foreign touched), and its command line.
 #define TESTING
-#include "../data_prep/compose_music.c"
+#include "data_prep/compose_music.c"
 #include "check.h"
 #include <signal.h>
 #include <sys/resource.h>

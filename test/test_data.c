@@ -1,5 +1,5 @@
-// dev/data.h: datasets written and read, what is refused, windows against a plain list of them, epochs, and names.
-#include "../dev/data.h"
+// dev/base/data.h: datasets written and read, what is refused, windows against a plain list of them, epochs, and names.
+#include "base/data.h"
 
 #include "check.h"
 

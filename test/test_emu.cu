@@ -1,10 +1,10 @@
-// Small kernels for everything that dev/cuda_emu.h emulates, checked against plain loops; they run on a GPU as well
+// Small kernels for everything that dev/emu/cuda_emu.h emulates, checked against plain loops; they run on a GPU as well
 // (sm_80 and up).
 //   test_emu           all of them
 //   test_emu PLANTED   one kernel with a mistake in it, to see that it is found; the names are in main()
 // A line that test_emu.sh expects in a message ends in a comment `// here: PLANTED`.
-#include "../dev/philox.h"
-#include "../dev/tensor_core.cuh"
+#include "base/philox.h"
+#include "cuda/tensor_core.cuh"
 #include "check.h"
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>

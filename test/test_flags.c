@@ -1,6 +1,6 @@
-// Tests of dev/flags.h: what a command line may say, the sentence for what it may not, the lines of --help.
+// Tests of dev/base/flags.h: what a command line may say, the sentence for what it may not, the lines of --help.
 #define _GNU_SOURCE
-#include "../dev/flags.h"
+#include "base/flags.h"
 #include "check.h"
 
 typedef struct {

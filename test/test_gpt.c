@@ -1,7 +1,7 @@
 // The float Transformer against a second writing of it: DESIGN's formulas as plain loops in double, nothing shared but
 // the parameters and Philox; and all else that a model is checked by (model.h).
 #define TESTING
-#include "../dev/train_gpt_music.c"
+#include "dev/train_gpt_music.c"
 
 #include "model.h"
 

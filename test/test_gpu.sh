@@ -1,12 +1,12 @@
 #!/bin/sh
-# A CUDA trainer through the emulator (dev/cuda_emu.h) against its CPU reference: whole training steps, dropout on, compared
-# tensor by tensor (--dump, dev/compare_tensors), in both precisions, odd sizes, several orders of threads, with the
+# A CUDA trainer through the emulator (dev/emu/cuda_emu.h) against its CPU reference: whole training steps, dropout on, compared
+# tensor by tensor (--dump, dev/tools/compare_tensors), in both precisions, odd sizes, several orders of threads, with the
 # sanitizers and with the race check; every kernel in the source must have run.
 #   test_gpu.sh gpt|lstm [all]     all: every combination of sizes, every architecture
 . "$(dirname "$0")/check.sh"
 ulimit -c 0 2>/dev/null
 model=$1 every=$2
-needs "gpu, $model" "$root/train_${model}_music" "$root/dev/compare_tensors" "$root/data_prep/compose_music"
+needs "gpu, $model" "$root/train_${model}_music" "$root/dev/tools/compare_tensors" "$root/data_prep/compose_music"
 cpu=$root/build/train_${model}_music_cpu
 plain=$root/build/train_${model}_music_emu
 sanitized=$root/build/train_${model}_music_emu_sanitized
@@ -56,7 +56,7 @@ agree() {
     case " $* " in *' --window 1 '*) tolerance="$tolerance --rtol grad.layers.*.attn.rel=1e-3" ;; esac
     "$cpu" --data data --precision "$precision" "$@" --dump cpu >stdout 2>stderr || return 1
     CUDA_EMU_KERNELS=ran.${program##*_} "$program" --data data --precision "$precision" "$@" --dump emu >stdout 2>stderr || return 1
-    "$root/dev/compare_tensors" compare emu cpu $tolerance $relus --require '*' --quiet >stdout 2>stderr && return
+    "$root/dev/tools/compare_tensors" compare emu cpu $tolerance $relus --require '*' --quiet >stdout 2>stderr && return
     cp stdout stderr
     return 1
 }
@@ -143,7 +143,7 @@ for build in sanitized race; do
 done
 
 # Every kernel of the sources ran, in every build.
-kernels_of "$root/train_${model}_music.cu" "$root/dev/matmul.cuh" "$root/dev/device_model.cuh" >kernels.txt
+kernels_of "$root/train_${model}_music.cu" "$root/dev/cuda/matmul.cuh" "$root/dev/cuda/device_model.cuh" >kernels.txt
 for build in emu sanitized race; do
     ran ran.$build >names.txt
     comm -23 kernels.txt names.txt >stderr
@@ -192,7 +192,7 @@ if command -v nvcc >/dev/null; then
     test "$every" = all && architectures="75 80 86 89 90 100 120"
     for arch in $architectures; do
         nice nvcc -O3 -std=c++17 -arch=sm_$arch -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas -Werror all-warnings -Xptxas -v \
-            -keep -keep-dir . -cubin -o $arch.cubin "$root/train_${model}_music.cu" >stdout 2>report
+            -keep -keep-dir . -I"$root/dev" -cubin -o $arch.cubin "$root/train_${model}_music.cu" >stdout 2>report
         check "nvcc, sm_$arch" test -s $arch.cubin
         grep 'spill stores' report | grep -v ' 0 bytes spill stores, 0 bytes spill loads' >stderr
         check "no register spills, sm_$arch" test ! -s stderr -a "$(grep -c 'spill stores' report)" -gt 30

@@ -2,7 +2,7 @@
 // several layers, more positions than relative distances, sizes that are no multiple of a vector, a tile or each other.
 // Compile with -DREAL=double.
 #define TESTING
-#include "../dev/train_gpt_music.c"
+#include "dev/train_gpt_music.c"
 
 #include "model.h"
 

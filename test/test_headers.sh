@@ -4,9 +4,9 @@
 cd "$root" || exit 1
 strict='-Wall -Wextra -Werror -fsyntax-only'
 case ${CC:-cc} in *clang*) CXX=clang++ ;; *) CXX=g++ ;; esac
-for header in midi.h dev/safetensors.h dev/curves.h dev/flags.h dev/philox.h dev/data.h dev/train.h dev/host_model.h \
-    dev/roll.h dev/player.h; do
-    include="-include $header -DMIDI_IMPLEMENTATION -Wno-unknown-pragmas"
+for header in midi.h dev/base/safetensors.h dev/recipe/curves.h dev/base/flags.h dev/base/philox.h dev/base/data.h dev/recipe/train.h dev/cpu/host_model.h \
+    dev/sample/roll.h dev/sample/player.h; do
+    include="-I. -Idev -include $header -DMIDI_IMPLEMENTATION -Wno-unknown-pragmas"
     # shellcheck disable=SC2086
     check "$header as C11" ${CC:-cc} -std=c11 $strict $include -x c /dev/null
     if command -v $CXX >/dev/null; then

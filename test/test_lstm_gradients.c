@@ -2,7 +2,7 @@
 // layers, batches that are and are no multiple of a tile, widths that are no multiple of a vector. Compile with
 // -DREAL=double.
 #define TESTING
-#include "../dev/train_lstm_music.c"
+#include "dev/train_lstm_music.c"
 
 #include "model.h"
 

@@ -1,6 +1,6 @@
 // matmul.h against sums in double, on random shapes with edges of every kind, both operands plain or transposed, every
 // epilogue, in float (or double) and in bf16; and that one thread and several give the same bytes.
-#include "../dev/matmul.h"
+#include "cpu/matmul.h"
 
 #include "check.h"
 #include <math.h>

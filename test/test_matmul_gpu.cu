@@ -2,7 +2,7 @@
 // edges of every kind, aligned or not, every epilogue, tiles of both sizes, weight gradients in groups, cut into parts
 // or not; that the same call gives the same bytes, whatever the tile; the sums of parts; and the fused kernel that the
 // header describes. It runs on a GPU as well as in the emulator.
-#include "../dev/matmul.cuh"
+#include "cuda/matmul.cuh"
 #include "check.h"
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>

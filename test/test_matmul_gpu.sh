@@ -1,13 +1,13 @@
 #!/bin/sh
-# dev/matmul.cuh: its kernels in the emulator, test_matmul_gpu.cu, plain, with sanitizers and with the race check, to the
+# dev/cuda/matmul.cuh: its kernels in the emulator, test_matmul_gpu.cu, plain, with sanitizers and with the race check, to the
 # same bytes. test_matmul_gpu.sh all: all shapes, more orders of threads, and where there is nvcc: it takes them without a
 # warning, keeps all sums in registers, and uses the tensor cores.
 . "$(dirname "$0")/check.sh"
 ulimit -c 0 2>/dev/null
 if [ "$1" = all ]; then
-    emulate "-O1 -g" test/test_matmul_gpu.cu dev/tensor_core.cuh dev/matmul.cuh
+    emulate "-O1 -g" test/test_matmul_gpu.cu dev/cuda/tensor_core.cuh dev/cuda/matmul.cuh
 else
-    emulate "-O0 -g -DBRIEF" test/test_matmul_gpu.cu dev/tensor_core.cuh dev/matmul.cuh
+    emulate "-O0 -g -DBRIEF" test/test_matmul_gpu.cu dev/cuda/tensor_core.cuh dev/cuda/matmul.cuh
 fi
 
 # run BUILD ORDER: all checks hold, and the bytes of all results are those of the first run
@@ -19,13 +19,13 @@ runs="plain:rand sanitized:rev race:fwd"
 test "$1" = all && runs="plain:fwd plain:rev $runs plain:rand:2 race:rand"
 for run in $runs; do check "all products, $run" run "${run%%:*}" "${run#*:}"; done
 
-kernels_of "${root:?}/dev/matmul.cuh" "$root/test/test_matmul_gpu.cu" >kernels.txt
+kernels_of "${root:?}/dev/cuda/matmul.cuh" "$root/test/test_matmul_gpu.cu" >kernels.txt
 ran ran.txt >names.txt
 check "every kernel ran" cmp kernels.txt names.txt
 
 if [ "$1" = all ] && command -v nvcc >/dev/null; then
     compile_cuda() { nice nvcc "$@" >stdout 2>stderr; }
-    check "nvcc takes them" compile_cuda -std=c++17 -arch=compute_80 -ptx -Werror all-warnings -I"$root/test" \
+    check "nvcc takes them" compile_cuda -std=c++17 -arch=compute_80 -ptx -Werror all-warnings -I"$root" -I"$root/dev" -I"$root/test" \
         "$root/test/test_matmul_gpu.cu" -o 80.ptx
     for instruction in mma.sync.aligned.m16n8k16 ldmatrix.sync.aligned.m8n8.x4.shared \
         ldmatrix.sync.aligned.m8n8.x4.trans cp.async.cg; do

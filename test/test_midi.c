@@ -40,7 +40,7 @@ static void test_free(void *memory) {
 #define MIDI_REALLOC test_realloc
 #define MIDI_FREE test_free
 #define MIDI_IMPLEMENTATION
-#include "../midi.h"
+#include "midi.h"
 
 enum { MOST_BYTES = 4096, MOST_TOKENS = 4096, MOST_CASES = 400 };
 

@@ -2,7 +2,7 @@
 # `make paper` from outside, with two very small models: what it writes and whether the figures in it are those of the
 # logs, interruptions, a second time, other settings, bad data. The programs must have been built.
 . "$(dirname "$0")/check.sh"
-for program in train_gpt_music train_lstm_music sample_music dev/paper data_prep/prepare_music data_prep/compose_music; do
+for program in train_gpt_music train_lstm_music sample_music dev/tools/paper data_prep/prepare_music data_prep/compose_music; do
     needs paper "$root/$program"
 done
 OMP_NUM_THREADS=1
@@ -13,10 +13,10 @@ equal() { # WHAT A B
     check "$1: '$2' instead of '$3'" test "$2" = "$3"
 }
 
-paper() { # STATUS VARIABLE=VALUE...: dev/paper.sh ends with this status
+paper() { # STATUS VARIABLE=VALUE...: dev/tools/paper.sh ends with this status
     wanted=$1
     shift
-    env "$@" "$root/dev/paper.sh" >stdout 2>stderr
+    env "$@" "$root/dev/tools/paper.sh" >stdout 2>stderr
     status=$?
     check "exit status $status instead of $wanted: $*" test "$status" -eq "$wanted"
 }
@@ -57,7 +57,7 @@ check "prepare_music says what is wrong" grep -q "half/train" stderr
 check "bad data have left no folders" test ! -e out -a ! -e half.out
 
 # The whole, by make. The programs stay as they are.
-env DATA= make -C "$root" -o train_gpt_music -o train_lstm_music -o sample_music -o dev/paper -o data_prep/prepare_music \
+env DATA= make -C "$root" -o train_gpt_music -o train_lstm_music -o sample_music -o dev/tools/paper -o data_prep/prepare_music \
     -o data_prep/compose_music paper DATA="$scratch/music" PAPER_OUT="$scratch/whole" PAPER_FLAGS="$tiny" \
     GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm" >stdout 2>stderr
 check "make paper ends with $?" test $? -eq 0
@@ -159,7 +159,7 @@ rows() { if [ -e parts/gpt/log.csv ]; then wc -l <parts/gpt/log.csv; else echo 0
 for signal in INT KILL; do
     most=$(($(rows) + 1)) tries=0
     env DATA=music PAPER_OUT=parts PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="--width 9" \
-        TRAIN_GPT_MUSIC=./disturbed "$root/dev/paper.sh" >stdout 2>stderr &
+        TRAIN_GPT_MUSIC=./disturbed "$root/dev/tools/paper.sh" >stdout 2>stderr &
     while [ "$(rows)" -le $most ] && [ $tries -lt 100 ]; do
         tries=$((tries + 1))
         sleep 0.1
@@ -220,7 +220,7 @@ stops() { # NAME SIGNAL GROUP COMMAND...: GROUP is - for the whole group, or not
     name=$1 signal=$2 group=$3
     shift 3
     env DATA="$scratch/whole/data" PAPER_OUT="$scratch/$name" TRAIN_GPT_MUSIC="$scratch/slow" \
-        "$root/dev/paper" --alone "$@" >$name.stdout 2>$name.stderr &
+        "$root/dev/tools/paper" --alone "$@" >$name.stdout 2>$name.stderr &
     job=$! tries=0
     while [ ! -e $name.begun ] && [ $tries -lt 100 ]; do
         sleep 0.1
@@ -235,16 +235,16 @@ stops() { # NAME SIGNAL GROUP COMMAND...: GROUP is - for the whole group, or not
         tries=$((tries + 1))
     done
 }
-made="-o train_gpt_music -o train_lstm_music -o sample_music -o dev/paper -o data_prep/prepare_music"
-stops term TERM "" "$root/dev/paper.sh" &
-stops group.term TERM - "$root/dev/paper.sh" &
-stops group.int INT - "$root/dev/paper.sh" &
-stops group.hup HUP - "$root/dev/paper.sh" &
+made="-o train_gpt_music -o train_lstm_music -o sample_music -o dev/tools/paper -o data_prep/prepare_music"
+stops term TERM "" "$root/dev/tools/paper.sh" &
+stops group.term TERM - "$root/dev/tools/paper.sh" &
+stops group.int INT - "$root/dev/tools/paper.sh" &
+stops group.hup HUP - "$root/dev/tools/paper.sh" &
 # shellcheck disable=SC2086
 stops make.term TERM - make -C "$root" $made -o data_prep/compose_music paper &
 ways="term group.term group.int group.hup make.term"
 if [ -e /proc/self/stat ]; then # only Linux tells a program of its parent's death
-    stops kill KILL "" "$root/dev/paper.sh" &
+    stops kill KILL "" "$root/dev/tools/paper.sh" &
     ways="$ways kill"
 fi
 wait

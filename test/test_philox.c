@@ -1,6 +1,6 @@
-// dev/philox.h: published vectors, rows, permutations, log and sine against the system's, the normal distribution, and
+// dev/base/philox.h: published vectors, rows, permutations, log and sine against the system's, the normal distribution, and
 // the exact bits of what every machine must agree on.
-#include "../dev/philox.h"
+#include "base/philox.h"
 
 #include "check.h"
 

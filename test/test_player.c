@@ -1,10 +1,10 @@
 // Pages of piano rolls: the notes, the bars, the file and the texts are read back from them; hostile texts stay texts.
 // `test_player FOLDER A.mid B.mid ...` instead writes pages for test_player.sh: one.html of the first file, all.html of
 // all, odd.html with texts as bad as they come and an empty song.
-#include "../dev/player.h"
+#include "sample/player.h"
 #define MIDI_IMPLEMENTATION
 #define MIDI_STATIC
-#include "../midi.h"
+#include "midi.h"
 #include "check.h"
 
 static char error[ERROR_SIZE];

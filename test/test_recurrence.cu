@@ -3,7 +3,7 @@
 // With bf16 the C rounds where the kernels do (weights, h, x, dgates), so that what is left is the error of sums in
 // fp32, and now and then an operand that this makes round to the other side.
 #define TESTING
-#include "../train_lstm_music.cu"
+#include "train_lstm_music.cu"
 
 #include <memory>
 #include <vector>

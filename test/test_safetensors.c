@@ -1,6 +1,6 @@
-// dev/safetensors.h: what is written and read again, every kind of damaged file, a random search for crashes (to be run
+// dev/base/safetensors.h: what is written and read again, every kind of damaged file, a random search for crashes (to be run
 // under AddressSanitizer), and what happens when a file cannot be written.
-#include "../dev/safetensors.h"
+#include "base/safetensors.h"
 
 #include "check.h"
 

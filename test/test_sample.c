@@ -2,7 +2,7 @@
 // grammar, the filters against brute force, the same bytes for the same seed, primes, bars, the ring, .mid and .svg
 // read back, and every error's exit status. Models have random weights, made here.
 #define TESTING
-#include "../sample_music.c"
+#include "sample_music.c"
 #include "check.h"
 #include <fcntl.h>
 

@@ -1,4 +1,4 @@
-// dev/train.h, independently of the real models: a stand-in, a bigram model of low rank with dropout and Adamax, runs
+// dev/recipe/train.h, independently of the real models: a stand-in, a bigram model of low rank with dropout and Adamax, runs
 // through the whole recipe. Above all: a run that is killed anywhere, between any two file operations, in any step and
 // in any evaluation batch, and then resumed, ends with the same files as one that was never killed.
 #ifndef _GNU_SOURCE
@@ -15,7 +15,7 @@ static int killing_rename(const char *from, const char *to);
 static double save_seconds = 300, progress_seconds = 10;
 #define SAVE_SECONDS save_seconds
 #define PROGRESS_SECONDS progress_seconds
-#include "../dev/train.h"
+#include "recipe/train.h"
 #undef rename
 
 #include "check.h"

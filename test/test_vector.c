@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../dev/vector.h"
+#include "cpu/vector.h"
 
 #include "check.h"
 

@@ -1,0 +1,301 @@
+// The command line of every program here: flags in a table, read strictly, listed by --help.
+//
+//     Flags flags = {0};
+//     flag_text(&flags, "out", "DIR", &out, "data", "where the files go");
+//     flag_whole(&flags, "pieces", &pieces, 238, 1, 100000, "how many pieces");
+//     if (!flags_parse(&flags, argc, argv, error)) ...  // wrong usage: a sentence in error; exit with status 2
+//     if (flags.help) flags_print(&flags);
+//
+// Promises: a value is the whole text, in its range and finite, or a sentence says what it must be; an unknown flag
+// gets the nearest known one. `--flag value` and `--flag=value` are the same; -h is --help. A flag given twice counts
+// last. Left out: short names that stand together (-abc), numbers that are not decimal, and --, after which nothing is
+// a flag (a file named -x is ./-x). Also here: the version, the time, and how each program starts and ends. C11 and
+// C++17; with -std=c11 include it before the system's headers.
+#ifndef FLAGS_H
+#define FLAGS_H
+
+#include "base/safetensors.h" // fail
+
+#include <ctype.h>
+#include <math.h>
+#include <signal.h>
+#include <time.h>
+
+#define MUSIC_VERSION "0.1.0" // of all programs
+
+typedef enum { FLAG_SWITCH, FLAG_TEXT, FLAG_TEXTS, FLAG_WHOLE, FLAG_SEED, FLAG_NUMBER } FlagKind;
+
+enum { MAX_FLAGS = 40, MAX_TEXTS = 64 };
+
+typedef struct {
+    const char *list[MAX_TEXTS];
+    int n;
+} Texts;
+
+typedef struct {
+    FlagKind kind;
+    const char *name;       // "batch" is written --batch, "o" is written -o; "" takes the arguments that are no flags
+    const char *value_name; // DIR, say
+    const char *help;       // a line; the initial value is added in brackets, unless it ends in brackets itself
+    void *value;            // the caller's bool, const char *, Texts, int64_t, uint64_t or double, by kind
+    const char *choices;    // of a text: "fp32|bf16", or NULL where it is free
+    double min, max;        // of numbers, max may be infinite; of texts, max is how many at most
+    bool above, below;      // min, max themselves are not allowed
+    bool given;             // by the user
+    bool fixed;             // the caller's own mark
+} Flag;
+
+typedef struct {
+    Flag list[MAX_FLAGS];
+    int n;
+    bool help, version; // the two flags that every program has
+} Flags;
+
+// ---- the table. Names, help and initial texts must outlive it. *value becomes the initial value.
+
+static inline Flag *flag_add(Flags *flags, FlagKind kind, const char *name, const char *value_name, void *value,
+                             double min, double max, const char *help) {
+    const Flag flag = {kind, name, value_name, help, value, NULL, min, max, false, false, false, false};
+    if (flags->n == MAX_FLAGS) abort();
+    flags->list[flags->n] = flag;
+    return &flags->list[flags->n++];
+}
+
+static inline Flag *flag_switch(Flags *flags, const char *name, bool *value, const char *help) {
+    *value = false;
+    return flag_add(flags, FLAG_SWITCH, name, "", value, 0, 0, help);
+}
+
+static inline Flag *flag_text(Flags *flags, const char *name, const char *value_name, const char **value,
+                              const char *initial, const char *help) {
+    *value = initial;
+    return flag_add(flags, FLAG_TEXT, name, value_name, value, 0, 0, help);
+}
+
+// A flag that may be given max times (at most MAX_TEXTS), or with the name "" the arguments that are no flags.
+static inline Flag *flag_texts(Flags *flags, const char *name, const char *value_name, Texts *value, int max,
+                               const char *help) {
+    value->n = 0;
+    return flag_add(flags, FLAG_TEXTS, name, value_name, value, 0, max, help);
+}
+
+// An initial value below min means that there is none.
+static inline Flag *flag_whole(Flags *flags, const char *name, int64_t *value, int64_t initial, double min, double max,
+                               const char *help) {
+    *value = initial;
+    return flag_add(flags, FLAG_WHOLE, name, "N", value, min, max, help);
+}
+
+// range: "[0, 1)" from 0 to below 1, "(0, inf)" any number above 0.
+static inline Flag *flag_number(Flags *flags, const char *name, double *value, double initial, const char *range,
+                                const char *help) {
+    char open, close;
+    double min, max;
+    if (sscanf(range, "%c%lf, %lf%c", &open, &min, &max, &close) != 4) abort();
+    *value = initial;
+    Flag *flag = flag_add(flags, FLAG_NUMBER, name, "F", value, min, max, help);
+    flag->above = open == '(';
+    flag->below = close == ')';
+    return flag;
+}
+
+static inline Flag *flag_seed(Flags *flags, uint64_t *value, const char *help) { // --seed N, any 64 bits; initially 1
+    *value = 1;
+    return flag_add(flags, FLAG_SEED, "seed", "N", value, 0, HUGE_VAL, help);
+}
+
+static inline Flag *flag_find(Flags *flags, const char *name) {
+    for (int i = 0; i < flags->n; i++) {
+        if (!strcmp(flags->list[i].name, name)) return &flags->list[i];
+    }
+    return NULL;
+}
+
+// ---- values
+
+static inline const char *flag_dashes(const Flag *flag) { return strlen(flag->name) > 1 ? "--" : "-"; }
+
+// The value as text, as short as it reads back the same; "" where there is none.
+static inline const char *flag_show(const Flag *flag, char text[64]) {
+    text[0] = 0;
+    if (flag->kind == FLAG_SEED) snprintf(text, 64, "%llu", (unsigned long long)*(uint64_t *)flag->value);
+    if (flag->kind == FLAG_TEXT && *(const char **)flag->value) snprintf(text, 64, "%s", *(const char **)flag->value);
+    if (flag->kind == FLAG_WHOLE && (double)*(int64_t *)flag->value >= flag->min) {
+        snprintf(text, 64, "%lld", (long long)*(int64_t *)flag->value);
+    }
+    for (int digits = 6; flag->kind == FLAG_NUMBER && digits <= 17; digits++) {
+        snprintf(text, 64, "%.*g", digits, *(double *)flag->value);
+        if (strtod(text, NULL) == *(double *)flag->value) break;
+    }
+    return text;
+}
+
+// Reads text, which stays the caller's and is kept by texts, as the value. On failure the error says what would be
+// right, as a clause, and the value stays as it was.
+static inline bool flag_set(Flag *flag, const char *text, char *error) {
+    if (flag->kind == FLAG_TEXT) {
+        char choices[64], choice[64]; // "|fp32|bf16|" and "|bf16|"
+        snprintf(choices, sizeof choices, "|%s|", flag->choices ? flag->choices : "");
+        snprintf(choice, sizeof choice, "|%s|", text);
+        bool known = !flag->choices || (!strchr(text, '|') && strstr(choices, choice));
+        if (!known) return fail(error, "this build knows %s", flag->choices);
+        *(const char **)flag->value = text;
+        return true;
+    }
+    if (flag->kind == FLAG_TEXTS) {
+        Texts *texts = (Texts *)flag->value;
+        if (texts->n >= flag->max) return fail(error, "it is one %s too many, after %d", flag->value_name, texts->n);
+        texts->list[texts->n++] = text;
+        return true;
+    }
+    char *end = NULL;
+    uint64_t seed = 0;
+    int64_t whole = 0;
+    double number = 0;
+    errno = 0;
+    if (flag->kind == FLAG_SEED) seed = strtoull(text, &end, 10);
+    if (flag->kind == FLAG_WHOLE) number = (double)(whole = strtoll(text, &end, 10));
+    if (flag->kind == FLAG_NUMBER) number = strtod(text, &end);
+    bool plain = isdigit((unsigned char)*text) || (*text && flag->kind != FLAG_SEED && strchr("+-.", *text));
+    bool exact = plain && end > text && !*end && !strpbrk(text, "xX") && (!errno || flag->kind == FLAG_NUMBER);
+    if (exact && isfinite(number) && (flag->above ? number > flag->min : number >= flag->min) &&
+        (flag->below ? number < flag->max : number <= flag->max)) {
+        if (flag->kind == FLAG_SEED) *(uint64_t *)flag->value = seed;
+        if (flag->kind == FLAG_WHOLE) *(int64_t *)flag->value = whole;
+        if (flag->kind == FLAG_NUMBER) *(double *)flag->value = number;
+        return true;
+    }
+    if (flag->kind == FLAG_SEED) return fail(error, "it must be a whole number from 0 to 18446744073709551615");
+    if (flag->kind == FLAG_WHOLE) {
+        return fail(error, "it must be a whole number from %.0f to %.0f", flag->min, flag->max);
+    }
+    char most[64] = "";
+    if (isfinite(flag->max)) snprintf(most, sizeof most, " and %s %g", flag->below ? "below" : "at most", flag->max);
+    return fail(error, "it must be a %snumber %s %g%s", *most ? "" : "finite ", flag->above ? "above" : "of at least",
+                flag->min, most);
+}
+
+// ---- the command line
+
+static inline int edit_distance(const char *a, const char *b) { // Levenshtein's, up to 31 bytes of b
+    int row[32], n = (int)strlen(b) < 31 ? (int)strlen(b) : 31;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1]; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int best = diagonal + (a[i - 1] != b[j - 1]);
+            if (row[j] + 1 < best) best = row[j] + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            diagonal = row[j];
+            row[j] = best;
+        }
+    }
+    return row[n];
+}
+
+static inline bool flags_unknown(const Flags *flags, const char *dashes, const char *name, char *error) {
+    const Flag *nearest = NULL;
+    int distance = (int)strlen(name) / 3 + (strlen(name) > 1 ? 2 : 1); // further away it is no misspelling
+    for (int i = 0; i < flags->n; i++) {
+        int d = edit_distance(name, flags->list[i].name);
+        if (!*flags->list[i].name || d >= distance) continue;
+        distance = d;
+        nearest = &flags->list[i];
+    }
+    if (!nearest) return fail(error, "%s%s: there is no such flag; --help lists them all", dashes, name);
+    return fail(error, "%s%s: there is no such flag; did you mean %s%s?", dashes, name, flag_dashes(nearest),
+                nearest->name);
+}
+
+// Reads all arguments behind argv[0]. False, and a sentence, where one is wrong. Adds the flags --help and --version.
+static inline bool flags_parse(Flags *flags, int argc, char **argv, char *error) {
+    char name[61];
+    flag_switch(flags, "help", &flags->help, "this text");
+    flag_switch(flags, "version", &flags->version, "print the version");
+    for (int i = 1; i < argc; i++) {
+        const char *argument = strcmp(argv[i], "-h") ? argv[i] : "--help", *start = argument;
+        for (int dash = 0; dash < 2 && *start == '-'; dash++) start++;
+        if (start == argument || !*start) {                                         // no flag
+            Flag *rest = start == argument && *start ? flag_find(flags, "") : NULL; // -- and "" are wrong everywhere
+            if (!rest) return fail(error, "'%.60s': flags start with --; --help lists them", argument);
+            if (!flag_set(rest, argument, error)) return fail(error, "%.60s: %s", argument, error);
+            rest->given = true;
+            continue;
+        }
+        const char *equals = strchr(start, '='), *dashes = start - argument > 1 ? "--" : "-";
+        snprintf(name, sizeof name, "%.*s", equals ? (int)(equals - start) : 60, start);
+        Flag *flag = *name ? flag_find(flags, name) : NULL;
+        if (!flag || strcmp(flag_dashes(flag), dashes)) return flags_unknown(flags, dashes, name, error);
+        flag->given = true;
+        if (flag->kind == FLAG_SWITCH) {
+            if (equals) return fail(error, "%s%s: it takes no value", dashes, name);
+            *(bool *)flag->value = true;
+            continue;
+        }
+        const char *value = equals ? equals + 1 : i + 1 < argc ? argv[++i] : NULL;
+        if (!value || (!*value && flag->kind <= FLAG_TEXTS)) {
+            return fail(error, "%s: its value is missing; write %s%s %s", argument, dashes, name, flag->value_name);
+        }
+        if (!flag_set(flag, value, error)) return fail(error, "%s%s %.60s: %s", dashes, name, value, error);
+    }
+    return true;
+}
+
+static inline void flags_print(const Flags *flags) { // each with its value, in lines of at most 100 columns
+    enum { LEFT = 20, RIGHT = 100 };
+    for (int i = 0; i < flags->n; i++) {
+        const Flag *flag = &flags->list[i];
+        char left[64], value[64], text[512];
+        bool told = !*flag_show(flag, value) || flag->help[strlen(flag->help) - 1] == ']';
+        snprintf(left, sizeof left, "%s%s %s", flag_dashes(flag), flag->name, flag->value_name);
+        snprintf(text, sizeof text, "%s%s%s%s%s%s", flag->help, flag->choices ? ", " : "",
+                 flag->choices ? flag->choices : "", told ? "" : " [", told ? "" : value, told ? "" : "]");
+        int column = printf("  %-*s", LEFT - 2, *flag->name ? left : flag->value_name), length;
+        for (const char *word = text; *word; word += length) {
+            word += *word == ' ';
+            length = (int)strcspn(word, " ");
+            if (column + 1 + length > RIGHT) column = printf("\n%*s", LEFT, "") - 1;
+            column += printf(" %.*s", length, word);
+        }
+        printf("\n");
+    }
+}
+
+// ---- time
+
+static inline double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static inline int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static inline double median(double *values, size_t n) { // of at least one value; sorts them
+    qsort(values, n, sizeof *values, by_value);
+    return (values[(n - 1) / 2] + values[n / 2]) / 2;
+}
+
+// ---- a program's start and end
+
+static inline void program_start(void) {
+    signal(SIGXFSZ, SIG_IGN); // a file-size limit is then an error of the write, with a sentence
+}
+
+// Flushes stdout, a failure too, because a full disk may show only here. Prints the sentence in error, if there is one,
+// and returns the exit status.
+static inline int program_end(const char *program, int status, char *error) {
+    const bool flushed = !fflush(stdout);
+    if ((!flushed || ferror(stdout)) && !status) { // of an earlier error the reason is no longer known
+        status = !fail(error, "the standard output cannot be written%s%s", flushed ? "" : ": ",
+                       flushed ? "" : strerror(errno));
+    }
+    if (*error) fprintf(stderr, "%s: %s\n", program, error);
+    return status;
+}
+
+#endif

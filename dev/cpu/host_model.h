@@ -1,0 +1,93 @@
+// What the models that compute in the host's memory have in common, whatever they are: their flat arrays, the batch,
+// the running loss, dropout masks, and the part of the recipe's interface (train.h, ModelSpec) that follows from these.
+// What makes a model, its parameters, stages, forward, backward and update, is in its own file.
+#ifndef HOST_MODEL_H
+#define HOST_MODEL_H
+
+#include "recipe/train.h"
+
+// What --precision may be. bf16 rounds the operands of the large products (matmul.h); it is faster where the processor
+// multiplies them so, slower elsewhere.
+#define HOST_PRECISIONS (sizeof(real) == sizeof(double) ? "fp64" : "fp32|bf16")
+
+typedef struct { // the first member of a model
+    ModelConfig config;
+    ParamLayout layout;
+    real *state[4];            // by STATE_*: parameters, their averages, their gradients; in memory
+    uint8_t *tokens, *targets; // [B*T], in the model's own order
+    int64_t *starts;           // [B] where the windows of the batch begin
+    void *memory;              // one block for the flat arrays, the activations and all scratch
+    real *kept;                // activations that are not kept otherwise, for a dump, or NULL
+    const Dataset *data;
+    double loss_sum;
+    int64_t bad_step;
+} HostModel;
+
+static inline bool host_create(HostModel *m, const ModelConfig *config, void (*layout)(const int *, ParamLayout *),
+                               char *error) {
+    const double R = (double)config->B * config->T;
+    m->config = *config;
+    m->bad_step = -1;
+    layout(config->sizes, &m->layout);
+    m->tokens = (uint8_t *)allocate("the batch", R, 1, error);
+    m->targets = (uint8_t *)allocate("the batch", R, 1, error);
+    m->starts = (int64_t *)allocate("the batch", config->B, sizeof(int64_t), error);
+    return m->tokens && m->targets && m->starts;
+}
+
+static inline void host_destroy(HostModel *m) {
+    layout_free(&m->layout);
+    free(m->tokens);
+    free(m->targets);
+    free(m->starts);
+    free(m->memory);
+    free(m->kept);
+}
+
+static inline real *host_state(void *model, int which) { return ((HostModel *)model)->state[which]; }
+
+static inline void host_state_changed(void *model) { (void)model; } // they are the model's own arrays
+
+static inline void host_set_data(void *model, const Dataset *train) { ((HostModel *)model)->data = train; }
+
+static inline TrainLoss host_get_loss(void *model) {
+    const HostModel *m = (const HostModel *)model;
+    TrainLoss loss = {m->loss_sum, m->bad_step};
+    return loss;
+}
+
+static inline void host_set_loss(void *model, double sum) {
+    HostModel *m = (HostModel *)model;
+    m->loss_sum = sum;
+    m->bad_step = -1;
+}
+
+// ---- dropout
+
+typedef struct { // at one place of the model in one step; p = 0: none
+    PhiloxKey key;
+    uint32_t step;
+    double p;
+} Dropout;
+
+// Of the model's place number `site`; step < 0: none.
+static inline Dropout host_dropout(const HostModel *m, int64_t step, int site) {
+    Dropout dropout = {philox_key(m->config.seed, PHILOX_DROPOUT, (uint32_t)site), (uint32_t)step, m->config.dropout};
+    if (step < 0) dropout.p = 0;
+    return dropout;
+}
+
+// Elements of a thread's scratch for dropout_row.
+static inline size_t dropout_scratch_size(int C) { return 2 * (((size_t)C + 15) / 16 * 16); }
+
+// kept[c] = 1/(1-p) or 0 for channel c of position (b, t), by Philox: every device makes the same mask. kept is the
+// beginning of a thread's scratch, behind which Philox's words lie.
+static inline void dropout_row(real *kept, Dropout dropout, int b, int t, int C) {
+    const uint32_t threshold = (uint32_t)(dropout.p * 4294967296.0);
+    const real scale = (real)(1 / (1 - dropout.p));
+    uint32_t *words = (uint32_t *)(kept + (C + 15) / 16 * 16);
+    if (dropout.p > 0) philox_row(dropout.key, (C + 3) / 4, (uint32_t)t, (uint32_t)b, dropout.step, words);
+    for (int c = 0; c < C; c++) kept[c] = dropout.p == 0 || words[c] >= threshold ? scale : 0;
+}
+
+#endif

@@ -1,0 +1,568 @@
+// What the models that compute on a GPU have in common, whatever they are: the device and its memory, the training set
+// and the running state of training on it, a step as one CUDA graph, dropout masks, and the part of the recipe's
+// interface (train.h, ModelSpec) that follows from these. host_model.h is the same for the CPU. What makes a model, its
+// parameters, kernels, forward, backward and update, is in its own file.
+//
+// A step needs nothing from the host but the launch of its graph: what changes from step to step lies on the device.
+#ifndef DEVICE_MODEL_CUH
+#define DEVICE_MODEL_CUH
+
+#include "recipe/train.h" // first: it chooses the system's interfaces
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include "cuda/matmul.cuh"
+
+#define DEVICE_PRECISIONS "bf16|fp32"
+#ifdef CUDA_EMU
+#define DEVICE_NAME "emu"
+#else
+#define DEVICE_NAME "cuda"
+#endif
+
+enum { WARP = 32 };
+
+typedef struct {
+    int64_t step, epoch, index; // as in StepPlan: of the next step
+    float rate;                 // lr / (1 - 0.9^t), of the step at work
+    double lr, loss, loss_sum;  // loss: of the step at work, the mean
+    int64_t bad_step;           // the first step whose loss or gradient was not finite, or -1
+    int bad;                    // this step is one
+} DeviceState;
+
+typedef struct { // the training set; see data.h
+    const uint8_t *tokens;
+    const int64_t *pieces, *first_window;
+    int64_t n_pieces, n_windows;
+} DeviceData;
+
+// Pieces of the device's memory, each at a 256-byte boundary; without a base it only counts.
+typedef struct {
+    char *base;
+    double used;
+} DeviceArena;
+
+// What a model's own file gives. `model` points to the model, whose first member is the DeviceModel.
+typedef struct {
+    const char *program; // its name on the command line, for advice
+    bool time_major;     // rows of a batch: all windows' at position 0, at 1, ...; else all of a window, of the next
+    void (*layout)(const int *sizes, ParamLayout *out);
+    void (*carve)(void *model, DeviceArena *arena); // takes all memory but the DeviceModel's; B, T from the config
+    void (*enqueue_gradients)(void *model);         // forward, loss and backward of the batch in inputs and targets
+    void (*enqueue_update)(void *model);
+    void (*enqueue_losses)(void *model, int n); // forward without dropout and losses of the first n windows
+} DeviceHooks;
+
+typedef struct { // the first member of a model
+    ModelConfig config;
+    ParamLayout layout;
+    const DeviceHooks *hooks;
+    bool bf16;
+    int shared_limit; // bytes of shared memory that a block can have
+    char *memory;     // on the device, one block for all that follows
+    double bytes;     // of it
+    float *flat[4];   // by STATE_*
+    void *weights;    // the parameters as operands of products: bf16, or the parameters themselves
+    float *losses;    // [B*T]
+    DeviceState *state;
+    int64_t *starts;           // [B] where the windows of the batch begin
+    uint8_t *inputs, *targets; // [B*T]
+    DeviceData train;
+    uint8_t *test_tokens; // the test set's, when it was first seen
+    const Dataset *test;
+    cudaStream_t stream, side;                // a step's main chain, and what need not wait in it
+    cudaEvent_t forked, done[2], launched[4]; // launched: after the last steps, by turns
+    cudaGraphExec_t step_graph;               // a training step, once it was captured
+    DeviceState expected;                     // the host's idea of the next step
+    float *host[4];                           // copies for the recipe
+    float *host_losses;
+    uint8_t *host_targets;
+    float *kept; // activations for a dump, or NULL
+} DeviceModel;
+
+#define cuda_check(call) cuda_check_call(call, #call, __FILE__, __LINE__)
+
+// What fails here is the machine or this program, not the user: say where, and end.
+static inline void cuda_check_call(cudaError_t status, const char *call, const char *file, int line) {
+    if (status == cudaSuccess) return;
+    fprintf(stderr, "%s:%d: %s: %s\n", file, line, call, cudaGetErrorString(status));
+    exit(1);
+}
+
+static inline int blocks_for(int64_t n, int each) { return (int)((n + each - 1) / each); }
+
+// ---- what kernels share
+
+__device__ inline float warp_sum(float x) {
+    for (int offset = WARP / 2; offset; offset /= 2) x += __shfl_xor_sync(0xFFFFFFFFu, x, offset);
+    return x;
+}
+
+__device__ inline float warp_max(float x) {
+    for (int offset = WARP / 2; offset; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, offset));
+    return x;
+}
+
+typedef struct { // dropout at one place of the model, with the CPU's very threshold; 0: none
+    PhiloxKey key;
+    uint32_t threshold; // words below it drop their channel
+    float scale;        // of the others, 1/(1-p)
+} Dropout;
+
+// Of the model's place number `site`
+static inline Dropout device_dropout(const DeviceModel *m, bool training, int site) {
+    const double p = training ? m->config.dropout : 0;
+    const Dropout dropout = {philox_key(m->config.seed, PHILOX_DROPOUT, (uint32_t)site), (uint32_t)(p * 4294967296.0),
+                             (float)(1 / (1 - p))};
+    return dropout;
+}
+
+// The factors, 0 or 1/(1-p), of channels 4g..4g+3 of position (b, t) in a step: one call of Philox gives all four.
+__device__ inline Four<float> dropout_four(Dropout dropout, int64_t step, int b, int t, int g) {
+    Philox4 words = {{0, 0, 0, 0}};
+    if (dropout.threshold > 0) words = philox(dropout.key, (uint32_t)g, (uint32_t)t, (uint32_t)b, (uint32_t)step);
+    Four<float> kept;
+#pragma unroll
+    for (int i = 0; i < 4; i++) kept.at[i] = words.x[i] >= dropout.threshold ? dropout.scale : 0;
+    return kept;
+}
+
+// Channels 4g..4g+3 of a row of C, which begins at a multiple of 16 bytes if C is one of 4; zeros from C on.
+__device__ inline Four<float> get_four(const float *row, int g, int C) {
+    if (C % 4 == 0) return *(const Four<float> *)(row + 4 * g);
+    Four<float> four;
+#pragma unroll
+    for (int i = 0; i < 4; i++) four.at[i] = 4 * g + i < C ? row[4 * g + i] : 0;
+    return four;
+}
+
+template <typename T>
+__device__ inline void put_four(T *row, int g, int C, Four<float> four) {
+    Four<T> out;
+#pragma unroll
+    for (int i = 0; i < 4; i++) out.at[i] = from_float<T>(four.at[i]);
+    if (C % 4 == 0) {
+        *(Four<T> *)(row + 4 * g) = out;
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (4 * g + i < C) row[4 * g + i] = out.at[i];
+        }
+    }
+}
+
+// ---- batches
+
+// Thread b finds where row b of the batch begins: window philox_permute(step_in_epoch * B + b), as epoch_batch of
+// data.h.
+static __global__ void batch_starts_kernel(int64_t *starts, const DeviceState *state, DeviceData data, uint64_t seed,
+                                           int B) {
+    const int b = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (b >= B) return;
+    const PhiloxKey key = philox_key(seed, PHILOX_WINDOWS, (uint32_t)state->epoch);
+    const int64_t w = (int64_t)philox_permute(key, (uint64_t)data.n_windows, (uint64_t)(state->index * B + b));
+    int64_t low = 0, high = data.n_pieces; // first_window[low] <= w < first_window[high]
+    while (high - low > 1) {
+        const int64_t middle = low + (high - low) / 2;
+        if (data.first_window[middle] <= w) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    starts[b] = data.pieces[low] + (w - data.first_window[low]);
+}
+
+// Row r of the batch is position t of window b, in either order:
+__host__ __device__ inline int row_window(int r, int B, int T, bool time_major) { return time_major ? r % B : r / T; }
+__host__ __device__ inline int row_position(int r, int B, int T, bool time_major) { return time_major ? r / B : r % T; }
+
+// inputs[r] and targets[r], a thread each, from the windows that begin at starts[0..B-1].
+static __global__ void load_windows_kernel(uint8_t *inputs, uint8_t *targets, const uint8_t *tokens,
+                                           const int64_t *starts, int B, int T, bool time_major) {
+    const int r = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (r >= B * T) return;
+    const uint8_t *token = tokens + starts[row_window(r, B, T, time_major)] + row_position(r, B, T, time_major);
+    inputs[r] = token[0];
+    targets[r] = token[1];
+}
+
+// ---- the end of a step: the loss, what is not finite, the count
+
+// One block: the mean of the losses in a fixed order, and whether it is finite; it also sets this step's rate.
+static __global__ void loss_kernel(DeviceState *state, const float *losses, int R) {
+    __shared__ double sums[256];
+    double sum = 0;
+#pragma unroll 4
+    for (int r = (int)threadIdx.x; r < R; r += 256) sum += (double)losses[r];
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    for (int half = 128; half; half /= 2) {
+        if ((int)threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) {
+        state->loss = sums[0] / R;
+        state->bad = !isfinite(state->loss);
+        state->rate = (float)(state->lr / (1 - pow(0.9, (double)(state->step + 1))));
+    }
+}
+
+// Marks the step as bad where a gradient is not finite. A thread looks at every n-th gradient of the flat array.
+static __global__ void check_finite_kernel(DeviceState *state, const float *grads, int64_t n) {
+    bool bad = false;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
+        bad |= !isfinite(grads[i]); // not ||, so that loads need not wait for each other
+    }
+    if (bad) atomicOr(&state->bad, 1);
+}
+
+// One thread: counts the step, or remembers that it was the first bad one.
+static __global__ void end_step_kernel(DeviceState *state) {
+    if (state->bad_step < 0 && state->bad) state->bad_step = state->step;
+    if (state->bad_step < 0) state->loss_sum += state->loss;
+    state->step++;
+    state->index++;
+}
+
+// out = in as operands of products
+template <typename Half>
+static __global__ void to_half_kernel(Half *out, const float *in, int64_t n) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) out[i] = from_float<Half>(in[i]);
+}
+
+// The operand of products that a parameter is; nullptr as long as there is no memory.
+template <typename Half>
+static inline const Half *weight(const DeviceModel *m, const float *parameter) {
+    return parameter ? (const Half *)m->weights + (parameter - m->flat[STATE_PARAMS]) : nullptr;
+}
+
+// ---- memory, and the device
+
+static inline void *device_take(DeviceArena *arena, double count, size_t size) {
+    void *piece = arena->base ? arena->base + (size_t)arena->used : nullptr;
+    arena->used += ceil(count * (double)size / 256) * 256;
+    return piece;
+}
+
+static inline float *device_floats(DeviceArena *arena, double count) {
+    return (float *)device_take(arena, count, sizeof(float));
+}
+
+// Lays the model out in memory from base on, or counts only; returns the bytes.
+static inline double device_carve(DeviceModel *m, char *base) {
+    const double n = (double)m->layout.size, R = (double)m->config.B * m->config.T;
+    DeviceArena arena = {base, 0};
+    for (int i = 0; i < 4; i++) m->flat[i] = device_floats(&arena, n);
+    m->weights = m->bf16 ? device_take(&arena, n, 2) : m->flat[STATE_PARAMS];
+    m->losses = device_floats(&arena, R);
+    m->state = (DeviceState *)device_take(&arena, 1, sizeof(DeviceState));
+    m->starts = (int64_t *)device_take(&arena, m->config.B, sizeof(int64_t));
+    m->inputs = (uint8_t *)device_take(&arena, R, 1);
+    m->targets = (uint8_t *)device_take(&arena, R, 1);
+    m->hooks->carve(m, &arena);
+    return arena.used;
+}
+
+static inline double device_bytes(DeviceModel *m, int B) { // of the model with this batch
+    const int own = m->config.B;
+    m->config.B = B;
+    const double bytes = device_carve(m, nullptr);
+    m->config.B = own;
+    return bytes;
+}
+
+// The device that is there, what it can do and whether the model fits, or a sentence.
+static inline bool device_open(DeviceModel *m, char *error) {
+    int count = 0;
+    cudaDeviceProp about;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    if (status == cudaErrorInsufficientDriver) {
+        return fail(error,
+                    "the NVIDIA driver is missing or too old for this CUDA; install a newer one, or build for the "
+                    "CPU: make DEVICE=cpu %s",
+                    m->hooks->program);
+    }
+    if (status != cudaSuccess || count < 1) {
+        return fail(error, "there is no GPU that CUDA can use (%s); build for the CPU: make DEVICE=cpu %s",
+                    status == cudaSuccess ? "none found" : cudaGetErrorString(status), m->hooks->program);
+    }
+    cuda_check(cudaGetDeviceProperties(&about, 0));
+    if (m->bf16 && about.major < 8) {
+        return fail(error,
+                    "--precision bf16: %s has compute capability %d.%d, and bf16 needs 8.0; take --precision fp32",
+                    about.name, about.major, about.minor);
+    }
+    cudaFuncAttributes kernel;
+    const cudaError_t built = cudaFuncGetAttributes(&kernel, end_step_kernel);
+    if (built == cudaErrorNoKernelImageForDevice || built == cudaErrorInvalidDeviceFunction) {
+        return fail(error,
+                    "this program was not built for %s, compute capability %d.%d; build it on this machine: make -B "
+                    "DEVICE=cuda %s (7.5 and up), or for the CPU: make -B DEVICE=cpu %s",
+                    about.name, about.major, about.minor, m->hooks->program, m->hooks->program);
+    }
+    cuda_check(built);
+    m->shared_limit = (int)about.sharedMemPerBlockOptin;
+    size_t available = 0, total = 0;
+    cuda_check(cudaMemGetInfo(&available, &total));
+    available -= min(available, min((size_t)256 << 20, total / 16)); // for the data, the graph, the kernels themselves
+    m->bytes = device_bytes(m, m->config.B);
+    fprintf(stderr, "%s: the model and its activations take %.2f GB of %.2f GB\n", about.name, m->bytes / 1e9,
+            (double)available / 1e9);
+    if (m->bytes <= (double)available) return true;
+    int fits = 0, next = m->config.B; // the largest batch that fits, by halving
+    while (next - fits > 1) {
+        const int middle = fits + (next - fits) / 2;
+        if (device_bytes(m, middle) <= (double)available) {
+            fits = middle;
+        } else {
+            next = middle;
+        }
+    }
+    if (fits < 1)
+        return fail(error,
+                    "the model needs %.2f GB of the GPU's memory even with --batch 1, and %.2f GB are free; make it "
+                    "smaller, or --window shorter",
+                    device_bytes(m, 1) / 1e9, (double)available / 1e9);
+    return fail(error, "--batch %d takes %.2f GB of the GPU's memory, and %.2f GB are free; --batch %d would fit",
+                m->config.B, m->bytes / 1e9, (double)available / 1e9, fits);
+}
+
+static inline void device_destroy(DeviceModel *m) { // not the model itself
+    if (m->step_graph) cuda_check(cudaGraphExecDestroy(m->step_graph));
+    if (m->memory) cuda_check(cudaFree(m->memory));
+    if (m->train.tokens) cuda_check(cudaFree((void *)m->train.tokens));
+    if (m->train.pieces) cuda_check(cudaFree((void *)m->train.pieces));
+    if (m->train.first_window) cuda_check(cudaFree((void *)m->train.first_window));
+    if (m->test_tokens) cuda_check(cudaFree(m->test_tokens));
+    if (m->forked) cuda_check(cudaEventDestroy(m->forked));
+    for (cudaEvent_t event : m->done) {
+        if (event) cuda_check(cudaEventDestroy(event));
+    }
+    for (cudaEvent_t event : m->launched) {
+        if (event) cuda_check(cudaEventDestroy(event));
+    }
+    if (m->side) cuda_check(cudaStreamDestroy(m->side));
+    if (m->stream) cuda_check(cudaStreamDestroy(m->stream));
+    layout_free(&m->layout);
+    for (int i = 0; i < 4; i++) free(m->host[i]);
+    free(m->host_losses);
+    free(m->host_targets);
+    free(m->kept);
+}
+
+// Fills in a model that is all zeros but for what `hooks` needs of its own. false: a sentence; device_destroy() is due
+// in either case.
+static inline bool device_create(DeviceModel *m, const ModelConfig *config, const DeviceHooks *hooks, char *error) {
+    m->config = *config;
+    m->hooks = hooks;
+    m->bf16 = !strcmp(config->precision, "bf16");
+    if (!m->layout.n) hooks->layout(config->sizes, &m->layout);
+    for (int i = 0; i < 4; i++) {
+        m->host[i] = (float *)allocate("the model", (double)m->layout.size, sizeof(float), error);
+        if (!m->host[i]) return false;
+    }
+    m->host_losses = (float *)allocate("the batch", (double)config->B * config->T, sizeof(float), error);
+    m->host_targets = (uint8_t *)allocate("the batch", (double)config->B * config->T, 1, error);
+    if (!m->host_losses || !m->host_targets || !device_open(m, error)) return false;
+    const cudaError_t status = cudaMalloc((void **)&m->memory, (size_t)m->bytes);
+    if (status != cudaSuccess) {
+        return fail(error, "the GPU's memory: %.2f GB: %s", m->bytes / 1e9, cudaGetErrorString(status));
+    }
+    device_carve(m, m->memory);
+    cuda_check(cudaStreamCreate(&m->stream)); // not cudaStreamNonBlocking: cudaMemcpy and these wait for each other
+    cuda_check(cudaStreamCreate(&m->side));
+    cuda_check(cudaEventCreateWithFlags(&m->forked, cudaEventDisableTiming));
+    for (cudaEvent_t &event : m->done) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    for (cudaEvent_t &event : m->launched) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    for (int i = 0; i < 4; i++) {
+        cuda_check(cudaMemsetAsync(m->flat[i], 0, (size_t)m->layout.size * sizeof(float), m->stream));
+    }
+    m->expected.bad_step = -1;
+    m->expected.step = -1; // none yet
+    return true;
+}
+
+// ---- a step
+
+// The side stream goes on from where the main one is;
+static inline void device_fork(DeviceModel *m) {
+    cuda_check(cudaEventRecord(m->forked, m->stream));
+    cuda_check(cudaStreamWaitEvent(m->side, m->forked, 0));
+}
+
+// marks where it is, by either of two marks;
+static inline void device_mark(DeviceModel *m, int mark) { cuda_check(cudaEventRecord(m->done[mark], m->side)); }
+
+// and the main stream waits until it was at the last such mark.
+static inline void device_wait(DeviceModel *m, int mark) {
+    cuda_check(cudaStreamWaitEvent(m->stream, m->done[mark], 0));
+}
+
+static inline DeviceState device_read_state(DeviceModel *m) { // waits for the device
+    DeviceState state;
+    cuda_check(cudaMemcpyAsync(&state, m->state, sizeof state, cudaMemcpyDeviceToHost, m->stream));
+    cuda_check(cudaStreamSynchronize(m->stream));
+    return state;
+}
+
+static inline void device_write_state(DeviceModel *m, DeviceState state) {
+    cuda_check(cudaMemcpyAsync(m->state, &state, sizeof state, cudaMemcpyHostToDevice, m->stream));
+    cuda_check(cudaStreamSynchronize(m->stream));
+    m->expected = state;
+}
+
+// The device counts steps by itself; only where the plan is another, at an epoch's beginning or after a resume, is it
+// told.
+static inline void device_expect(DeviceModel *m, const StepPlan *plan) {
+    const DeviceState *e = &m->expected;
+    if (e->step == plan->step && e->epoch == plan->epoch && e->index == plan->index && e->lr == plan->lr) return;
+    DeviceState state = device_read_state(m);
+    state.step = plan->step;
+    state.epoch = plan->epoch;
+    state.index = plan->index;
+    state.lr = plan->lr;
+    device_write_state(m, state);
+}
+
+static inline void device_load_windows(DeviceModel *m, const uint8_t *tokens, int n) {
+    const int T = m->config.T, blocks = blocks_for((int64_t)n * T, 256);
+    const bool time_major = m->hooks->time_major;
+    load_windows_kernel<<<blocks, 256, 0, m->stream>>>(m->inputs, m->targets, tokens, m->starts, n, T, time_major);
+}
+
+static inline void device_enqueue_gradients(DeviceModel *m) {
+    const int B = m->config.B;
+    batch_starts_kernel<<<blocks_for(B, 64), 64, 0, m->stream>>>(m->starts, m->state, m->train, m->config.seed, B);
+    device_load_windows(m, m->train.tokens, B);
+    m->hooks->enqueue_gradients(m);
+    check_finite_kernel<<<256, 256, 0, m->stream>>>(m->state, m->flat[STATE_GRADS], m->layout.size);
+}
+
+static inline void device_train_step(void *model, const StepPlan *plan) {
+    DeviceModel *m = (DeviceModel *)model;
+    device_expect(m, plan);
+    if (!m->step_graph) {
+        cudaGraph_t graph;
+        size_t nodes = 0;
+        cuda_check(cudaStreamBeginCapture(m->stream, cudaStreamCaptureModeThreadLocal));
+        device_enqueue_gradients(m);
+        m->hooks->enqueue_update(m);
+        end_step_kernel<<<1, 1, 0, m->stream>>>(m->state);
+        cuda_check(cudaStreamEndCapture(m->stream, &graph));
+        cuda_check(cudaGetLastError());
+        cuda_check(cudaGraphGetNodes(graph, nullptr, &nodes));
+        cuda_check(cudaGraphInstantiate(&m->step_graph, graph, 0));
+        cuda_check(cudaGraphDestroy(graph));
+        fprintf(stderr, "a training step is one graph of %d nodes\n", (int)nodes);
+    }
+    // No more than a few steps ahead of the device, or Ctrl-C would wait for all that have been launched.
+    cudaEvent_t event = m->launched[plan->step % 4];
+    cuda_check(cudaEventSynchronize(event));
+    cuda_check(cudaGraphLaunch(m->step_graph, m->stream));
+    cuda_check(cudaEventRecord(event, m->stream));
+    m->expected.step++;
+    m->expected.index++;
+}
+
+// Without the update, for a look at a step that went wrong.
+static inline double device_gradients(void *model, const StepPlan *plan) {
+    DeviceModel *m = (DeviceModel *)model;
+    device_expect(m, plan);
+    device_enqueue_gradients(m);
+    cuda_check(cudaGetLastError());
+    return device_read_state(m).loss;
+}
+
+// ---- the rest of what the recipe asks
+
+static inline TrainLoss device_get_loss(void *model) {
+    const DeviceState state = device_read_state((DeviceModel *)model);
+    const TrainLoss loss = {state.loss_sum, state.bad_step};
+    return loss;
+}
+
+static inline void device_set_loss(void *model, double sum) {
+    DeviceModel *m = (DeviceModel *)model;
+    DeviceState state = m->expected.step < 0 ? m->expected : device_read_state(m);
+    state.loss_sum = sum;
+    state.bad_step = -1;
+    device_write_state(m, state);
+}
+
+static inline void *device_copy(const void *bytes, size_t size) {
+    void *copy = nullptr;
+    cuda_check(cudaMalloc(&copy, size ? size : 1));
+    cuda_check(cudaMemcpy(copy, bytes, size, cudaMemcpyHostToDevice));
+    return copy;
+}
+
+static inline void device_set_data(void *model, const Dataset *train) {
+    DeviceModel *m = (DeviceModel *)model;
+    const size_t pieces = (size_t)(train->n_pieces + 1) * sizeof(int64_t);
+    m->train.tokens = (const uint8_t *)device_copy(train->tokens, (size_t)train->n_tokens);
+    m->train.pieces = (const int64_t *)device_copy(train->pieces, pieces);
+    m->train.first_window = (const int64_t *)device_copy(train->first_window, pieces);
+    m->train.n_pieces = train->n_pieces;
+    m->train.n_windows = train->n_windows;
+}
+
+static inline void device_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
+    DeviceModel *m = (DeviceModel *)model;
+    const int T = m->config.T, R = n * T;
+    const bool time_major = m->hooks->time_major;
+    if (m->test != test) {
+        if (m->test_tokens) cuda_check(cudaFree(m->test_tokens));
+        m->test_tokens = (uint8_t *)device_copy(test->tokens, (size_t)test->n_tokens);
+        m->test = test;
+    }
+    cuda_check(cudaMemcpyAsync(m->starts, starts, (size_t)n * sizeof *starts, cudaMemcpyHostToDevice, m->stream));
+    device_load_windows(m, m->test_tokens, n);
+    m->hooks->enqueue_losses(m, n);
+    cuda_check(cudaGetLastError());
+    cuda_check(
+        cudaMemcpyAsync(m->host_losses, m->losses, (size_t)R * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
+    cuda_check(cudaStreamSynchronize(m->stream));
+    for (int r = 0; r < R; r++) {
+        const int b = row_window(r, n, T, time_major), t = row_position(r, n, T, time_major);
+        m->host_targets[r] = test->tokens[starts[b] + t + 1];
+    }
+    eval_add(add, m->host_losses, m->host_targets, R);
+}
+
+static inline float *device_state(void *model, int which) {
+    DeviceModel *m = (DeviceModel *)model;
+    cuda_check(cudaMemcpyAsync(m->host[which], m->flat[which], (size_t)m->layout.size * sizeof(float),
+                               cudaMemcpyDeviceToHost, m->stream));
+    cuda_check(cudaStreamSynchronize(m->stream));
+    return m->host[which];
+}
+
+static inline void device_state_changed(void *model) {
+    DeviceModel *m = (DeviceModel *)model;
+    const int64_t n = m->layout.size;
+    for (int i = STATE_PARAMS; i <= STATE_EXP_INF; i++) {
+        cuda_check(
+            cudaMemcpyAsync(m->flat[i], m->host[i], (size_t)n * sizeof(float), cudaMemcpyHostToDevice, m->stream));
+    }
+    if (m->bf16) {
+        __nv_bfloat16 *weights = (__nv_bfloat16 *)m->weights;
+        to_half_kernel<__nv_bfloat16><<<blocks_for(n, 256), 256, 0, m->stream>>>(weights, m->flat[STATE_PARAMS], n);
+    }
+    cuda_check(cudaStreamSynchronize(m->stream));
+}
+
+// count numbers at `from` on the device, float or bf16, as floats at `to`
+static inline void device_fetch(float *to, const void *from, int64_t count, bool bf16) {
+    cuda_check(cudaMemcpy(to, from, (size_t)count * (bf16 ? 2 : 4), cudaMemcpyDeviceToHost));
+    for (int64_t i = count - 1; bf16 && i >= 0; i--) { // widened in place, from the end
+        uint16_t half;
+        memcpy(&half, (const char *)to + 2 * i, 2);
+        const uint32_t bits = (uint32_t)half << 16;
+        memcpy(to + i, &bits, 4);
+    }
+}
+
+#endif

@@ -1,0 +1,313 @@
+// Matrices of weights as a sampler wants them, held in memory as float32, bf16 or int8, and their products with a
+// vector of each song of a batch: y_s = bias_s + W x_s.
+//
+// A token is little work and much reading: each weight serves one multiplication per song. So weights lie in memory
+// in the order in which they are read (for one song from two places at once), in few bytes, and all songs of a batch
+// meet a weight while it is near.
+//
+//     float32   4 bytes     products and sums in float
+//     bf16      2 bytes     the upper half of the nearest float; x is rounded to that, too; products and sums in float
+//     int8      1 byte      weight = scale of its row * (-127..127); x = scale of x * (-127..127); their products are
+//                           summed as integers, exactly (Dettmers et al., LLM.int8(), 2022, section 2.1)
+//
+// Promises: a song's result is the same bytes whoever else is in the batch, because each sum has one order; int8's sums
+// are the same on every machine. A number that is not finite in x shows in y. Leaves out: rows of more than 65,536
+// int8 (their sums could overflow), and outliers, which the models of this house do not have.
+#ifndef WEIGHTS_H
+#define WEIGHTS_H
+
+#include "cpu/vector.h"
+
+#include <string.h>
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#endif
+
+typedef enum { FLOAT32, BF16, INT8 } Precision;
+
+static const char *const precision_names[] = {"float32", "bf16", "int8"};
+
+typedef int32_t ints __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef int8_t bytes_of_ints __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1), may_alias));
+
+// A panel is four vectors of rows: each number of x meets four whole vectors of weights that follow each other.
+// TILE songs share a panel's pass through the registers, where there are 32 of these.
+#if defined(__AVX512F__) || defined(__aarch64__)
+enum { TILE = 6 };
+#else
+enum { TILE = 1 };
+#endif
+enum { PANEL = 4 * LANES };
+
+#if defined(__clang__)
+#define UNROLL_FULLY _Pragma("clang loop unroll(full)") // without it its sums lie in memory
+#else
+#define UNROLL_FULLY UNROLL
+#endif
+#define KEEP_LOOP _Pragma("GCC unroll 1") // memory read in larger bites, out of order, is read slower
+
+static int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+static int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
+
+// W [n_out][n_in], its rows padded with zeros to whole panels:
+//     float32   [n_out / PANEL][n_in][PANEL] floats
+//     bf16      [n_out / PANEL][n_in / 2][PANEL] words: an even column in the lower half, the next in the upper
+//     int8      [n_out / PANEL][n_in / 4][PANEL][4]: four columns of a row
+typedef struct {
+    Precision precision;
+    int n_in, n_out;
+    void *panels;
+    float *scales;   // int8: [n_out], and
+    int32_t *starts; // [n_out] what a row's sum begins with, see BYTE_ZERO
+} Weights;
+
+// A vector for each song: that of song s begins at `at + s * stride`. Stride 0: all share one.
+typedef struct {
+    float *at;
+    int64_t stride;
+} Rows;
+
+static int columns_a_word(Precision precision) { return 1 << precision; }
+
+static int64_t panels_words(Precision precision, int n_in, int n_out) { // of 4 bytes
+    return round_up(n_out, PANEL) * (round_up(n_in, columns_a_word(precision)) / columns_a_word(precision));
+}
+
+static uint16_t to_bf16(float x) { return (uint16_t)bf16_round(all_lanes(x))[0]; }
+
+// ---- four products of bytes at once
+//
+// In each 4 bytes of w and x: sum += w0 x0 + w1 x1 + w2 x2 + w3 x3. Where the processor takes x without sign, x holds
+// BYTE_ZERO more than it means, and a row's sum starts at -BYTE_ZERO times the sum of its weights.
+#if defined(__AVX512VNNI__)
+#define BYTE_ZERO 128
+ALWAYS_INLINE ints dot_bytes(ints sum, ints w, ints x) {
+    return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+}
+#elif defined(__AVXVNNI__) && VECTOR_BYTES == 32
+#define BYTE_ZERO 128
+ALWAYS_INLINE ints dot_bytes(ints sum, ints w, ints x) {
+    return (ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+}
+#elif defined(__AVX2__) && VECTOR_BYTES == 32
+#define BYTE_ZERO 0
+ALWAYS_INLINE ints dot_bytes(ints sum, ints w, ints x) { // |x| times w with x's sign; pairs of them fit 16 bits
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)x), _mm256_sign_epi8((__m256i)w, (__m256i)x));
+    return sum + (ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define BYTE_ZERO 0
+ALWAYS_INLINE ints dot_bytes(ints sum, ints w, ints x) {
+    return (ints)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
+}
+#else
+#define BYTE_ZERO 0
+ALWAYS_INLINE ints dot_bytes(ints sum, ints w, ints x) {
+    UNROLL_FULLY for (int shift = 24; shift >= 0; shift -= 8) {
+        sum += ((ints)((words)w << shift) >> 24) * ((ints)((words)x << shift) >> 24);
+    }
+    return sum;
+}
+#endif
+
+ALWAYS_INLINE ints all_words(const char *bytes) { // these four bytes in each word
+    int32_t four;
+    memcpy(&four, bytes, sizeof four);
+    return (ints){0} + four;
+}
+
+// ---- making
+
+#define SMALLEST_SCALE 1e-37f // of bytes; below it 1 / scale leaves float, and all bytes are 0
+
+// Row `row` becomes these numbers, all finite. Rows that are never set must be zeroed memory.
+static void weights_set_row(Weights *w, int row, const float *numbers) {
+    const int across = columns_a_word(w->precision),
+              n_words = (int)(panels_words(w->precision, w->n_in, PANEL) / PANEL);
+    char *panel = (char *)w->panels + (size_t)4 * (size_t)(row / PANEL) * (size_t)n_words * PANEL;
+    float most = 0;
+    int32_t sum = 0;
+    for (int i = 0; i < w->n_in; i++) most = fabsf(numbers[i]) > most ? fabsf(numbers[i]) : most;
+    const float scale = most / 127, inverse = scale >= SMALLEST_SCALE ? 1 / scale : 0;
+    for (int i = 0; i < w->n_in; i++) {
+        char *word = panel + 4 * ((size_t)(i / across) * PANEL + (size_t)(row % PANEL));
+        if (w->precision == FLOAT32) memcpy(word, &numbers[i], 4);
+        if (w->precision == BF16) {
+            uint32_t both;
+            memcpy(&both, word, 4);
+            both |= (uint32_t)to_bf16(numbers[i]) << 16 * (i % 2);
+            memcpy(word, &both, 4);
+        }
+        if (w->precision == INT8) {
+            const int32_t whole = (int32_t)rintf(numbers[i] * inverse); // -127..127
+            word[i % 4] = (char)whole;
+            sum += whole;
+        }
+    }
+    if (w->precision == INT8) w->scales[row] = scale, w->starts[row] = -BYTE_ZERO * sum;
+}
+
+// ---- x as the products take it: as it is, in pairs of bf16, or as bytes
+
+enum { BYTES_HEAD = 64 }; // before the bytes stands their scale
+
+static size_t byte_vector_size(int n) { return (size_t)(BYTES_HEAD + round_up(n, PANEL)); }
+
+// x to the nearest integer, |x| < 2^22, in the low bits of each word: 1.5 * 2^23 + x has no room for a fraction.
+ALWAYS_INLINE ints low_bits_round(vector x) { return (ints)(x + 12582912); }
+
+// to: [byte_vector_size(n)]: the scale, which is returned too, and from BYTES_HEAD on x [n] / scale + byte_zero. If a
+// number is not finite, the scale is infinite.
+static float byte_vector(char *to, const float *x, int n, int byte_zero) {
+    vector tops = {0};
+    for (int i = 0; i < n; i += LANES) {
+        const vector numbers = load_part(x + i, n - i);
+        tops = larger(select_vector(numbers - numbers == 0, abs_vector(numbers), all_lanes(INFINITY)), tops);
+    }
+    const float most = largest_lane(tops), scale = most / 127, inverse = scale >= SMALLEST_SCALE ? 127 / most : 0;
+    for (int i = 0; i < n; i += LANES) {
+        const ints whole = low_bits_round(load_part(x + i, n - i) * inverse);
+        *(bytes_of_ints *)(to + BYTES_HEAD + i) = __builtin_convertvector(whole + byte_zero, bytes_of_ints);
+    }
+    memcpy(to, &scale, sizeof scale);
+    return scale;
+}
+
+static size_t packed_size(Precision precision, int n) { // bytes, a multiple of 16
+    if (precision == BF16) return (size_t)(2 * round_up(n, PANEL));
+    return precision == INT8 ? byte_vector_size(n) : 0;
+}
+
+// ---- a tile: M products of a panel with a vector, which share a pass through the registers
+//
+// Either of one panel and M songs, so that a weight that was read serves all of them; or, with `apart`, of M panels
+// that lie far from each other and one song, because two orderly streams are read some 5 % faster than one. The
+// compiler knows precision, M and apart, and keeps the sums in registers.
+
+typedef struct {
+    const char *panel;     // of weights
+    const float *scales;   // [PANEL] int8 only, as the next two
+    const int32_t *starts; // [PANEL]
+    float x_scale;
+    const char *x;     // as packed, or floats
+    const float *bias; // [PANEL]
+    float *y;          // [PANEL], may be bias
+} Product;
+
+enum { STREAMS = 2, MOST = TILE > STREAMS ? TILE : STREAMS };
+
+ALWAYS_INLINE void tile(const Precision precision, const int M, const bool apart, const Product *p, int n_words) {
+    vector sums[MOST][4]; // or, of bytes:
+    ints whole[MOST][4];
+    words row[4];
+    UNROLL_FULLY for (int m = 0; m < M; m++) {
+        UNROLL_FULLY for (int k = 0; k < 4; k++) {
+            if (precision != INT8) sums[m][k] = load(p[m].bias + k * LANES);
+            if (precision == INT8) whole[m][k] = *(const ints *)(p[m].starts + k * LANES);
+        }
+    }
+    KEEP_LOOP for (int i = 0; i < n_words; i++) {
+        UNROLL_FULLY for (int m = 0; m < M; m++) {
+            const words *w = (const words *)(const void *)p[m].panel + 4 * (ptrdiff_t)i;
+            const words x = (words)all_words(p[m].x + 4 * (ptrdiff_t)i);
+            UNROLL_FULLY for (int k = 0; k < 4; k++) {
+                // For several songs it is volatile: else each reads it again, and four take 1.3 times as long.
+                if (M == 1 || apart) row[k] = w[k];
+                if (M > 1 && !apart && m == 0) row[k] = *(const volatile words *)(w + k);
+                if (precision == FLOAT32) sums[m][k] += (vector)row[k] * (vector)x;
+                if (precision == BF16) sums[m][k] = bf16_dot(sums[m][k], row[k], x);
+                if (precision == INT8) whole[m][k] = dot_bytes(whole[m][k], (ints)row[k], (ints)x);
+            }
+        }
+    }
+    UNROLL_FULLY for (int m = 0; m < M; m++) {
+        UNROLL_FULLY for (int k = 0; k < 4; k++) {
+            const int at = k * LANES;
+            if (precision == INT8) {
+                sums[m][k] = __builtin_convertvector(whole[m][k], vector) * (load(p[m].scales + at) * p[m].x_scale) +
+                             load(p[m].bias + at);
+            }
+            store(p[m].y + at, sums[m][k]);
+        }
+    }
+}
+
+static void tile_of(Precision precision, int M, bool apart, const Product *p, int n_words) {
+#define TILES(M, apart)                                                                                                \
+    if (precision == FLOAT32) tile(FLOAT32, M, apart, p, n_words);                                                     \
+    if (precision == BF16) tile(BF16, M, apart, p, n_words);                                                           \
+    if (precision == INT8) tile(INT8, M, apart, p, n_words)
+    if (apart) {
+        TILES(STREAMS, true);
+        return;
+    }
+    switch (M) {
+#if defined(__AVX512F__) || defined(__aarch64__)
+    case 6: TILES(6, false); break;
+    case 5: TILES(5, false); break;
+    case 4: TILES(4, false); break;
+    case 3: TILES(3, false); break;
+    case 2: TILES(2, false); break;
+#endif
+    default: TILES(1, false);
+    }
+#undef TILES
+}
+
+// ---- products
+
+static Product product_at(const Weights *w, int panel, int n_words, Rows y, Rows bias, Rows x, int song,
+                          const char *packed) {
+    const int64_t first = (int64_t)panel * PANEL;
+    Product p = {.panel = (const char *)w->panels + 4 * first * n_words,
+                 .x = w->precision == FLOAT32 ? (const char *)(x.at + song * x.stride) : packed,
+                 .bias = bias.at + song * bias.stride + first,
+                 .y = y.at + song * y.stride + first};
+    if (w->precision == INT8) {
+        p.scales = w->scales + first;
+        p.starts = w->starts + first;
+        memcpy(&p.x_scale, packed, sizeof p.x_scale);
+        p.x += BYTES_HEAD;
+    }
+    return p;
+}
+
+// y_s = bias_s + W x_s for the n songs listed; vectors are padded to whole panels. bias may be y. packed: the songs' x
+// as product() packs them for bf16 and int8, which take that instead of x.
+static void product_of(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n, const char *packed) {
+    const size_t each = packed_size(w->precision, w->n_in);
+    const int panels = (int)ceil_div(w->n_out, PANEL), n_words = (int)ceil_div(w->n_in, columns_a_word(w->precision));
+    const int apart = n == 1 ? panels / STREAMS : 0; // panels between two streams
+    Product p[MOST];
+    for (int o = 0; o < apart; o++) {
+        for (int m = 0; m < STREAMS; m++) p[m] = product_at(w, o + m * apart, n_words, y, bias, x, songs[0], packed);
+        tile_of(w->precision, STREAMS, true, p, n_words);
+    }
+    for (int o = STREAMS * apart; o < panels; o++) {
+        for (int s = 0, tiles = (int)ceil_div(n, TILE), M; tiles; s += M, tiles--) { // of much the same size
+            M = (int)ceil_div(n - s, tiles);
+            for (int m = 0; m < M; m++) {
+                p[m] =
+                    product_at(w, o, n_words, y, bias, x, songs[s + m], each ? packed + (size_t)(s + m) * each : NULL);
+            }
+            tile_of(w->precision, M, false, p, n_words);
+        }
+    }
+}
+
+// The same where packed is but room for packed_size(n_in) of each song.
+static void product(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n, char *packed) {
+    const size_t each = packed_size(w->precision, w->n_in);
+    for (int s = 0; s < n && each; s++) {
+        const float *from = x.at + songs[s] * x.stride;
+        char *to = packed + (size_t)s * each;
+        if (w->precision == BF16) bf16_pack((uint32_t *)(void *)to, from, w->n_in);
+        if (w->precision == INT8) byte_vector(to, from, w->n_in, BYTE_ZERO);
+    }
+    product_of(w, y, bias, x, songs, n, packed);
+}
+
+#endif

@@ -1,0 +1,185 @@
+// What the GPU at hand can do at most, a line for each, median of several runs on random data:
+//
+//   nvcc -O3 -arch=sm_90 dev/tools/gpu_limits.cu -o gpu_limits && ./gpu_limits
+//
+//   copy_GB_s       a copy within device memory, bytes read and bytes written
+//   graph_node_us   a kernel that does nothing, as one of 200 nodes, each behind the one before, of a CUDA graph
+//   grid_sync_us    cooperative groups' grid.sync(), one block on each multiprocessor
+//   barrier_us      the same by one counter in global memory: what a recurrence on the whole GPU pays at each time step
+//   bf16_TFLOP_s, fp32_TFLOP_s   with -DCUBLAS -lcublas: its product of 8192 x 8192 matrices, fp32 without TF32
+#include <algorithm>
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <stdio.h>
+#include <stdlib.h>
+#ifdef CUBLAS
+#include <cublas_v2.h>
+#endif
+
+#define check(call) check_status(call, #call, __LINE__)
+static void check_status(cudaError_t status, const char *call, int line) {
+    if (status == cudaSuccess) return;
+    fprintf(stderr, "gpu_limits.cu:%d: %s: %s\n", line, call, cudaGetErrorString(status));
+    exit(1);
+}
+
+// Milliseconds of `work`, which puts something on the stream: the median of RUNS, after a few to warm up.
+template <typename Work>
+static float milliseconds(cudaStream_t stream, Work work) {
+    enum { WARM_UP = 3, RUNS = 9 };
+    cudaEvent_t start, end;
+    float ms[RUNS];
+    check(cudaEventCreate(&start));
+    check(cudaEventCreate(&end));
+    for (int i = -WARM_UP; i < RUNS; i++) {
+        check(cudaEventRecord(start, stream));
+        work();
+        check(cudaEventRecord(end, stream));
+        check(cudaEventSynchronize(end));
+        if (i >= 0) check(cudaEventElapsedTime(&ms[i], start, end));
+    }
+    check(cudaGetLastError());
+    check(cudaEventDestroy(start));
+    check(cudaEventDestroy(end));
+    std::sort(ms, ms + RUNS);
+    return ms[RUNS / 2];
+}
+
+__device__ void set(float *x, float value) { *x = value; }
+__device__ void set(__nv_bfloat16 *x, float value) { *x = __float2bfloat16(value); }
+
+// Numbers in [-1, 1) that are different for each index; any grid.
+template <typename T>
+__global__ void fill_kernel(T *x, size_t n) {
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
+        unsigned h = (unsigned)i * 2654435761u;
+        h = (h ^ h >> 15) * 2246822519u;
+        h = (h ^ h >> 13) * 3266489917u;
+        set(x + i, (float)(int)h * (1.0f / 2147483648.0f));
+    }
+}
+
+__global__ void empty_kernel() {}
+
+__global__ void grid_sync_kernel(unsigned *, int times) {
+    for (int i = 0; i < times; i++) cooperative_groups::this_grid().sync();
+}
+
+// `arrived` is zero at the start and counts all blocks' arrivals; the i-th barrier opens at i times the blocks.
+__global__ void barrier_kernel(unsigned *arrived, int times) {
+    for (int i = 1; i <= times; i++) {
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence();
+            atomicAdd(arrived, 1);
+            while (*(volatile unsigned *)arrived < i * gridDim.x) {
+            }
+            __threadfence();
+        }
+        __syncthreads();
+    }
+}
+
+static void copy(cudaStream_t stream) {
+    size_t available, total;
+    check(cudaMemGetInfo(&available, &total));
+    const size_t bytes = std::min((size_t)2 << 30, available / 4) / 4096 * 4096;
+    float *from, *to;
+    check(cudaMalloc(&from, bytes));
+    check(cudaMalloc(&to, bytes));
+    fill_kernel<float><<<1024, 256, 0, stream>>>(from, bytes / sizeof(float));
+    const float ms =
+        milliseconds(stream, [&] { check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream)); });
+    printf("copy_GB_s %.0f\n", 2.0 * (double)bytes / ms / 1e6);
+    check(cudaFree(from));
+    check(cudaFree(to));
+}
+
+static void graph_node(cudaStream_t stream) {
+    enum { NODES = 200 };
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < NODES; i++) empty_kernel<<<1, 32, 0, stream>>>();
+    check(cudaStreamEndCapture(stream, &graph));
+    check(cudaGraphInstantiate(&executable, graph, 0));
+    printf("graph_node_us %.3f\n",
+           1e3 * milliseconds(stream, [&] { check(cudaGraphLaunch(executable, stream)); }) / NODES);
+    check(cudaGraphExecDestroy(executable));
+    check(cudaGraphDestroy(graph));
+}
+
+static void barriers(cudaStream_t stream, int multiprocessors) {
+    const dim3 grid(multiprocessors), block(256);
+    int times = 1000;
+    unsigned *arrived;
+    check(cudaMalloc(&arrived, sizeof *arrived));
+    void *arguments[] = {&arrived, &times};
+    float ms = milliseconds(
+        stream, [&] { check(cudaLaunchCooperativeKernel(grid_sync_kernel, grid, block, arguments, 0, stream)); });
+    printf("grid_sync_us %.3f\n", 1e3 * ms / times);
+    ms = milliseconds(stream, [&] {
+        check(cudaMemsetAsync(arrived, 0, sizeof *arrived, stream));
+        check(cudaLaunchCooperativeKernel(barrier_kernel, grid, block, arguments, 0, stream));
+    });
+    printf("barrier_us %.3f\n", 1e3 * ms / times);
+    check(cudaFree(arrived));
+}
+
+#ifdef CUBLAS
+#define check_cublas(call)                                                                                             \
+    do {                                                                                                               \
+        if ((call) != CUBLAS_STATUS_SUCCESS) {                                                                         \
+            fprintf(stderr, "gpu_limits.cu:%d: %s: cuBLAS refuses\n", __LINE__, #call);                                \
+            exit(1);                                                                                                   \
+        }                                                                                                              \
+    } while (0)
+
+template <typename T>
+static void product(cublasHandle_t cublas, cudaStream_t stream, const char *name, cudaDataType type) {
+    const int n = 8192;
+    const size_t size = (size_t)n * n;
+    const float one = 1, zero = 0;
+    T *a, *b, *c;
+    check(cudaMalloc(&a, size * sizeof(T)));
+    check(cudaMalloc(&b, size * sizeof(T)));
+    check(cudaMalloc(&c, size * sizeof(T)));
+    fill_kernel<T><<<1024, 256, 0, stream>>>(a, size);
+    fill_kernel<T><<<1024, 256, 0, stream>>>(b, size);
+    const float ms = milliseconds(stream, [&] {
+        check_cublas(cublasGemmEx(cublas, CUBLAS_OP_N, CUBLAS_OP_N, n, n, n, &one, a, type, n, b, type, n, &zero, c,
+                                  type, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    });
+    printf("%s %.1f\n", name, 2.0 * n * n * n / ms / 1e9);
+    check(cudaFree(a));
+    check(cudaFree(b));
+    check(cudaFree(c));
+}
+#endif
+
+int main() {
+    int count = 0;
+    cudaDeviceProp about;
+    cudaStream_t stream;
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count < 1) {
+        fprintf(stderr, "gpu_limits: there is no GPU that CUDA can use\n");
+        return 1;
+    }
+    check(cudaGetDeviceProperties(&about, 0));
+    check(cudaStreamCreate(&stream));
+    printf("# %s, %d multiprocessors\n", about.name, about.multiProcessorCount);
+    copy(stream);
+    graph_node(stream);
+    barriers(stream, about.multiProcessorCount);
+#ifdef CUBLAS
+    cublasHandle_t cublas;
+    check_cublas(cublasCreate(&cublas));
+    check_cublas(cublasSetStream(cublas, stream));
+    product<__nv_bfloat16>(cublas, stream, "bf16_TFLOP_s", CUDA_R_16BF);
+    product<float>(cublas, stream, "fp32_TFLOP_s", CUDA_R_32F);
+    check_cublas(cublasDestroy(cublas));
+#endif
+    check(cudaStreamDestroy(stream));
+    return 0;
+}

@@ -1,0 +1,369 @@
+// What `make paper` writes beside the runs themselves (see paper.sh, which calls this): the pieces that the samples go
+// on from, and in the end the tables and the figure of both models' losses.
+//
+//     paper --primes --data DIR --out OUT    two pieces of DIR/test.safetensors: OUT/prime-1.mid, OUT/prime-2.mid
+//     paper --data DIR --out OUT             OUT/paper.md, OUT/table.csv, OUT/losses.svg
+//     paper --alone PROGRAM ARGUMENTS        becomes that program, in a process group of its own
+//
+// The second reads, in OUT/gpt and OUT/lstm, log.csv, model.safetensors and eval.txt, which is what the trainer printed
+// for --eval. It computes no loss itself. A missing or damaged file is one sentence, and nothing is written.
+#include "recipe/train.h"
+
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
+
+#define MIDI_STATIC
+#define MIDI_IMPLEMENTATION
+#include "midi.h"
+
+enum { PRIME_TOKENS = 256, N_MODELS = 2, N_PRIMES = 2 };
+
+typedef struct {
+    const char *name, *folder;
+    double published; // test loss, and the epochs trained for it
+    int published_epochs;
+    int64_t parameters, window, best_epoch;
+    double best_loss; // as the training saw it, when it chose the model
+    LossPoint *points;
+    int n;                     // epochs
+    double seconds;            // they took together
+    bool timed;                // each is known
+    int64_t epoch_steps;       // of the first epoch
+    double loss, kind_loss[4]; // of eval.txt; the kinds in the order of train_kinds
+    int64_t windows, tokens[4];
+} Result;
+
+// ---- reading
+
+static bool read_model(Result *result, const char *path, char *error) {
+    StFile file;
+    if (!st_read(&file, path, error)) return false;
+    const char *epoch = st_meta(&file, "epoch"), *loss = st_meta(&file, "test_loss"),
+               *window = st_meta(&file, "window");
+    for (int i = 0; i < file.n_tensors; i++) result->parameters += file.tensors[i].count;
+    if (epoch) result->best_epoch = atoll(epoch);
+    if (loss) result->best_loss = strtod(loss, NULL);
+    if (window) result->window = atoll(window);
+    bool ok = result->best_epoch > 0 && result->window > 0 && isfinite(result->best_loss);
+    st_free(&file);
+    return ok || fail(error,
+                      "%s: its metadata lack the epoch, the test loss or the window; it should be what a trainer saved",
+                      path);
+}
+
+static bool read_log(Result *result, const char *path, char *error) {
+    char *text;
+    size_t size;
+    if (!read_file(path, (void **)&text, &size, error)) return false;
+    result->timed = true;
+    bool ok = true;
+    const char *line = strchr(text, '\n'); // behind the head
+    for (line = line ? line + 1 : ""; ok && *line; line = strchr(line, '\n') + 1) {
+        long long epoch, step, steps;
+        LossPoint point;
+        double lr;
+        int used = 0;
+        ok = sscanf(line, "%lld,%lld,%lf,%lf,%lf,%lld,%n", &epoch, &step, &point.train, &point.test, &lr, &steps,
+                    &used) == 6 &&
+             used && strchr(line, '\n') && epoch == result->n + 1 && steps > 0 && isfinite(point.train + point.test);
+        if (!ok) break;
+        if (!result->n) result->epoch_steps = steps;
+        point.epoch = (double)step / (double)result->epoch_steps;
+        result->points = (LossPoint *)realloc(result->points, (size_t)epoch * sizeof point);
+        if (!result->points) abort();
+        result->points[result->n++] = point;
+        result->seconds += strtod(line + used, NULL);
+        result->timed &= line[used] != '\n';
+    }
+    free(text);
+    if (!ok) return fail(error, "%s: row %d is not what a trainer writes", path, result->n + 1);
+    return result->n || fail(error, "%s: no epoch is complete yet", path);
+}
+
+// "pitch     loss 1.9137 over 23117 tokens", and in the end "eval loss=1.237004 windows=70224 tokens=... stride=1"
+static bool read_eval(Result *result, const char *path, char *error) {
+    char *text, kind[16];
+    size_t size;
+    long long windows = 0, stride = 0, tokens;
+    if (!read_file(path, (void **)&text, &size, error)) return false;
+    for (const char *line = text; line; line = (line = strchr(line, '\n')) ? line + 1 : NULL) {
+        double loss;
+        if (sscanf(line, "%15s loss %lf over %lld tokens", kind, &loss, &tokens) == 3) {
+            for (int i = 0; i < 4; i++) {
+                if (strcmp(kind, train_kinds[i])) continue;
+                result->kind_loss[i] = loss;
+                result->tokens[i] = tokens;
+            }
+        }
+        if (!strncmp(line, "eval ", 5)) {
+            sscanf(line, "eval loss=%lf windows=%lld tokens=%lld stride=%lld", &result->loss, &windows, &tokens,
+                   &stride);
+        }
+    }
+    free(text);
+    result->windows = windows;
+    bool complete = stride == 1 && windows > 0 && isfinite(result->loss);
+    for (int i = 0; i < 4; i++) complete &= result->tokens[i] > 0 && isfinite(result->kind_loss[i]);
+    return complete || fail(error, "%s: is not what a trainer prints for --eval --eval-stride 1", path);
+}
+
+static bool read_result(Result *result, const char *out, char *error) {
+    static const struct {
+        const char *name;
+        bool (*read)(Result *, const char *path, char *error);
+    } files[] = {{"log.csv", read_log}, {"model.safetensors", read_model}, {"eval.txt", read_eval}};
+    char *folder = path_join(out, result->folder);
+    bool ok = true;
+    for (int i = 0; ok && i < 3; i++) {
+        char *path = path_join(folder, files[i].name);
+        ok = files[i].read(result, path, error);
+        free(path);
+    }
+    free(folder);
+    return ok;
+}
+
+// ---- the primes
+
+// The piece of prime k: one or two thirds of the way through those that are long enough. -1: there is none.
+static int64_t prime_piece(const Dataset *test, int k) {
+    int64_t fit = 0, wanted;
+    for (int64_t p = 0; p < test->n_pieces; p++) fit += test->pieces[p + 1] - test->pieces[p] >= PRIME_TOKENS;
+    wanted = fit * (k + 1) / (N_PRIMES + 1);
+    for (int64_t p = 0; p < test->n_pieces; p++) {
+        if (test->pieces[p + 1] - test->pieces[p] >= PRIME_TOKENS && wanted-- == 0) return p;
+    }
+    return -1;
+}
+
+// Writes a piece's tokens as a MIDI file that gives the same tokens again, but for overlapping notes of one key and for
+// what comes after the last bar line. A time signature stands wherever the distance of the bar lines changes.
+static bool piece_write(const uint8_t *tokens, size_t n, const char *path, char *error) {
+    midi_song song;
+    midi_error problem;
+    uint8_t *bytes = NULL;
+    size_t size;
+    if (!midi_decode(tokens, n, &song, &problem)) return fail(error, "%s: %s", path, problem.text);
+    int64_t line = 0, steps = 0;
+    bool ok = midi_add_tempo(&song, 0, 500000, 0);
+    for (size_t i = 0; ok && i < song.n_bars; i++) {
+        int64_t next = (song.bars[i] - line) / MIDI_STEP, numerator = next;
+        int exponent = 4; // 16 / 2^4 is written 4 / 2^2
+        for (; numerator % 2 == 0 && exponent > 2 && next; exponent--) numerator /= 2;
+        if (next && next != steps) ok = midi_add_meter(&song, line, (int)numerator, exponent, 0);
+        if (next) steps = next;
+        line = song.bars[i];
+    }
+    ok = ok && midi_write(&song, &bytes, &size, &problem) ? write_file_atomically(path, bytes, size, error)
+                                                          : fail(error, "%s: %s", path, problem.text);
+    MIDI_FREE(bytes);
+    midi_free(&song);
+    return ok;
+}
+
+static bool primes_write(const Dataset *test, const char *out, char *error) {
+    bool ok = true;
+    for (int k = 0; ok && k < N_PRIMES; k++) {
+        char name[32];
+        int64_t p = prime_piece(test, k);
+        snprintf(name, sizeof name, "prime-%d.mid", k + 1);
+        char *path = path_join(out, name);
+        ok = piece_write(test->tokens + test->pieces[p], (size_t)(test->pieces[p + 1] - test->pieces[p]), path, error);
+        free(path);
+    }
+    return ok;
+}
+
+// ---- the tables and the figure
+
+static void print_losses(StBuffer *out, const Result *results) {
+    st_print(
+        out,
+        "# Two models of piano music\n\n"
+        "The loss is the mean negative log-likelihood per token (nats): lower is better. The test loss is that of\n"
+        "the run's best model over every window of the test pieces; in training only some of them were looked at\n"
+        "after each epoch, and the best was chosen by these.\n\n"
+        "| model       | parameters |  test windows | test loss | in training | best epoch | training time |"
+        "  published test loss |\n"
+        "|-------------|-----------:|--------------:|----------:|------------:|-----------:|--------------:|"
+        "---------------------:|\n");
+    for (int k = 0; k < N_MODELS; k++) {
+        const Result *r = &results[k];
+        char parameters[32], windows[64], best[64], time[64], text[32];
+        snprintf(windows, sizeof windows, "%s x %lld", thousands(text, r->windows), (long long)r->window);
+        snprintf(best, sizeof best, "%lld of %d", (long long)r->best_epoch, r->n);
+        snprintf(time, sizeof time, "%s%s", r->timed ? "" : "over ", duration_text(text, r->seconds));
+        st_print(out, "| %-11s | %10s | %13s | %9.4f | %11.4f | %10s | %13s | %.3f after %d epochs |\n", r->name,
+                 thousands(parameters, r->parameters), windows, r->loss, r->best_loss, best, time, r->published,
+                 r->published_epochs);
+    }
+    st_print(
+        out,
+        "\nThe published models were trained on 214 pieces and tested on 24 others, each on a random 35 %% of their\n"
+        "windows of 256. Only losses on the same pieces can be compared.\n\n![Loss by epoch](losses.svg)\n\n");
+}
+
+static void print_kinds(StBuffer *out, const Result *results) {
+    double all = 0;
+    st_print(out,
+             "## Test loss by kind of token\n\n| model           |    bar | offset |  pitch | duration |    all |\n"
+             "|-----------------|-------:|-------:|-------:|---------:|-------:|\n");
+    for (int k = 0; k < N_MODELS; k++) {
+        st_print(out, "| %-15s |", results[k].name);
+        for (int i = 0; i < 4; i++) st_print(out, " %*.4f |", i == 3 ? 8 : 6, results[k].kind_loss[i]);
+        st_print(out, " %6.4f |\n", results[k].loss);
+    }
+    for (int i = 0; i < 4; i++) all += (double)results[0].tokens[i];
+    st_print(out, "| share of tokens |");
+    for (int i = 0; i < 4; i++) st_print(out, " %*.1f%% |", i == 3 ? 7 : 5, 100 * (double)results[0].tokens[i] / all);
+    st_print(out, "   100%% |\n\n");
+}
+
+static void print_samples(StBuffer *out, const Result *results, const Dataset *test) {
+    st_print(out, "## Samples\n\nBy each model, at temperature 1, two pieces of 1,024 tokens, and two continuations of "
+                  "768 tokens\n"
+                  "after the first 256 (grey) of two test pieces. Each picture is also a .mid file of that name.\n");
+    for (int k = 0; k < N_PRIMES; k++) {
+        int64_t p = prime_piece(test, k);
+        const char *name = test->names;
+        for (int64_t i = 0; i < p && *name; i++) name += strcspn(name, "\n") + 1;
+        st_print(out, "- prime-%d.mid: test piece %lld, %.*s\n", k + 1, (long long)p + 1, (int)strcspn(name, "\n"),
+                 name);
+    }
+    for (int k = 0; k < N_MODELS; k++) {
+        st_print(out, "\n### %s\n\n", results[k].name);
+        for (int i = 0; i < 4; i++) {
+            const char *what = i < 2 ? "sample" : "continued";
+            st_print(out, "![%s %d](%s-%s-%d.svg)\n", what, i % 2 + 1, results[k].folder, what, i % 2 + 1);
+        }
+    }
+}
+
+// What the runs were made with, as paper.sh has written it down.
+static bool print_settings(StBuffer *out, const char *folder, char *error) {
+    char *path = path_join(folder, "settings.txt"), *text = NULL;
+    size_t size;
+    bool ok = read_file(path, (void **)&text, &size, error);
+    if (ok) {
+        st_print(
+            out,
+            "\n## Settings\n\nThe published recipe is the trainers' own; flags beside it make another experiment.\n\n");
+    }
+    for (char *line = text, *end; ok && *line; line = end + (*end == '\n')) {
+        end = line + strcspn(line, "\n");
+        st_print(out, "    %.*s\n", (int)(end - line), line);
+    }
+    free(text);
+    free(path);
+    return ok;
+}
+
+static void print_csv(StBuffer *out, const Result *results) {
+    st_print(out, "model,parameters,test_loss,seen_test_loss,best_epoch,epochs,seconds,published_loss,published_epochs,"
+                  "windows,window");
+    for (int i = 0; i < 4; i++) st_print(out, ",%s_loss,%s_tokens", train_kinds[i], train_kinds[i]);
+    st_print(out, "\n");
+    for (int k = 0; k < N_MODELS; k++) {
+        const Result *r = &results[k];
+        st_print(out, "%s,%lld,%#.7g,%.9g,%lld,%d,%.1f,%g,%d,%lld,%lld", r->folder, (long long)r->parameters, r->loss,
+                 r->best_loss, (long long)r->best_epoch, r->n, r->seconds, r->published, r->published_epochs,
+                 (long long)r->windows, (long long)r->window);
+        for (int i = 0; i < 4; i++) st_print(out, ",%.4f,%lld", r->kind_loss[i], (long long)r->tokens[i]);
+        st_print(out, "\n");
+    }
+}
+
+static void print_curves(StBuffer *out, const Result *results) {
+    LossCurve curves[N_MODELS];
+    char epochs[64] = "epoch", count[32];
+    bool alike = true;
+    for (int k = 0; k < N_MODELS; k++) {
+        const Result *r = &results[k];
+        const LossCurve curve = {r->name, r->points, r->n, r->published, r->published_epochs};
+        curves[k] = curve;
+        alike &= r->epoch_steps == results[0].epoch_steps;
+    }
+    if (alike) snprintf(epochs, sizeof epochs, "epoch (%s steps each)", thousands(count, results[0].epoch_steps));
+    curves_draw(out, "Loss by epoch: Transformer and LSTM", epochs, curves, N_MODELS);
+}
+
+static bool write_text(StBuffer *text, const char *out, const char *name, char *error) {
+    char *path = path_join(out, name);
+    bool ok = text->failed ? fail(error, "%s: no memory for it", path)
+                           : write_file_atomically(path, text->bytes, text->size, error);
+    free(path);
+    free(text->bytes);
+    memset(text, 0, sizeof *text);
+    return ok;
+}
+
+static bool report_write(const Dataset *test, const char *out, char *error) {
+    Result results[N_MODELS] = {{.name = "Transformer", .folder = "gpt", .published = 1.237, .published_epochs = 6},
+                                {.name = "LSTM", .folder = "lstm", .published = 1.425, .published_epochs = 9}};
+    StBuffer text = {0};
+    bool ok = true;
+    for (int k = 0; ok && k < N_MODELS; k++) ok = read_result(&results[k], out, error);
+    if (ok) {
+        print_curves(&text, results);
+        ok = write_text(&text, out, "losses.svg", error);
+    }
+    if (ok) {
+        print_csv(&text, results);
+        ok = write_text(&text, out, "table.csv", error);
+    }
+    if (ok) {
+        print_losses(&text, results);
+        print_kinds(&text, results);
+        print_samples(&text, results, test);
+        ok = print_settings(&text, out, error) && write_text(&text, out, "paper.md", error);
+    }
+    free(text.bytes);
+    for (int k = 0; k < N_MODELS; k++) free(results[k].points);
+    return ok;
+}
+
+// For paper.sh: signals for its process group, from a terminal say, do not reach the program, but its own death does.
+static int run_alone(char **command) {
+    char error[ERROR_SIZE];
+    setpgid(0, 0);
+    signal(SIGINT, SIG_DFL); // ignored in what a shell runs in the background
+#ifdef __linux__
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+#endif
+    execvp(command[0], command);
+    fail(error, "%s: cannot be run: %s", command[0], strerror(errno));
+    return program_end("paper", 1, error);
+}
+
+int main(int argc, char **argv) {
+    Flags flags = {0};
+    const char *data, *out;
+    bool primes;
+    char error[ERROR_SIZE] = "";
+    int status = 0;
+    if (argc > 2 && !strcmp(argv[1], "--alone")) return run_alone(argv + 2);
+    program_start();
+    flag_text(&flags, "data", "DIR", &data, "data", "folder with test.safetensors");
+    flag_text(&flags, "out", "DIR", &out, "out/paper", "folder of the runs, and of what is written");
+    flag_switch(&flags, "primes", &primes, "write the beginnings of the continuations, nothing else");
+    if (!flags_parse(&flags, argc, argv, error)) {
+        status = 2;
+    } else if (flags.help) {
+        printf("paper - the tables and figures of `make paper`, which calls it\n\n");
+        flags_print(&flags);
+    } else if (flags.version) {
+        printf("paper %s\n", MUSIC_VERSION);
+    } else {
+        Dataset test;
+        char *path = path_join(data, "test.safetensors");
+        bool ok = dataset_open(&test, path, PRIME_TOKENS, error);
+        if (ok && prime_piece(&test, 0) < 0) {
+            ok = fail(error, "%s: none of its pieces has the %d tokens of a prime", path, PRIME_TOKENS);
+        }
+        status = !(ok && (primes ? primes_write : report_write)(&test, out, error));
+        free(path);
+        dataset_close(&test);
+    }
+    return program_end("paper", status, error);
+}

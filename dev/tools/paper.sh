@@ -1,0 +1,224 @@
+#!/bin/sh
+# The published comparison of the two models in one command, `make paper`: trains both, evaluates the best model of each
+# on every test window, samples the figures, and writes the tables, all into out/paper. Interrupt it when you like: the
+# same command goes on where it was, and what is finished is not done again. From the environment (make passes it on):
+#
+#   DATA         a folder with the folders train and test of MIDI files, or one with train.safetensors and
+#                test.safetensors [data; if there is no music in it, the starter corpus is composed into it first]
+#   PAPER_OUT    where everything goes [out/paper]
+#   PAPER_FLAGS  flags for both trainers, GPT_FLAGS and LSTM_FLAGS for one of them [none: the published recipe]; a run
+#                goes on with the same ones, but for --epochs and --patience, which may be raised, and --threads
+#   TRAIN_GPT_MUSIC, TRAIN_LSTM_MUSIC, SAMPLE_MUSIC   the programs [those of this checkout]
+# shellcheck disable=SC2086,SC2154  # flags are split into words; eval sets some variables
+root=$(dirname "$0")/../..
+out=${PAPER_OUT:-out/paper}
+data=${DATA:-data}
+gpt=${TRAIN_GPT_MUSIC:-$root/train_gpt_music}
+lstm=${TRAIN_LSTM_MUSIC:-$root/train_lstm_music}
+sample=${SAMPLE_MUSIC:-$root/sample_music}
+prepare=$root/data_prep/prepare_music paper=$root/dev/tools/paper
+LC_ALL=C
+export LC_ALL
+
+refuse() {
+    echo "paper: $1" >&2
+    exit 1
+}
+
+# ---- stopping
+# A trainer saves on a first signal and dies of a second one. So it must hear of Ctrl-C, TERM or a closed terminal once,
+# whoever else they were sent to: it runs in a process group of its own, and this script passes them on; a second Ctrl-C
+# too. It runs in the background, because only a shell that waits hears a signal.
+child='' heard='' stopped='' told='' calm=''
+pass() { # SIGNAL
+    [ -z "$child" ] || kill "-$1" "-$child" 2>/dev/null || kill "-$1" "$child" 2>/dev/null
+}
+tell() {
+    trap '' HUP INT TERM # make and timeout send one to this script and to its group, which is twice
+    told=yes
+    pass TERM
+    sleep 1
+    trap stop HUP INT TERM
+}
+stop() {
+    heard=yes stopped=yes
+    [ -n "$calm" ] || return 0 # the second of the two, if it came before tell() ignored it; or there is no child yet
+    calm=''
+    tell
+}
+pause() { # Ctrl-Z, until fg or bg
+    heard=yes
+    pass STOP
+    kill -STOP $$
+    pass CONT
+}
+trap stop HUP INT TERM
+trap pause TSTP
+
+run() { # COMMAND...: until it ends; where a signal stops it, the script ends too
+    "$paper" --alone "$@" &
+    child=$! told=''
+    while :; do
+        heard='' calm=yes
+        [ -z "$stopped" ] || [ -n "$told" ] || tell
+        wait "$child"
+        status=$?
+        [ -n "$heard" ] || break # else the signal has ended the waiting, not the program
+    done
+    calm=''
+    child=''
+    [ -z "$stopped" ] || refuse "stopped; the same command goes on with $out"
+    return "$status"
+}
+
+# ---- before anything is done
+
+for program in "$gpt" "$lstm" "$sample" "$prepare" "$paper"; do
+    [ -x "$program" ] || refuse "$program: is not built yet; run make paper"
+done
+if [ -e "$out" ] && [ ! -e "$out/settings.txt" ]; then
+    for file in "$out"/* "$out"/.[!.]*; do
+        case ${file##*/} in
+            data | data.new | prime-?.mid | *.tmp) ;; # a run that has just begun
+            *) [ ! -e "$file" ] || refuse "$out: holds something else than such a run; give another PAPER_OUT" ;;
+        esac
+    done
+fi
+set -f # from here on flags are split into words; * and ? in them mean nothing
+
+check_flags() { # TRAINER VARIABLE: whether the trainer understands them
+    for variable in PAPER_FLAGS "$2"; do
+        eval "words=\${$variable:-}"
+        for word in $words; do
+            case ${word%%=*} in
+                --data | --out | --init | --resume | --eval | --dump | --bench | --steps | --help | -h | --version)
+                    refuse "$variable: leave out ${word%%=*}; make paper trains whole runs of DATA in PAPER_OUT" ;;
+            esac
+        done
+    done
+    eval "words=\"\${PAPER_FLAGS:-} \${$2:-}\""
+    run "$1" $words --help >/dev/null || exit 1
+}
+check_flags "$gpt" GPT_FLAGS
+check_flags "$lstm" LSTM_FLAGS
+
+# ---- the data
+
+[ -z "${DATA:-}" ] || [ -d "$data" ] ||
+    refuse "DATA=$data: there is no such folder; give one with the folders train and test of MIDI files"
+if [ ! -e "$data/train.safetensors" ] || [ ! -e "$data/test.safetensors" ]; then
+    if [ -d "$data/train" ] && [ -d "$data/test" ]; then
+        rm -rf "$out/data.new" # made anew each time, because the folder may have changed since
+        run "$prepare" --out "$out/data.new" "$data/train" "$data/test" || exit 1
+        data=$out/data.new
+    elif [ -n "${DATA:-}" ]; then
+        refuse "DATA=$data: has no folders train and test of MIDI files, nor train.safetensors and test.safetensors"
+    else # a trainer's first run composes the starter corpus; its shortest run is this one
+        mkdir -p "$out" && run "$gpt" --layers 1 --batch 1 --dump "$out/starter.tmp" >/dev/null || exit 1
+        rm -f "$out/starter.tmp"
+    fi
+fi
+mkdir -p "$out" || exit 1
+
+# ---- the settings: other ones are another run, but for what no training has used yet
+
+begun() { # FOLDER
+    [ -e "$out/$1/last.safetensors" ] || [ -e "$out/$1/eval.txt" ]
+}
+open='' # the lines that may still change
+begun gpt || open="$open/^flags for the Transformer:/d;"
+begun lstm || open="$open/^flags for the LSTM:/d;"
+begun gpt || begun lstm || open=d
+
+binding() { # what a trainer, too, wants to be the same when it goes on
+    sed -e "$open" -e 's/ --epochs[= ][^ ]*//g; s/ --patience[= ][^ ]*//g; s/ --threads[= ][^ ]*//g; s/:$/: none/'
+}
+flags() { # WHOSE FLAGS
+    printf 'flags for %s:' "$1"
+    printf ' %s' ${2:-none}
+    echo
+}
+for part in train test; do
+    echo "$part data: $(cksum <"$data/$part.safetensors")"
+done >"$out/settings.txt.tmp" || exit 1
+{
+    flags "both models" "${PAPER_FLAGS:-}"
+    flags "the Transformer" "${GPT_FLAGS:-}"
+    flags "the LSTM" "${LSTM_FLAGS:-}"
+} >>"$out/settings.txt.tmp" || exit 1
+if [ -e "$out/settings.txt" ]; then
+    old=$(binding <"$out/settings.txt")
+    now=$(binding <"$out/settings.txt.tmp" | grep -v -x -F "$old" | head -n 1)
+    was=$(echo "$old" | grep -F "${now%%:*}:")
+    case $now in
+        '') ;;
+        *data:*) refuse "DATA=${DATA:-data}: is other music than $out was begun with; give another PAPER_OUT" ;;
+        *) refuse "$out was begun with '$was', not '$now'; give the same again, or another folder as PAPER_OUT" ;;
+    esac
+fi
+if [ "$data" = "$out/data.new" ]; then
+    mkdir -p "$out/data" || exit 1
+    for part in train test; do
+        cmp -s "$data/$part.safetensors" "$out/data/$part.safetensors" ||
+            mv "$data/$part.safetensors" "$out/data" || exit 1
+    done
+    rm -rf "$data"
+    data=$out/data
+fi
+if ! cmp -s "$out/settings.txt" "$out/settings.txt.tmp"; then
+    begun gpt || begun lstm || run "$paper" --data "$data" --out "$out" --primes || exit 1
+    for folder in "$out/gpt" "$out/lstm"; do # perhaps more epochs: see train
+        if [ -e "$folder/last.safetensors" ] && [ -e "$folder/eval.txt" ]; then
+            mv "$folder/eval.txt" "$folder/eval.old" || exit 1
+        fi
+    done
+    mv "$out/settings.txt.tmp" "$out/settings.txt" || exit 1
+fi
+rm -f "$out/settings.txt.tmp"
+
+# ---- the two models
+
+train() { # TRAINER FOLDER FLAGS: and evaluate the best model, with the loss per kind of token
+    folder=$out/$2
+    if [ -e "$folder/eval.txt" ]; then
+        echo "paper: $folder is trained and evaluated"
+        return 0
+    fi
+    resume=''
+    [ ! -e "$folder/last.safetensors" ] || resume=--resume
+    echo "paper: training into $folder"
+    run "$1" ${PAPER_FLAGS:-} $3 --data "$data" --out "$folder" $resume || return 1
+    model="model.safetensors: $(cksum <"$folder/model.safetensors")"
+    if grep -q -x -F "$model" "$folder/eval.old" 2>/dev/null; then # further epochs, if any, were no better
+        mv "$folder/eval.old" "$folder/eval.txt"
+        return
+    fi
+    for figure in sample-1 sample-2 continued-1 continued-2; do # of an earlier model
+        rm -f "$out/$2-$figure.svg"
+    done
+    echo "paper: evaluating $folder/model.safetensors on every test window"
+    echo "$model" >"$folder/eval.txt.tmp" && run "$1" ${PAPER_FLAGS:-} $3 --data "$data" --eval \
+        --init "$folder/model.safetensors" --eval-stride 1 >>"$folder/eval.txt.tmp" || return 1
+    rm -f "$folder/eval.old"
+    mv "$folder/eval.txt.tmp" "$folder/eval.txt"
+}
+
+figures() { # FOLDER: seed 1 and seed 2, without a prime and behind one
+    for seed in 1 2; do
+        figure "$1-sample-$seed" "$1" --seed $seed --tokens 1024
+        figure "$1-continued-$seed" "$1" --seed $seed --tokens 768 --prime "$out/prime-$seed.mid" --prime-tokens 256
+    done
+}
+
+figure() { # NAME FOLDER FLAGS...: the .svg gets its name last; a sampler that is stopped leaves a shorter song
+    figure=$out/$1 model=$out/$2/model.safetensors
+    shift 2
+    [ ! -e "$figure.svg" ] || return 0
+    run "$sample" "$model" "$@" -o "$figure.mid" -o "$figure.part.svg" || exit 1
+    mv "$figure.part.svg" "$figure.svg" || exit 1
+}
+
+train "$gpt" gpt "${GPT_FLAGS:-}" && figures gpt && train "$lstm" lstm "${LSTM_FLAGS:-}" && figures lstm || exit 1
+run "$paper" --data "$data" --out "$out" || exit 1
+sed -n '/^|/p; /^## /q' "$out/paper.md"
+echo "paper: $out/paper.md has the tables, and the figures lie beside it"
