@@ -12,6 +12,7 @@
 
 #define _DEFAULT_SOURCE // madvise, clock_gettime
 #include "base/flags.h"  // before the system's headers
+#include "base/program.h"
 
 #include "base/data.h"
 #include "sample/decoder.h"
@@ -637,7 +638,7 @@ static int longest_repetition(const Song *song) {
 }
 
 // "324 notes  25 bars  25.0 s  E2-C6  repeats 12 notes  nll 1.234  seed 7"
-static void song_report(const Song *song, const Settings *settings, StBuffer *out) {
+static void song_report(const Song *song, const Settings *settings, TextBuffer *out) {
     const midi_song *midi = &song->midi;
     int lowest = 127, highest = 0;
     char low[16], high[16];
@@ -647,35 +648,35 @@ static void song_report(const Song *song, const Settings *settings, StBuffer *ou
     }
     const int bars = song_bars(song), again = longest_repetition(song);
     const size_t new = song->n - song->n_prime;
-    st_print(out, "  %zu note%s  %d bar%s  %.1f s", midi->n_notes, plural(midi->n_notes), bars, plural((size_t)bars),
+    text_print(out, "  %zu note%s  %d bar%s  %.1f s", midi->n_notes, plural(midi->n_notes), bars, plural((size_t)bars),
              song_seconds(song));
-    if (midi->n_notes) st_print(out, "  %s-%s", key_name(lowest, low), key_name(highest, high));
-    st_print(out, "  repeats %d note%s  nll %.3f  seed %llu", again, plural((size_t)again), song->nll,
+    if (midi->n_notes) text_print(out, "  %s-%s", key_name(lowest, low), key_name(highest, high));
+    text_print(out, "  repeats %d note%s  nll %.3f  seed %llu", again, plural((size_t)again), song->nll,
              (unsigned long long)song->seed);
     if (settings->songs == 1 && !settings->live && song->took > 0)
-        st_print(out, "  %.0f tokens/s", (double)song->n / song->took);
+        text_print(out, "  %.0f tokens/s", (double)song->n / song->took);
     if (song->interrupted) {
-        st_print(out, "  interrupted after %zu new token%s", new, plural(new));
+        text_print(out, "  interrupted after %zu new token%s", new, plural(new));
     } else if (song->cut) {
-        st_print(out, "  ended after %zu new token%s, before --", new, plural(new));
-        if (settings->bars) st_print(out, "bars %lld", (long long)settings->bars);
-        if (!settings->bars) st_print(out, "seconds %g", settings->seconds);
+        text_print(out, "  ended after %zu new token%s, before --", new, plural(new));
+        if (settings->bars) text_print(out, "bars %lld", (long long)settings->bars);
+        if (!settings->bars) text_print(out, "seconds %g", settings->seconds);
     }
 }
 
 // ---- writing a song
 
-static bool make_mid(StBuffer *out, const Song *song, char *error) {
+static bool make_mid(TextBuffer *out, const Song *song, char *error) {
     uint8_t *bytes;
     size_t size;
     midi_error problem;
     if (!midi_write(&song->midi, &bytes, &size, &problem)) return fail(error, "%s", problem.text);
-    st_append(out, (const char *)bytes, size);
+    text_add(out, (const char *)bytes, size);
     MIDI_FREE(bytes);
     return true;
 }
 
-static bool make_svg(StBuffer *out, const Song *song, char *error) {
+static bool make_svg(TextBuffer *out, const Song *song, char *error) {
     const size_t n = song->midi.n_notes;
     const int bars = song_bars(song);
     char notes[40] = "no notes", title[100], name[300];
@@ -699,7 +700,7 @@ static bool make_svg(StBuffer *out, const Song *song, char *error) {
     return true;
 }
 
-static bool make_wav(StBuffer *out, const Song *song, char *error) {
+static bool make_wav(TextBuffer *out, const Song *song, char *error) {
     const size_t n = song->midi.n_notes;
     const double tick = tick_seconds(song);
     SynthNote *notes = (SynthNote *)calloc(n + 1, sizeof *notes);
@@ -715,7 +716,7 @@ static bool make_wav(StBuffer *out, const Song *song, char *error) {
 }
 
 // Pages of several songs.
-static bool make_html(StBuffer *out, const Song *songs, int n_songs, char *error) {
+static bool make_html(TextBuffer *out, const Song *songs, int n_songs, char *error) {
     PlayerSong *list = (PlayerSong *)calloc((size_t)n_songs, sizeof *list);
     char(*texts)[2][1000] = (char(*)[2][1000])calloc((size_t)n_songs, sizeof *texts);
     bool ok = list && texts;
@@ -724,7 +725,7 @@ static bool make_html(StBuffer *out, const Song *songs, int n_songs, char *error
         const Song *song = &songs[k];
         const midi_song *midi = &song->midi;
         const double tick = tick_seconds(song);
-        StBuffer mid = {NULL, 0, 0, false};
+        TextBuffer mid = {NULL, 0, 0, false};
         PlayerNote *notes = (PlayerNote *)calloc(midi->n_notes + 1, sizeof *notes);
         double *bars = (double *)calloc((size_t)song->n_lines, sizeof *bars);
         PlayerSong *to = &list[k];
@@ -759,7 +760,7 @@ static bool make_html(StBuffer *out, const Song *songs, int n_songs, char *error
 
 typedef struct {
     const char *suffix;
-    bool (*make)(StBuffer *out, const Song *song, char *error); // NULL: one file for all songs, see make_html
+    bool (*make)(TextBuffer *out, const Song *song, char *error); // NULL: one file for all songs, see make_html
 } Format;
 
 static const Format formats[] = {{".mid", make_mid}, {".svg", make_svg}, {".wav", make_wav}, {".html", NULL}};
@@ -779,7 +780,7 @@ static const Format *format_of(const char *path) { // by its suffix, small or ca
 static bool songs_write(const Song *songs, int n_songs, const char *path, char *error) {
     const Format *format = format_of(path);
     char problem[ERROR_SIZE] = "out of memory";
-    StBuffer out = {NULL, 0, 0, false};
+    TextBuffer out = {NULL, 0, 0, false};
     bool ok = format->make ? format->make(&out, songs, problem) : make_html(&out, songs, n_songs, problem);
     if (!ok || out.failed) {
         ok = fail(error, "%s: cannot be written: %.300s", path, problem);
@@ -819,7 +820,7 @@ typedef struct {
     int64_t next;      // of these, the first that nobody has begun
     int64_t all;       // songs of all models
     bool good;         // none has failed yet
-    StBuffer *reports; // [all] what to say about each song, once it is written
+    TextBuffer *reports; // [all] what to say about each song, once it is written
     Song *kept;        // [all], where a page is to show them
     int64_t begun, made, reported;
     bool shortened; // a song was interrupted
@@ -841,20 +842,20 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     const Texts *outputs = &job->call->outputs;
     const Settings *settings = &job->call->settings;
     char problem[ERROR_SIZE];
-    StBuffer report = {NULL, 0, 0, false};
+    TextBuffer report = {NULL, 0, 0, false};
     const bool none = song->interrupted && song->n == song->n_prime;
     bool ok = none || song_finish(song, job->model, settings, problem);
     for (int k = 0; ok && !none && k < outputs->n; k++) {
         if (!format_of(outputs->list[k])->make) continue;
         char *name = output_name(outputs->list[k], i, job->all);
         ok = name ? songs_write(song, 1, name, problem) : fail(problem, "%s: no memory", outputs->list[k]);
-        if (ok) st_print(&report, "%s ", name);
+        if (ok) text_print(&report, "%s ", name);
         free(name);
     }
-    if (ok && !report.size) st_print(&report, "song %lld ", (long long)i + 1);
-    if (ok && none) st_print(&report, " not written: it was interrupted before its first new note");
+    if (ok && !report.size) text_print(&report, "song %lld ", (long long)i + 1);
+    if (ok && none) text_print(&report, " not written: it was interrupted before its first new note");
     if (ok && !none) song_report(song, settings, &report);
-    if (ok && job->call->models.n > 1) st_print(&report, "  %s", job->model->path);
+    if (ok && job->call->models.n > 1) text_print(&report, "  %s", job->model->path);
 #pragma omp critical(job)
     {
         if (!ok && job->good) memcpy(job->error, problem, ERROR_SIZE);
@@ -865,7 +866,7 @@ static void job_finish(Job *job, Song *song, int64_t i) {
         job->made += ok && !none;
         job->reports[i] = report;
         for (; job->good && job->reported < job->all && job->reports[job->reported].size; job->reported++) {
-            const StBuffer *line = &job->reports[job->reported];
+            const TextBuffer *line = &job->reports[job->reported];
             fprintf(job->call->report, "%.*s\n", (int)line->size, line->bytes);
             fflush(job->call->report);
         }
@@ -982,7 +983,7 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
     const int threads = threads_of(settings, settings->songs); // 1 without OpenMP
     const double start = seconds_now();
     Job job = {.call = call, .all = n_models * settings->songs, .good = true, .error = error};
-    job.reports = (StBuffer *)calloc((size_t)job.all, sizeof *job.reports);
+    job.reports = (TextBuffer *)calloc((size_t)job.all, sizeof *job.reports);
     if (call->page) job.kept = (Song *)calloc((size_t)job.all, sizeof *job.kept);
     if (!job.reports || (call->page && !job.kept))
         job.good = fail(error, "no memory for %lld songs", (long long)job.all);
@@ -1157,8 +1158,8 @@ static bool parse_pitches(Settings *s, char *error) {
     int highest = s->highest ? read_key(s->highest) : MIDI_HIGHEST_KEY;
     const char *key_help = "it must be a key of the piano: A0 to C8, as C#4, Bb2 or 60";
     if (!classes) {
-        StBuffer names = {NULL, 0, 0, false};
-        for (int i = 0; i < N_SCALES; i++) st_print(&names, "%s%s", i ? ", " : "", scales[i].name);
+        TextBuffer names = {NULL, 0, 0, false};
+        for (int i = 0; i < N_SCALES; i++) text_print(&names, "%s%s", i ? ", " : "", scales[i].name);
         fail(error, "--scale %.40s: it must be a note and a scale, as C-major or F#-minor; scales are %.*s", s->scale,
              (int)names.size, names.bytes ? names.bytes : "");
         free(names.bytes);

@@ -5,7 +5,8 @@
 // CPU, the same bytes from the same seed, and sizes as the flags allow. With --precision bf16 the operands of products
 // are rounded to bf16 and multiplied by tensor cores; sums, the cell state, gates, LayerNorm, the loss, weights and
 // optimizer stay in float. It leaves out more than one GPU. The recipe around a step (data, epochs, files, command
-// line) is dev/recipe/train.h, what both CUDA trainers share dev/cuda/device_model.cuh; matrix products are dev/cuda/matmul.cuh.
+// line) is dev/recipe/train.h, what both CUDA trainers share dev/cuda/device_model.cuh; matrix products are
+// dev/cuda/matmul.cuh.
 //
 // The model: token embedding, then L LSTM layers (Hochreiter and Schmidhuber, 1997; Gers et al., 2000), in each time
 // step
@@ -24,19 +25,14 @@
 // A template parameter Half is the type of the operands of products: float, or __nv_bfloat16.
 // A launch stays on the line of its kernel, for dev/emu/cuda2cpp.sed, where clang-format would break it.
 
-#include "cuda/device_model.cuh" // first: it chooses the system's interfaces
+#include "recipe/model.h" // first: it chooses the system's interfaces
+
+#include "cuda/device_model.cuh"
+#include "models/lstm.h"
 
 enum { V = DATA_TOKENS };
 
-// ---- sizes and parameters
-
-enum { LSTM_EMBED, LSTM_WIDTH, LSTM_LAYERS, N_SIZES };
-
-static const SizeFlag lstm_size_flags[N_SIZES] = {
-    {"embed", "width of the token embedding", 64, 1, 1 << 16},
-    {"width", "units of an LSTM layer; the head's layers have twice and once as many", 512, 1, 1 << 16},
-    {"layers", "LSTM layers", 2, 1, 1000},
-};
+// ---- parameters
 
 // Every parameter tensor of an LSTM layer and of the head, once: member, name in the file, initial values, rank and
 // shape. I is the width of the layer's input. The number of the layer ends the name.
@@ -92,35 +88,6 @@ static void lstm_point(LstmTensors *tensors, const ParamLayout *layout, int L, r
     }
 #define POINT_HEAD_TENSOR(member, ...) tensors->member = flat + next++->offset;
     LSTM_HEAD_TENSORS(POINT_HEAD_TENSOR)
-}
-
-static bool lstm_check_sizes(const ModelConfig *config, char *error) {
-    if ((double)config->B * config->T <= 1 << 30) return true;
-    return fail(error, "--batch %d windows of --window %d tokens are more than 2^30 tokens a step", config->B,
-                config->T);
-}
-
-// The sizes of a model file, from its tensors' names and shapes.
-static bool lstm_sizes_of_file(const StFile *file, int *sizes, char *error) {
-    const char *names[] = {"emb.weight", "lstm.weight_hh_l0"};
-    for (int i = 0; i < 2; i++) { // the columns are the width of the embedding, the units
-        const StTensor *tensor = st_find(file, names[i]);
-        if (!tensor && st_find(file, "layers.0.attn.rel")) {
-            return fail(error, "it holds a Transformer; that is for train_gpt_music");
-        }
-        if (!tensor) return fail(error, "tensor '%s' of an LSTM is missing", names[i]);
-        if (tensor->rank != 2) return fail(error, "tensor '%s' has %d dimensions instead of 2", names[i], tensor->rank);
-        if (tensor->shape[1] < 1 || tensor->shape[1] > 1 << 16) {
-            return fail(error, "tensor '%s' has a dimension of %lld", names[i], (long long)tensor->shape[1]);
-        }
-        sizes[i == 0 ? LSTM_EMBED : LSTM_WIDTH] = (int)tensor->shape[1];
-    }
-    char name[64];
-    sizes[LSTM_LAYERS] = 0;
-    do {
-        snprintf(name, sizeof name, "lstm.weight_hh_l%d", ++sizes[LSTM_LAYERS]);
-    } while (st_find(file, name) && sizes[LSTM_LAYERS] < lstm_size_flags[LSTM_LAYERS].max);
-    return true;
 }
 
 // ---- embedding
@@ -1344,14 +1311,6 @@ static int lstm_activations(void *model, Activation *list) {
     return count;
 }
 
-// Three times the forward's products. (Layer 0's input product counts for every row, though the table needs it for
-// every token only.)
-static double lstm_step_flops(const ModelConfig *config) {
-    const double B = config->B, T = config->T, L = config->sizes[LSTM_LAYERS], E = config->sizes[LSTM_EMBED],
-                 H = config->sizes[LSTM_WIDTH];
-    return 3 * 2 * B * T * (4 * H * (E + H) + (L - 1) * 4 * H * 2 * H + 2 * H * H + 2 * H * H + H * V);
-}
-
 static ModelSpec lstm_spec_make(void) {
     ModelSpec s;
     memset(&s, 0, sizeof s);
@@ -1359,7 +1318,7 @@ static ModelSpec lstm_spec_make(void) {
     s.device = DEVICE_NAME;
     s.precisions = DEVICE_PRECISIONS;
     s.size_flags = lstm_size_flags;
-    s.n_sizes = N_SIZES;
+    s.n_sizes = LSTM_SIZES;
     s.lr = 5e-4;
     s.lr_decay = 0.8;
     s.lr_min = 5e-5;
@@ -1384,5 +1343,7 @@ static ModelSpec lstm_spec_make(void) {
 static const ModelSpec lstm_spec = lstm_spec_make();
 
 #ifndef TESTING
+#include "recipe/train.h"
+
 int main(int argc, char **argv) { return train_main(argc, argv, &lstm_spec); }
 #endif

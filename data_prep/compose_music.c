@@ -21,6 +21,7 @@
 // Fundamentals of Musical Composition, chapters 3 to 8.
 #define _GNU_SOURCE
 #include "base/flags.h"
+#include "base/program.h"
 #include "base/philox.h"
 #include "base/safetensors.h"
 #include <dirent.h>

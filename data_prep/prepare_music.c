@@ -9,6 +9,7 @@ Leaves out: judging the music. Each file is a piece, long or short, good or bad,
 */
 #include "base/data.h"
 #include "base/flags.h"
+#include "base/program.h"
 
 #include <ctype.h>
 #include <dirent.h>

@@ -18,23 +18,15 @@
 // tokens, D distances in the relative table. All matrices are row-major; a linear layer's weight is [out, in].
 // In a backward, gradients of parameters are added to (+=); gradients of activations are set (=), save where a residual
 // branch adds to them, which is said.
-#include "cpu/host_model.h" // first: it chooses the system's interfaces
+#include "recipe/model.h" // first: it chooses the system's interfaces
 
+#include "cpu/host_model.h"
 #include "cpu/matmul.h"
+#include "models/gpt.h"
 
 enum { V = DATA_TOKENS };
 
-// ---- sizes and parameters
-
-enum { GPT_LAYERS, GPT_WIDTH, GPT_HEADS, GPT_HIDDEN, GPT_REL, N_SIZES };
-
-static const SizeFlag gpt_size_flags[N_SIZES] = {
-    {"layers", "number of layers", 8, 1, 1000},
-    {"width", "width of the model, a multiple of the heads", 256, 1, 1 << 16},
-    {"heads", "attention heads", 16, 1, 1 << 12},
-    {"hidden", "width between the two products of a layer", 512, 1, 1 << 18},
-    {"rel", "relative distances with a vector of their own", 240, 1, 1 << 20},
-};
+// ---- parameters
 
 // Every parameter tensor of a layer, once: member, name in the file, initial values, rank and shape.
 #define GPT_LAYER_TENSORS(X)                                                                                           \
@@ -85,52 +77,6 @@ static void gpt_point(GptTensors *tensors, const ParamLayout *layout, int L, rea
     }
     tensors->head_w = flat + next++->offset;
     tensors->head_b = flat + next++->offset;
-}
-
-static bool gpt_check_sizes(const ModelConfig *config, char *error) {
-    int C = config->sizes[GPT_WIDTH], H = config->sizes[GPT_HEADS];
-    if (C % H) return fail(error, "--width %d is not a multiple of --heads %d", C, H);
-    if ((double)config->B * config->T > 1 << 30) {
-        return fail(error, "--batch %d windows of --window %d tokens are more than 2^30 tokens a step", config->B,
-                    config->T);
-    }
-    return true;
-}
-
-// The sizes of a model file, from its tensors' shapes; heads = width / the last dimension of rel.
-static bool gpt_sizes_of_file(const StFile *file, int *sizes, char *error) {
-    const StTensor *emb = st_find(file, "emb.weight"), *rel = st_find(file, "layers.0.attn.rel"),
-                   *fc1 = st_find(file, "layers.0.fc1.weight");
-    const StTensor *needed[] = {emb, rel, fc1};
-    const char *names[] = {"emb.weight", "layers.0.attn.rel", "layers.0.fc1.weight"};
-    for (int i = 0; i < 3; i++) {
-        if (!needed[i] && st_find(file, "lstm.weight_ih_l0")) {
-            return fail(error, "it holds an LSTM; that is for train_lstm_music");
-        }
-        if (!needed[i]) return fail(error, "tensor '%s' of a Transformer is missing", names[i]);
-        if (needed[i]->rank != 2)
-            return fail(error, "tensor '%s' has %d dimensions instead of 2", names[i], needed[i]->rank);
-        for (int d = 0; d < 2; d++) {
-            if (needed[i]->shape[d] < 1 || needed[i]->shape[d] > 1 << 20) {
-                return fail(error, "tensor '%s' has a dimension of %lld", names[i], (long long)needed[i]->shape[d]);
-            }
-        }
-    }
-    if (emb->shape[1] % rel->shape[1]) {
-        return fail(error,
-                    "the width %d is not a multiple of the head size %d, the last dimension of 'layers.0.attn.rel'",
-                    (int)emb->shape[1], (int)rel->shape[1]);
-    }
-    char name[64];
-    sizes[GPT_LAYERS] = 0;
-    do {
-        snprintf(name, sizeof name, "layers.%d.attn.qkv.weight", ++sizes[GPT_LAYERS]);
-    } while (st_find(file, name) && sizes[GPT_LAYERS] < gpt_size_flags[GPT_LAYERS].max);
-    sizes[GPT_WIDTH] = (int)emb->shape[1];
-    sizes[GPT_HEADS] = (int)(emb->shape[1] / rel->shape[1]);
-    sizes[GPT_HIDDEN] = (int)fc1->shape[0];
-    sizes[GPT_REL] = (int)rel->shape[0];
-    return true;
 }
 
 // ---- embedding
@@ -757,19 +703,12 @@ static int gpt_activations(void *model, Activation *list) {
     return count;
 }
 
-// Three times the forward's products; attention's three (q.k, q.rel, a.v) below the diagonal only.
-static double gpt_step_flops(const ModelConfig *config) {
-    const double B = config->B, T = config->T, L = config->sizes[GPT_LAYERS], C = config->sizes[GPT_WIDTH],
-                 F = config->sizes[GPT_HIDDEN];
-    return 3 * (2 * B * T * (L * (4 * C * C + 2 * C * F) + C * V) + L * 3 * 2 * B * (T * (T + 1) / 2) * C);
-}
-
 static const ModelSpec gpt_spec = {
     .name = "gpt",
     .device = "cpu",
     .precisions = HOST_PRECISIONS,
     .size_flags = gpt_size_flags,
-    .n_sizes = N_SIZES,
+    .n_sizes = GPT_SIZES,
     .lr = 1e-3,
     .lr_decay = 1,
     .lr_min = 0,
@@ -791,5 +730,7 @@ static const ModelSpec gpt_spec = {
 };
 
 #ifndef TESTING
+#include "recipe/train.h"
+
 int main(int argc, char **argv) { return train_main(argc, argv, &gpt_spec); }
 #endif

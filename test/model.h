@@ -4,8 +4,10 @@
 //   check_plain       logits, loss and gradients of the float model against a plain writing of it in double
 //   check_adamax      three updates against the formula
 //   check_learning    a melody is learnt, to the same bytes on other threads; a number that is not finite is found
-#ifndef MODEL_H
-#define MODEL_H
+#ifndef MODEL_TEST_H
+#define MODEL_TEST_H
+
+#include "recipe/train.h"
 
 #include "check.h"
 

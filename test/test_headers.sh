@@ -4,7 +4,7 @@
 cd "$root" || exit 1
 strict='-Wall -Wextra -Werror -fsyntax-only'
 case ${CC:-cc} in *clang*) CXX=clang++ ;; *) CXX=g++ ;; esac
-for header in midi.h dev/base/safetensors.h dev/recipe/curves.h dev/base/flags.h dev/base/philox.h dev/base/data.h dev/recipe/train.h dev/cpu/host_model.h \
+for header in midi.h dev/base/*.h dev/recipe/*.h dev/models/*.h dev/cpu/host_model.h \
     dev/sample/roll.h dev/sample/player.h; do
     include="-I. -Idev -include $header -DMIDI_IMPLEMENTATION -Wno-unknown-pragmas"
     # shellcheck disable=SC2086

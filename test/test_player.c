@@ -16,11 +16,11 @@ static const char odd_seen[] = // as JSON
     "\"\\u003c/script\\u003e\\u003cscript\\u003ealert(1)\\u003c/script\\u003e \\u003c!-- \\u0026 \\u0022 ' \\u005c "
     "\\ufffd\\ufffd \xf0\x9f\x8e\xb9 \\u0001\\u000d\\u000a\\u007f end\"";
 
-static StBuffer page_of(const PlayerSong *songs, int n) { // with a NUL behind its last byte
-    StBuffer out = {NULL, 0, 0, false};
+static TextBuffer page_of(const PlayerSong *songs, int n) { // with a NUL behind its last byte
+    TextBuffer out = {NULL, 0, 0, false};
     strcpy(error, "no sentence");
     CHECK(player_html(&out, songs, n, error), "%s", error);
-    st_append(&out, "", 1);
+    text_add(&out, "", 1);
     out.size--;
     return out;
 }
@@ -40,7 +40,7 @@ static void test_page(void) {
     for (size_t size = 252; size <= 256; size++) {
         PlayerSong songs[2] = {{odd_title, "seed 7\nmodel a", mid, size, notes, 3, bars, 3, 0.125, 1240, 117.5}};
         songs[1].bpm = 60; // no title, no settings, no notes, no file
-        StBuffer page = page_of(songs, 2), again = page_of(songs, 2);
+        TextBuffer page = page_of(songs, 2), again = page_of(songs, 2);
         const char *data = strstr(page.bytes, "type=\"application/json\">"),
                    *at = data ? strstr(data, "\"notes\":[\n") : NULL;
         CHECK(page.size == again.size && !memcmp(page.bytes, again.bytes, page.size), "the same bytes again");
@@ -111,7 +111,7 @@ static void test_alone(void) {
 }
 
 static void refuses(PlayerSong song, const char *words) {
-    StBuffer out = {NULL, 0, 0, false};
+    TextBuffer out = {NULL, 0, 0, false};
     strcpy(error, "no sentence");
     CHECK(!player_html(&out, &song, 1, error), "should be refused: %s", words);
     CHECK(strstr(error, words), "'%s' should have: %s", error, words);
@@ -123,7 +123,7 @@ static void test_errors(void) {
     double bars[2] = {0, 2};
     const PlayerSong good = {"Song", "", NULL, 0, &note, 1, bars, 2, 0, 4, 120};
     PlayerSong song = good;
-    StBuffer out = page_of(&good, 1);
+    TextBuffer out = page_of(&good, 1);
     free(out.bytes);
     CHECK(!player_html(&out, &good, 0, error) && strstr(error, "needs a song"), "%s", error);
     refuses((song.bpm = 0, song), "0 bpm");
@@ -203,7 +203,7 @@ static void piece_read(Piece *piece, const char *path, int seed) { // or the end
 }
 
 static int write_page(const char *folder, const char *name, const PlayerSong *songs, int n) {
-    StBuffer page = page_of(songs, n);
+    TextBuffer page = page_of(songs, n);
     char *path = path_join(folder, name);
     bool ok = write_file_atomically(path, page.bytes, page.size, error);
     if (!ok) printf("%s\n", error);

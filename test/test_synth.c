@@ -9,7 +9,7 @@
 enum { RATE = SYNTH_RATE };
 
 typedef struct {
-    StBuffer file;
+    TextBuffer file;
     const int16_t *at; // [frames][2]
     int frames;
 } Sound;
@@ -253,9 +253,9 @@ static void check_refusals(void) {
                  {{0, 1, 60, 1, false}, inf, "4 GiB"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const SynthNote notes[2] = {{0, 1, 60, 0.5, false}, cases[i].note};
-        StBuffer out = {NULL, 0, 0, false};
+        TextBuffer out = {NULL, 0, 0, false};
         char error[ERROR_SIZE] = "";
-        st_append(&out, "kept", 4);
+        text_add(&out, "kept", 4);
         const bool made = synth_wav(&out, notes, 2, cases[i].seconds, error);
         CHECK(!made && strstr(error, cases[i].says), "case %zu says '%s'", i, error);
         CHECK(out.size == 4 && !memcmp(out.bytes, "kept", 4), "case %zu leaves the buffer alone", i);

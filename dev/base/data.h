@@ -194,43 +194,6 @@ static inline void epoch_batch(const Dataset *data, uint64_t seed, int64_t epoch
     }
 }
 
-// Escapes a path for a line of `names`: newline, % and bytes that are not UTF-8 become %0A, %25 and %XX. out needs
-// 3 strlen(name) + 1 bytes; returns the length.
-static inline size_t name_escape(const char *name, char *out) {
-    size_t left = strlen(name), size = 0;
-    while (left) {
-        int length = utf8_length(name, left);
-        if (length == 0 || *name == '\n' || *name == '%') {
-            snprintf(out + size, 4, "%%%02X", (unsigned char)*name);
-            size += 3;
-            length = 1;
-        } else {
-            memcpy(out + size, name, (size_t)length);
-            size += (size_t)length;
-        }
-        name += length;
-        left -= (size_t)length;
-    }
-    out[size] = 0;
-    return size;
-}
-
-// The path again, from a line that ends at a newline or NUL. out: as long as the line, and 1 more; returns the length.
-// A % that no two hexadecimal digits follow, or that would give a NUL, stays as it is.
-static inline size_t name_unescape(const char *line, char *out) {
-    static const char digits[] = "0123456789ABCDEF0123456789abcdef";
-    size_t size = 0;
-    while (*line && *line != '\n') {
-        const char *high = *line == '%' && line[1] ? strchr(digits, line[1]) : NULL;
-        const char *low = high && line[2] ? strchr(digits, line[2]) : NULL;
-        int byte = low ? (int)((high - digits) % 16 * 16 + (low - digits) % 16) : 0;
-        out[size++] = byte ? (char)byte : *line;
-        line += byte ? 3 : 1;
-    }
-    out[size] = 0;
-    return size;
-}
-
 // The escaped name of piece p, up to its newline or NUL; "" where the dataset has no names.
 static inline const char *dataset_name(const Dataset *data, int64_t p) {
     const char *line = data->names;

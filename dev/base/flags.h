@@ -9,19 +9,14 @@
 // Promises: a value is the whole text, in its range and finite, or a sentence says what it must be; an unknown flag
 // gets the nearest known one. `--flag value` and `--flag=value` are the same; -h is --help. A flag given twice counts
 // last. Left out: short names that stand together (-abc), numbers that are not decimal, and --, after which nothing is
-// a flag (a file named -x is ./-x). Also here: the version, the time, and how each program starts and ends. C11 and
-// C++17; with -std=c11 include it before the system's headers.
+// a flag (a file named -x is ./-x). C11 and C++17; with -std=c11 include it before the system's headers.
 #ifndef FLAGS_H
 #define FLAGS_H
 
-#include "base/safetensors.h" // fail
+#include "base/files.h"
 
 #include <ctype.h>
 #include <math.h>
-#include <signal.h>
-#include <time.h>
-
-#define MUSIC_VERSION "0.1.0" // of all programs
 
 typedef enum { FLAG_SWITCH, FLAG_TEXT, FLAG_TEXTS, FLAG_WHOLE, FLAG_SEED, FLAG_NUMBER } FlagKind;
 
@@ -260,42 +255,6 @@ static inline void flags_print(const Flags *flags) { // each with its value, in 
         }
         printf("\n");
     }
-}
-
-// ---- time
-
-static inline double seconds_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-static inline int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static inline double median(double *values, size_t n) { // of at least one value; sorts them
-    qsort(values, n, sizeof *values, by_value);
-    return (values[(n - 1) / 2] + values[n / 2]) / 2;
-}
-
-// ---- a program's start and end
-
-static inline void program_start(void) {
-    signal(SIGXFSZ, SIG_IGN); // a file-size limit is then an error of the write, with a sentence
-}
-
-// Flushes stdout, a failure too, because a full disk may show only here. Prints the sentence in error, if there is one,
-// and returns the exit status.
-static inline int program_end(const char *program, int status, char *error) {
-    const bool flushed = !fflush(stdout);
-    if ((!flushed || ferror(stdout)) && !status) { // of an earlier error the reason is no longer known
-        status = !fail(error, "the standard output cannot be written%s%s", flushed ? "" : ": ",
-                       flushed ? "" : strerror(errno));
-    }
-    if (*error) fprintf(stderr, "%s: %s\n", program, error);
-    return status;
 }
 
 #endif

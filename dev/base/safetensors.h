@@ -19,226 +19,12 @@
 #ifndef SAFETENSORS_H
 #define SAFETENSORS_H
 
-#if defined(__STRICT_ANSI__) && !defined(__cplusplus) && !defined(_POSIX_C_SOURCE)
-#define _POSIX_C_SOURCE 200809L // fileno and fsync
-#endif
-
-#include <errno.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include "base/files.h"
+#include "base/text.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "safetensors.h: tensors are used as they lie in the file, which needs a little-endian machine"
 #endif
-
-#if defined(__GNUC__)
-#define PRINTF_LIKE(format_at, first_at) __attribute__((format(printf, format_at, first_at))) // parameters, from 1
-#else
-#define PRINTF_LIKE(format_at, first_at)
-#endif
-
-enum { ERROR_SIZE = 1024 }; // of every `char *error` below; it receives one sentence, without a newline
-
-// Formats a sentence into error[ERROR_SIZE] (which may be NULL, and may be among the arguments) and returns false.
-// Control characters become '?', because names out of hostile files end up here and then on a terminal.
-PRINTF_LIKE(2, 3) static inline bool fail(char *error, const char *format, ...) {
-    char text[ERROR_SIZE];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    for (char *c = text; *c; c++) {
-        if ((unsigned char)*c < 32 || *c == 127) *c = '?';
-    }
-    if (error) memcpy(error, text, sizeof text);
-    return false;
-}
-
-// Reads a regular file into *bytes (malloc, the caller frees; a NUL follows the last byte, not counted in *size).
-static inline bool read_file(const char *path, void **bytes, size_t *size, char *error) {
-    *bytes = NULL;
-    *size = 0;
-    struct stat about;
-    if (stat(path, &about)) return fail(error, "%s: cannot be opened: %s", path, strerror(errno));
-    if (S_ISDIR(about.st_mode)) return fail(error, "%s: is a folder; give a file", path);
-    if (!S_ISREG(about.st_mode)) return fail(error, "%s: is not a regular file", path);
-    FILE *file = fopen(path, "rb");
-    if (!file) return fail(error, "%s: cannot be opened: %s", path, strerror(errno));
-    size_t expected = (size_t)about.st_size;
-    char *buffer = (char *)malloc(expected + 1);
-    if (!buffer) {
-        fclose(file);
-        return fail(error, "%s: its %zu bytes do not fit into memory", path, expected);
-    }
-    errno = 0;
-    size_t got = fread(buffer, 1, expected, file);
-    if (got != expected) {
-        fail(error, "%s: only %zu of its %zu bytes could be read: %s", path, got, expected,
-             errno ? strerror(errno) : "it was cut while being read");
-        fclose(file);
-        free(buffer);
-        return false;
-    }
-    fclose(file);
-    buffer[expected] = 0;
-    *bytes = buffer;
-    *size = expected;
-    return true;
-}
-
-// folder/name, for free(). Without memory the program ends.
-static inline char *path_join(const char *folder, const char *name) {
-    size_t length = strlen(folder);
-    char *path = (char *)malloc(length + strlen(name) + 2);
-    if (!path) abort();
-    sprintf(path, "%s%s%s", folder, length && folder[length - 1] != '/' ? "/" : "", name);
-    return path;
-}
-
-static inline bool make_folders(const char *path, char *error) { // as mkdir -p; an existing folder is fine
-    size_t size = strlen(path) + 1;
-    char *part = (char *)malloc(size);
-    if (!part) return fail(error, "%s: no memory for its name", path);
-    bool made = true;
-    memcpy(part, path, size);
-    for (size_t i = 1; made && i < size; i++) {
-        if (part[i] && part[i] != '/') continue;
-        char kept = part[i];
-        struct stat about;
-        part[i] = 0;
-        if (mkdir(part, 0777) && (stat(part, &about) || !S_ISDIR(about.st_mode))) {
-            made = fail(error, "%s: the folder cannot be made: %s; choose another", part, strerror(errno));
-        }
-        part[i] = kept;
-    }
-    free(part);
-    return made;
-}
-
-// How many bytes of a path name folders that exist: ask before make_folders, and give it to remove_empty_folders.
-static inline size_t existing_folders(const char *path) {
-    char part[4096];
-    size_t length = strlen(path), existing = 0;
-    for (size_t i = 1; i <= length && i < sizeof part; i++) {
-        if (path[i] && path[i] != '/') continue;
-        memcpy(part, path, i);
-        part[i] = 0;
-        if (access(part, F_OK)) break;
-        existing = i;
-    }
-    return existing;
-}
-
-// Removes the empty folders of a path, from its end back to its first `existing` bytes: what a failure need not leave.
-static inline void remove_empty_folders(const char *path, size_t existing) {
-    char part[4096];
-    snprintf(part, sizeof part, "%s", path);
-    for (size_t i = strlen(part); i > existing; i--) {
-        if (path[i] && path[i] != '/') continue;
-        part[i] = 0;
-        rmdir(part); // fails, as it should, where something is in it
-    }
-}
-
-// A file in the making: atomic_open, any number of atomic_write, then atomic_close. It grows as PATH.tmp in the same
-// folder and becomes PATH when all of it is on the disk; on any failure PATH.tmp is removed and PATH stays as it was.
-typedef struct {
-    FILE *file;
-    char *temporary;
-    const char *path; // the caller's; it must live until atomic_close
-    int problem;      // errno of the first failure, or 0
-} AtomicFile;
-
-static inline bool atomic_fail(const char *path, int problem, char *error) {
-    const char *advice = "";
-    if (problem == ENOSPC || problem == EDQUOT || problem == EFBIG) advice = "; make room, or write elsewhere";
-    if (problem == EACCES || problem == EPERM || problem == EROFS) advice = "; choose a folder that you may write to";
-    if (problem == ENOENT || problem == ENOTDIR) advice = "; its folder must exist";
-    return fail(error, "%s: cannot be written: %s%s", path, strerror(problem), advice);
-}
-
-static inline bool atomic_open(AtomicFile *out, const char *path, char *error) {
-    memset(out, 0, sizeof *out);
-    // Renaming onto a device would replace it, onto a folder would fail only after all the work.
-    struct stat about;
-    if (!*path) return fail(error, "a file to write has no name; give one");
-    if (!stat(path, &about) && S_ISDIR(about.st_mode)) {
-        return fail(error, "%s: cannot be written: it is a folder; give a file name", path);
-    }
-    if (!stat(path, &about) && !S_ISREG(about.st_mode)) {
-        return fail(error, "%s: cannot be written: it is not a regular file", path);
-    }
-    out->path = path;
-    out->temporary = (char *)malloc(strlen(path) + 5);
-    if (!out->temporary) return atomic_fail(path, ENOMEM, error);
-    strcpy(out->temporary, path);
-    strcat(out->temporary, ".tmp");
-    out->file = fopen(out->temporary, "wb");
-    if (out->file) return true;
-    int problem = errno;
-    free(out->temporary);
-    return atomic_fail(path, problem, error);
-}
-
-// A failure is kept until atomic_close reports it.
-static inline void atomic_write(AtomicFile *out, const void *bytes, size_t size) {
-    if (out->problem || !size) return;
-    errno = EIO;
-    if (fwrite(bytes, 1, size, out->file) != size) out->problem = errno;
-}
-
-static inline bool atomic_close(AtomicFile *out, char *error) {
-    errno = EIO;
-    if (!out->problem && fflush(out->file)) out->problem = errno;
-    // EINVAL: a file system that has nothing to synchronise.
-    if (!out->problem && fsync(fileno(out->file)) && errno != EINVAL) out->problem = errno;
-    if (fclose(out->file) && !out->problem) out->problem = errno;
-    if (!out->problem && rename(out->temporary, out->path)) out->problem = errno;
-    if (out->problem) remove(out->temporary);
-    free(out->temporary);
-    return out->problem ? atomic_fail(out->path, out->problem, error) : true;
-}
-
-// Writes a whole file in one go, by the same rules.
-static inline bool write_file_atomically(const char *path, const void *bytes, size_t size, char *error) {
-    AtomicFile out;
-    if (!atomic_open(&out, path, error)) return false;
-    atomic_write(&out, bytes, size);
-    return atomic_close(&out, error);
-}
-
-// Length (1 to 4) of the UTF-8 character at text, or 0 where there is none: a stray or missing continuation byte, an
-// overlong form, a surrogate, or a value above U+10FFFF (The Unicode Standard, table 3-7).
-static inline int utf8_length(const char *text, size_t available) {
-    const unsigned char *u = (const unsigned char *)text;
-    if (!available) return 0;
-    if (u[0] < 0x80) return 1;
-    int length = u[0] >= 0xC2 && u[0] <= 0xDF ? 2 : (u[0] & 0xF0) == 0xE0 ? 3 : u[0] >= 0xF0 && u[0] <= 0xF4 ? 4 : 0;
-    if (!length || available < (size_t)length) return 0;
-    for (int i = 1; i < length; i++) {
-        if ((u[i] & 0xC0) != 0x80) return 0;
-    }
-    if ((u[0] == 0xE0 && u[1] < 0xA0) || (u[0] == 0xED && u[1] > 0x9F)) return 0;
-    if ((u[0] == 0xF0 && u[1] < 0x90) || (u[0] == 0xF4 && u[1] > 0x8F)) return 0;
-    return length;
-}
-
-static inline bool utf8_valid(const char *text) {
-    size_t left = strlen(text);
-    while (left) {
-        int length = utf8_length(text, left);
-        if (!length) return false;
-        text += length;
-        left -= (size_t)length;
-    }
-    return true;
-}
 
 // Name in the header, bytes of one element.
 // clang-format off
@@ -688,37 +474,8 @@ static inline bool st_to_double(const StTensor *tensor, double *out) {
     return true;
 }
 
-typedef struct { // a growing text; failed: out of memory
-    char *bytes;
-    size_t size, capacity;
-    bool failed;
-} StBuffer;
-
-static inline void st_append(StBuffer *buffer, const char *bytes, size_t size) {
-    if (size > buffer->capacity - buffer->size) {
-        size_t capacity = 2 * (buffer->size + size);
-        char *grown = buffer->failed ? NULL : (char *)realloc(buffer->bytes, capacity);
-        buffer->failed = !grown;
-        if (!grown) return;
-        buffer->bytes = grown;
-        buffer->capacity = capacity;
-    }
-    memcpy(buffer->bytes + buffer->size, bytes, size);
-    buffer->size += size;
-}
-
-// Appends formatted text; what is longer than 1023 bytes is cut.
-PRINTF_LIKE(2, 3) static inline void st_print(StBuffer *buffer, const char *format, ...) {
-    char text[1024];
-    va_list arguments;
-    va_start(arguments, format);
-    int n = vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    st_append(buffer, text, n < (int)sizeof text ? (size_t)n : sizeof text - 1);
-}
-
-static inline void st_append_string(StBuffer *buffer, const char *string) { // quoted and escaped
-    st_append(buffer, "\"", 1);
+static inline void st_add_string(TextBuffer *buffer, const char *string) { // quoted and escaped
+    text_add(buffer, "\"", 1);
     for (; *string; string++) {
         char escape[8];
         if (*string == '"' || *string == '\\') {
@@ -728,12 +485,12 @@ static inline void st_append_string(StBuffer *buffer, const char *string) { // q
         } else if ((unsigned char)*string < 32) {
             snprintf(escape, sizeof escape, "\\u%04x", (unsigned)*string);
         } else {
-            st_append(buffer, string, 1);
+            text_add(buffer, string, 1);
             continue;
         }
-        st_append(buffer, escape, strlen(escape));
+        text_add(buffer, escape, strlen(escape));
     }
-    st_append(buffer, "\"", 1);
+    text_add(buffer, "\"", 1);
 }
 
 // The place of a tensor in the file: larger elements first, so that all are aligned without gaps, then by name.
@@ -744,21 +501,21 @@ static inline int st_by_size(const void *a, const void *b) {
 }
 
 // The header, its length included, of sorted tensors and metadata. Sets the tensors' counts from their shapes.
-static inline bool st_make_header(StBuffer *out, const char *path, StTensor *tensors, int n, const StMeta *meta,
+static inline bool st_make_header(TextBuffer *out, const char *path, StTensor *tensors, int n, const StMeta *meta,
                                   int n_meta, char *error) {
     const char *separator = "";
     int64_t offset = 0;
-    st_append(out, "\0\0\0\0\0\0\0\0{", 9);
+    text_add(out, "\0\0\0\0\0\0\0\0{", 9);
     for (int i = 0; i < n_meta; i++) {
         if (!utf8_valid(meta[i].key) || !utf8_valid(meta[i].value) || (i && !strcmp(meta[i].key, meta[i - 1].key))) {
             return fail(error, "%s: cannot be written: metadata '%.80s' is there twice or is not UTF-8", path,
                         meta[i].key);
         }
-        st_append(out, i ? ",\n" : "\"__metadata__\":{", i ? 2 : 16);
-        st_append_string(out, meta[i].key);
-        st_append(out, ":", 1);
-        st_append_string(out, meta[i].value);
-        if (i == n_meta - 1) st_append(out, "}", 1);
+        text_add(out, i ? ",\n" : "\"__metadata__\":{", i ? 2 : 16);
+        st_add_string(out, meta[i].key);
+        text_add(out, ":", 1);
+        st_add_string(out, meta[i].value);
+        if (i == n_meta - 1) text_add(out, "}", 1);
         separator = ",\n";
     }
     for (int i = 0; i < n; i++) {
@@ -767,21 +524,21 @@ static inline bool st_make_header(StBuffer *out, const char *path, StTensor *ten
             return fail(error, "%s: cannot be written: tensor name '%.80s' is there twice or not allowed", path,
                         t->name);
         }
-        st_append(out, separator, strlen(separator));
+        text_add(out, separator, strlen(separator));
         separator = ",\n";
-        st_append_string(out, t->name);
-        st_print(out, ":{\"dtype\":\"%s\",\"shape\":[", st_type_name(t->type));
+        st_add_string(out, t->name);
+        text_print(out, ":{\"dtype\":\"%s\",\"shape\":[", st_type_name(t->type));
         t->count = 1;
         for (int d = 0; d < t->rank; d++) {
-            st_print(out, d ? ",%lld" : "%lld", (long long)t->shape[d]);
+            text_print(out, d ? ",%lld" : "%lld", (long long)t->shape[d]);
             t->count *= t->shape[d];
         }
         int64_t end = offset + t->count * st_size(t->type);
-        st_print(out, "],\"data_offsets\":[%lld,%lld]}", (long long)offset, (long long)end);
+        text_print(out, "],\"data_offsets\":[%lld,%lld]}", (long long)offset, (long long)end);
         offset = end;
     }
-    st_append(out, "}", 1);
-    while (!out->failed && out->size % 64) st_append(out, " ", 1);
+    text_add(out, "}", 1);
+    while (!out->failed && out->size % 64) text_add(out, " ", 1);
     if (out->failed) return fail(error, "%s: cannot be written: out of memory", path);
     uint64_t length = out->size - 8;
     if (length > ST_MAX_HEADER) {
@@ -799,7 +556,7 @@ static inline bool st_write(const char *path, const StTensor *tensors, int n, co
                             char *error) {
     StTensor *sorted = (StTensor *)malloc(((size_t)n + 1) * sizeof *sorted);
     StMeta *sorted_meta = (StMeta *)malloc(((size_t)n_meta + 1) * sizeof *sorted_meta);
-    StBuffer header = {NULL, 0, 0, false};
+    TextBuffer header = {NULL, 0, 0, false};
     AtomicFile out;
     bool ok = false;
     if (!sorted || !sorted_meta) {

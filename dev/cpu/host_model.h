@@ -4,7 +4,7 @@
 #ifndef HOST_MODEL_H
 #define HOST_MODEL_H
 
-#include "recipe/train.h"
+#include "base/params.h"
 
 // What --precision may be. bf16 rounds the operands of the large products (matmul.h); it is faster where the processor
 // multiplies them so, slower elsewhere.

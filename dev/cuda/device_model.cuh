@@ -7,7 +7,7 @@
 #ifndef DEVICE_MODEL_CUH
 #define DEVICE_MODEL_CUH
 
-#include "recipe/train.h" // first: it chooses the system's interfaces
+#include "base/params.h" // first: it chooses the system's interfaces
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>

@@ -7,7 +7,7 @@
 #ifndef CURVES_H
 #define CURVES_H
 
-#include "base/safetensors.h" // StBuffer, st_print
+#include "base/text.h"
 
 #include <math.h>
 
@@ -36,15 +36,6 @@ typedef struct { // what a line is called, behind its right end
     char text[80];
 } CurveLabel;
 
-// A round number (1, 2 or 5 times a power of ten) that divides range into about `wanted` parts.
-static inline double nice_step(double range, int wanted) {
-    double step = 1;
-    while (step * wanted < range) step *= 10;
-    while (step * wanted >= range * 10 && step > 1e-9) step /= 10;
-    if (step / 5 * wanted >= range) return step / 5;
-    return step / 2 * wanted >= range ? step / 2 : step;
-}
-
 static inline double curve_x(const CurveAxes *axes, double epoch) {
     return CURVE_LEFT + epoch / axes->end * (axes->right - CURVE_LEFT);
 }
@@ -63,7 +54,7 @@ static inline int curve_best(const LossCurve *curve) {
 }
 
 // Draws the grid and its numbers. Returns axes that hold every point and diamond, their ends at lines of the grid.
-static inline CurveAxes curve_axes(StBuffer *out, const LossCurve *curves, int n, double right, const char *epochs) {
+static inline CurveAxes curve_axes(TextBuffer *out, const LossCurve *curves, int n, double right, const char *epochs) {
     CurveAxes axes = {1, HUGE_VAL, -HUGE_VAL, right};
     for (int k = 0; k < n; k++) {
         const LossCurve *curve = &curves[k];
@@ -81,45 +72,46 @@ static inline CurveAxes curve_axes(StBuffer *out, const LossCurve *curves, int n
     double y_step = nice_step(fmax(axes.high - axes.low, 0.05), 10), x_step = fmax(1, nice_step(axes.end, 10));
     axes.low = floor(axes.low / y_step) * y_step;
     axes.high = fmax(ceil(axes.high / y_step) * y_step, axes.low + y_step);
-    st_print(out, "<g fill=\"#555\" text-anchor=\"end\">\n");
+    text_print(out, "<g fill=\"#555\" text-anchor=\"end\">\n");
     for (int i = 0; axes.low + i * y_step < axes.high + y_step / 2; i++) {
         double loss = axes.low + i * y_step, y = curve_y(&axes, loss);
-        st_print(out, "<path stroke=\"%s\" d=\"M%d %.1fH%.0f\"/><text x=\"%d\" y=\"%.1f\">%.6g</text>\n",
-                 i ? "#e6e6e6" : "#999", CURVE_LEFT, y, right, CURVE_LEFT - 10, y + 4, loss);
+        text_print(out, "<path stroke=\"%s\" d=\"M%d %.1fH%.0f\"/><text x=\"%d\" y=\"%.1f\">%.6g</text>\n",
+                   i ? "#e6e6e6" : "#999", CURVE_LEFT, y, right, CURVE_LEFT - 10, y + 4, loss);
     }
-    st_print(out, "</g>\n<g fill=\"#555\" text-anchor=\"middle\">\n");
+    text_print(out, "</g>\n<g fill=\"#555\" text-anchor=\"middle\">\n");
     for (double x = 0; x <= axes.end + 1e-9; x += x_step) {
-        st_print(out, "<path stroke=\"#999\" d=\"M%.1f %dv5\"/><text x=\"%.1f\" y=\"%d\">%.0f</text>\n",
-                 curve_x(&axes, x), CURVE_BOTTOM, curve_x(&axes, x), CURVE_BOTTOM + 20, x);
+        text_print(out, "<path stroke=\"#999\" d=\"M%.1f %dv5\"/><text x=\"%.1f\" y=\"%d\">%.0f</text>\n",
+                   curve_x(&axes, x), CURVE_BOTTOM, curve_x(&axes, x), CURVE_BOTTOM + 20, x);
     }
-    st_print(out, "<text x=\"%.0f\" y=\"%d\">%s</text>\n", (CURVE_LEFT + right) / 2, CURVE_HEIGHT - 16, epochs);
-    st_print(out, "<text transform=\"translate(20 %d) rotate(-90)\">loss (nats per token)</text>\n</g>\n",
-             (CURVE_TOP + CURVE_BOTTOM) / 2);
+    text_print(out, "<text x=\"%.0f\" y=\"%d\">%s</text>\n", (CURVE_LEFT + right) / 2, CURVE_HEIGHT - 16, epochs);
+    text_print(out, "<text transform=\"translate(20 %d) rotate(-90)\">loss (nats per token)</text>\n</g>\n",
+               (CURVE_TOP + CURVE_BOTTOM) / 2);
     return axes;
 }
 
-static inline void curve_line(StBuffer *out, const CurveAxes *axes, const LossCurve *curve, bool test,
+static inline void curve_line(TextBuffer *out, const CurveAxes *axes, const LossCurve *curve, bool test,
                               const CurveLabel *label) {
-    st_print(out, "<g fill=\"%s\" opacity=\"%s\">\n<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"%s\" points=\"",
-             label->color, label->opacity, label->color, test ? "2" : "1.5");
+    text_print(out,
+               "<g fill=\"%s\" opacity=\"%s\">\n<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"%s\" points=\"",
+               label->color, label->opacity, label->color, test ? "2" : "1.5");
     for (int pass = 0; pass < 2; pass++) { // first the line, then its points
         for (int i = 0; i < curve->n; i++) {
             const LossPoint *point = &curve->points[i];
-            st_print(out, pass ? "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\"/>\n" : "%.1f,%.1f ",
-                     curve_x(axes, point->epoch), curve_y(axes, test ? point->test : point->train));
+            text_print(out, pass ? "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\"/>\n" : "%.1f,%.1f ",
+                       curve_x(axes, point->epoch), curve_y(axes, test ? point->test : point->train));
         }
-        st_print(out, pass ? "" : "\"/>\n");
+        text_print(out, pass ? "" : "\"/>\n");
     }
     if (test) {
         const LossPoint *best = &curve->points[curve_best(curve)];
-        st_print(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"6.5\" fill=\"none\" stroke=\"%s\" stroke-width=\"2\"/>\n",
-                 curve_x(axes, best->epoch), curve_y(axes, best->test), label->color);
+        text_print(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"6.5\" fill=\"none\" stroke=\"%s\" stroke-width=\"2\"/>\n",
+                   curve_x(axes, best->epoch), curve_y(axes, best->test), label->color);
     }
-    st_print(out, "</g>\n");
+    text_print(out, "</g>\n");
 }
 
 // Puts the labels in order of their lines, moves them apart, and draws each with a thread to where its line ends.
-static inline void curve_labels(StBuffer *out, CurveLabel *labels, int n, double right) {
+static inline void curve_labels(TextBuffer *out, CurveLabel *labels, int n, double right) {
     for (int i = 1; i < n; i++) {
         for (int j = i; j > 0 && labels[j].y < labels[j - 1].y; j--) {
             CurveLabel swap = labels[j];
@@ -138,35 +130,35 @@ static inline void curve_labels(StBuffer *out, CurveLabel *labels, int n, double
     }
     for (int i = 0; i < n; i++) {
         const CurveLabel *label = &labels[i];
-        st_print(out, "<path fill=\"none\" stroke=\"%s\" stroke-width=\"0.6\" opacity=\"0.5\" d=\"", label->color);
-        st_print(out, "M%.1f %.1fH%.0fL%.0f %.1f\"/>\n", label->from + 5, label->at, fmax(right, label->from + 5),
-                 right + 16, label->y);
+        text_print(out, "<path fill=\"none\" stroke=\"%s\" stroke-width=\"0.6\" opacity=\"0.5\" d=\"", label->color);
+        text_print(out, "M%.1f %.1fH%.0fL%.0f %.1f\"/>\n", label->from + 5, label->at, fmax(right, label->from + 5),
+                   right + 16, label->y);
         // Small letters need more contrast than a line.
-        st_print(out, "<text x=\"%.0f\" y=\"%.1f\" fill=\"%s\" opacity=\"%s\">%s</text>\n", right + 20, label->y + 4,
-                 label->color, strcmp(label->opacity, "1") ? "0.8" : "1", label->text);
+        text_print(out, "<text x=\"%.0f\" y=\"%.1f\" fill=\"%s\" opacity=\"%s\">%s</text>\n", right + 20, label->y + 4,
+                   label->color, strcmp(label->opacity, "1") ? "0.8" : "1", label->text);
     }
 }
 
 // Draws the figure of n curves, 1 to MAX_CURVES. The title and the text under the epochs are plain, without & and <.
-static inline void curves_draw(StBuffer *out, const char *title, const char *epochs, const LossCurve *curves, int n) {
+static inline void curves_draw(TextBuffer *out, const char *title, const char *epochs, const LossCurve *curves, int n) {
     static const char *const colors[MAX_CURVES] = {"#1f6fb4", "#c4501b", "#2e8b57", "#7a4fa3"};
     const int width = n > 1 ? 860 : 760, right = n > 1 ? 624 : 632;
     CurveLabel labels[3 * MAX_CURVES];
     int n_labels = 0;
-    st_print(out,
-             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" font-family=\"Helvetica Neue, Arial, "
-             "sans-serif\" font-size=\"13\">\n<title>%s</title>\n<rect width=\"%d\" height=\"%d\" fill=\"white\"/>\n"
-             "<text x=\"%d\" y=\"26\" font-size=\"16\" font-weight=\"bold\" fill=\"#222\">%s</text>\n",
-             width, CURVE_HEIGHT, title, width, CURVE_HEIGHT, CURVE_LEFT, title);
-    st_print(out, "<text x=\"%d\" y=\"47\" fill=\"#555\">best test loss (ring):", CURVE_LEFT);
+    text_print(out,
+               "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" font-family=\"Helvetica Neue, Arial, "
+               "sans-serif\" font-size=\"13\">\n<title>%s</title>\n<rect width=\"%d\" height=\"%d\" fill=\"white\"/>\n"
+               "<text x=\"%d\" y=\"26\" font-size=\"16\" font-weight=\"bold\" fill=\"#222\">%s</text>\n",
+               width, CURVE_HEIGHT, title, width, CURVE_HEIGHT, CURVE_LEFT, title);
+    text_print(out, "<text x=\"%d\" y=\"47\" fill=\"#555\">best test loss (ring):", CURVE_LEFT);
     for (int k = 0; k < n; k++) {
         const int best = curve_best(&curves[k]);
-        st_print(out, "%s <tspan fill=\"%s\">%s%s%.4f, epoch %d</tspan>", k ? ";" : "", colors[k],
-                 n > 1 ? curves[k].name : "", n > 1 ? " " : "", curves[k].points[best].test, best + 1);
+        text_print(out, "%s <tspan fill=\"%s\">%s%s%.4f, epoch %d</tspan>", k ? ";" : "", colors[k],
+                   n > 1 ? curves[k].name : "", n > 1 ? " " : "", curves[k].points[best].test, best + 1);
     }
     bool compared = false;
     for (int k = 0; k < n; k++) compared |= curves[k].published > 0;
-    st_print(out, "%s</text>\n", compared ? "; dashed, and a diamond: published" : "");
+    text_print(out, "%s</text>\n", compared ? "; dashed, and a diamond: published" : "");
     CurveAxes axes = curve_axes(out, curves, n, right, epochs);
     for (int i = 0; i < 3 * n; i++) { // what is published, what was trained on, and on top of them the test losses
         const LossCurve *curve = &curves[i % n];
@@ -186,13 +178,13 @@ static inline void curves_draw(StBuffer *out, const char *title, const char *epo
             curve_line(out, &axes, curve, what == 2, label);
             continue;
         }
-        st_print(out, "<path stroke=\"%s\" stroke-dasharray=\"5 4\" opacity=\"0.75\" d=\"M%d %.1fH%d\"/>\n",
-                 label->color, CURVE_LEFT, label->at, right);
-        st_print(out, "<path fill=\"white\" stroke=\"%s\" d=\"M%.1f %.1fl5 5-5 5-5-5z\"/>\n", label->color,
-                 curve_x(&axes, curve->published_epochs), label->at - 5);
+        text_print(out, "<path stroke=\"%s\" stroke-dasharray=\"5 4\" opacity=\"0.75\" d=\"M%d %.1fH%d\"/>\n",
+                   label->color, CURVE_LEFT, label->at, right);
+        text_print(out, "<path fill=\"white\" stroke=\"%s\" d=\"M%.1f %.1fl5 5-5 5-5-5z\"/>\n", label->color,
+                   curve_x(&axes, curve->published_epochs), label->at - 5);
     }
     curve_labels(out, labels, n_labels, right);
-    st_print(out, "</svg>\n");
+    text_print(out, "</svg>\n");
 }
 
 #endif

@@ -10,7 +10,7 @@
 #define PLAYER_H
 
 #include "build/player_page.h" // static const char player_page[]
-#include "base/safetensors.h"          // StBuffer, st_print, utf8_length
+#include "base/text.h"
 
 #include <math.h>
 
@@ -32,25 +32,25 @@ typedef struct {
 } PlayerSong;
 
 // A string of JSON that an HTML parser reads over, too: no < > & in it.
-static inline void player_string(StBuffer *out, const char *text) {
+static inline void player_string(TextBuffer *out, const char *text) {
     size_t left = strlen(text);
-    st_append(out, "\"", 1);
+    text_add(out, "\"", 1);
     while (left) {
         int length = utf8_length(text, left);
         if (!length) {
-            st_append(out, "\\ufffd", 6);
+            text_add(out, "\\ufffd", 6);
         } else if (length == 1 && (*text < 32 || *text == 127 || strchr("\"\\<>&", *text))) {
-            st_print(out, "\\u%04x", (unsigned)*text);
+            text_print(out, "\\u%04x", (unsigned)*text);
         } else {
-            st_append(out, text, (size_t)length);
+            text_add(out, text, (size_t)length);
         }
         text += length ? length : 1;
         left -= (size_t)(length ? length : 1);
     }
-    st_append(out, "\"", 1);
+    text_add(out, "\"", 1);
 }
 
-static inline void player_base64(StBuffer *out, const uint8_t *bytes, size_t size) {
+static inline void player_base64(TextBuffer *out, const uint8_t *bytes, size_t size) {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     for (size_t i = 0; i < size; i += 3) {
         size_t n = size - i < 3 ? size - i : 3;
@@ -58,33 +58,33 @@ static inline void player_base64(StBuffer *out, const uint8_t *bytes, size_t siz
             (uint32_t)bytes[i] << 16 | (n > 1 ? (uint32_t)bytes[i + 1] << 8 : 0) | (n > 2 ? bytes[i + 2] : 0);
         char four[4];
         for (size_t k = 0; k < 4; k++) four[k] = k <= n ? digits[three >> (18 - 6 * k) & 63] : '=';
-        st_append(out, four, 4);
+        text_add(out, four, 4);
     }
 }
 
 static inline bool player_is_time(double seconds) { return seconds >= 0 && seconds < 1e7; } // 115 days; not NaN
 
-static inline bool player_song(StBuffer *out, const PlayerSong *song, char *error) {
+static inline bool player_song(TextBuffer *out, const PlayerSong *song, char *error) {
     const char *title = song->title ? song->title : "";
     if (!player_is_time(song->seconds) || !player_is_time(song->prime_seconds) ||
         !(song->bpm >= 1 && song->bpm <= 1e4)) {
         return fail(error, "song '%.80s': %g s with a prime of %g s at %g bpm cannot be shown", title, song->seconds,
                     song->prime_seconds, song->bpm);
     }
-    st_print(out, "{\"title\":");
+    text_print(out, "{\"title\":");
     player_string(out, title);
-    st_print(out, ",\"settings\":");
+    text_print(out, ",\"settings\":");
     player_string(out, song->settings ? song->settings : "");
-    st_print(out, ",\"bpm\":%.9g,\"prime\":%.9g,\"seconds\":%.9g,\n\"bars\":[", song->bpm, song->prime_seconds,
+    text_print(out, ",\"bpm\":%.9g,\"prime\":%.9g,\"seconds\":%.9g,\n\"bars\":[", song->bpm, song->prime_seconds,
              song->seconds);
     for (size_t i = 0; i < song->n_bars; i++) {
         if (!player_is_time(song->bars[i]) || (i && song->bars[i] < song->bars[i - 1])) {
             return fail(error, "song '%.80s': bar %zu begins at %g s, which is no time or before the bar before", title,
                         i + 1, song->bars[i]);
         }
-        st_print(out, "%s%.9g", i ? "," : "", song->bars[i]);
+        text_print(out, "%s%.9g", i ? "," : "", song->bars[i]);
     }
-    st_print(out, "],\n\"notes\":[\n");
+    text_print(out, "],\n\"notes\":[\n");
     for (size_t i = 0; i < song->n_notes; i++) {
         const PlayerNote *note = &song->notes[i];
         if (!player_is_time(note->start) || !player_is_time(note->seconds) || note->key < 0 || note->key > 127 ||
@@ -92,27 +92,27 @@ static inline bool player_song(StBuffer *out, const PlayerSong *song, char *erro
             return fail(error, "song '%.80s': note %zu (key %d, velocity %d, at %g s for %g s) cannot be shown", title,
                         i + 1, note->key, note->velocity, note->start, note->seconds);
         }
-        st_print(out, "[%.9g,%.9g,%d,%d%s]%s\n", note->start, note->seconds, note->key, note->velocity,
+        text_print(out, "[%.9g,%.9g,%d,%d%s]%s\n", note->start, note->seconds, note->key, note->velocity,
                  note->prime ? ",1" : "", i + 1 < song->n_notes ? "," : "");
     }
-    st_print(out, "],\n\"mid\":\"");
+    text_print(out, "],\n\"mid\":\"");
     player_base64(out, song->mid, song->mid_size);
-    st_print(out, "\"}");
+    text_print(out, "\"}");
     return true;
 }
 
 // Appends the page of these songs, at least one, to out. On failure out holds a part of it.
-static inline bool player_html(StBuffer *out, const PlayerSong *songs, int n_songs, char *error) {
+static inline bool player_html(TextBuffer *out, const PlayerSong *songs, int n_songs, char *error) {
     static const char opening[] = "<script id=\"songs\" type=\"application/json\">\n";
     const char *example = strstr(player_page, opening) + strlen(opening), *after = strstr(example, "</script>");
     if (n_songs < 1) return fail(error, "a page needs a song");
-    st_append(out, player_page, (size_t)(example - player_page));
+    text_add(out, player_page, (size_t)(example - player_page));
     for (int i = 0; i < n_songs; i++) {
-        st_print(out, i ? ",\n" : "[");
+        text_print(out, i ? ",\n" : "[");
         if (!player_song(out, &songs[i], error)) return false;
     }
-    st_print(out, "]\n");
-    st_append(out, after, strlen(after));
+    text_print(out, "]\n");
+    text_add(out, after, strlen(after));
     return !out->failed || fail(error, "no memory for a page of %d songs", n_songs);
 }
 

@@ -8,7 +8,7 @@
 #define ROLL_H
 
 #include "recipe/curves.h"      // nice_step
-#include "base/safetensors.h" // StBuffer, utf8_length
+#include "base/text.h"
 
 #include "midi.h"
 
@@ -26,17 +26,17 @@ typedef struct {
 
 enum { ROLL_QUARTER = 4 * MIDI_STEP };
 
-static inline void roll_text(StBuffer *out, const char *text) { // as XML; what is not UTF-8 or is a control becomes '?'
+static inline void roll_text(TextBuffer *out, const char *text) { // as XML; what is not UTF-8 or is a control becomes '?'
     size_t left = strlen(text);
     while (left) {
         int length = utf8_length(text, left);
         const char *name = *text == '&' ? "&amp;" : *text == '<' ? "&lt;" : *text == '>' ? "&gt;" : NULL;
         if (name) {
-            st_append(out, name, strlen(name));
+            text_add(out, name, strlen(name));
         } else if (!length || (unsigned char)*text < 32 || *text == 127) {
-            st_append(out, "?", 1);
+            text_add(out, "?", 1);
         } else {
-            st_append(out, text, (size_t)length);
+            text_add(out, text, (size_t)length);
         }
         text += length ? length : 1;
         left -= (size_t)(length ? length : 1);
@@ -86,41 +86,41 @@ static inline RollPage roll_measure(const Roll *roll) {
 }
 
 // The keys: black ones and the lines below each C, as far as the row goes, and what stands to their left.
-static inline void roll_keys(StBuffer *out, const RollPage *page, double width, double height) {
+static inline void roll_keys(TextBuffer *out, const RollPage *page, double width, double height) {
     static const bool black[12] = {0, 1, 0, 1, 0, 0, 1, 0, 1, 0, 1, 0};
-    st_print(out, "<path class=\"black\" d=\"");
+    text_print(out, "<path class=\"black\" d=\"");
     for (int key = page->highest; key >= page->lowest; key--) {
         if (!black[key % 12]) continue;
-        st_print(out, "M0 %.1fh%.1fv%.1fh-%.1fz", (page->highest - key) * page->key_height, width, page->key_height,
+        text_print(out, "M0 %.1fh%.1fv%.1fh-%.1fz", (page->highest - key) * page->key_height, width, page->key_height,
                  width);
     }
-    st_print(out, "\"/>\n");
+    text_print(out, "\"/>\n");
     for (int key = page->highest; key >= page->lowest; key--) {
         if (key % 12) continue;
         double y = (page->highest - key + 1) * page->key_height;
-        st_print(out, "<path class=\"c\" d=\"M0 %.1fh%.1f\"/>", y, width);
-        st_print(out, "<text class=\"small end\" x=\"-6\" y=\"%.1f\">C%d</text>\n", y + 1, key / 12 - 1);
+        text_print(out, "<path class=\"c\" d=\"M0 %.1fh%.1f\"/>", y, width);
+        text_print(out, "<text class=\"small end\" x=\"-6\" y=\"%.1f\">C%d</text>\n", y + 1, key / 12 - 1);
     }
-    st_print(out, "<rect class=\"frame\" width=\"%.1f\" height=\"%.1f\"/>\n", width, height);
-    st_print(out, "<text class=\"small end\" x=\"-6\" y=\"-5\">bar</text>\n");
+    text_print(out, "<rect class=\"frame\" width=\"%.1f\" height=\"%.1f\"/>\n", width, height);
+    text_print(out, "<text class=\"small end\" x=\"-6\" y=\"-5\">bar</text>\n");
 }
 
-static inline void roll_seconds(StBuffer *out, const Roll *roll, const RollPage *page, int64_t start, int64_t end,
+static inline void roll_seconds(TextBuffer *out, const Roll *roll, const RollPage *page, int64_t start, int64_t end,
                                 double height) {
     const double second = page->tick_width / roll->tick_seconds, slack = 1e-3; // pixels; seconds
     const double step = nice_step(ROLL_WIDTH / second, 10), from = (double)start * roll->tick_seconds;
     const double to = (double)end * roll->tick_seconds + (end < roll->end ? -slack : slack);
     for (double k = ceil(fmax(from - slack, 0) / step); k * step <= to; k++) {
         const double x = (k * step - from) * second;
-        st_print(out, "<path class=\"bar\" d=\"M%.1f %.1fv3\"/>", x, height);
-        st_print(out, "<text class=\"time\" x=\"%.1f\" y=\"%.1f\">%.10g s</text>\n", x, height + 12, k * step);
+        text_print(out, "<path class=\"bar\" d=\"M%.1f %.1fv3\"/>", x, height);
+        text_print(out, "<text class=\"time\" x=\"%.1f\" y=\"%.1f\">%.10g s</text>\n", x, height + 12, k * step);
     }
 }
 
-static inline void roll_row(StBuffer *out, const Roll *roll, const RollPage *page, int64_t start, int64_t end,
+static inline void roll_row(TextBuffer *out, const Roll *roll, const RollPage *page, int64_t start, int64_t end,
                             double top) {
     double height = (page->highest - page->lowest + 1) * page->key_height, labelled = -100;
-    st_print(out, "<g transform=\"translate(%d,%.1f)\">\n", ROLL_LEFT, top);
+    text_print(out, "<g transform=\"translate(%d,%.1f)\">\n", ROLL_LEFT, top);
     roll_keys(out, page, end > start ? (double)(end - start) * page->tick_width : (double)ROLL_WIDTH, height);
     roll_seconds(out, roll, page, start, end, height);
     for (int i = 0; i < roll->n_lines; i++) {
@@ -129,12 +129,12 @@ static inline void roll_row(StBuffer *out, const Roll *roll, const RollPage *pag
         double x = (double)(line - start) * page->tick_width;
         for (int64_t beat = line + ROLL_QUARTER; beat < next && beat < end; beat += ROLL_QUARTER) {
             double at = (double)(beat - start) * page->tick_width;
-            if (beat > start) st_print(out, "<path class=\"beat\" d=\"M%.1f 0V%.1f\"/>\n", at, height);
+            if (beat > start) text_print(out, "<path class=\"beat\" d=\"M%.1f 0V%.1f\"/>\n", at, height);
         }
         if (line < start) continue;
-        st_print(out, "<path class=\"bar\" d=\"M%.1f 0V%.1f\"/>\n", x, height);
+        text_print(out, "<path class=\"bar\" d=\"M%.1f 0V%.1f\"/>\n", x, height);
         if (x - labelled < 24 || line >= roll->end) continue; // room for three digits
-        st_print(out, "<text class=\"small\" x=\"%.1f\" y=\"-5\">%d</text>\n", x, i + 1);
+        text_print(out, "<text class=\"small\" x=\"%.1f\" y=\"-5\">%d</text>\n", x, i + 1);
         labelled = x;
     }
     for (size_t i = 0; i < roll->n_notes; i++) {
@@ -142,48 +142,48 @@ static inline void roll_row(StBuffer *out, const Roll *roll, const RollPage *pag
         int64_t from = note->start > start ? note->start : start, to = note->end < end ? note->end : end;
         if (from >= to) continue;
         double width = (double)(to - from) * page->tick_width - 0.8;
-        st_print(out, "<rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" rx=\"1\"",
+        text_print(out, "<rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" rx=\"1\"",
                  roll->from_prime[i] ? "prime" : "new", (double)(from - start) * page->tick_width + 0.4,
                  (page->highest - note->key) * page->key_height, width > 0.8 ? width : 0.8, page->key_height);
         if (from == note->start) { // once per note, for programs: key, start and end in ticks
-            st_print(out, " data-note=\"%d %lld %lld\"", note->key, (long long)note->start, (long long)note->end);
+            text_print(out, " data-note=\"%d %lld %lld\"", note->key, (long long)note->start, (long long)note->end);
         }
-        st_print(out, "/>\n");
+        text_print(out, "/>\n");
     }
-    st_print(out, "</g>\n");
+    text_print(out, "</g>\n");
 }
 
-static inline void roll_head(StBuffer *out, const Roll *roll, double page_height) {
+static inline void roll_head(TextBuffer *out, const Roll *roll, double page_height) {
     int width = ROLL_LEFT + ROLL_WIDTH + 16;
-    st_print(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" width=\"%d\" height=\"%.0f\" ", width,
+    text_print(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" width=\"%d\" height=\"%.0f\" ", width,
              page_height);
-    st_print(out, "viewBox=\"0 0 %d %.0f\">\n<title>", width, page_height);
+    text_print(out, "viewBox=\"0 0 %d %.0f\">\n<title>", width, page_height);
     roll_text(out, roll->name);
-    st_print(out, "</title>\n<style>text{font-family:'Helvetica Neue',Arial,sans-serif;fill:#222}"
+    text_print(out, "</title>\n<style>text{font-family:'Helvetica Neue',Arial,sans-serif;fill:#222}"
                   ".small{font-size:10px;fill:#666}.time{font-size:9px;fill:#767676;text-anchor:middle}"
                   ".end{text-anchor:end}.new{fill:#1f6fb4}.prime{fill:#8c8c8c}.new,.prime{fill-opacity:.85}"
                   ".black{fill:#f3f4f6}.c{stroke:#d3d6dc}"
                   ".bar{stroke:#b4b9c2}.beat{stroke:#e7e9ed}.frame{fill:none;stroke:#b4b9c2}"
                   "path,.frame{stroke-width:.8}</style>\n");
-    st_print(out, "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n");
-    st_print(out, "<text x=\"%d\" y=\"26\" font-size=\"16\" font-weight=\"bold\">", ROLL_LEFT);
+    text_print(out, "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n");
+    text_print(out, "<text x=\"%d\" y=\"26\" font-size=\"16\" font-weight=\"bold\">", ROLL_LEFT);
     roll_text(out, roll->title);
-    st_print(out, "</text>\n");
+    text_print(out, "</text>\n");
     if (roll->n_notes && roll->from_prime[0]) {
-        st_print(out, "<rect class=\"prime\" x=\"%d\" y=\"20\" width=\"14\" height=\"6\" rx=\"1\"/>", width - 126);
-        st_print(out, "<text class=\"small\" x=\"%d\" y=\"27\">prime</text>", width - 107);
-        st_print(out, "<rect class=\"new\" x=\"%d\" y=\"20\" width=\"14\" height=\"6\" rx=\"1\"/>", width - 64);
-        st_print(out, "<text class=\"small\" x=\"%d\" y=\"27\">new</text>\n", width - 45);
+        text_print(out, "<rect class=\"prime\" x=\"%d\" y=\"20\" width=\"14\" height=\"6\" rx=\"1\"/>", width - 126);
+        text_print(out, "<text class=\"small\" x=\"%d\" y=\"27\">prime</text>", width - 107);
+        text_print(out, "<rect class=\"new\" x=\"%d\" y=\"20\" width=\"14\" height=\"6\" rx=\"1\"/>", width - 64);
+        text_print(out, "<text class=\"small\" x=\"%d\" y=\"27\">new</text>\n", width - 45);
     }
-    st_print(out, "<text class=\"small\" x=\"%d\" y=\"43\">", ROLL_LEFT);
+    text_print(out, "<text class=\"small\" x=\"%d\" y=\"43\">", ROLL_LEFT);
     roll_text(out, roll->how);
-    st_print(out, "</text>\n<text class=\"small\" x=\"%d\" y=\"57\">", ROLL_LEFT);
+    text_print(out, "</text>\n<text class=\"small\" x=\"%d\" y=\"57\">", ROLL_LEFT);
     roll_text(out, roll->model);
-    st_print(out, "</text>\n");
+    text_print(out, "</text>\n");
 }
 
 // Appends a whole .svg.
-static inline void roll_svg(StBuffer *out, const Roll *roll) {
+static inline void roll_svg(TextBuffer *out, const Roll *roll) {
     const RollPage page = roll_measure(roll);
     double row_height = (page.highest - page.lowest + 1) * page.key_height + ROLL_GAP;
     roll_head(out, roll, ROLL_TOP + page.rows * row_height - ROLL_GAP + ROLL_BOTTOM);
@@ -191,7 +191,7 @@ static inline void roll_svg(StBuffer *out, const Roll *roll) {
         end = roll_row_end(roll, start);
         roll_row(out, roll, &page, start, end, ROLL_TOP + (double)i * row_height);
     }
-    st_print(out, "</svg>\n");
+    text_print(out, "</svg>\n");
 }
 
 #endif

@@ -28,7 +28,7 @@
 #ifndef SYNTH_H
 #define SYNTH_H
 
-#include "base/safetensors.h" // StBuffer; first, for its feature test macro
+#include "base/text.h"
 
 #include "base/philox.h"
 #include "cpu/vector.h"
@@ -556,7 +556,7 @@ static inline void synth_render(Synth *s, int64_t frames, char *out) {
 
 // Appends a whole WAVE file of n notes (in any order) to `out`. It lasts `seconds`, the last 50 ms of them faded out,
 // without the notes that begin later; 0: until 2 s after the last note's end. On failure `out` is as it was.
-static inline bool synth_wav(StBuffer *out, const SynthNote *notes, size_t n, double seconds, char *error) {
+static inline bool synth_wav(TextBuffer *out, const SynthNote *notes, size_t n, double seconds, char *error) {
     const double longest = (4294967295.0 - 36) / 4 / SYNTH_RATE; // RIFF counts what follows its first 8 bytes
     double end = 0;
     if (!(seconds >= 0)) return fail(error, "the sound is to last %g seconds; it has to be 0 or more", seconds);

@@ -13,6 +13,8 @@
 // Promises: exit status 0 only if every tensor that both files have agrees and none that --require names is missing;
 // the last line is for scripts. Left out: values of complex and 8-bit floating types, which are compared as bytes.
 #include "base/flags.h" // first: it chooses the system's interfaces
+#include "base/program.h"
+#include "base/safetensors.h"
 
 #include <fnmatch.h>
 

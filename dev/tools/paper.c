@@ -177,8 +177,8 @@ static bool primes_write(const Dataset *test, const char *out, char *error) {
 
 // ---- the tables and the figure
 
-static void print_losses(StBuffer *out, const Result *results) {
-    st_print(
+static void print_losses(TextBuffer *out, const Result *results) {
+    text_print(
         out,
         "# Two models of piano music\n\n"
         "The loss is the mean negative log-likelihood per token (nats): lower is better. The test loss is that of\n"
@@ -194,87 +194,87 @@ static void print_losses(StBuffer *out, const Result *results) {
         snprintf(windows, sizeof windows, "%s x %lld", thousands(text, r->windows), (long long)r->window);
         snprintf(best, sizeof best, "%lld of %d", (long long)r->best_epoch, r->n);
         snprintf(time, sizeof time, "%s%s", r->timed ? "" : "over ", duration_text(text, r->seconds));
-        st_print(out, "| %-11s | %10s | %13s | %9.4f | %11.4f | %10s | %13s | %.3f after %d epochs |\n", r->name,
+        text_print(out, "| %-11s | %10s | %13s | %9.4f | %11.4f | %10s | %13s | %.3f after %d epochs |\n", r->name,
                  thousands(parameters, r->parameters), windows, r->loss, r->best_loss, best, time, r->published,
                  r->published_epochs);
     }
-    st_print(
+    text_print(
         out,
         "\nThe published models were trained on 214 pieces and tested on 24 others, each on a random 35 %% of their\n"
         "windows of 256. Only losses on the same pieces can be compared.\n\n![Loss by epoch](losses.svg)\n\n");
 }
 
-static void print_kinds(StBuffer *out, const Result *results) {
+static void print_kinds(TextBuffer *out, const Result *results) {
     double all = 0;
-    st_print(out,
+    text_print(out,
              "## Test loss by kind of token\n\n| model           |    bar | offset |  pitch | duration |    all |\n"
              "|-----------------|-------:|-------:|-------:|---------:|-------:|\n");
     for (int k = 0; k < N_MODELS; k++) {
-        st_print(out, "| %-15s |", results[k].name);
-        for (int i = 0; i < 4; i++) st_print(out, " %*.4f |", i == 3 ? 8 : 6, results[k].kind_loss[i]);
-        st_print(out, " %6.4f |\n", results[k].loss);
+        text_print(out, "| %-15s |", results[k].name);
+        for (int i = 0; i < 4; i++) text_print(out, " %*.4f |", i == 3 ? 8 : 6, results[k].kind_loss[i]);
+        text_print(out, " %6.4f |\n", results[k].loss);
     }
     for (int i = 0; i < 4; i++) all += (double)results[0].tokens[i];
-    st_print(out, "| share of tokens |");
-    for (int i = 0; i < 4; i++) st_print(out, " %*.1f%% |", i == 3 ? 7 : 5, 100 * (double)results[0].tokens[i] / all);
-    st_print(out, "   100%% |\n\n");
+    text_print(out, "| share of tokens |");
+    for (int i = 0; i < 4; i++) text_print(out, " %*.1f%% |", i == 3 ? 7 : 5, 100 * (double)results[0].tokens[i] / all);
+    text_print(out, "   100%% |\n\n");
 }
 
-static void print_samples(StBuffer *out, const Result *results, const Dataset *test) {
-    st_print(out, "## Samples\n\nBy each model, at temperature 1, two pieces of 1,024 tokens, and two continuations of "
+static void print_samples(TextBuffer *out, const Result *results, const Dataset *test) {
+    text_print(out, "## Samples\n\nBy each model, at temperature 1, two pieces of 1,024 tokens, and two continuations of "
                   "768 tokens\n"
                   "after the first 256 (grey) of two test pieces. Each picture is also a .mid file of that name.\n");
     for (int k = 0; k < N_PRIMES; k++) {
         int64_t p = prime_piece(test, k);
         const char *name = test->names;
         for (int64_t i = 0; i < p && *name; i++) name += strcspn(name, "\n") + 1;
-        st_print(out, "- prime-%d.mid: test piece %lld, %.*s\n", k + 1, (long long)p + 1, (int)strcspn(name, "\n"),
+        text_print(out, "- prime-%d.mid: test piece %lld, %.*s\n", k + 1, (long long)p + 1, (int)strcspn(name, "\n"),
                  name);
     }
     for (int k = 0; k < N_MODELS; k++) {
-        st_print(out, "\n### %s\n\n", results[k].name);
+        text_print(out, "\n### %s\n\n", results[k].name);
         for (int i = 0; i < 4; i++) {
             const char *what = i < 2 ? "sample" : "continued";
-            st_print(out, "![%s %d](%s-%s-%d.svg)\n", what, i % 2 + 1, results[k].folder, what, i % 2 + 1);
+            text_print(out, "![%s %d](%s-%s-%d.svg)\n", what, i % 2 + 1, results[k].folder, what, i % 2 + 1);
         }
     }
 }
 
 // What the runs were made with, as paper.sh has written it down.
-static bool print_settings(StBuffer *out, const char *folder, char *error) {
+static bool print_settings(TextBuffer *out, const char *folder, char *error) {
     char *path = path_join(folder, "settings.txt"), *text = NULL;
     size_t size;
     bool ok = read_file(path, (void **)&text, &size, error);
     if (ok) {
-        st_print(
+        text_print(
             out,
             "\n## Settings\n\nThe published recipe is the trainers' own; flags beside it make another experiment.\n\n");
     }
     for (char *line = text, *end; ok && *line; line = end + (*end == '\n')) {
         end = line + strcspn(line, "\n");
-        st_print(out, "    %.*s\n", (int)(end - line), line);
+        text_print(out, "    %.*s\n", (int)(end - line), line);
     }
     free(text);
     free(path);
     return ok;
 }
 
-static void print_csv(StBuffer *out, const Result *results) {
-    st_print(out, "model,parameters,test_loss,seen_test_loss,best_epoch,epochs,seconds,published_loss,published_epochs,"
+static void print_csv(TextBuffer *out, const Result *results) {
+    text_print(out, "model,parameters,test_loss,seen_test_loss,best_epoch,epochs,seconds,published_loss,published_epochs,"
                   "windows,window");
-    for (int i = 0; i < 4; i++) st_print(out, ",%s_loss,%s_tokens", train_kinds[i], train_kinds[i]);
-    st_print(out, "\n");
+    for (int i = 0; i < 4; i++) text_print(out, ",%s_loss,%s_tokens", train_kinds[i], train_kinds[i]);
+    text_print(out, "\n");
     for (int k = 0; k < N_MODELS; k++) {
         const Result *r = &results[k];
-        st_print(out, "%s,%lld,%#.7g,%.9g,%lld,%d,%.1f,%g,%d,%lld,%lld", r->folder, (long long)r->parameters, r->loss,
+        text_print(out, "%s,%lld,%#.7g,%.9g,%lld,%d,%.1f,%g,%d,%lld,%lld", r->folder, (long long)r->parameters, r->loss,
                  r->best_loss, (long long)r->best_epoch, r->n, r->seconds, r->published, r->published_epochs,
                  (long long)r->windows, (long long)r->window);
-        for (int i = 0; i < 4; i++) st_print(out, ",%.4f,%lld", r->kind_loss[i], (long long)r->tokens[i]);
-        st_print(out, "\n");
+        for (int i = 0; i < 4; i++) text_print(out, ",%.4f,%lld", r->kind_loss[i], (long long)r->tokens[i]);
+        text_print(out, "\n");
     }
 }
 
-static void print_curves(StBuffer *out, const Result *results) {
+static void print_curves(TextBuffer *out, const Result *results) {
     LossCurve curves[N_MODELS];
     char epochs[64] = "epoch", count[32];
     bool alike = true;
@@ -288,7 +288,7 @@ static void print_curves(StBuffer *out, const Result *results) {
     curves_draw(out, "Loss by epoch: Transformer and LSTM", epochs, curves, N_MODELS);
 }
 
-static bool write_text(StBuffer *text, const char *out, const char *name, char *error) {
+static bool write_text(TextBuffer *text, const char *out, const char *name, char *error) {
     char *path = path_join(out, name);
     bool ok = text->failed ? fail(error, "%s: no memory for it", path)
                            : write_file_atomically(path, text->bytes, text->size, error);
@@ -301,7 +301,7 @@ static bool write_text(StBuffer *text, const char *out, const char *name, char *
 static bool report_write(const Dataset *test, const char *out, char *error) {
     Result results[N_MODELS] = {{.name = "Transformer", .folder = "gpt", .published = 1.237, .published_epochs = 6},
                                 {.name = "LSTM", .folder = "lstm", .published = 1.425, .published_epochs = 9}};
-    StBuffer text = {0};
+    TextBuffer text = {0};
     bool ok = true;
     for (int k = 0; ok && k < N_MODELS; k++) ok = read_result(&results[k], out, error);
     if (ok) {

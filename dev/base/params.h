@@ -1,0 +1,196 @@
+// A model as every program sees it: its sizes and parameters, the memory that it takes, and what goes into and comes
+// out of a training step.
+//
+// C11 and C++17. Include it before any system header.
+#ifndef PARAMS_H
+#define PARAMS_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include "base/data.h"
+#include "base/files.h"
+#include "base/philox.h"
+
+#include <math.h>
+#include <stdarg.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#ifndef REAL
+#define REAL float
+#endif
+typedef REAL real; // double for the finite-difference checks; its files hold F64
+#define REAL_TYPE (sizeof(real) == sizeof(double) ? ST_F64 : ST_F32)
+
+// ---- sizes and parameters
+
+typedef enum { INIT_NORMAL, INIT_UNIFORM, INIT_FILL } InitKind;
+
+typedef struct {           // one parameter tensor
+    char name[64];         // as in the model file
+    int rank;              // 1 or 2
+    int64_t shape[2];      // [1] is 1 where rank is 1
+    int64_t count, offset; // elements; position in the flat array, a multiple of 16 elements
+    InitKind init;         // INIT_NORMAL: N(0, scale^2), INIT_UNIFORM: +-scale, INIT_FILL: scale itself
+    double scale;
+} ParamTensor;
+
+typedef struct {
+    ParamTensor *list; // owned; release with layout_free
+    int n;
+    int64_t size;  // elements of the flat array, padding included, a multiple of 16
+    int64_t count; // parameters
+} ParamLayout;
+
+enum { MAX_SIZES = 8 };
+
+typedef struct { // a size of the model that is a flag, --layers say, and a key of the file's metadata
+    const char *flag, *help;
+    int initial, min, max;
+} SizeFlag;
+
+typedef struct {
+    int sizes[MAX_SIZES]; // in the order of the spec's size_flags
+    int B, T;
+    double dropout;
+    uint64_t seed;
+    const char *precision;
+    int threads;
+} ModelConfig;
+
+// Numbers of tokens fit an int: a batch has at most 2^30, or false and a sentence.
+static inline bool batch_check(const ModelConfig *config, char *error) {
+    if ((double)config->B * config->T <= 1 << 30) return true;
+    return fail(error, "--batch %d windows of --window %d tokens are more than 2^30 tokens a step", config->B,
+                config->T);
+}
+
+typedef struct {
+    int64_t step, epoch, index; // step since step 0; epoch and step within the epoch, from 0
+    double lr;
+} StepPlan;
+
+typedef struct {
+    double sum;       // of the steps' mean losses since set_loss, up to and without the first bad step
+    int64_t bad_step; // the first step whose loss or gradient was not finite, or -1
+} TrainLoss;
+
+typedef struct { // negative log-likelihoods by the target's kind: bar, offset, pitch, duration
+    double sum[4];
+    int64_t count[4];
+} EvalLoss;
+
+static const char *const train_kinds[] = {"bar", "offset", "pitch", "duration"};
+
+enum { STATE_PARAMS, STATE_EXP_AVG, STATE_EXP_INF, STATE_GRADS };
+
+// ---- parameters
+
+// Appends a tensor; d1 is 1 where rank is 1. A name longer than 63 bytes is the programmer's mistake.
+PRINTF_LIKE(7, 8)
+static inline void param_add(ParamLayout *layout, InitKind init, double scale, int rank, int64_t d0, int64_t d1,
+                             const char *name_format, ...) {
+    layout->list = (ParamTensor *)realloc(layout->list, (size_t)(layout->n + 1) * sizeof *layout->list);
+    if (!layout->list) abort();
+    ParamTensor *tensor = &layout->list[layout->n++];
+    va_list arguments;
+    va_start(arguments, name_format);
+    vsnprintf(tensor->name, sizeof tensor->name, name_format, arguments);
+    va_end(arguments);
+    tensor->rank = rank;
+    tensor->shape[0] = d0;
+    tensor->shape[1] = rank > 1 ? d1 : 1;
+    tensor->count = d0 * tensor->shape[1];
+    tensor->offset = layout->size;
+    tensor->init = init;
+    tensor->scale = scale;
+    layout->count += tensor->count;
+    layout->size += (tensor->count + 15) / 16 * 16;
+}
+
+static inline void layout_free(ParamLayout *layout) {
+    free(layout->list);
+    memset(layout, 0, sizeof *layout);
+}
+
+// Initial weights, the same on every machine: tensor k has its own stream, and element i follows from its position.
+// Computed in double, then rounded. The padding becomes zero.
+static inline void params_init(const ParamLayout *layout, uint64_t seed, real *params) {
+    memset(params, 0, (size_t)layout->size * sizeof *params);
+    for (int k = 0; k < layout->n; k++) {
+        const ParamTensor *tensor = &layout->list[k];
+        PhiloxKey key = philox_key(seed, PHILOX_INIT, (uint32_t)k);
+        real *out = params + tensor->offset;
+        for (int64_t i = 0; i < tensor->count; i++) {
+            double value = 1;
+            if (tensor->init == INIT_NORMAL) value = philox_normal(key, (uint64_t)i);
+            if (tensor->init == INIT_UNIFORM) {
+                Philox4 words = philox(key, (uint32_t)i, (uint32_t)(i >> 32), 0, 0);
+                value = 2 * philox_uniform(words.x[0], words.x[1]) - 1; // exact, so that fusing it changes nothing
+            }
+            out[i] = (real)(tensor->scale * value);
+        }
+    }
+}
+
+static inline bool all_finite(const real *values, int64_t n) {
+    int bad = 0;
+#pragma omp parallel for schedule(static)
+    for (int64_t first = 0; first < n; first += 4096) {
+        real sum = 0; // of x * 0: NaN where x is infinite or NaN
+        for (int64_t i = first; i < (first + 4096 < n ? first + 4096 : n); i++) sum += values[i] * 0;
+        if (!(sum == 0)) {
+#pragma omp atomic write
+            bad = 1;
+        }
+    }
+    return !bad;
+}
+
+// ---- memory
+
+// `count` zeroed elements of `size` bytes at a 64-byte boundary, for free(). NULL, and a sentence that says what they
+// were for, where that is more than the machine's memory. count is a double so that no product of sizes overflows.
+static inline void *allocate(const char *what, double count, size_t size, char *error) {
+    double bytes = count * (double)size, memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    size_t unit = bytes < (4 << 20) ? 64 : 2 << 20;
+    void *out = NULL;
+    if (bytes > memory || posix_memalign(&out, unit, (size_t)bytes + 64)) {
+        fail(error, "%s would take %.3g GB, and this machine has %.3g GB; take a smaller --batch, --window or model",
+             what, bytes / 1e9, memory / 1e9);
+        return NULL;
+    }
+#ifdef MADV_HUGEPAGE
+    // Pages of 2 MB for large blocks: with the usual 4 KB the processor spends much of its time looking addresses up.
+    // It is advice; nothing is lost where the system does not take it.
+    if (unit > 64) madvise(out, (size_t)bytes, MADV_HUGEPAGE);
+#endif
+    memset(out, 0, (size_t)bytes + 64);
+    return out;
+}
+
+// Pieces of one block of memory, each at a 64-byte boundary of it. With base NULL it only counts.
+typedef struct {
+    real *base;
+    double used; // elements so far; a double because a product of flags may be anything
+} Arena;
+
+static inline real *arena_take(Arena *arena, double count) {
+    real *piece = arena->base ? arena->base + (size_t)arena->used : NULL;
+    arena->used += ceil(count / 16) * 16;
+    return piece;
+}
+
+// Adds the losses of n targets by their kinds.
+static inline void eval_add(EvalLoss *eval, const real *losses, const uint8_t *targets, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        int kind = token_kind(targets[i]);
+        eval->sum[kind] += (double)losses[i];
+        eval->count[kind]++;
+    }
+}
+
+#endif

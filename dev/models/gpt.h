@@ -1,0 +1,71 @@
+// About a file of the Transformer, once: its sizes as flags, which of them go together, the sizes that a file's tensors
+// have, and the arithmetic of a training step. The tensors themselves are listed in the trainers.
+//
+// C11 and C++17. Include it before any system header.
+#ifndef GPT_SIZES_H
+#define GPT_SIZES_H
+
+#include "base/params.h"
+#include "base/safetensors.h"
+
+enum { GPT_LAYERS, GPT_WIDTH, GPT_HEADS, GPT_HIDDEN, GPT_REL, GPT_SIZES };
+
+static const SizeFlag gpt_size_flags[GPT_SIZES] = {
+    {"layers", "number of layers", 8, 1, 1000},
+    {"width", "width of the model, a multiple of the heads", 256, 1, 1 << 16},
+    {"heads", "attention heads", 16, 1, 1 << 12},
+    {"hidden", "width between the two products of a layer", 512, 1, 1 << 18},
+    {"rel", "relative distances with a vector of their own", 240, 1, 1 << 20},
+};
+
+// The sizes go together, or false and a sentence that names the flags.
+static inline bool gpt_check_sizes(const ModelConfig *config, char *error) {
+    int C = config->sizes[GPT_WIDTH], NH = config->sizes[GPT_HEADS];
+    if (C % NH) return fail(error, "--width %d is not a multiple of --heads %d", C, NH);
+    return batch_check(config, error);
+}
+
+// The sizes of a model file, from its tensors' shapes; heads = width / the last dimension of rel.
+static inline bool gpt_sizes_of_file(const StFile *file, int *sizes, char *error) {
+    const StTensor *emb = st_find(file, "emb.weight"), *rel = st_find(file, "layers.0.attn.rel"),
+                   *fc1 = st_find(file, "layers.0.fc1.weight");
+    const StTensor *needed[] = {emb, rel, fc1};
+    const char *names[] = {"emb.weight", "layers.0.attn.rel", "layers.0.fc1.weight"};
+    for (int i = 0; i < 3; i++) {
+        if (!needed[i] && st_find(file, "lstm.weight_ih_l0")) {
+            return fail(error, "it holds an LSTM; that is for train_lstm_music");
+        }
+        if (!needed[i]) return fail(error, "tensor '%s' of a Transformer is missing", names[i]);
+        if (needed[i]->rank != 2)
+            return fail(error, "tensor '%s' has %d dimensions instead of 2", names[i], needed[i]->rank);
+        for (int d = 0; d < 2; d++) {
+            if (needed[i]->shape[d] < 1 || needed[i]->shape[d] > 1 << 20) {
+                return fail(error, "tensor '%s' has a dimension of %lld", names[i], (long long)needed[i]->shape[d]);
+            }
+        }
+    }
+    if (emb->shape[1] % rel->shape[1]) {
+        return fail(error,
+                    "the width %d is not a multiple of the head size %d, the last dimension of 'layers.0.attn.rel'",
+                    (int)emb->shape[1], (int)rel->shape[1]);
+    }
+    char name[64];
+    sizes[GPT_LAYERS] = 0;
+    do {
+        snprintf(name, sizeof name, "layers.%d.attn.qkv.weight", ++sizes[GPT_LAYERS]);
+    } while (st_find(file, name) && sizes[GPT_LAYERS] < gpt_size_flags[GPT_LAYERS].max);
+    sizes[GPT_WIDTH] = (int)emb->shape[1];
+    sizes[GPT_HEADS] = (int)(emb->shape[1] / rel->shape[1]);
+    sizes[GPT_HIDDEN] = (int)fc1->shape[0];
+    sizes[GPT_REL] = (int)rel->shape[0];
+    return true;
+}
+
+// Three times the forward's products; attention's three (q.k, q.rel, a.v) below the diagonal only.
+static inline double gpt_step_flops(const ModelConfig *config) {
+    const double B = config->B, T = config->T, L = config->sizes[GPT_LAYERS], C = config->sizes[GPT_WIDTH],
+                 F = config->sizes[GPT_HIDDEN];
+    return 3 * (2 * B * T * (L * (4 * C * C + 2 * C * F) + C * DATA_TOKENS) + L * 3 * 2 * B * (T * (T + 1) / 2) * C);
+}
+
+#endif

@@ -1,0 +1,53 @@
+// About a file of the LSTM, once: its sizes as flags, which of them go together, the sizes that a file's tensors
+// have, and the arithmetic of a training step. The tensors themselves are listed in the trainers.
+//
+// C11 and C++17. Include it before any system header.
+#ifndef LSTM_SIZES_H
+#define LSTM_SIZES_H
+
+#include "base/params.h"
+#include "base/safetensors.h"
+
+enum { LSTM_EMBED, LSTM_WIDTH, LSTM_LAYERS, LSTM_SIZES };
+
+static const SizeFlag lstm_size_flags[LSTM_SIZES] = {
+    {"embed", "width of the token embedding", 64, 1, 1 << 16},
+    {"width", "units of an LSTM layer; the head's layers have twice and once as many", 512, 1, 1 << 16},
+    {"layers", "LSTM layers", 2, 1, 1000},
+};
+
+// Any sizes go together.
+static inline bool lstm_check_sizes(const ModelConfig *config, char *error) { return batch_check(config, error); }
+
+// The sizes of a model file, from its tensors' names and shapes.
+static inline bool lstm_sizes_of_file(const StFile *file, int *sizes, char *error) {
+    const char *names[] = {"emb.weight", "lstm.weight_hh_l0"};
+    for (int i = 0; i < 2; i++) { // the columns are the width of the embedding, the units
+        const StTensor *tensor = st_find(file, names[i]);
+        if (!tensor && st_find(file, "layers.0.attn.rel")) {
+            return fail(error, "it holds a Transformer; that is for train_gpt_music");
+        }
+        if (!tensor) return fail(error, "tensor '%s' of an LSTM is missing", names[i]);
+        if (tensor->rank != 2) return fail(error, "tensor '%s' has %d dimensions instead of 2", names[i], tensor->rank);
+        if (tensor->shape[1] < 1 || tensor->shape[1] > 1 << 16) {
+            return fail(error, "tensor '%s' has a dimension of %lld", names[i], (long long)tensor->shape[1]);
+        }
+        sizes[i == 0 ? LSTM_EMBED : LSTM_WIDTH] = (int)tensor->shape[1];
+    }
+    char name[64];
+    sizes[LSTM_LAYERS] = 0;
+    do {
+        snprintf(name, sizeof name, "lstm.weight_hh_l%d", ++sizes[LSTM_LAYERS]);
+    } while (st_find(file, name) && sizes[LSTM_LAYERS] < lstm_size_flags[LSTM_LAYERS].max);
+    return true;
+}
+
+// Three times the forward's products. (Layer 0's input product counts for every row, though the table needs it for
+// every token only.)
+static inline double lstm_step_flops(const ModelConfig *config) {
+    const double B = config->B, T = config->T, L = config->sizes[LSTM_LAYERS], E = config->sizes[LSTM_EMBED],
+                 H = config->sizes[LSTM_WIDTH];
+    return 3 * 2 * B * T * (4 * H * (E + H) + (L - 1) * 4 * H * 2 * H + 2 * H * H + 2 * H * H + H * DATA_TOKENS);
+}
+
+#endif

@@ -1,0 +1,369 @@
+// The files of a run that hold tensors: model.safetensors, the best model so far, and last.safetensors, everything that
+// --resume needs.
+//
+// Promises: a run that is killed at any moment and resumed ends with the same bytes as one that was never killed. Hence
+// the state of a run is the weights, the optimizer's averages, the number of steps taken, the epochs logged so far, and
+// the running sums of the epoch and of the evaluation in progress. Weights that are not finite are neither read nor
+// saved. A new run leaves the files of an earlier one in its folder alone until its own first steps have gone well.
+//
+// C11 and C++17, POSIX. Include it before any system header.
+#ifndef CHECKPOINT_H
+#define CHECKPOINT_H
+
+#include "recipe/run.h"
+
+// ---- the tensors
+// The first tensor with a NaN or an infinity, or NULL.
+static inline const ParamTensor *params_not_finite(const ParamLayout *layout, const real *params) {
+    for (int k = 0; k < layout->n; k++) {
+        const ParamTensor *tensor = &layout->list[k];
+        if (!all_finite(params + tensor->offset, tensor->count)) return tensor;
+    }
+    return NULL;
+}
+// Reads every tensor of the layout from an open file into the flat array; each is looked up behind prefix ("" for the
+// weights). exact: its elements must have this build's type, because rounding them would not continue the same run.
+// False, and a sentence, where a tensor is missing, has another shape or type, or a number that is not finite.
+static inline bool params_load(const ParamLayout *layout, const StFile *file, const char *prefix, bool exact,
+                               const char *path, real *params, char *error) {
+    memset(params, 0, (size_t)layout->size * sizeof *params);
+    for (int k = 0; k < layout->n; k++) {
+        const ParamTensor *want = &layout->list[k];
+        char name[96], has[200], needs[200];
+        snprintf(name, sizeof name, "%s%s", prefix, want->name);
+        const StTensor *found = st_find(file, name);
+        st_shape_text(needs, want->rank, want->shape);
+        if (!found) return fail(error, "%s: tensor '%s' %s is missing", path, name, needs);
+        bool same = found->rank == want->rank;
+        for (int i = 0; same && i < want->rank; i++) same = found->shape[i] == want->shape[i];
+        if (!same) {
+            return fail(error, "%s: tensor '%s' has the shape %s instead of %s", path, name,
+                        st_shape_text(has, found->rank, found->shape), needs);
+        }
+        if (exact && found->type != REAL_TYPE) {
+            return fail(error, "%s: tensor '%s' is %s, and this build can only go on with %s", path, name,
+                        st_type_name(found->type), st_type_name(REAL_TYPE));
+        }
+        real *out = params + want->offset;
+        bool taken = sizeof *out == sizeof(double) ? st_to_double(found, (double *)(void *)out)
+                                                   : st_to_float(found, (float *)(void *)out);
+        if (!taken) {
+            return fail(error, "%s: tensor '%s' is %s instead of floating point", path, name,
+                        st_type_name(found->type));
+        }
+    }
+    const ParamTensor *bad = params_not_finite(layout, params);
+    if (!bad) return true;
+    return fail(error, "%s: tensor '%s%s' has a number that is not finite", path, prefix, bad->name);
+}
+// ---- metadata
+
+// Keys and values for a file's metadata; the strings are the list's.
+typedef struct {
+    StMeta list[64];
+    int n;
+} MetaList;
+
+// --eval-stride is saved as eval_stride.
+static inline char *meta_key(const char *flag) {
+    char *key = path_join("", flag);
+    for (char *c = key; *c; c++) {
+        if (*c == '-') *c = '_';
+    }
+    return key;
+}
+
+PRINTF_LIKE(3, 4) static inline void meta_add(MetaList *meta, const char *key, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vsnprintf(NULL, 0, format, arguments);
+    va_end(arguments);
+    char *value = (char *)malloc((size_t)n + 1);
+    if (!value) abort();
+    va_start(arguments, format);
+    vsnprintf(value, (size_t)n + 1, format, arguments);
+    va_end(arguments);
+    meta->list[meta->n].key = meta_key(key);
+    meta->list[meta->n++].value = value;
+}
+
+static inline void meta_free(MetaList *meta) {
+    for (int i = 0; i < meta->n; i++) {
+        free((void *)meta->list[i].key);
+        free((void *)meta->list[i].value);
+    }
+}
+
+static inline StTensor tensor_of(const char *name, StType type, int rank, const int64_t *shape, const void *data) {
+    StTensor tensor;
+    memset(&tensor, 0, sizeof tensor);
+    tensor.name = name;
+    tensor.type = type;
+    tensor.rank = rank;
+    tensor.count = 1;
+    for (int i = 0; i < rank; i++) {
+        tensor.shape[i] = shape[i];
+        tensor.count *= shape[i];
+    }
+    tensor.data = data;
+    return tensor;
+}
+
+typedef char TensorName[96];
+
+// The tensors of a flat array, as list[layout.n], their names with a prefix in names[layout.n].
+static inline void tensors_add(const TrainRun *run, const char *prefix, const real *flat, StTensor *list,
+                               TensorName *names) {
+    for (int k = 0; k < run->layout.n; k++) {
+        const ParamTensor *tensor = &run->layout.list[k];
+        snprintf(names[k], sizeof names[k], "%s%s", prefix, tensor->name);
+        list[k] = tensor_of(names[k], REAL_TYPE, tensor->rank, tensor->shape, flat + tensor->offset);
+    }
+}
+
+// Writes the weights, and the Adamax averages too where state is set.
+static inline bool tensors_write(TrainRun *run, const char *path, bool state, const MetaList *meta) {
+    static const char *const prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_inf."};
+    int n = run->layout.n * (state ? 3 : 1);
+    StTensor *list = (StTensor *)malloc((size_t)n * sizeof *list);
+    TensorName *names = (TensorName *)malloc((size_t)n * sizeof *names);
+    if (!list || !names) abort();
+    for (int k = 0; k * run->layout.n < n; k++) {
+        const real *flat = run->spec->state(run->model, STATE_PARAMS + k);
+        tensors_add(run, prefixes[k], flat, list + k * run->layout.n, names + k * run->layout.n);
+    }
+    bool ok = st_write(path, list, n, meta->list, meta->n, run->error);
+    free(list);
+    free(names);
+    return ok;
+}
+
+static inline void meta_common(const TrainRun *run, MetaList *meta) {
+    meta_add(meta, "model", "%s", run->spec->name);
+    meta_add(meta, "vocabulary", "%d", DATA_TOKENS);
+    meta_add(meta, "version", "%s", MUSIC_VERSION);
+    meta_add(meta, "step", "%lld", (long long)run->step);
+}
+
+static inline bool model_save(TrainRun *run, int64_t epoch, double train_loss, double test_loss) {
+    MetaList meta;
+    meta.n = 0;
+    meta_common(run, &meta);
+    for (int i = 0; i < run->spec->n_sizes; i++) {
+        meta_add(&meta, run->spec->size_flags[i].flag, "%d", run->config.sizes[i]);
+    }
+    meta_add(&meta, "window", "%d", run->config.T);
+    meta_add(&meta, "precision", "%s", run->config.precision);
+    meta_add(&meta, "seed", "%llu", (unsigned long long)run->o.seed);
+    meta_add(&meta, "epoch", "%lld", (long long)epoch);
+    meta_add(&meta, "train_loss", "%.17g", train_loss);
+    meta_add(&meta, "test_loss", "%.17g", test_loss);
+    bool ok = tensors_write(run, run->model_path, false, &meta);
+    meta_free(&meta);
+    return ok;
+}
+
+// Writes last.safetensors, everything that a bit-exact continuation needs. The time spent so far on an unfinished epoch
+// is kept where the run is only interrupted, not where it ends: two runs that end alike have the same bytes. A state
+// that is not finite is no use to anybody: then the file stays as it is.
+static inline bool last_save(TrainRun *run, bool interrupted) {
+    for (int k = STATE_PARAMS; k <= STATE_EXP_INF; k++) {
+        const ParamTensor *bad = params_not_finite(&run->layout, run->spec->state(run->model, k));
+        if (!bad) continue;
+        return fail(run->error, "%s: not saved: after step %lld tensor '%s' is not finite; try a smaller --lr",
+                    run->last_path, (long long)run->step - 1, bad->name);
+    }
+    MetaList meta;
+    TextBuffer log = {NULL, 0, 0, false};
+    meta.n = 0;
+    meta_common(run, &meta);
+    for (int i = 0; i < run->flags.n; i++) {
+        const Flag *flag = &run->flags.list[i];
+        char text[64];
+        if (!flag->fixed) continue;
+        if (flag->kind == FLAG_NUMBER) {
+            meta_add(&meta, flag->name, "%.17g", *(double *)flag->value);
+        } else {
+            meta_add(&meta, flag->name, "%s", flag_show(flag, text));
+        }
+    }
+    char *data = (char *)malloc(3 * strlen(run->o.data) + 1);
+    if (!data) abort();
+    name_escape(run->o.data, data);
+    meta_add(&meta, "data", "%s", data);
+    free(data);
+    meta_add(&meta, "train_data", "%s", run->train_identity);
+    meta_add(&meta, "test_data", "%s", run->test_identity);
+    meta_add(&meta, "epoch", "%d", run->n_rows);
+    meta_add(&meta, "loss_sum", "%.17g", run->loss_sum);
+    for (int i = 0; i < run->n_rows; i++) {
+        const LogRow *row = &run->rows[i];
+        text_print(&log, "%lld,%lld,%.17g,%.17g,%.17g,%lld\n", (long long)row->epoch, (long long)row->step, row->train,
+                   row->test, row->lr, (long long)row->steps);
+    }
+    meta_add(&meta, "log", "%.*s", (int)log.size, log.size ? log.bytes : "");
+    free(log.bytes);
+    if (run->n_rows) {
+        meta_add(&meta, "train_loss", "%.17g", run->rows[run->n_rows - 1].train);
+        meta_add(&meta, "test_loss", "%.17g", run->rows[run->n_rows - 1].test);
+    }
+    if (run->best_step) {
+        meta_add(&meta, "best_loss", "%.17g", run->best);
+        meta_add(&meta, "best_epoch", "%lld", (long long)run->best_epoch);
+        meta_add(&meta, "best_step", "%lld", (long long)run->best_step);
+    }
+    if (run->eval_done) meta_add(&meta, "eval_done", "%lld", (long long)run->eval_done);
+    for (int i = 0; i < 4 && run->eval_done; i++) {
+        char key[32];
+        snprintf(key, sizeof key, "eval_%s", train_kinds[i]);
+        meta_add(&meta, key, "%lld,%.17g", (long long)run->eval.count[i], run->eval.sum[i]);
+    }
+    double now = seconds_now();
+    if (interrupted) meta_add(&meta, "seconds", "%.3f", run->seconds_before + now - run->resumed_at);
+    run->saved_at = now;
+    bool ok = tensors_write(run, run->last_path, true, &meta);
+    meta_free(&meta);
+    return ok;
+}
+
+// A number out of the metadata, from 0 to max. Missing: false and a sentence.
+static inline bool meta_read(TrainRun *run, const char *key, double max, int64_t *whole, double *number) {
+    const char *text = st_meta(&run->weights, key);
+    char *end = NULL;
+    if (!text) return fail(run->error, "%s: it is no resume state: its metadata lack '%s'", run->weights_path, key);
+    double value = strtod(text, &end);
+    if (whole) *whole = strtoll(text, &end, 10);
+    if (number) *number = value;
+    if (isfinite(value) && value >= 0 && value <= max && end != text && !*end) return true;
+    return fail(run->error, "%s: its metadata are damaged: '%s' is '%.40s'", run->weights_path, key, text);
+}
+
+static inline void precision_keep(TrainRun *run, const char *text) { // the file's strings do not live as long
+    snprintf(run->precision, sizeof run->precision, "%s", text);
+    run->o.precision = run->precision;
+}
+
+// Before the data are opened: takes over the saved flags; one that was given must agree.
+static inline bool resume_flags(TrainRun *run) {
+    const char *path = run->weights_path, *model = st_meta(&run->weights, "model");
+    if (!model || !st_meta(&run->weights, "loss_sum")) {
+        return fail(run->error, "%s: it is no resume state; give a model to --init instead", path);
+    }
+    if (strcmp(model, run->spec->name)) {
+        return fail(run->error, "%s: it is the state of a model '%.40s', and this trains '%s'", path, model,
+                    run->spec->name);
+    }
+    for (int i = 0; i < run->flags.n; i++) {
+        Flag *flag = &run->flags.list[i];
+        if (!flag->fixed) continue;
+        char given[64], saved[64], *key = meta_key(flag->name);
+        const char *text = st_meta(&run->weights, key);
+        free(key);
+        if (!text) return fail(run->error, "%s: it is no resume state: its metadata lack --%s", path, flag->name);
+        flag_show(flag, given);
+        if (!flag_set(flag, text, run->error)) {
+            return fail(run->error, "%s: its metadata are damaged, or of another build: --%s is '%.40s', and %s", path,
+                        flag->name, text, run->error);
+        }
+        if (flag->kind == FLAG_TEXT) precision_keep(run, text);
+        if (flag->given && strcmp(given, flag_show(flag, saved))) {
+            run->status = 2;
+            return fail(run->error,
+                        "--%s %s: the run in %s has %s; leave the flag out to go on, or start anew in another --out",
+                        flag->name, given, run->o.out, saved);
+        }
+    }
+    const char *data = st_meta(&run->weights, "data");
+    if (!flag_find(&run->flags, "data")->given && data) {
+        run->saved_data = (char *)malloc(strlen(data) + 1);
+        if (!run->saved_data) abort();
+        name_unescape(data, run->saved_data);
+        run->o.data = run->saved_data;
+    }
+    return true;
+}
+
+static inline bool resume_data(TrainRun *run, const char *key, const char *file, const char *identity) {
+    const char *saved = st_meta(&run->weights, key);
+    if (saved && !strcmp(saved, identity)) return true;
+    return fail(run->error,
+                "%s/%s: it is not what the run in %s was trained on (%s; saved: %.90s); give its folder to --data",
+                run->o.data, file, run->o.out, identity, saved ? saved : "nothing");
+}
+
+static inline void rows_add(TrainRun *run, LogRow row) {
+    // There is always room for one more, the row of an epoch that --steps ends early.
+    run->rows = (LogRow *)realloc(run->rows, ((size_t)run->n_rows + 2) * sizeof *run->rows);
+    if (!run->rows) abort();
+    run->rows[run->n_rows++] = row;
+}
+
+// After the model is made: counters, log and sums.
+static inline bool resume_state(TrainRun *run) {
+    const char *path = run->weights_path, *log = st_meta(&run->weights, "log");
+    int64_t epochs = 0;
+    if (!resume_data(run, "train_data", "train.safetensors", run->train_identity)) return false;
+    if (!resume_data(run, "test_data", "test.safetensors", run->test_identity)) return false;
+    if (!meta_read(run, "step", 1e15, &run->step, NULL) || !meta_read(run, "epoch", 1e9, &epochs, NULL)) return false;
+    if (!meta_read(run, "loss_sum", HUGE_VAL, NULL, &run->loss_sum)) return false;
+    for (const char *at = log; at && *at;) {
+        LogRow row;
+        long long epoch, step, steps;
+        int used = 0;
+        int fields =
+            sscanf(at, "%lld,%lld,%lf,%lf,%lf,%lld%n", &epoch, &step, &row.train, &row.test, &row.lr, &steps, &used);
+        if (fields != 6 || at[used] != '\n' || !isfinite(row.train + row.test + row.lr) || epoch != run->n_rows + 1 ||
+            step != epoch * run->epoch_steps || steps != run->epoch_steps) {
+            return fail(run->error, "%s: its metadata are damaged: row %d of 'log'", path, run->n_rows + 1);
+        }
+        row.epoch = epoch;
+        row.step = step;
+        row.steps = steps;
+        row.seconds = -1;
+        rows_add(run, row);
+        at += used + 1;
+    }
+    if (epochs != run->n_rows || run->step < epochs * run->epoch_steps || run->step > (epochs + 1) * run->epoch_steps) {
+        return fail(run->error, "%s: its metadata are damaged: step %lld, epoch %lld and a log of %d rows do not agree",
+                    path, (long long)run->step, (long long)epochs, run->n_rows);
+    }
+    if (st_meta(&run->weights, "best_step")) {
+        if (!meta_read(run, "best_loss", HUGE_VAL, NULL, &run->best)) return false;
+        if (!meta_read(run, "best_epoch", 1e9, &run->best_epoch, NULL)) return false;
+        if (!meta_read(run, "best_step", 1e15, &run->best_step, NULL)) return false;
+    }
+    if (st_meta(&run->weights, "eval_done")) {
+        if (!meta_read(run, "eval_done", (double)run->eval_windows, &run->eval_done, NULL)) return false;
+        for (int i = 0; i < 4; i++) {
+            char key[32];
+            snprintf(key, sizeof key, "eval_%s", train_kinds[i]);
+            const char *text = st_meta(&run->weights, key);
+            long long count;
+            if (!text || sscanf(text, "%lld,%lf", &count, &run->eval.sum[i]) != 2) {
+                return fail(run->error, "%s: its metadata are damaged: '%s'", path, key);
+            }
+            run->eval.count[i] = count;
+        }
+    }
+    if (st_meta(&run->weights, "seconds") && !meta_read(run, "seconds", 1e12, NULL, &run->seconds_before)) return false;
+    return true;
+}
+// ---- the best model of an earlier run
+
+// Makes `name` a hard link to the file `path`, in place of any file of that name. A file that is not there is no error.
+static inline bool hard_link(const char *path, const char *name, char *error) {
+    unlink(name);
+    if (access(path, F_OK) || !link(path, name) || !rename(path, name)) return true; // rename: there may be no links
+    return fail(error, "%s: cannot be kept as %s: %s", path, name, strerror(errno));
+}
+
+static inline void previous_keep(const TrainRun *run) {
+    char *path = path_join(run->o.out, "model.prev.safetensors");
+    if (!access(run->previous_path, F_OK) && !rename(run->previous_path, path)) {
+        fprintf(stderr, "%s: %s holds an earlier run; its best model is kept as %s\n", run->program, run->o.out, path);
+        unlink(run->previous_path); // where both were one file already, rename has left it
+    }
+    free(path);
+}
+
+#endif

@@ -1,0 +1,131 @@
+// What a trainer does but training: --dump writes one whole step, --bench times some, and where a number is not finite
+// the tensor that it came from is looked for.
+//
+// C11 and C++17, POSIX. Include it before any system header.
+#ifndef MEASURE_H
+#define MEASURE_H
+
+#include "recipe/checkpoint.h"
+
+static inline bool blame(char *error, const char *kind, const char *tensor) {
+    fail(error, "%s%s is the first tensor that is not finite", kind, tensor);
+    return true;
+}
+
+// Runs a bad step again and writes which tensor is the first one that is not finite, as a clause: parameters, then
+// activations in the order of the forward, then gradients in that of the backward. False: nothing was found.
+static inline bool diagnose(const ModelSpec *spec, void *model, const ParamLayout *layout, const StepPlan *plan,
+                            char *error) {
+    const ParamTensor *bad = params_not_finite(layout, spec->state(model, STATE_PARAMS));
+    if (bad) return blame(error, "param.", bad->name);
+    int count = spec->activations(model, NULL);
+    Activation *list = count > 0 ? (Activation *)calloc((size_t)count, sizeof *list) : NULL;
+    if (!list) return false;
+    double loss = spec->gradients(model, plan);
+    spec->activations(model, list);
+    bool found = false;
+    for (int i = 0; i < count && !found; i++) {
+        int64_t n = 1;
+        for (int d = 0; d < list[i].rank; d++) n *= list[i].shape[d];
+        if (!all_finite(list[i].data, n)) found = blame(error, "", list[i].name);
+    }
+    free(list);
+    if (!found && !isfinite(loss)) found = blame(error, "", "loss");
+    const real *grads = spec->state(model, STATE_GRADS);
+    for (int k = layout->n - 1; k >= 0 && !found; k--) {
+        const ParamTensor *tensor = &layout->list[k];
+        if (!all_finite(grads + tensor->offset, tensor->count)) found = blame(error, "grad.", tensor->name);
+    }
+    return found;
+}
+// One training step, the next of this run, with all its tensors: what two implementations are compared by.
+static inline bool run_dump(TrainRun *run) {
+    const ModelSpec *spec = run->spec;
+    int64_t B = run->config.B, T = run->config.T;
+    int n_activations = spec->activations(run->model, NULL);
+    if (n_activations < 0) return fail(run->error, "--dump: there is not enough memory to keep the activations");
+    int n = 3 * run->layout.n, total = n + n_activations + 3;
+    StTensor *list = (StTensor *)calloc((size_t)total, sizeof *list);
+    TensorName *names = (TensorName *)malloc((size_t)n * sizeof *names);
+    Activation *activations = (Activation *)calloc((size_t)n_activations + 1, sizeof *activations);
+    real *before = (real *)malloc((size_t)run->layout.size * sizeof *before);
+    int64_t *starts = (int64_t *)malloc((size_t)B * sizeof *starts);
+    int64_t *input = (int64_t *)malloc((size_t)(2 * B * T) * sizeof *input);
+    if (!list || !names || !activations || !before || !starts || !input) abort();
+    memcpy(before, spec->state(run->model, STATE_PARAMS), (size_t)run->layout.size * sizeof *before);
+    StepPlan plan = plan_of(run, run->step);
+    spec->set_loss(run->model, 0);
+    spec->train_step(run->model, &plan);
+    TrainLoss result = spec->get_loss(run->model);
+    real loss = (real)result.sum;
+    epoch_batch(&run->train, run->o.seed, plan.epoch, plan.index, run->config.B, starts);
+    for (int64_t i = 0; i < B * T; i++) {
+        input[i] = run->train.tokens[starts[i / T] + i % T];
+        input[B * T + i] = run->train.tokens[starts[i / T] + i % T + 1];
+    }
+    tensors_add(run, "param.", before, list, names);
+    tensors_add(run, "new.", spec->state(run->model, STATE_PARAMS), list + run->layout.n, names + run->layout.n);
+    tensors_add(run, "grad.", spec->state(run->model, STATE_GRADS), list + 2 * run->layout.n,
+                names + 2 * run->layout.n);
+    spec->activations(run->model, activations);
+    for (int i = 0; i < n_activations; i++) {
+        const Activation *a = &activations[i];
+        list[n++] = tensor_of(a->name, REAL_TYPE, a->rank, a->shape, a->data);
+    }
+    const int64_t batch_shape[] = {B, T}, one[] = {1};
+    list[n++] = tensor_of("input", ST_I64, 2, batch_shape, input);
+    list[n++] = tensor_of("target", ST_I64, 2, batch_shape, input + B * T);
+    list[n++] = tensor_of("loss", REAL_TYPE, 1, one, &loss);
+    MetaList meta;
+    meta.n = 0;
+    meta_common(run, &meta);
+    bool ok = st_write(run->o.dump, list, n, meta.list, meta.n, run->error);
+    meta_free(&meta);
+    free(list);
+    free(names);
+    free(activations);
+    free(before);
+    free(starts);
+    free(input);
+    if (ok && result.bad_step >= 0) {
+        char why[ERROR_SIZE] = "";
+        diagnose(spec, run->model, &run->layout, &plan, why);
+        return fail(run->error, "step %lld: the loss or a gradient is not finite (%.300s)", (long long)plan.step, why);
+    }
+    if (ok) printf("step %lld, loss %#.7g: %s\n", (long long)plan.step, (double)loss, run->o.dump);
+    return ok;
+}
+
+// Times n steps, in runs of some 10 ms: a device works on one step while the host launches the next, as in training.
+static inline bool run_bench(TrainRun *run) {
+    enum { WARM_UP = 3 };
+    const ModelSpec *spec = run->spec;
+    const int64_t n = run->o.bench;
+    double *ms = (double *)malloc((size_t)n * sizeof *ms);
+    if (!ms) return fail(run->error, "--bench %lld: not enough memory for so many times", (long long)n);
+    int64_t step = 0, done = 0, times = 0, run_length = 1;
+    for (int64_t i = -WARM_UP; done < n; i++) {
+        const int64_t steps = i < 0 ? 1 : run_length < n - done ? run_length : n - done;
+        const double start = seconds_now();
+        for (int64_t k = 0; k < steps; k++) {
+            const StepPlan plan = plan_of(run, step++);
+            spec->train_step(run->model, &plan);
+        }
+        spec->get_loss(run->model);
+        const double took = 1e3 * (seconds_now() - start) / (double)steps;
+        if (i == -1) run_length = 1 + (int64_t)(10 / fmax(took, 1e-3));
+        if (i < 0) continue;
+        ms[times++] = took;
+        done += steps;
+    }
+    double middle = median(ms, (size_t)times), tokens = (double)run->config.B * run->config.T;
+    printf("%lld steps: fastest %.4g ms, slowest %.4g ms; peak memory %.0f MB\n", (long long)n, ms[0], ms[times - 1],
+           peak_megabytes());
+    printf("bench model=%s device=%s precision=%s batch=%d ms_per_step=%.4g tokens_per_s=%.0f gflop_per_s=%.4g\n",
+           spec->name, spec->device, run->config.precision, run->config.B, middle, tokens / middle * 1e3,
+           spec->step_flops(&run->config) / middle / 1e6);
+    free(ms);
+    return true;
+}
+
+#endif

@@ -1,0 +1,72 @@
+// What a run reports in files: log.csv, a row per epoch, and loss.svg, the curves.
+//
+// C11 and C++17, POSIX. Include it before any system header.
+#ifndef REPORT_H
+#define REPORT_H
+
+#include "recipe/run.h"
+
+#include "recipe/curves.h"
+
+static inline int row_text(char text[192], const LogRow *row) { // all but the seconds
+    return snprintf(text, 192, "%lld,%lld,%.9g,%.9g,%.9g,%lld,", (long long)row->epoch, (long long)row->step,
+                    row->train, row->test, row->lr, (long long)row->steps);
+}
+
+// Takes the seconds, which are in no other file, out of an existing log.csv, from rows that are otherwise the same.
+static inline void log_recall_seconds(TrainRun *run) {
+    char *bytes = NULL, ignored[ERROR_SIZE];
+    size_t size;
+    if (!read_file(run->log_path, (void **)&bytes, &size, ignored)) return;
+    for (int i = 0; i < run->n_rows; i++) {
+        char text[193] = "\n";
+        row_text(text + 1, &run->rows[i]);
+        const char *found = strstr(bytes, text);
+        char *end;
+        if (!found) continue;
+        double seconds = strtod(found + strlen(text), &end);
+        if (end > found + strlen(text) && *end == '\n' && seconds >= 0) run->rows[i].seconds = seconds;
+    }
+    free(bytes);
+}
+
+static inline bool curve_write(TrainRun *run, int n) {
+    LossPoint *points = (LossPoint *)malloc((size_t)n * sizeof *points);
+    if (!points) abort();
+    for (int i = 0; i < n; i++) {
+        points[i].epoch = (double)run->rows[i].step / (double)run->epoch_steps;
+        points[i].train = run->rows[i].train;
+        points[i].test = run->rows[i].test;
+    }
+    const LossCurve curve = {run->spec->name, points, n, 0, 0};
+    char title[128], epochs[64], count[32];
+    snprintf(title, sizeof title, "%s, %s parameters: loss by epoch", run->spec->name,
+             thousands(count, run->layout.count));
+    snprintf(epochs, sizeof epochs, "epoch (%s steps each)", thousands(count, run->epoch_steps));
+    TextBuffer out = {NULL, 0, 0, false};
+    curves_draw(&out, title, epochs, &curve, 1);
+    bool ok = !out.failed && write_file_atomically(run->svg_path, out.bytes, out.size, run->error);
+    free(out.bytes);
+    free(points);
+    return ok;
+}
+
+// Writes log.csv and loss.svg of the first n rows; without rows, a header and no curve.
+static inline bool reports_write(TrainRun *run, int n) {
+    TextBuffer out = {NULL, 0, 0, false};
+    text_print(&out, "epoch,step,train_loss,test_loss,lr,steps,seconds\n");
+    for (int i = 0; i < n; i++) {
+        char text[192];
+        row_text(text, &run->rows[i]);
+        text_print(&out, "%s", text);
+        if (run->rows[i].seconds >= 0) text_print(&out, "%.1f", run->rows[i].seconds);
+        text_print(&out, "\n");
+    }
+    bool ok = !out.failed && write_file_atomically(run->log_path, out.bytes, out.size, run->error);
+    free(out.bytes);
+    if (ok && n) return curve_write(run, n);
+    if (ok) unlink(run->svg_path);
+    return ok;
+}
+
+#endif

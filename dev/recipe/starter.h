@@ -1,0 +1,84 @@
+// The starter corpus: where the default data folder holds no music, data_prep/compose_music composes some into it.
+//
+// C11 and C++17, POSIX. Include it before any system header.
+#ifndef STARTER_H
+#define STARTER_H
+
+#include "recipe/run.h"
+
+#include <dirent.h>
+#include <spawn.h>
+#include <sys/wait.h>
+
+extern char **environ;
+
+// Runs a program and waits. Its stdout goes to stderr, for stdout belongs to the epochs' lines.
+static inline bool run_program(const char *path, const char *const *arguments, char *error) {
+    posix_spawn_file_actions_t actions;
+    pid_t child;
+    int status = 0;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, 2, 1);
+    int problem = posix_spawn(&child, path, &actions, NULL, (char *const *)arguments, environ);
+    posix_spawn_file_actions_destroy(&actions);
+    if (problem) return fail(error, "%s: cannot be run: %s", path, strerror(problem));
+    while (waitpid(child, &status, 0) < 0) {
+        if (errno != EINTR) return fail(error, "%s: cannot be waited for: %s", path, strerror(errno));
+    }
+    if (WIFSIGNALED(status)) return fail(error, "%s: it was ended by signal %d; run me again", path, WTERMSIG(status));
+    if (WEXITSTATUS(status))
+        return fail(error, "%s: it failed, as said above (exit status %d)", path, WEXITSTATUS(status));
+    return true;
+}
+
+// Whether the starter corpus belongs into the folder: it does not exist, or holds nothing but what an interrupted
+// composing leaves behind. Somebody's own folder is left alone.
+static inline bool starter_wanted(const char *folder) {
+    DIR *list = opendir(folder);
+    bool train = false, test = false, starter = false, other = false;
+    if (!list) return errno == ENOENT;
+    for (struct dirent *entry; (entry = readdir(list)) != NULL;) {
+        const char *name = entry->d_name, *dot = strrchr(name, '.');
+        if (!strcmp(name, ".") || !strcmp(name, "..") || (dot && !strcmp(dot, ".tmp"))) continue;
+        train |= !strcmp(name, "train.safetensors");
+        test |= !strcmp(name, "test.safetensors");
+        starter |= !strcmp(name, "starter");
+        other |= strcmp(name, "train.safetensors") && strcmp(name, "test.safetensors") && strcmp(name, "starter");
+    }
+    closedir(list);
+    return !other && !(train && test) && (starter || (!train && !test));
+}
+
+// Composes the starter corpus into the folder, by the two programs beside this one, and makes its datasets.
+static inline bool starter_compose(TrainRun *run, const char *folder) {
+    char self[PATH_MAX + 1];
+    ssize_t length = readlink("/proc/self/exe", self, PATH_MAX);
+    if (length < 0) length = snprintf(self, sizeof self, "%s", run->argv[0]);
+    if (length > PATH_MAX) length = PATH_MAX;
+    self[length] = 0;
+    char *slash = strrchr(self, '/');
+    strcpy(slash ? slash : self, slash ? "" : ".");
+    char *compose = path_join(self, "data_prep/compose_music"), *prepare = path_join(self, "data_prep/prepare_music");
+    char *starter = path_join(folder, "starter"), *train = path_join(starter, "train"),
+         *test = path_join(starter, "test");
+    const char *first[] = {compose, "--out", starter, NULL}, *second[] = {prepare, "--out", folder, train, test, NULL};
+    const char *missing = access(compose, X_OK) ? compose : access(prepare, X_OK) ? prepare : NULL;
+    bool ok = !missing;
+    if (missing) {
+        fail(
+            run->error,
+            "%s: there is no music here yet, and %s, which would make some, cannot be run (%s); build it with make, or "
+            "give --data a folder made by prepare_music",
+            folder, missing, strerror(errno));
+    }
+    if (ok) fprintf(stderr, "%s: no music here yet: composing the starter corpus into it\n", folder);
+    ok = ok && run_program(compose, first, run->error) && run_program(prepare, second, run->error);
+    free(compose);
+    free(prepare);
+    free(starter);
+    free(train);
+    free(test);
+    return ok;
+}
+
+#endif
