@@ -38,14 +38,14 @@ needs() {
     done
 }
 
-# emulate FLAGS SOURCE.cu HEADER...: makes C++ of these files of the checkout, where the compiler looks before it looks in
-# the checkout, and with FLAGS makes of the first the programs ./plain (-O1, no -g), ./sanitized and ./race.
+# emulate FLAGS SOURCE.cu...: makes C++ of these files of the checkout and of dev/cuda, where the compiler looks before it
+# looks in the checkout, and with FLAGS makes of the first the programs ./plain (-O1, no -g), ./sanitized and ./race.
 # shellcheck disable=SC2086
 emulate() {
     flags=$1 file=${2%.cu}.cpp
     shift
     mkdir -p dev/cuda test
-    for cuda in "$@"; do
+    for cuda in "$@" $(cd "$root" && echo dev/cuda/*.cuh); do
         { echo "#line 1 \"$cuda\"" && sed -f "$root/dev/emu/cuda2cpp.sed" "$root/$cuda"; } >"$cuda" || exit 1
     done
     mv "$1" "$file"
@@ -68,6 +68,14 @@ kernels_of() {
         grep -o '__global__ *void *[A-Za-z0-9_]*' | sed 's/.* //' | sort -u
 }
 ran() { sed 's/<.*//' "$1" | sort -u; }
+
+# unchecked FILE...: the launches in CUDA sources that no LAUNCHED() of the same kernel follows
+unchecked() {
+    kernel='[A-Za-z_][A-Za-z0-9_]*\(<[^<>;(){}]*>\)\{0,1\}'
+    sed 's|//.*||' "$@" | tr '\n' ' ' | tr -s ' ' |
+        grep -o -e "$kernel<<<[^;]*; *[^;]*;" -e "cudaLaunchCooperativeKernel([^;]*; *[^;]*;" |
+        grep -v -e "^\($kernel\)<<<[^;]*; *LAUNCHED(\1);" -e "Kernel(\($kernel\),[^;]*; *LAUNCHED(\1);"
+}
 
 # report NAME: the closing line, and the exit status
 report() {

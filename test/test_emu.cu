@@ -4,8 +4,9 @@
 //   test_emu PLANTED   one kernel with a mistake in it, to see that it is found; the names are in main()
 // A line that test_emu.sh expects in a message ends in a comment `// here: PLANTED`.
 #include "base/philox.h"
-#include "cuda/tensor_core.cuh"
 #include "check.h"
+#include "cuda/check.cuh"
+#include "cuda/tensor_core.cuh"
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -679,6 +680,17 @@ static void check_runtime() {
     CUDA(cudaFree(d_sums));
 }
 
+// A launch with a mistake: its line and the kernel's name are reported, also while a stream is captured.
+static void launch_wrongly(float *x, bool captured) {
+    cudaStream_t stream;
+    CUDA(cudaStreamCreate(&stream));
+    if (captured) CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    scale<<<1, 1024, 0, stream>>>(x, 2.0f, 1024);
+    LAUNCHED(scale);
+    scale<<<1, 1025, 0, stream>>>(x, 2.0f, 1024);
+    LAUNCHED(scale); // here: launch captured
+}
+
 // What only the emulator promises: copies that a GPU may let pass, and memory that starts as NaN
 static void check_emulator() {
 #ifdef CUDA_EMU
@@ -746,6 +758,15 @@ int main(int argc, char **argv) {
     if (planted("deadlock")) stuck<<<1, 32>>>((unsigned *)out);
     if (planted("absent")) half_a_warp<<<1, 32>>>(out);
     if (planted("host")) out[5] = 1; // here: host
+    if (planted("launch") || planted("captured")) launch_wrongly(x, planted("captured"));
+    const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    if (planted("attribute")) cuda_check(cudaFuncSetAttribute(scale, most, 1 << 30)); // here: attribute
+    if (planted("cooperative")) {
+        int steps = 9;
+        void *arguments[] = {&x, &steps};
+        cudaLaunchCooperativeKernel(pascal, dim3(100000), dim3(64), arguments);
+        LAUNCHED(pascal); // here: cooperative
+    }
     Floats result = host(out, 1024);
     if (planted("nowait")) CHECK(result[0] == 0, "a product of zeros is %g", (double)result[0]);
     return check_report(argv[1]);

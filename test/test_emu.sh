@@ -4,7 +4,7 @@
 . "$(dirname "$0")/check.sh"
 ulimit -c 0 2>/dev/null
 source=${root:?}/test/test_emu.cu
-emulate "-O0 -g" test/test_emu.cu dev/cuda/tensor_core.cuh
+emulate "-O0 -g" test/test_emu.cu
 
 run() { "$@" >stdout 2>stderr; }
 for order in fwd rev rand rand:2; do
@@ -45,6 +45,16 @@ for build in plain sanitized race; do
     check "deadlock, $build" found $build deadlock 'deadlock in kernel stuck'
     check "resident, $build" found $build resident 'deadlock in kernel pascal_in_place'
     check "absent, $build" found $build absent 'lane 0 reads from lane 16'
+done
+for planted in launch captured; do
+    check "$planted" found plain $planted 'kernel scale: invalid configuration argument'
+    check "$planted ends with status 1" test "$status" = 1
+done
+check "attribute" found plain attribute 'cudaFuncSetAttribute(.*: invalid argument'
+check "cooperative" found plain cooperative 'kernel pascal: too many blocks in cooperative launch'
+for cuda in "$root"/*.cu "$root"/dev/cuda/*.cuh; do
+    unchecked "$cuda" >stderr
+    check "every launch in ${cuda#"$root/"} is checked" test ! -s stderr
 done
 check "nowait shows in forward order" [ "$(./plain nowait | tail -n 1)" = "nowait: 9 passed, 1 failed" ]
 wrong() { ! run env CUDA_EMU_ORDER="$1" ./plain "$2" && grep -q 'graph, y' stdout stderr; }

@@ -12,6 +12,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include "cuda/check.cuh"
 #include "cuda/matmul.cuh"
 
 #define DEVICE_PRECISIONS "bf16|fp32"
@@ -80,15 +81,6 @@ typedef struct { // the first member of a model
     uint8_t *host_targets;
     float *kept; // activations for a dump, or NULL
 } DeviceModel;
-
-#define cuda_check(call) cuda_check_call(call, #call, __FILE__, __LINE__)
-
-// What fails here is the machine or this program, not the user: say where, and end.
-static inline void cuda_check_call(cudaError_t status, const char *call, const char *file, int line) {
-    if (status == cudaSuccess) return;
-    fprintf(stderr, "%s:%d: %s: %s\n", file, line, call, cudaGetErrorString(status));
-    exit(1);
-}
 
 static inline int blocks_for(int64_t n, int each) { return (int)((n + each - 1) / each); }
 
@@ -431,37 +423,52 @@ static inline void device_load_windows(DeviceModel *m, const uint8_t *tokens, in
     const int T = m->config.T, blocks = blocks_for((int64_t)n * T, 256);
     const bool time_major = m->hooks->time_major;
     load_windows_kernel<<<blocks, 256, 0, m->stream>>>(m->inputs, m->targets, tokens, m->starts, n, T, time_major);
+    LAUNCHED(load_windows_kernel);
 }
 
 static inline void device_enqueue_gradients(DeviceModel *m) {
     const int B = m->config.B;
     batch_starts_kernel<<<blocks_for(B, 64), 64, 0, m->stream>>>(m->starts, m->state, m->train, m->config.seed, B);
+    LAUNCHED(batch_starts_kernel);
     device_load_windows(m, m->train.tokens, B);
     m->hooks->enqueue_gradients(m);
     check_finite_kernel<<<256, 256, 0, m->stream>>>(m->state, m->flat[STATE_GRADS], m->layout.size);
+    LAUNCHED(check_finite_kernel);
+}
+
+// A training step, with the update.
+static inline void device_enqueue_step(DeviceModel *m) {
+    device_enqueue_gradients(m);
+    m->hooks->enqueue_update(m);
+    end_step_kernel<<<1, 1, 0, m->stream>>>(m->state);
+    LAUNCHED(end_step_kernel);
+}
+
+static inline void device_capture_step(DeviceModel *m) {
+    cudaGraph_t graph;
+    size_t nodes = 0;
+    cuda_check(cudaStreamBeginCapture(m->stream, cudaStreamCaptureModeThreadLocal));
+    device_enqueue_step(m);
+    cuda_check(cudaGetLastError()); // the cause, which the end of the capture would hide
+    cuda_check(cudaStreamEndCapture(m->stream, &graph));
+    cuda_check(cudaGraphGetNodes(graph, nullptr, &nodes));
+    cuda_check(cudaGraphInstantiate(&m->step_graph, graph, 0));
+    cuda_check(cudaGraphDestroy(graph));
+    fprintf(stderr, "a training step is one graph of %d nodes\n", (int)nodes);
 }
 
 static inline void device_train_step(void *model, const StepPlan *plan) {
     DeviceModel *m = (DeviceModel *)model;
     device_expect(m, plan);
-    if (!m->step_graph) {
-        cudaGraph_t graph;
-        size_t nodes = 0;
-        cuda_check(cudaStreamBeginCapture(m->stream, cudaStreamCaptureModeThreadLocal));
-        device_enqueue_gradients(m);
-        m->hooks->enqueue_update(m);
-        end_step_kernel<<<1, 1, 0, m->stream>>>(m->state);
-        cuda_check(cudaStreamEndCapture(m->stream, &graph));
-        cuda_check(cudaGetLastError());
-        cuda_check(cudaGraphGetNodes(graph, nullptr, &nodes));
-        cuda_check(cudaGraphInstantiate(&m->step_graph, graph, 0));
-        cuda_check(cudaGraphDestroy(graph));
-        fprintf(stderr, "a training step is one graph of %d nodes\n", (int)nodes);
-    }
+    if (!m->step_graph && !LAUNCH_CHECKS) device_capture_step(m);
     // No more than a few steps ahead of the device, or Ctrl-C would wait for all that have been launched.
     cudaEvent_t event = m->launched[plan->step % 4];
     cuda_check(cudaEventSynchronize(event));
-    cuda_check(cudaGraphLaunch(m->step_graph, m->stream));
+    if (LAUNCH_CHECKS) {
+        device_enqueue_step(m);
+    } else {
+        cuda_check(cudaGraphLaunch(m->step_graph, m->stream));
+    }
     cuda_check(cudaEventRecord(event, m->stream));
     m->expected.step++;
     m->expected.index++;
@@ -472,7 +479,6 @@ static inline double device_gradients(void *model, const StepPlan *plan) {
     DeviceModel *m = (DeviceModel *)model;
     device_expect(m, plan);
     device_enqueue_gradients(m);
-    cuda_check(cudaGetLastError());
     return device_read_state(m).loss;
 }
 
@@ -521,7 +527,6 @@ static inline void device_eval_batch(void *model, const Dataset *test, const int
     cuda_check(cudaMemcpyAsync(m->starts, starts, (size_t)n * sizeof *starts, cudaMemcpyHostToDevice, m->stream));
     device_load_windows(m, m->test_tokens, n);
     m->hooks->enqueue_losses(m, n);
-    cuda_check(cudaGetLastError());
     cuda_check(
         cudaMemcpyAsync(m->host_losses, m->losses, (size_t)R * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
     cuda_check(cudaStreamSynchronize(m->stream));
@@ -550,6 +555,7 @@ static inline void device_state_changed(void *model) {
     if (m->bf16) {
         __nv_bfloat16 *weights = (__nv_bfloat16 *)m->weights;
         to_half_kernel<__nv_bfloat16><<<blocks_for(n, 256), 256, 0, m->stream>>>(weights, m->flat[STATE_PARAMS], n);
+        LAUNCHED(to_half_kernel<__nv_bfloat16>);
     }
     cuda_check(cudaStreamSynchronize(m->stream));
 }

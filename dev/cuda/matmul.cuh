@@ -23,6 +23,7 @@
 #ifndef MATMUL_CUH
 #define MATMUL_CUH
 
+#include "cuda/check.cuh"
 #include "cuda/tensor_core.cuh"
 #include <assert.h>
 #include <cuda_bf16.h>
@@ -426,7 +427,9 @@ static inline void sums_add(SumList *list, float *out, const float *parts, int n
 static inline void sum_parts(const SumList *list, cudaStream_t stream) {
     unsigned blocks = 0;
     for (int i = 0; i < list->n; i++) blocks += sum_blocks(list->at[i]);
-    if (blocks) sum_parts_kernel<<<blocks, 32 * SUM_SLICES, 0, stream>>>(*list);
+    if (!blocks) return;
+    sum_parts_kernel<<<blocks, 32 * SUM_SLICES, 0, stream>>>(*list);
+    LAUNCHED(sum_parts_kernel);
 }
 
 // ---- products of whole matrices
@@ -540,8 +543,6 @@ __global__ void __launch_bounds__(Tile<T, true, false, BM, BN>::THREADS) matmul_
 }
 
 // ---- host: how many blocks of what size, and the launches
-//
-// A launch that fails leaves its error to the caller's next cudaGetLastError().
 
 static inline int divide_up(int a, int b) { return (a + b - 1) / b; }
 
@@ -551,7 +552,8 @@ static inline int round_up(int n, int multiple) { return divide_up(n, multiple) 
 // called while a graph is captured.
 template <typename Kernel>
 static inline void matmul_prepare(Kernel *kernel, int bytes) {
-    if (bytes > 48 << 10) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (bytes <= 48 << 10) return;
+    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
 
 template <typename T, typename OUT, bool A_T, bool B_T, int BM, int BN>
@@ -560,6 +562,7 @@ static inline void matmul_launch(OUT *out, int out_row, Product<T> p, Epilogue<T
     const int blocks = divide_up(p.M, BM) * divide_up(p.N, BN);
     matmul_prepare(matmul_kernel<T, OUT, A_T, B_T, BM, BN>, S::BYTES);
     matmul_kernel<T, OUT, A_T, B_T, BM, BN><<<blocks, S::THREADS, S::BYTES, stream>>>(out, out_row, p, epilogue);
+    LAUNCHED(matmul_kernel<T, OUT, A_T, B_T, BM, BN>);
 }
 
 // From how many blocks on a product takes large tiles, which read operands half as often but leave multiprocessors idle
@@ -669,6 +672,7 @@ static inline void matmul_weights_launch(const WeightGradient<T> *list, int n, i
     const dim3 blocks((unsigned)tiles, (unsigned)parts.n);
     matmul_prepare(matmul_weights_kernel<T, BM, BN>, S::BYTES);
     matmul_weights_kernel<T, BM, BN><<<blocks, S::THREADS, S::BYTES, stream>>>(group);
+    LAUNCHED(matmul_weights_kernel<T, BM, BN>);
 }
 
 // n weight gradients, at most WEIGHT_GROUP, in one launch, so that together they fill the GPU; R = 0 gives zeros. Where
