@@ -37,7 +37,7 @@ typedef struct {
     double min, max;        // of numbers, max may be infinite; of texts, max is how many at most
     bool above, below;      // min, max themselves are not allowed
     bool given;             // by the user
-    bool fixed;             // the caller's own mark
+    bool fixed;             // for the caller's use: trainers mark what --resume must find unchanged
 } Flag;
 
 typedef struct {

@@ -35,8 +35,8 @@ typedef struct {
 // What a stream is for: no two purposes of one seed share a key.
 enum { PHILOX_INIT = 1, PHILOX_DROPOUT, PHILOX_WINDOWS, PHILOX_SAMPLE, PHILOX_COMPOSE, PHILOX_SPLIT, PHILOX_BENCH };
 
-// Four words for the counter (c0, c1, c2, c3): ten rounds, each two 32 x 32 -> 64 bit products (Salmon et al.,
-// section 3.3).
+// Four words for the counter (c0, c1, c2, c3). Each of the ten rounds has two 32 x 32 -> 64 bit products (Salmon et
+// al., section 3.3).
 PHILOX_FN Philox4 philox(PhiloxKey key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
     uint32_t k0 = key.k[0], k1 = key.k[1];
     for (int round = 0; round < 10; round++) {
@@ -67,9 +67,8 @@ PHILOX_FN PhiloxKey philox_key(uint64_t seed, uint32_t purpose, uint32_t index) 
     return key;
 }
 
-// out[4n]: the words of philox(key, i, c1, c2, c3), i = 0..n-1, one after the other. Each counter word lives in 64
-// bits, which is how vector units multiply, so that compilers turn this loop into vectors, as they do not with a loop
-// over philox().
+// out[4n]: the words of philox(key, i, c1, c2, c3), i = 0..n-1, one after the other. Compilers turn this loop into
+// vectors, but not a loop over philox(): here each counter word lives in 64 bits, as vector units multiply.
 static inline void philox_row(PhiloxKey key, int n, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t *out) {
     for (int i = 0; i < n; i++) {
         uint64_t x0 = (uint64_t)i, x1 = c1, x2 = c2, x3 = c3; // only the low halves matter

@@ -14,7 +14,6 @@
 // forbidden folder leaves the old file or the new one, never half of one.
 //
 // Left out: types below a byte (F4, F6), files larger than memory, big-endian machines, systems without POSIX.
-// Also here, because every program needs them: fail, read_file, write_file_atomically, path_join and make_folders.
 // Format: https://huggingface.co/docs/safetensors. C11 and C++17; with -std=c11 include it before the system's headers.
 #ifndef SAFETENSORS_H
 #define SAFETENSORS_H

@@ -1,9 +1,10 @@
-// Matrix products for the CPU reference: one register tile, one parallel loop, three products.
+// Matrix products of the CPU trainers: a linear layer forward, its gradients by the input and by the weight, and the
+// products with one packed panel that the LSTM's recurrence is made of.
 //
-// It promises some 85 % of the machine's multiply-add rate on the trainers' shapes, the same bytes for any number of
-// threads, and `real` in float or double; or float operands rounded to bf16 as they are packed, products and sums in
-// float, at twice the rate where the processor multiplies pairs of bf16 (AVX512-BF16). It leaves out what such shapes
-// do not need: alpha and beta, cutting of the right operand into what each cache holds.
+// It promises the same bytes for any number of threads, and `real` in float or double; or float operands rounded to
+// bf16 as they are packed, with products and sums in float, where the processor multiplies pairs of bf16 (AVX512-BF16)
+// at up to twice the rate. `dev/tools/bench_cpu.sh` measures both beside OpenBLAS and PyTorch. It leaves out what the
+// trainers' shapes do not need: alpha and beta, and cutting the right operand into what each cache holds.
 //
 // How it is fast (after Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008): a tile of
 // TILE_M x TILE_N sums stays in registers while the reduction runs over k; each step loads TILE_N numbers of the right
@@ -25,9 +26,8 @@
 #include <assert.h>
 #include <string.h>
 
-// 8 x 2 vectors of sums: 16 of the 32 registers of AVX-512 and NEON, enough to hide a multiply-add's latency of 4
-// cycles with one or two units; it runs at 97 % of one Zen 4 core's peak, and reads the left operand unpacked as fast
-// as packed, where 14 x 2 does not.
+// 8 x 2 vectors of sums take 16 of the 32 registers of AVX-512 and NEON. They are enough to hide a multiply-add's
+// latency of 4 cycles with one or two units, and leave registers to read the left operand unpacked.
 #define TILE_M 8
 #if defined(__AVX__) && !defined(__AVX512F__)
 #define TILE_VECTORS 1 // 16 registers
@@ -250,8 +250,7 @@ static inline void matmul_tile_bf16(real *out, ptrdiff_t out_row, int rows, int 
     tile_store_part(sums, out, out_row, rows, width, epilogue);
 }
 
-// out[i][n] += sum_k a[i][k] panel[k][n], i < M, n < width <= TILE_N: the product with one panel that is packed
-// already.
+// out[i][n] += sum_k a[i][k] panel[k][n], i < M, n < width <= TILE_N: the product with one packed panel.
 static inline void matmul_panel_add(real *out, ptrdiff_t out_row, int M, int width, int K, const real *a,
                                     ptrdiff_t a_row, const real *panel) {
     for (int k0 = 0; k0 < K; k0 += MATMUL_K) {

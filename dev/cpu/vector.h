@@ -1,7 +1,6 @@
 // The compiler's own vectors (gcc and clang) of `real`, which is float unless REAL says double: 64 bytes with AVX-512,
-// 32 with AVX, 16 with NEON or SSE; the same source compiles to each, chosen by -march. Loads and stores at any
-// address, masks, sums over lanes, the functions that a language model needs (e^x, the logistic function and tanh), and
-// bf16.
+// 32 with AVX, 16 with NEON or SSE; the same source compiles to each, chosen by -march. It has loads and stores at any
+// address, masks, sums over lanes, bf16, and the functions that a language model needs: e^x, logistic and tanh.
 //
 // It promises the same result for the same number in every lane, NaN out for NaN in, and correct infinities; in double
 // the functions are the C library's. It leaves out arguments for which the models have no use: e^x is for x <= 0.

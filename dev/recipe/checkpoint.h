@@ -1,5 +1,5 @@
-// The files of a run that hold tensors: model.safetensors, the best model so far, and last.safetensors, everything that
-// --resume needs.
+// The files of a run that hold tensors: model.safetensors is the best model so far, last.safetensors everything that
+// --resume goes on from.
 //
 // Promises: a run that is killed at any moment and resumed ends with the same bytes as one that was never killed. Hence
 // the state of a run is the weights, the optimizer's averages, the number of steps taken, the epochs logged so far, and
@@ -21,6 +21,7 @@ static inline const ParamTensor *params_not_finite(const ParamLayout *layout, co
     }
     return NULL;
 }
+
 // Reads every tensor of the layout from an open file into the flat array; each is looked up behind prefix ("" for the
 // weights). exact: its elements must have this build's type, because rounding them would not continue the same run.
 // False, and a sentence, where a tensor is missing, has another shape or type, or a number that is not finite.
@@ -56,6 +57,7 @@ static inline bool params_load(const ParamLayout *layout, const StFile *file, co
     if (!bad) return true;
     return fail(error, "%s: tensor '%s%s' has a number that is not finite", path, prefix, bad->name);
 }
+
 // ---- metadata
 
 // Keys and values for a file's metadata; the strings are the list's.
@@ -348,6 +350,7 @@ static inline bool resume_state(TrainRun *run) {
     if (st_meta(&run->weights, "seconds") && !meta_read(run, "seconds", 1e12, NULL, &run->seconds_before)) return false;
     return true;
 }
+
 // ---- the best model of an earlier run
 
 // Makes `name` a hard link to the file `path`, in place of any file of that name. A file that is not there is no error.

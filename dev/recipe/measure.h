@@ -38,6 +38,7 @@ static inline bool diagnose(const ModelSpec *spec, void *model, const ParamLayou
     }
     return found;
 }
+
 // One training step, the next of this run, with all its tensors: what two implementations are compared by.
 static inline bool run_dump(TrainRun *run) {
     const ModelSpec *spec = run->spec;

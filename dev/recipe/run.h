@@ -57,8 +57,8 @@ typedef struct {
     int n_rows;
     EvalLoss eval; // the evaluation in progress: its first eval_done windows
     int64_t eval_done;
-    double best; // lowest test loss of the epochs done, infinite before the first; after how many epochs and steps
-    int64_t best_epoch, best_step;
+    double best;                                 // lowest test loss of the epochs done, infinite before the first
+    int64_t best_epoch, best_step;               // after how many epochs and steps it was reached
     double seconds_before, resumed_at, saved_at; // time spent on this epoch before resumed_at
 } TrainRun;
 
@@ -133,6 +133,7 @@ static inline void help_print(const TrainRun *run) {
            "Exit status: 0 done; 1 it failed, or it was stopped and saved before its end; 2 wrong usage.\n",
            name);
 }
+
 static inline StepPlan plan_of(const TrainRun *run, int64_t step) {
     StepPlan plan;
     plan.step = step;

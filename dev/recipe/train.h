@@ -21,6 +21,8 @@
 
 #include <signal.h>
 
+// ---- signals and saving in time
+
 #ifndef SAVE_SECONDS
 #define SAVE_SECONDS 300 // between saves within an epoch: what a killed run loses at most
 #endif
@@ -59,12 +61,14 @@ static inline bool run_begin(TrainRun *run) {
     previous_keep(run);
     return reports_write(run, 0);
 }
+
 // After a step or an evaluation batch: save if it is time, or if a signal asks for the end.
 static inline Outcome save_if_due(TrainRun *run, double now) {
     if (!train_signal && now - run->saved_at < SAVE_SECONDS) return GO_ON;
     if (!(run->begun ? last_save(run, true) : run_begin(run))) return FAILED;
     return train_signal ? STOPPED : GO_ON;
 }
+
 // run->step is the first step that went wrong; the model has skipped every update since. Saves the state before it,
 // unless the run is so young that there is nothing to save.
 static inline Outcome training_broke(TrainRun *run) {
@@ -79,6 +83,8 @@ static inline Outcome training_broke(TrainRun *run) {
          run->step ? "; try a smaller --lr" : "");
     return FAILED;
 }
+
+// ---- an epoch: steps, evaluation, what is kept
 
 // Steps until `end`.
 static inline Outcome train_until(TrainRun *run, int64_t end) {
@@ -228,6 +234,8 @@ static inline Outcome train(TrainRun *run) {
     return GO_ON;
 }
 
+// ---- hints and other modes
+
 // The command that goes on with this run: this one with --resume and without --init, quoted for a shell.
 static inline void resume_hint(const TrainRun *run, FILE *out) {
     for (int i = 0; i < run->argc; i++) {
@@ -250,6 +258,7 @@ static inline void resume_hint(const TrainRun *run, FILE *out) {
     }
     fprintf(out, " --resume\n");
 }
+
 static inline bool run_eval(TrainRun *run) {
     int64_t tokens;
     evaluate(run, false);
