@@ -1,7 +1,9 @@
-// CUDA's vocabulary for cuda_emu.h, which includes this file: keywords, vector types, device functions, bf16, and the
-// part of the runtime API that this project uses. Where an argument makes no difference here it has no name.
+// CUDA's vocabulary, for cuda_emu.h: keywords, vector types, device functions, bf16, and the part of the runtime API
+// that this project uses. Where an argument makes no difference here it has no name.
 #ifndef CUDA_EMU_API_H
 #define CUDA_EMU_API_H
+
+#include "emu/cuda_emu_threads.h"
 
 // ---- Keywords and vectors
 
@@ -294,38 +296,6 @@ inline float __half2float(__half h) {
                                 : ldexpf((float)digits, -24);
     return h.bits >> 15 ? -size : size;
 }
-
-// ---- Asynchronous copies, for tensor_core.cuh
-// A GPU copies at some time between the request and the wait. A missing wait shows when that is late, as in order fwd;
-// a buffer that is reused too soon shows when it is early, as in order rev; rand takes one or the other.
-
-namespace emu {
-EMU_UNCHECKED inline void copy_now(AsyncCopy &copy) {
-    if (copy.done) return;
-    memcpy(copy.to, copy.from, (size_t)copy.given);
-    memset((char *)copy.to + copy.given, 0, (size_t)(copy.bytes - copy.given));
-    copy.done = true;
-}
-inline void async_copy(void *to, const void *from, int bytes, int given, Site site) {
-    if (((uintptr_t)to | (uintptr_t)from) % (uintptr_t)bytes)
-        die(site, "cp.async: an address is no multiple of %d", bytes);
-    if (given < 0 || given > bytes) die(site, "cp.async: %d bytes of %d", given, bytes);
-    note_access(to, (size_t)bytes, REQUEST, site);
-    me->copies.push_back({to, from, bytes, given, me->copy_group, false});
-    bool early = config.order == RANDOM ? next_random(gang->random) >> 40 & 1 : config.order == REVERSE;
-    if (early) copy_now(me->copies.back());
-}
-inline void async_commit() { me->copy_group++; }
-inline void async_wait(int groups_left, Site site) {
-    auto copy = me->copies.begin();
-    for (; copy < me->copies.end() && copy->group < me->copy_group - groups_left; copy++) {
-        copy_now(*copy);
-        note_access(copy->from, (size_t)copy->given, READ, site);
-        note_access(copy->to, (size_t)copy->bytes, ARRIVAL, site);
-    }
-    me->copies.erase(me->copies.begin(), copy);
-}
-} // namespace emu
 
 // ---- The runtime API: errors, streams, launches
 

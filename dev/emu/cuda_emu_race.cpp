@@ -19,7 +19,7 @@
 // threads are given pointers to, copies and memsets in a graph, readers in more than two branches of a graph. Volatile
 // accesses are like others: a flag is to be set by an atomic. It needs addr2line to name places.
 #define EMU_RACE
-#include "emu/cuda_emu.h"
+#include "emu/cuda_emu_threads.h"
 using namespace emu;
 extern "C" char __executable_start;
 
