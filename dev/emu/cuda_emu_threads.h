@@ -1,11 +1,10 @@
-// CUDA's threads on a CPU, the engine of cuda_emu.h: how a block and a grid run, how threads wait for each other,
-// shared memory, launches. In this order:
-//   Fiber               a stack, and how the processor leaves one for another
-//   Thread, Warp, Block, Gang   who is ready, who waits where
-//   next_ready()        the scheduler
+// CUDA's threads on a CPU, for cuda_emu.h, whose head tells how they run. In this order:
+//   Fiber                               a stack, and how the processor leaves one for another
+//   Thread, Warp, Block, Gang           who is ready, who waits where
+//   next_ready()                        the scheduler
 //   block_barrier(), warp_operation()   the two ways to wait
-//   shared_memory()     a block's own copies of __shared__ variables
-//   run_kernel()        a launch
+//   shared_memory()                     a block's own copies of __shared__ variables
+//   run_kernel()                        a launch
 #ifndef CUDA_EMU_THREADS_H
 #define CUDA_EMU_THREADS_H
 
@@ -63,17 +62,17 @@ namespace emu {
 // ---- Fibers
 
 struct Fiber {
-    void *stack_pointer = nullptr; // while it does not run; its registers lie there
-    char *low = nullptr;           // its stack
-    size_t size = 0;
-    void *fake_stack = nullptr; // AddressSanitizer's
+    void *stack_pointer = nullptr; // while the fiber does not run; its registers lie there
+    char *low = nullptr;           // the lowest address of its stack
+    size_t size = 0;               // bytes of the stack
+    void *fake_stack = nullptr;    // AddressSanitizer's
 };
 
-// emu_switch(save, load): pushes the registers that a function must keep, stores the stack pointer in *save, takes
-// `load` for it and pops the registers that were pushed there. It returns to whoever called it with that stack.
-// EMU_FRAME: how many words it pushes, with the return address; EMU_RETURN: which of them is the return address.
+// emu_switch(save, load) pushes the registers that a function must keep, stores the stack pointer in *save, makes
+// `load` the stack pointer and pops the registers that were pushed there. It returns to whoever called it with that
+// stack. It pushes EMU_FRAME words, the return address among them; word EMU_RETURN is the return address.
 #if defined(__x86_64__)
-#define EMU_FRAME 8 // one is the return address of the fiber's first function, which never returns
+#define EMU_FRAME 8 // with one for the return address of the fiber's first function, which never returns
 #define EMU_RETURN 6
 asm(R"(
 .text
@@ -160,7 +159,7 @@ inline Fiber *new_fiber() {
     }
     Fiber *fiber = new Fiber;
     fiber->low = (char *)p + page;
-    fiber->size = size - count++ % 32 * 192; // not all tops in the same lines of the cache
+    fiber->size = size - count++ % 32 * 192; // so that not all tops lie in the same lines of the cache
     return fiber;
 }
 
@@ -182,10 +181,10 @@ struct Site { // a place in the .cu
     const char *file;
     int line;
 };
-// As a function's last parameter: where it was called.
+// A function with this last parameter knows where it was called.
 #define EMU_SITE emu::Site site = {__builtin_FILE(), __builtin_LINE()}
 
-struct AsyncCopy {
+struct AsyncCopy { // a cp.async that was requested
     void *to;
     const void *from;
     int bytes, given, group;
@@ -197,7 +196,7 @@ using WarpOperation = void (*)(Warp &, unsigned lanes);
 
 struct Thread {
     uint3 index;
-    int number, lane; // in its block, in its warp
+    int number, lane; // its place in the block and in the warp
     Warp *warp;
     Block *block;
     Fiber *fiber; // null: not started
@@ -206,24 +205,25 @@ struct Thread {
     WarpOperation operation;
     unsigned mask; // the lanes that it waits for
     void *offer;   // what it gives and takes
-    // Of cp.async, those under way, and the number of the group that is open:
-    std::vector<AsyncCopy> copies;
-    int copy_group;
+    // Of cp.async:
+    std::vector<AsyncCopy> copies; // those under way
+    int copy_group;                // the number of the open group
 };
 struct Warp {
     Thread *lanes;
-    unsigned ready, in_operation, at_barrier, exited; // a bit a lane
+    unsigned ready, in_operation, at_barrier, exited; // one bit for each lane
     uint32_t synced;                                  // when its last __syncwarp was
 };
 struct SharedMemory {
     char *bytes;
     size_t size;
-    uint32_t owner; // `started` of the block that it was made fresh for
+    uint32_t owner; // the block that it was made fresh for, by the block's `started`
 };
 struct Block {
     uint3 index;
     Warp *warps;
-    int n_warps, live, arrived;       // threads that have not exited, that wait at the barrier
+    int n_warps;
+    int live, arrived;                // threads that have not exited, and threads that wait at the barrier
     Site site;                        // of that barrier
     uint32_t started, synced;         // when it began, when its last __syncthreads was
     std::vector<SharedMemory> shared; // [0] dynamic, then each __shared__ variable of the program by its number
@@ -236,28 +236,27 @@ struct Launch {
     bool cooperative;
 };
 
-// The blocks that live at once on a thread of the operating system: one of an ordinary launch, all of a cooperative
-// one.
+// The blocks that live at once on one of the system's threads: one of an ordinary launch, all of a cooperative one.
 struct Gang {
     const Launch *launch;
     std::vector<std::unique_ptr<Block>> blocks;
     std::vector<Warp> warps;
     std::vector<Thread> threads;
     int n_blocks, n_warps; // of this launch
-    int live, arrived;     // threads that have not exited, that wait in grid.sync()
+    int live, arrived;     // threads that have not exited, and threads that wait in grid.sync()
     uint32_t synced;       // when the launch or the last grid.sync() was
-    uint32_t awake;        // sync_clock when somebody did more than __nanosleep()
-    long sleeps;           // how often that was called since,
-    time_t asleep;         // and since when
+    uint32_t awake;        // sync_clock when a thread last did more than call __nanosleep()
+    long sleeps;           // calls of __nanosleep() since then
+    time_t asleep;         // when the first of them was
     int cursor;            // the warp that ran last
-    uint64_t random;       // state of CUDA_EMU_ORDER=rand
-    Fiber main;            // the launch itself
+    uint64_t random;       // the state of CUDA_EMU_ORDER=rand
+    Fiber main;            // the stack of the launch's caller
     Fiber *running;
     std::vector<Fiber *> idle;
 };
 inline __thread Gang *gang;
-inline __thread Thread *me;                 // the CUDA thread that runs now; null: host code
-inline std::atomic<uint32_t> sync_clock{0}; // logical time: the number of barriers opened, blocks and launches begun
+inline __thread Thread *me;                 // the CUDA thread that runs; null: host code
+inline std::atomic<uint32_t> sync_clock{0}; // logical time: it counts barriers opened, blocks and launches begun
 
 enum Order { FORWARD, REVERSE, RANDOM };
 struct Config {
@@ -282,7 +281,7 @@ struct Config {
 };
 inline const Config config;
 
-// CUDA_EMU_KERNELS
+// The names that CUDA_EMU_KERNELS asks for
 struct KernelLog {
     std::set<std::string> names;
     ~KernelLog() {
@@ -311,7 +310,7 @@ inline void die(Site site, const char *format, ...) {
     abort();
 }
 
-// Nobody is ready, but not all have exited: says who waits where.
+// No thread is ready, though some have not exited: says who waits where, and ends the program.
 [[noreturn]] inline void deadlock() {
     fflush(stdout);
     fprintf(stderr, "cuda_emu: deadlock in kernel %s: no thread can go on\n", gang->launch->name);
@@ -346,8 +345,8 @@ inline uint64_t next_random(uint64_t &state) { // xorshift64
     return state ^= state << 17;
 }
 
-// Takes a thread that is ready: of the warp that ran last if it has one, else of the next warp that has; or, if
-// `anybody`, at random. null: nobody is ready.
+// Takes a thread that is ready, or returns null. The warp that ran last comes first, then the warps after it; or, if
+// `anybody`, chance decides.
 inline Thread *next_ready(bool anybody = config.order == RANDOM) {
     Gang &g = *gang;
     if (anybody) g.cursor = (int)(next_random(g.random) % (uint64_t)g.n_warps);
@@ -375,7 +374,7 @@ inline void become(Thread *thread) {
     gang->running = thread->fiber;
 }
 
-// Leaves this fiber for `next`'s; returns when somebody does the same for this one.
+// Leaves this fiber for that of `next`. Returns when another thread hands the processor back.
 inline void hand_over(Thread *next) {
     Fiber *from = gang->running;
     if (!next->fiber) {
@@ -394,7 +393,7 @@ inline void wait(Site site) {
     hand_over(next);
 }
 
-// __nanosleep(): anybody's turn. If nothing else has happened for a second or two, what is waited for will not come.
+// For __nanosleep(): any thread may be next. If no thread has done anything else for a second or two, none ever will.
 inline void sleep(Site site) {
     Gang &g = *gang;
     me->site = site;
@@ -405,7 +404,7 @@ inline void sleep(Site site) {
     hand_over(next_ready(true));
 }
 
-// ---- Barriers: the last thread to come opens it, and goes on itself
+// ---- Barriers: the last thread to arrive opens the barrier, and goes on itself
 
 inline void open_block(Block &block) {
     block.arrived = 0;
@@ -438,9 +437,9 @@ inline void grid_barrier(Site site) {
     wait(site);
 }
 
-// ---- Warp operations: every lane brings an offer; the last to come does the operation for all
+// ---- Warp operations: every lane brings an offer, and the last lane to arrive does the operation for all
 
-// Does what all the lanes have come for.
+// Does every operation of this warp for which all lanes have come.
 inline void complete_operations(Warp &warp) {
     for (unsigned left = warp.in_operation; left;) {
         Thread &first = warp.lanes[__builtin_ctz(left)];
@@ -483,7 +482,7 @@ inline Offer &offer_of(Warp &warp, int lane) {
 
 // A GPU's memory is not cleared. Here it is all ones, NaN as a float, so that what is read before it is written shows.
 // The race build keeps an account of every access to such memory (cuda_emu_race.cpp).
-enum AccessKind { READ, WRITE, REQUEST, ARRIVAL }; // the last two: of an asynchronous copy
+enum AccessKind { READ, WRITE, REQUEST, ARRIVAL }; // the last two are those of an asynchronous copy
 #ifdef EMU_RACE
 void *allocate(size_t size);
 void deallocate(void *memory);
@@ -495,7 +494,7 @@ void note_launch(const Launch &launch, uint32_t launched);
 void note_node(const std::vector<bool> *past);
 #define EMU_UNCHECKED __attribute__((no_sanitize("thread")))
 #else
-// exactly sized, for AddressSanitizer
+// The size is exact, for AddressSanitizer.
 inline void *allocate(size_t size) {
     void *memory = nullptr;
     return posix_memalign(&memory, 256, size) ? nullptr : memory;
@@ -514,7 +513,7 @@ EMU_UNCHECKED inline void make_undefined(void *memory, size_t size) {
     forget_accesses(memory, size);
 }
 
-// The block's copy of shared memory number `which`, undefined when the block first comes by.
+// The block's copy of shared memory number `which`. It is undefined when the block first asks for it.
 inline void *shared_memory(size_t which, size_t size) {
     Block &block = *me->block;
     if (which >= block.shared.size()) block.shared.resize(which + 1, {nullptr, 0, 0});
@@ -552,20 +551,20 @@ inline void exit_thread() {
     if (gang->live && gang->arrived == gang->live) open_grid();
 }
 
-// The life of a fiber: runs a thread, and after it the next ones as long as they are fresh.
+// The life of a fiber: it runs a thread, and then the next ones as long as they have no fiber yet.
 inline void fiber_main() {
 #ifdef EMU_ASAN
     const void *low;
     size_t size;
     __sanitizer_finish_switch_fiber(nullptr, &low, &size);
-    if (!gang->main.low) gang->main.low = (char *)low, gang->main.size = size; // it started the first fiber
+    if (!gang->main.low) gang->main.low = (char *)low, gang->main.size = size; // where the first switch came from
 #endif
     for (;;) {
         gang->launch->body();
         exit_thread();
         Thread *next = next_ready();
         if (!next && gang->live) deadlock();
-        if (next && !next->fiber) { // a fresh one goes on with this stack
+        if (next && !next->fiber) { // a thread that has not started goes on with this stack
             become(next);
             continue;
         }
@@ -610,7 +609,7 @@ inline void start_block(int b, uint3 index) {
 
 // Runs the blocks first, first + 1, ... first + n - 1 of a launch together.
 inline void run_blocks(const Launch &launch, long first, int n, uint32_t launched) {
-    if (!gang) gang = new Gang(); // one for each thread of the operating system, for good
+    if (!gang) gang = new Gang(); // each thread of the operating system keeps one to its end
     Gang &g = *gang;
     size_t n_threads = (size_t)launch.block.x * launch.block.y * launch.block.z, n_warps = (n_threads + 31) / 32 * n;
     while ((int)g.blocks.size() < n) g.blocks.push_back(std::make_unique<Block>());
@@ -640,7 +639,7 @@ inline void run_kernel(const Launch &launch) {
     kernel_log.names.insert(launch.name);
     note_launch(launch, launched);
     if (launch.cooperative) return run_blocks(launch, 0, (int)n, launched);
-    // Random order: position j is block (factor j + first) mod n, with a factor that has no divisor in common with n.
+    // In random order position j is block (factor j + first) mod n, with a factor that has no divisor in common with n.
     uint64_t random = config.seed * 0x9E3779B97F4A7C15u + launched;
     long first = 0, factor = 1;
     if (config.order == RANDOM) {
