@@ -1148,7 +1148,7 @@ static void lstm_backward(Lstm *m) {
     const int n_table = V * 4 * H;
     embedding_backward(m->dtable, m->partial, (const Half *)m->acts[0].dgates, device->inputs, R, 4 * H, stream);
     if (device->bf16) {
-        to_half_kernel<Half><<<blocks_for(n_table, 256), 256, 0, stream>>>(dtable, m->dtable, n_table);
+        to_operands_kernel<Half><<<blocks_for(n_table, 256), 256, 0, stream>>>(dtable, m->dtable, n_table);
     }
     const WeightGradient<Half> table = lstm_table_weights<Half>(m);
     SumList table_sums = {};

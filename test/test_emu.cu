@@ -114,8 +114,8 @@ __global__ void product_bf16(float *C, const bf16 *A, const bf16 *B, int M, int 
         }
 }
 
-// out[lane][0..13]: what ldmatrix x1, x2, x4, plain and transposed, give for four matrices with element 64 i + 8 row +
-// column
+// out[lane][0..13]: what ldmatrix x1, x2, x4, plain and transposed, give for four matrices. Matrix i has the elements
+// 64 i + 8 row + column.
 __global__ void load_matrices(uint32_t *out) {
     __shared__ __align__(16) uint16_t elements[256];
     int lane = threadIdx.x;

@@ -1,9 +1,9 @@
 // matmul.cuh against sums in double: the three products of a linear layer, in fp32 and bf16, on random shapes with
 // edges of every kind, aligned or not, every epilogue, tiles of both sizes, weight gradients in groups, cut into parts
-// or not; that the same call gives the same bytes, whatever the tile; the sums of parts; and the fused kernel that the
-// header describes. It runs on a GPU as well as in the emulator.
-#include "cuda/matmul.cuh"
+// or not; that the same call gives the same bytes, whatever the tile; the sums of parts; and a fused kernel. It runs on
+// a GPU as well as in the emulator.
 #include "check.h"
+#include "cuda/matmul.cuh"
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <math.h>
@@ -17,24 +17,25 @@ constexpr bool ALL = false;
 constexpr bool ALL = true;
 #endif
 
-// y = LayerNorm(x w + bias + residual), as the header says how: x [R,K], w [K,C], or [C,K] with B_T, residual and y
-// [R,C], C <= 256; BM rows a block.
-template <typename T, bool B_T, int BM>
-__global__ void __launch_bounds__(Tile<T, false, B_T, BM, 256>::THREADS)
-    linear_residual_layernorm(T *y, const T *x, const T *w, const float *bias, const float *residual, int R, int K,
-                              int C) {
-    typedef Tile<T, false, B_T, BM, 256> S;
+// y = LayerNorm(x w + bias + residual), fused: x [R,K], w [K,C], or [C,K] with B_T, residual and y [R,C], C <= 256. A
+// block makes BM rows of x w, puts them into shared memory, and then a warp normalises a row after the other: its lanes
+// have the columns lane, lane + 32, ...
+template <typename Operand, bool B_T, int BM>
+__global__ void __launch_bounds__(Tile<Operand, false, B_T, BM, 256>::THREADS)
+    linear_residual_layernorm(Operand *y, const Operand *x, const Operand *w, const float *bias, const float *residual,
+                              int R, int K, int C) {
+    typedef Tile<Operand, false, B_T, BM, 256> Shape;
     extern __shared__ __align__(16) unsigned char shared[];
-    const int m0 = blockIdx.x * S::BM, lane = threadIdx.x % 32;
-    Sums<S> sums;
-    tile_zero<S>(sums);
-    tile_multiply<S>(sums, {x, K, w, B_T ? K : C, R, C, K}, m0, 0, 0, K, shared);
-    const float *rows = tile_to_shared<S>(sums, shared);
-    for (int row = threadIdx.x / 32; row < min(S::BM, R - m0); row += S::THREADS / 32) {
+    const int m0 = blockIdx.x * Shape::BM, lane = threadIdx.x % 32;
+    Sums<Shape> sums;
+    tile_zero<Shape>(sums);
+    tile_multiply<Shape>(sums, {x, K, w, B_T ? K : C, R, C, K}, m0, 0, 0, K, shared);
+    const float *rows = tile_to_shared<Shape>(sums, shared);
+    for (int row = threadIdx.x / 32; row < min(Shape::BM, R - m0); row += Shape::THREADS / 32) {
         float value[8], sum = 0, squares = 0;
         for (int i = 0; i < 8; i++) {
             const int c = lane + 32 * i;
-            value[i] = c < C ? rows[row * S::ROW + c] + bias[c] + residual[(size_t)(m0 + row) * C + c] : 0;
+            value[i] = c < C ? rows[row * Shape::ROW + c] + bias[c] + residual[(size_t)(m0 + row) * C + c] : 0;
             sum += value[i];
         }
         for (int o = 16; o > 0; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(Tile<T, false, B_T, BM, 256>::THREADS)
         const float scale = 1 / sqrtf(squares / C + 1e-5f);
         for (int i = 0; i < 8; i++) {
             const int c = lane + 32 * i;
-            if (c < C) y[(size_t)(m0 + row) * C + c] = from_float<T>(value[i] * scale);
+            if (c < C) y[(size_t)(m0 + row) * C + c] = from_float<Operand>(value[i] * scale);
         }
     }
 }
@@ -67,53 +68,54 @@ static void set(float *to, double x) { *to = (float)x; }
 static void set(bf16 *to, double x) { *to = __float2bfloat16((float)x); }
 
 // A matrix of random numbers on the device, `shift` elements after a place that is well aligned, and its values there.
-template <typename T>
+template <typename Number>
 struct Matrix {
-    T *memory, *at;
+    Number *memory, *at;
     Numbers values;
 };
-template <typename T>
-static Matrix<T> random_matrix(int rows, int columns, int row, int shift) {
-    Matrix<T> matrix = {nullptr, nullptr, Numbers((size_t)rows * columns)};
-    std::vector<T> all((size_t)shift + rows * row);
-    for (T &x : all) set(&x, NAN); // the padding
+template <typename Number>
+static Matrix<Number> random_matrix(int rows, int columns, int row, int shift) {
+    Matrix<Number> matrix = {nullptr, nullptr, Numbers((size_t)rows * columns)};
+    std::vector<Number> all((size_t)shift + rows * row);
+    for (Number &x : all) set(&x, NAN); // the padding
     for (int i = 0; i < rows * columns; i++) {
-        T *x = &all[(size_t)shift + i / columns * row + i % columns];
+        Number *x = &all[(size_t)shift + i / columns * row + i % columns];
         set(x, (below(4) ? below(2001) - 1000 : 0) / 1000.0); // many zeros, for gates
         matrix.values[i] = number(*x);
     }
-    CUDA(cudaMalloc(&matrix.memory, all.size() * sizeof(T) + 1));
-    CUDA(cudaMemcpy(matrix.memory, all.data(), all.size() * sizeof(T), cudaMemcpyHostToDevice));
+    CUDA(cudaMalloc(&matrix.memory, all.size() * sizeof(Number) + 1));
+    CUDA(cudaMemcpy(matrix.memory, all.data(), all.size() * sizeof(Number), cudaMemcpyHostToDevice));
     matrix.at = matrix.memory + shift;
     return matrix;
 }
-template <typename T>
-static std::vector<T> fetch(const T *from, size_t n) {
-    std::vector<T> v(n);
+template <typename Number>
+static std::vector<Number> fetch(const Number *from, size_t n) {
+    std::vector<Number> v(n);
     CUDA(cudaGetLastError());
-    CUDA(cudaMemcpy(v.data(), from, n * sizeof(T), cudaMemcpyDeviceToHost));
+    CUDA(cudaMemcpy(v.data(), from, n * sizeof(Number), cudaMemcpyDeviceToHost));
     return v;
 }
-template <typename T>
-static void store(T *to, const std::vector<T> &v) {
-    CUDA(cudaMemcpy(to, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
+template <typename Number>
+static void store(Number *to, const std::vector<Number> &v) {
+    CUDA(cudaMemcpy(to, v.data(), v.size() * sizeof(Number), cudaMemcpyHostToDevice));
 }
 
 static uint64_t bytes_so_far = 1469598103934665603u; // FNV-1a of all results
-template <typename T>
-static void remember(const std::vector<T> &v) {
+template <typename Number>
+static void remember(const std::vector<Number> &v) {
     const unsigned char *bytes = (const unsigned char *)v.data();
-    for (size_t i = 0; i < v.size() * sizeof(T); i++) bytes_so_far = (bytes_so_far ^ bytes[i]) * 1099511628211u;
+    for (size_t i = 0; i < v.size() * sizeof(Number); i++) bytes_so_far = (bytes_so_far ^ bytes[i]) * 1099511628211u;
 }
-template <typename T>
-static bool same(const std::vector<T> &a, const std::vector<T> &b) {
-    return a.size() == b.size() && !memcmp(a.data(), b.data(), a.size() * sizeof(T));
+template <typename Number>
+static bool same(const std::vector<Number> &a, const std::vector<Number> &b) {
+    return a.size() == b.size() && !memcmp(a.data(), b.data(), a.size() * sizeof(Number));
 }
 
 // got [rows][row] against wanted [rows][columns], sums of K products of numbers up to 1: as in test_matmul.c, and where
 // they are stored in bf16, half a unit of its last place. What lies between the rows must be NaN still.
-template <typename T>
-static void compare(const char *what, const std::vector<T> &got, const Numbers &wanted, int columns, int row, int K) {
+template <typename Number>
+static void compare(const char *what, const std::vector<Number> &got, const Numbers &wanted, int columns, int row,
+                    int K) {
     const double allowed = 1.2e-7 * (K + 2) * sqrt(K + 2.0);
     double worst = 0;
     int overwritten = 0;
@@ -125,7 +127,7 @@ static void compare(const char *what, const std::vector<T> &got, const Numbers &
         }
         const double want = wanted[i / row * columns + column];
         double off = fabs((double)number(got[i]) - want);
-        if (sizeof(T) == 2) off -= (fabs(want) + allowed) / 256;
+        if (sizeof(Number) == 2) off -= (fabs(want) + allowed) / 256;
         if (!(off <= worst)) worst = off;
     }
     CHECK(worst <= allowed, "%s, %zu x %d, K = %d: off by %g, allowed %g", what, got.size() / row, columns, K, worst,
@@ -136,17 +138,17 @@ static void compare(const char *what, const std::vector<T> &got, const Numbers &
 // ---- the checks
 
 // y and dx for one shape. plain: aligned, no epilogue but a bias.
-template <typename T, typename OUT>
+template <typename Operand, typename Output>
 static void check_linear(int R, int C, int OC, bool plain = false) {
     const int shift = plain ? 0 : below(2) * below(9), y_row = OC + (plain ? 0 : below(2) * below(10));
     const bool relu = !plain && below(2), add = !plain && below(2), gated = !plain && below(2),
                biased = plain || below(2);
-    Matrix<T> x = random_matrix<T>(R, C, C, shift), w = random_matrix<T>(OC, C, C, shift);
-    Matrix<T> dy = random_matrix<T>(R, OC, y_row, shift), gate = random_matrix<T>(R, C, C, shift);
+    Matrix<Operand> x = random_matrix<Operand>(R, C, C, shift), w = random_matrix<Operand>(OC, C, C, shift);
+    Matrix<Operand> dy = random_matrix<Operand>(R, OC, y_row, shift), gate = random_matrix<Operand>(R, C, C, shift);
     Matrix<float> bias = random_matrix<float>(1, OC, OC, shift);
-    Matrix<OUT> y = random_matrix<OUT>(R, OC, y_row, shift), dx = random_matrix<OUT>(R, C, C, shift);
+    Matrix<Output> y = random_matrix<Output>(R, OC, y_row, shift), dx = random_matrix<Output>(R, C, C, shift);
     const float *bias_at = biased ? bias.at : nullptr;
-    const T *gate_at = gated ? gate.at : nullptr;
+    const Operand *gate_at = gated ? gate.at : nullptr;
 
     Numbers wanted((size_t)R * OC);
     for (int r = 0; r < R; r++)
@@ -156,11 +158,11 @@ static void check_linear(int R, int C, int OC, bool plain = false) {
             wanted[r * OC + o] = relu && sum < 0 ? 0 : sum;
         }
     matmul_forward(y.at, x.at, w.at, bias_at, relu, R, C, OC, nullptr, y_row);
-    std::vector<OUT> out = fetch(y.at, (size_t)R * y_row);
+    std::vector<Output> out = fetch(y.at, (size_t)R * y_row);
     compare("y", out, wanted, OC, y_row, C);
     remember(out);
-    matmul_launch<T, OUT, false, true, 128, 128>(y.at, y_row, {x.at, C, w.at, C, R, OC, C},
-                                                 {bias_at, relu, nullptr, false}, nullptr);
+    matmul_launch<Operand, Output, false, true, 128, 128>(y.at, y_row, {x.at, C, w.at, C, R, OC, C},
+                                                          {.bias = bias_at, .relu = relu}, nullptr);
     CHECK(same(out, fetch(y.at, out.size())), "y, %d x %d x %d: the tile's size changes bytes", R, C, OC);
 
     wanted = add ? dx.values : Numbers((size_t)R * C);
@@ -169,37 +171,37 @@ static void check_linear(int R, int C, int OC, bool plain = false) {
             for (int o = 0; o < OC; o++) wanted[r * C + c] += dy.values[r * OC + o] * w.values[o * C + c];
             if (gated && !(gate.values[r * C + c] > 0)) wanted[r * C + c] = 0;
         }
-    std::vector<OUT> before = fetch(dx.at, (size_t)R * C);
+    std::vector<Output> before = fetch(dx.at, (size_t)R * C);
     matmul_backward_input(dx.at, dy.at, w.at, gate_at, add, R, C, OC, nullptr, y_row);
     out = fetch(dx.at, before.size());
     compare("dx", out, wanted, C, C, OC);
     remember(out);
     store(dx.at, before);
-    matmul_launch<T, OUT, false, false, 128, 128>(dx.at, C, {dy.at, y_row, w.at, C, R, C, OC},
-                                                  {nullptr, false, gate_at, add}, nullptr);
+    matmul_launch<Operand, Output, false, false, 128, 128>(dx.at, C, {dy.at, y_row, w.at, C, R, C, OC},
+                                                           {.gate = gate_at, .add = add}, nullptr);
     CHECK(same(out, fetch(dx.at, out.size())), "dx, %d x %d x %d: the tile's size changes bytes", R, C, OC);
 
-    for (T *p : {x.memory, w.memory, dy.memory, gate.memory}) CUDA(cudaFree(p));
-    for (OUT *p : {y.memory, dx.memory}) CUDA(cudaFree(p));
+    for (Operand *p : {x.memory, w.memory, dy.memory, gate.memory}) CUDA(cudaFree(p));
+    for (Output *p : {y.memory, dx.memory}) CUDA(cudaFree(p));
     CUDA(cudaFree(bias.memory));
 }
 
 // A group of n weight gradients of random shapes, unless C and OC say them. First cut along R as the sizes have it,
 // then in three parts, or as many as there are; each with tiles of both sizes.
-template <typename T>
+template <typename Operand>
 static void check_weights(int R, int n, int C = 0, int OC = 0) {
-    WeightGradient<T> list[WEIGHT_GROUP];
-    Matrix<T> x[WEIGHT_GROUP], dy[WEIGHT_GROUP];
+    WeightGradient<Operand> list[WEIGHT_GROUP];
+    Matrix<Operand> x[WEIGHT_GROUP], dy[WEIGHT_GROUP];
     Matrix<float> dw[WEIGHT_GROUP], dbias[WEIGHT_GROUP];
     Numbers wanted[WEIGHT_GROUP], wanted_bias[WEIGHT_GROUP];
     int n_sums = n;
     for (int i = 0; i < n; i++) {
-        WeightGradient<T> &g = list[i];
+        WeightGradient<Operand> &g = list[i];
         g.C = C ? C : 1 + below(i % 2 ? 40 : 90);
         g.OC = OC ? OC : 1 + below(i % 2 ? 150 : 40);
         g.y_row = below(2) * (g.OC + below(10));
         const int y_row = g.y_row ? g.y_row : g.OC, shift = below(2) * below(9);
-        x[i] = random_matrix<T>(R, g.C, g.C, shift), dy[i] = random_matrix<T>(R, g.OC, y_row, shift);
+        x[i] = random_matrix<Operand>(R, g.C, g.C, shift), dy[i] = random_matrix<Operand>(R, g.OC, y_row, shift);
         dw[i] = random_matrix<float>(g.OC, g.C, g.C, shift), dbias[i] = random_matrix<float>(1, g.OC, g.OC, shift);
         g.x = x[i].at, g.dy = dy[i].at, g.dw = dw[i].at, g.dbias = below(3) ? dbias[i].at : nullptr;
         n_sums += g.dbias != nullptr;
@@ -224,12 +226,12 @@ static void check_weights(int R, int n, int C = 0, int OC = 0) {
             CUDA(cudaMemset(dbias[i].at, 0xff, list[i].OC * sizeof(float)));
         }
         if (trial == 0) matmul_backward_weights(list, n, R, scratch, &sums, nullptr);
-        if (trial == 2) matmul_weights_launch<T, 64, 64>(list, n, R, parts, scratch, &sums, nullptr);
-        if (trial % 2) matmul_weights_launch<T, 128, 128>(list, n, R, parts, scratch, &sums, nullptr);
+        if (trial == 2) matmul_weights_launch<Operand, 64, 64>(list, n, R, parts, scratch, &sums, nullptr);
+        if (trial % 2) matmul_weights_launch<Operand, 128, 128>(list, n, R, parts, scratch, &sums, nullptr);
         CHECK(sums.n == (parts.n > 1 ? n_sums : 0), "%d sums of %d", sums.n, n_sums);
         sum_parts(&sums, nullptr);
         for (int i = 0; i < n; i++) {
-            const WeightGradient<T> &g = list[i];
+            const WeightGradient<Operand> &g = list[i];
             const std::vector<float> dw_now = fetch(dw[i].at, (size_t)g.OC * g.C), dbias_now = fetch(dbias[i].at, g.OC);
             CHECK(trial % 2 == 0 || (same(dw_before[i], dw_now) && same(dbias_before[i], dbias_now)),
                   "dw, %d x %d x %d, %d parts: the tile's size changes bytes", R, g.C, g.OC, parts.n);
@@ -243,7 +245,7 @@ static void check_weights(int R, int n, int C = 0, int OC = 0) {
         CUDA(cudaFree(scratch));
     }
     for (int i = 0; i < n; i++) {
-        for (T *p : {x[i].memory, dy[i].memory}) CUDA(cudaFree(p));
+        for (Operand *p : {x[i].memory, dy[i].memory}) CUDA(cudaFree(p));
         for (float *p : {dw[i].memory, dbias[i].memory}) CUDA(cudaFree(p));
     }
 }
@@ -283,41 +285,41 @@ static void check_sums() {
 }
 
 // Tiles that the three products do not use, against those that they do
-template <typename T, bool B_T>
+template <typename Operand, bool B_T>
 static void check_tiles() {
     const int M = 70, N = 300, K = 77;
-    Matrix<T> a = random_matrix<T>(M, K, 80, 0), b = random_matrix<T>(K, N, N, 0);
+    Matrix<Operand> a = random_matrix<Operand>(M, K, 80, 0), b = random_matrix<Operand>(K, N, N, 0);
     Matrix<float> out = random_matrix<float>(M, N, N, 0);
-    const Product<T> product = {a.at, 80, b.at, B_T ? K : N, M, N, K};
+    const Product<Operand> product = {a.at, 80, b.at, B_T ? K : N, M, N, K};
     std::vector<float> first;
     for (int tile = 0; tile < 4; tile++) {
-        if (tile == 3 && Tile<T, false, B_T, 32, 256>::BYTES > shared_limit) break;
+        if (tile == 3 && Tile<Operand, false, B_T, 32, 256>::BYTES > shared_limit) break;
         CUDA(cudaMemset(out.at, 0xff, (size_t)M * N * sizeof(float)));
-        if (tile == 0) matmul<T, float, false, B_T>(out.at, N, product, {}, nullptr);
-        if (tile == 1) matmul_launch<T, float, false, B_T, 32, 64>(out.at, N, product, {}, nullptr);
-        if (tile == 2) matmul_launch<T, float, false, B_T, 128, 64>(out.at, N, product, {}, nullptr);
-        if (tile == 3) matmul_launch<T, float, false, B_T, 32, 256>(out.at, N, product, {}, nullptr);
+        if (tile == 0) matmul<Operand, float, false, B_T>(out.at, N, product, {}, nullptr);
+        if (tile == 1) matmul_launch<Operand, float, false, B_T, 32, 64>(out.at, N, product, {}, nullptr);
+        if (tile == 2) matmul_launch<Operand, float, false, B_T, 128, 64>(out.at, N, product, {}, nullptr);
+        if (tile == 3) matmul_launch<Operand, float, false, B_T, 32, 256>(out.at, N, product, {}, nullptr);
         std::vector<float> now = fetch(out.at, (size_t)M * N);
         CHECK(tile == 0 || same(first, now), "tile %d changes bytes", tile);
         first = now;
     }
     CHECK(!isnan(first[0]) && !isnan(first[M * N - 1]), "nothing written");
     remember(first);
-    for (T *p : {a.memory, b.memory}) CUDA(cudaFree(p));
+    for (Operand *p : {a.memory, b.memory}) CUDA(cudaFree(p));
     CUDA(cudaFree(out.memory));
 }
 
 // NaN must come through a ReLU, so that a run that went wrong is noticed; no rows give no gradient; a long K is cut.
-template <typename T>
+template <typename Operand>
 static void check_special() {
-    Matrix<T> x = random_matrix<T>(1, 1, 1, 0), padded = random_matrix<T>(1, 0, 1, 0);
+    Matrix<Operand> x = random_matrix<Operand>(1, 1, 1, 0), padded = random_matrix<Operand>(1, 0, 1, 0);
     Matrix<float> y = random_matrix<float>(1, 1, 1, 0), bias = random_matrix<float>(1, 1, 1, 0);
     SumList sums = {};
     matmul_forward(y.at, padded.at, x.at, nullptr, true, 1, 1, 1, nullptr);
     CHECK(isnan(fetch(y.at, 1)[0]), "a ReLU turned NaN into %g", (double)fetch(y.at, 1)[0]);
     matmul_forward(y.at, x.at, x.at, nullptr, true, 0, 1, 1, nullptr);
     CHECK(isnan(fetch(y.at, 1)[0]), "no rows, but something was written");
-    const WeightGradient<T> gradient = {y.at, bias.at, x.at, x.at, 1, 1};
+    const WeightGradient<Operand> gradient = {y.at, bias.at, x.at, x.at, 1, 1};
     matmul_backward_weights(&gradient, 1, 0, nullptr, &sums, nullptr);
     CHECK(fetch(y.at, 1)[0] == 0 && fetch(bias.at, 1)[0] == 0 && sums.n == 0, "no rows, but a gradient");
     matmul_backward_weights(&gradient, 0, 300, nullptr, &sums, nullptr);
@@ -361,7 +363,7 @@ static void check_graph() {
     CUDA(cudaStreamCreate(&stream));
     CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     const Product<float> product = {x.at, C, w.at, C, R, OC, C};
-    matmul_launch<float, float, false, true, 128, 128>(y.at, OC, product, {nullptr, true, nullptr, false}, stream);
+    matmul_launch<float, float, false, true, 128, 128>(y.at, OC, product, {.relu = true}, stream);
     SumList sums = {};
     matmul_backward_weights(&gradient, 1, R, scratch.at, &sums, stream);
     sum_parts(&sums, stream);
@@ -387,13 +389,13 @@ static void check_graph() {
     for (float *p : {x.memory, w.memory, y.memory, dw.memory, scratch.memory}) CUDA(cudaFree(p));
 }
 
-template <typename T, bool B_T, int BM>
+template <typename Operand, bool B_T, int BM>
 static void check_fused(int R, int K, int C) {
-    typedef Tile<T, false, B_T, BM, 256> S;
-    if (S::BYTES_WITH_ROWS > shared_limit) return;
+    typedef Tile<Operand, false, B_T, BM, 256> Shape;
+    if (Shape::BYTES_WITH_ROWS > shared_limit) return;
     const int w_rows = B_T ? C : K, w_row = B_T ? K : C;
-    Matrix<T> x = random_matrix<T>(R, K, K, 0), w = random_matrix<T>(w_rows, w_row, w_row, 0);
-    Matrix<T> y = random_matrix<T>(R, C, C, 0);
+    Matrix<Operand> x = random_matrix<Operand>(R, K, K, 0), w = random_matrix<Operand>(w_rows, w_row, w_row, 0);
+    Matrix<Operand> y = random_matrix<Operand>(R, C, C, 0);
     Matrix<float> bias = random_matrix<float>(1, C, C, 0), residual = random_matrix<float>(R, C, C, 0);
     Numbers wanted((size_t)R * C);
     for (int r = 0; r < R; r++) {
@@ -406,54 +408,55 @@ static void check_fused(int R, int K, int C) {
         for (int c = 0; c < C; c++) variance += (row[c] - mean) * (row[c] - mean) / C;
         for (int c = 0; c < C; c++) row[c] = (row[c] - mean) / sqrt(variance + 1e-5);
     }
-    matmul_prepare(linear_residual_layernorm<T, B_T, BM>, S::BYTES_WITH_ROWS);
-    const int blocks = divide_up(R, S::BM), bytes = S::BYTES_WITH_ROWS;
+    matmul_prepare(linear_residual_layernorm<Operand, B_T, BM>, Shape::BYTES_WITH_ROWS);
+    const int blocks = divide_up(R, Shape::BM), bytes = Shape::BYTES_WITH_ROWS;
     const float *b = bias.at, *r = residual.at;
-    linear_residual_layernorm<T, B_T, BM><<<blocks, S::THREADS, bytes>>>(y.at, x.at, w.at, b, r, R, K, C);
-    std::vector<T> out = fetch(y.at, (size_t)R * C);
+    linear_residual_layernorm<Operand, B_T, BM><<<blocks, Shape::THREADS, bytes>>>(y.at, x.at, w.at, b, r, R, K, C);
+    LAUNCHED(linear_residual_layernorm<Operand, B_T, BM>);
+    std::vector<Operand> out = fetch(y.at, (size_t)R * C);
     compare("LayerNorm", out, wanted, C, C, K + C);
     remember(out);
-    for (T *p : {x.memory, w.memory, y.memory}) CUDA(cudaFree(p));
+    for (Operand *p : {x.memory, w.memory, y.memory}) CUDA(cudaFree(p));
     for (float *p : {bias.memory, residual.memory}) CUDA(cudaFree(p));
 }
 
 // Everything in one precision
-template <typename T, typename OUT>
+template <typename Operand, typename Output>
 static void check_products() {
-    check_linear<T, OUT>(1, 1, 1);
-    check_linear<T, OUT>(70, 40, 72, true);
-    for (int trial = 0; trial < (ALL ? 3 : 1); trial++) check_linear<T, OUT>(3, 96, 153);
-    check_linear<T, OUT>(1 + below(60), 1 + below(80), 1 + below(40));
+    check_linear<Operand, Output>(1, 1, 1);
+    check_linear<Operand, Output>(70, 40, 72, true);
+    for (int trial = 0; trial < (ALL ? 3 : 1); trial++) check_linear<Operand, Output>(3, 96, 153);
+    check_linear<Operand, Output>(1 + below(60), 1 + below(80), 1 + below(40));
     if (!ALL) return;
-    check_linear<T, OUT>(130, 15, 3);
-    check_linear<T, OUT>(128, 64, 136);
+    check_linear<Operand, Output>(130, 15, 3);
+    check_linear<Operand, Output>(128, 64, 136);
     for (int trial = 0; trial < 7; trial++)
-        check_linear<T, OUT>(1 + below(trial % 3 ? 60 : 200), 1 + below(80), 1 + below(trial % 4 ? 40 : 150));
+        check_linear<Operand, Output>(1 + below(trial % 3 ? 60 : 200), 1 + below(80), 1 + below(trial % 4 ? 40 : 150));
 }
-template <typename T>
+template <typename Operand>
 static void check_precision() {
-    check_products<T, T>();
-    check_special<T>();
-    check_weights<T>(1, 1);
-    check_weights<T>(1 + below(100), 2);
-    check_weights<T>(130, 2);
-    check_fused<T, true, 16>(17, 15, 15);
-    check_fused<T, false, 64>(65, 24, 136);
+    check_products<Operand, Operand>();
+    check_special<Operand>();
+    check_weights<Operand>(1, 1);
+    check_weights<Operand>(1 + below(100), 2);
+    check_weights<Operand>(130, 2);
+    check_fused<Operand, true, 16>(17, 15, 15);
+    check_fused<Operand, false, 64>(65, 24, 136);
     if constexpr (ALL) {
-        if (sizeof(T) == 2) {
-            check_products<T, float>();
-            check_linear<T, T>(128, 256, 768, true);
+        if (sizeof(Operand) == 2) {
+            check_products<Operand, float>();
+            check_linear<Operand, Operand>(128, 256, 768, true);
         }
-        for (int n = 1; n <= WEIGHT_GROUP; n++) check_weights<T>(1 + below(n % 3 ? 60 : 400), n);
-        check_weights<T>(300, 1, 64, 136);
-        check_tiles<T, true>();
-        check_tiles<T, false>();
-        check_fused<T, true, 16>(35, 64, 256);
-        check_fused<T, true, 64>(67, 15, 136);
-        check_fused<T, true, 64>(130, 64, 256);
-        check_fused<T, false, 16>(18, 24, 153);
-        check_fused<T, false, 16>(35, 64, 136);
-        check_fused<T, false, 64>(130, 64, 256);
+        for (int n = 1; n <= WEIGHT_GROUP; n++) check_weights<Operand>(1 + below(n % 3 ? 60 : 400), n);
+        check_weights<Operand>(300, 1, 64, 136);
+        check_tiles<Operand, true>();
+        check_tiles<Operand, false>();
+        check_fused<Operand, true, 16>(35, 64, 256);
+        check_fused<Operand, true, 64>(67, 15, 136);
+        check_fused<Operand, true, 64>(130, 64, 256);
+        check_fused<Operand, false, 16>(18, 24, 153);
+        check_fused<Operand, false, 16>(35, 64, 136);
+        check_fused<Operand, false, 64>(130, 64, 256);
     }
 }
 

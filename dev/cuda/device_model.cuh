@@ -1,9 +1,13 @@
-// What the models that compute on a GPU have in common, whatever they are: the device and its memory, the training set
-// and the running state of training on it, a step as one CUDA graph, dropout masks, and the part of the recipe's
-// interface (train.h, ModelSpec) that follows from these. host_model.h is the same for the CPU. What makes a model, its
-// parameters, kernels, forward, backward and update, is in its own file.
+// What both CUDA trainers share, whatever their models are: the device and its memory, the training set and the running
+// state of training on it, a training step as one CUDA graph, dropout masks, and the part of the recipe's interface
+// (recipe/model.h, ModelSpec) that follows from these. cpu/host_model.h is the same for the CPU.
 //
-// A step needs nothing from the host but the launch of its graph: what changes from step to step lies on the device.
+// A training step needs nothing from the host but the launch of its graph: what changes between steps is on the device.
+//
+// The trainers also share the matrix products (matmul.cuh, tensor_core.cuh), the checks of launches (check.cuh), and
+// what has nothing to do with a GPU: parameters, batches and random numbers (base/), the sizes and tensors of a model's
+// file (models/), and the recipe (recipe/). Every other kernel is in the model's own file, which repeats what is short:
+// the embedding, softmax with cross-entropy, and Adamax.
 #ifndef DEVICE_MODEL_CUH
 #define DEVICE_MODEL_CUH
 
@@ -24,12 +28,14 @@
 
 enum { WARP = 32 };
 
-typedef struct {
-    int64_t step, epoch, index; // as in StepPlan: of the next step
-    float rate;                 // lr / (1 - 0.9^t), of the step at work
-    double lr, loss, loss_sum;  // loss: of the step at work, the mean
-    int64_t bad_step;           // the first step whose loss or gradient was not finite, or -1
-    int bad;                    // this step is one
+typedef struct {                // the running state of training
+    int64_t step, epoch, index; // of the next step, as in StepPlan
+    float rate;                 // lr / (1 - 0.9^t) of the step under way
+    double lr;
+    double loss;      // the mean loss of the step under way
+    double loss_sum;  // the sum of the steps' mean losses, as in TrainLoss
+    int64_t bad_step; // the first step whose loss or gradient was not finite, or -1
+    int bad;          // whether the step under way has such a loss or gradient
 } DeviceState;
 
 typedef struct { // the training set; see data.h
@@ -38,7 +44,7 @@ typedef struct { // the training set; see data.h
     int64_t n_pieces, n_windows;
 } DeviceData;
 
-// Pieces of the device's memory, each at a 256-byte boundary; without a base it only counts.
+// The device's memory, given out in pieces that each begin at a 256-byte boundary. Without a base it only counts.
 typedef struct {
     char *base;
     double used;
@@ -46,13 +52,13 @@ typedef struct {
 
 // What a model's own file gives. `model` points to the model, whose first member is the DeviceModel.
 typedef struct {
-    const char *program; // its name on the command line, for advice
-    bool time_major;     // rows of a batch: all windows' at position 0, at 1, ...; else all of a window, of the next
+    const char *program; // the program's name, for advice
+    bool time_major;     // row_window() and row_position() say which row of a batch is which
     void (*layout)(const int *sizes, ParamLayout *out);
-    void (*carve)(void *model, DeviceArena *arena); // takes all memory but the DeviceModel's; B, T from the config
+    void (*carve)(void *model, DeviceArena *arena); // takes its memory, for B and T of the config
     void (*enqueue_gradients)(void *model);         // forward, loss and backward of the batch in inputs and targets
     void (*enqueue_update)(void *model);
-    void (*enqueue_losses)(void *model, int n); // forward without dropout and losses of the first n windows
+    void (*enqueue_losses)(void *model, int n); // forward without dropout, and the losses, of the first n windows
 } DeviceHooks;
 
 typedef struct { // the first member of a model
@@ -61,25 +67,31 @@ typedef struct { // the first member of a model
     const DeviceHooks *hooks;
     bool bf16;
     int shared_limit; // bytes of shared memory that a block can have
-    char *memory;     // on the device, one block for all that follows
-    double bytes;     // of it
-    float *flat[4];   // by STATE_*
-    void *weights;    // the parameters as operands of products: bf16, or the parameters themselves
-    float *losses;    // [B*T]
+
+    // On the device. Its memory is one block, for everything down to `targets`:
+    char *memory;
+    double bytes;   // of the block
+    float *flat[4]; // the flat arrays, by STATE_*
+    void *weights;  // the parameters as operands of products: in bf16, or the parameters themselves
+    float *losses;  // [B*T]
     DeviceState *state;
     int64_t *starts;           // [B] where the windows of the batch begin
     uint8_t *inputs, *targets; // [B*T]
     DeviceData train;
-    uint8_t *test_tokens; // the test set's, when it was first seen
-    const Dataset *test;
-    cudaStream_t stream, side;                // a step's main chain, and what need not wait in it
-    cudaEvent_t forked, done[2], launched[4]; // launched: after the last steps, by turns
-    cudaGraphExec_t step_graph;               // a training step, once it was captured
-    DeviceState expected;                     // the host's idea of the next step
-    float *host[4];                           // copies for the recipe
+    uint8_t *test_tokens;       // those of `test`
+    cudaStream_t stream, side;  // a step's main stream, and the one for work that the main stream need not wait for
+    cudaEvent_t forked;         // where the side stream left the main stream
+    cudaEvent_t done[2];        // marks on the side stream
+    cudaEvent_t launched[4];    // the ends of the last four steps
+    cudaGraphExec_t step_graph; // a training step, once it was captured
+
+    // On the host:
+    DeviceState expected; // what the host takes *state to be
+    const Dataset *test;  // the test set that was seen last
+    float *host[4];       // copies of the flat arrays, for the recipe
     float *host_losses;
     uint8_t *host_targets;
-    float *kept; // activations for a dump, or NULL
+    float *kept; // activations for a dump, or null
 } DeviceModel;
 
 static inline int blocks_for(int64_t n, int each) { return (int)((n + each - 1) / each); }
@@ -96,13 +108,13 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
-typedef struct { // dropout at one place of the model, with the CPU's very threshold; 0: none
+typedef struct { // dropout at one place of the model
     PhiloxKey key;
-    uint32_t threshold; // words below it drop their channel
-    float scale;        // of the others, 1/(1-p)
+    uint32_t threshold; // a random word below it drops its channel, as on the CPU; 0: no dropout
+    float scale;        // 1/(1-p), for the other channels
 } Dropout;
 
-// Of the model's place number `site`
+// Dropout at the model's place number `site`; none unless training.
 static inline Dropout device_dropout(const DeviceModel *m, bool training, int site) {
     const double p = training ? m->config.dropout : 0;
     const Dropout dropout = {philox_key(m->config.seed, PHILOX_DROPOUT, (uint32_t)site), (uint32_t)(p * 4294967296.0),
@@ -110,7 +122,7 @@ static inline Dropout device_dropout(const DeviceModel *m, bool training, int si
     return dropout;
 }
 
-// The factors, 0 or 1/(1-p), of channels 4g..4g+3 of position (b, t) in a step: one call of Philox gives all four.
+// The factors, 0 or 1/(1-p), of channels 4g to 4g+3 of position (b, t) in a step. One call of Philox gives all four.
 __device__ inline Four<float> dropout_four(Dropout dropout, int64_t step, int b, int t, int g) {
     Philox4 words = {{0, 0, 0, 0}};
     if (dropout.threshold > 0) words = philox(dropout.key, (uint32_t)g, (uint32_t)t, (uint32_t)b, (uint32_t)step);
@@ -120,7 +132,8 @@ __device__ inline Four<float> dropout_four(Dropout dropout, int64_t step, int b,
     return kept;
 }
 
-// Channels 4g..4g+3 of a row of C, which begins at a multiple of 16 bytes if C is one of 4; zeros from C on.
+// Channels 4g to 4g+3 of a row of C channels, with zeros from channel C on. Where C is a multiple of 4, the row begins
+// at a multiple of 16 bytes. put_four() stores them, as float or bf16.
 __device__ inline Four<float> get_four(const float *row, int g, int C) {
     if (C % 4 == 0) return *(const Four<float> *)(row + 4 * g);
     Four<float> four;
@@ -129,13 +142,13 @@ __device__ inline Four<float> get_four(const float *row, int g, int C) {
     return four;
 }
 
-template <typename T>
-__device__ inline void put_four(T *row, int g, int C, Four<float> four) {
-    Four<T> out;
+template <typename Number>
+__device__ inline void put_four(Number *row, int g, int C, Four<float> four) {
+    Four<Number> out;
 #pragma unroll
-    for (int i = 0; i < 4; i++) out.at[i] = from_float<T>(four.at[i]);
+    for (int i = 0; i < 4; i++) out.at[i] = from_float<Number>(four.at[i]);
     if (C % 4 == 0) {
-        *(Four<T> *)(row + 4 * g) = out;
+        *(Four<Number> *)(row + 4 * g) = out;
     } else {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -146,8 +159,8 @@ __device__ inline void put_four(T *row, int g, int C, Four<float> four) {
 
 // ---- batches
 
-// Thread b finds where row b of the batch begins: window philox_permute(step_in_epoch * B + b), as epoch_batch of
-// data.h.
+// starts[b] = where window b of the batch begins, a thread for each. The batch has the windows number
+// philox_permute(index * B + b), as epoch_batch() of data.h says.
 static __global__ void batch_starts_kernel(int64_t *starts, const DeviceState *state, DeviceData data, uint64_t seed,
                                            int B) {
     const int b = (int)(blockIdx.x * blockDim.x + threadIdx.x);
@@ -166,11 +179,12 @@ static __global__ void batch_starts_kernel(int64_t *starts, const DeviceState *s
     starts[b] = data.pieces[low] + (w - data.first_window[low]);
 }
 
-// Row r of the batch is position t of window b, in either order:
+// Row r of a batch is position t of window b. Time-major, the rows of position 0 come first, then those of position 1;
+// else the rows of window 0 come first.
 __host__ __device__ inline int row_window(int r, int B, int T, bool time_major) { return time_major ? r % B : r / T; }
 __host__ __device__ inline int row_position(int r, int B, int T, bool time_major) { return time_major ? r / B : r % T; }
 
-// inputs[r] and targets[r], a thread each, from the windows that begin at starts[0..B-1].
+// inputs[r] and targets[r] of the windows that begin at starts[0..B-1], a thread for each row.
 static __global__ void load_windows_kernel(uint8_t *inputs, uint8_t *targets, const uint8_t *tokens,
                                            const int64_t *starts, int B, int T, bool time_major) {
     const int r = (int)(blockIdx.x * blockDim.x + threadIdx.x);
@@ -180,9 +194,10 @@ static __global__ void load_windows_kernel(uint8_t *inputs, uint8_t *targets, co
     targets[r] = token[1];
 }
 
-// ---- the end of a step: the loss, what is not finite, the count
+// ---- the end of a step
 
-// One block: the mean of the losses in a fixed order, and whether it is finite; it also sets this step's rate.
+// state->loss = the mean of the losses, whether it is finite, and the rate of this step. One block adds up the losses
+// in a fixed order.
 static __global__ void loss_kernel(DeviceState *state, const float *losses, int R) {
     __shared__ double sums[256];
     double sum = 0;
@@ -201,16 +216,16 @@ static __global__ void loss_kernel(DeviceState *state, const float *losses, int 
     }
 }
 
-// Marks the step as bad where a gradient is not finite. A thread looks at every n-th gradient of the flat array.
+// Marks the step as bad if a gradient is not finite. The threads of the grid share the flat array.
 static __global__ void check_finite_kernel(DeviceState *state, const float *grads, int64_t n) {
     bool bad = false;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
-        bad |= !isfinite(grads[i]); // not ||, so that loads need not wait for each other
+        bad |= !isfinite(grads[i]); // not ||, which would make each load wait for the one before
     }
     if (bad) atomicOr(&state->bad, 1);
 }
 
-// One thread: counts the step, or remembers that it was the first bad one.
+// Counts the step, and remembers it if it is the first bad one. One thread.
 static __global__ void end_step_kernel(DeviceState *state) {
     if (state->bad_step < 0 && state->bad) state->bad_step = state->step;
     if (state->bad_step < 0) state->loss_sum += state->loss;
@@ -219,16 +234,16 @@ static __global__ void end_step_kernel(DeviceState *state) {
 }
 
 // out = in as operands of products
-template <typename Half>
-static __global__ void to_half_kernel(Half *out, const float *in, int64_t n) {
+template <typename Operand>
+static __global__ void to_operands_kernel(Operand *out, const float *in, int64_t n) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) out[i] = from_float<Half>(in[i]);
+    if (i < n) out[i] = from_float<Operand>(in[i]);
 }
 
-// The operand of products that a parameter is; nullptr as long as there is no memory.
-template <typename Half>
-static inline const Half *weight(const DeviceModel *m, const float *parameter) {
-    return parameter ? (const Half *)m->weights + (parameter - m->flat[STATE_PARAMS]) : nullptr;
+// A parameter as an operand of products; null as long as there is no memory.
+template <typename Operand>
+static inline const Operand *weight(const DeviceModel *m, const float *parameter) {
+    return parameter ? (const Operand *)m->weights + (parameter - m->flat[STATE_PARAMS]) : nullptr;
 }
 
 // ---- memory, and the device
@@ -243,7 +258,7 @@ static inline float *device_floats(DeviceArena *arena, double count) {
     return (float *)device_take(arena, count, sizeof(float));
 }
 
-// Lays the model out in memory from base on, or counts only; returns the bytes.
+// Lays the model out in memory from base on, or only counts if base is null. Returns the bytes.
 static inline double device_carve(DeviceModel *m, char *base) {
     const double n = (double)m->layout.size, R = (double)m->config.B * m->config.T;
     DeviceArena arena = {base, 0};
@@ -258,7 +273,7 @@ static inline double device_carve(DeviceModel *m, char *base) {
     return arena.used;
 }
 
-static inline double device_bytes(DeviceModel *m, int B) { // of the model with this batch
+static inline double device_bytes(DeviceModel *m, int B) { // that the model takes with this batch
     const int own = m->config.B;
     m->config.B = B;
     const double bytes = device_carve(m, nullptr);
@@ -266,7 +281,8 @@ static inline double device_bytes(DeviceModel *m, int B) { // of the model with 
     return bytes;
 }
 
-// The device that is there, what it can do and whether the model fits, or a sentence.
+// Finds out what the device can do and how many bytes the model takes. False, and a sentence, if there is no device, if
+// the program does not run on it, or if the model does not fit.
 static inline bool device_open(DeviceModel *m, char *error) {
     int count = 0;
     cudaDeviceProp about;
@@ -304,7 +320,7 @@ static inline bool device_open(DeviceModel *m, char *error) {
     fprintf(stderr, "%s: the model and its activations take %.2f GB of %.2f GB\n", about.name, m->bytes / 1e9,
             (double)available / 1e9);
     if (m->bytes <= (double)available) return true;
-    int fits = 0, next = m->config.B; // the largest batch that fits, by halving
+    int fits = 0, next = m->config.B; // the largest batch that fits is in [fits, next)
     while (next - fits > 1) {
         const int middle = fits + (next - fits) / 2;
         if (device_bytes(m, middle) <= (double)available) {
@@ -322,7 +338,8 @@ static inline bool device_open(DeviceModel *m, char *error) {
                 m->config.B, m->bytes / 1e9, (double)available / 1e9, fits);
 }
 
-static inline void device_destroy(DeviceModel *m) { // not the model itself
+// Releases what the DeviceModel holds, but not the model that it is part of.
+static inline void device_destroy(DeviceModel *m) {
     if (m->step_graph) cuda_check(cudaGraphExecDestroy(m->step_graph));
     if (m->memory) cuda_check(cudaFree(m->memory));
     if (m->train.tokens) cuda_check(cudaFree((void *)m->train.tokens));
@@ -345,8 +362,8 @@ static inline void device_destroy(DeviceModel *m) { // not the model itself
     free(m->kept);
 }
 
-// Fills in a model that is all zeros but for what `hooks` needs of its own. false: a sentence; device_destroy() is due
-// in either case.
+// Fills in a DeviceModel that is all zeros, save perhaps for its layout. What hooks->carve() uses of the model is there
+// already. False, and a sentence, if that fails. The caller must call device_destroy() in either case.
 static inline bool device_create(DeviceModel *m, const ModelConfig *config, const DeviceHooks *hooks, char *error) {
     m->config = *config;
     m->hooks = hooks;
@@ -364,7 +381,7 @@ static inline bool device_create(DeviceModel *m, const ModelConfig *config, cons
         return fail(error, "the GPU's memory: %.2f GB: %s", m->bytes / 1e9, cudaGetErrorString(status));
     }
     device_carve(m, m->memory);
-    cuda_check(cudaStreamCreate(&m->stream)); // not cudaStreamNonBlocking: cudaMemcpy and these wait for each other
+    cuda_check(cudaStreamCreate(&m->stream)); // not cudaStreamNonBlocking, so that cudaMemcpy waits for its work
     cuda_check(cudaStreamCreate(&m->side));
     cuda_check(cudaEventCreateWithFlags(&m->forked, cudaEventDisableTiming));
     for (cudaEvent_t &event : m->done) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
@@ -373,22 +390,22 @@ static inline bool device_create(DeviceModel *m, const ModelConfig *config, cons
         cuda_check(cudaMemsetAsync(m->flat[i], 0, (size_t)m->layout.size * sizeof(float), m->stream));
     }
     m->expected.bad_step = -1;
-    m->expected.step = -1; // none yet
+    m->expected.step = -1; // the device has no state yet
     return true;
 }
 
 // ---- a step
 
-// The side stream goes on from where the main one is;
+// The side stream goes on from where the main stream is.
 static inline void device_fork(DeviceModel *m) {
     cuda_check(cudaEventRecord(m->forked, m->stream));
     cuda_check(cudaStreamWaitEvent(m->side, m->forked, 0));
 }
 
-// marks where it is, by either of two marks;
+// Marks the point that the side stream has reached. There are two marks, 0 and 1.
 static inline void device_mark(DeviceModel *m, int mark) { cuda_check(cudaEventRecord(m->done[mark], m->side)); }
 
-// and the main stream waits until it was at the last such mark.
+// The main stream waits until the side stream has passed this mark, where it was set last.
 static inline void device_wait(DeviceModel *m, int mark) {
     cuda_check(cudaStreamWaitEvent(m->stream, m->done[mark], 0));
 }
@@ -406,8 +423,7 @@ static inline void device_write_state(DeviceModel *m, DeviceState state) {
     m->expected = state;
 }
 
-// The device counts steps by itself; only where the plan is another, at an epoch's beginning or after a resume, is it
-// told.
+// The device counts steps by itself. It is told only where the plan is another: when an epoch begins, or on a resume.
 static inline void device_expect(DeviceModel *m, const StepPlan *plan) {
     const DeviceState *e = &m->expected;
     if (e->step == plan->step && e->epoch == plan->epoch && e->index == plan->index && e->lr == plan->lr) return;
@@ -461,7 +477,7 @@ static inline void device_train_step(void *model, const StepPlan *plan) {
     DeviceModel *m = (DeviceModel *)model;
     device_expect(m, plan);
     if (!m->step_graph && !LAUNCH_CHECKS) device_capture_step(m);
-    // No more than a few steps ahead of the device, or Ctrl-C would wait for all that have been launched.
+    // The host stays at most four steps ahead of the device, because Ctrl-C waits for all steps that were launched.
     cudaEvent_t event = m->launched[plan->step % 4];
     cuda_check(cudaEventSynchronize(event));
     if (LAUNCH_CHECKS) {
@@ -474,7 +490,7 @@ static inline void device_train_step(void *model, const StepPlan *plan) {
     m->expected.index++;
 }
 
-// Without the update, for a look at a step that went wrong.
+// A training step without the update, for a look at one that went wrong. Returns its loss.
 static inline double device_gradients(void *model, const StepPlan *plan) {
     DeviceModel *m = (DeviceModel *)model;
     device_expect(m, plan);
@@ -554,16 +570,16 @@ static inline void device_state_changed(void *model) {
     }
     if (m->bf16) {
         __nv_bfloat16 *weights = (__nv_bfloat16 *)m->weights;
-        to_half_kernel<__nv_bfloat16><<<blocks_for(n, 256), 256, 0, m->stream>>>(weights, m->flat[STATE_PARAMS], n);
-        LAUNCHED(to_half_kernel<__nv_bfloat16>);
+        to_operands_kernel<__nv_bfloat16><<<blocks_for(n, 256), 256, 0, m->stream>>>(weights, m->flat[STATE_PARAMS], n);
+        LAUNCHED(to_operands_kernel<__nv_bfloat16>);
     }
     cuda_check(cudaStreamSynchronize(m->stream));
 }
 
-// count numbers at `from` on the device, float or bf16, as floats at `to`
+// Copies count numbers at `from` on the device, floats or bf16, as floats to `to`.
 static inline void device_fetch(float *to, const void *from, int64_t count, bool bf16) {
     cuda_check(cudaMemcpy(to, from, (size_t)count * (bf16 ? 2 : 4), cudaMemcpyDeviceToHost));
-    for (int64_t i = count - 1; bf16 && i >= 0; i--) { // widened in place, from the end
+    for (int64_t i = count - 1; bf16 && i >= 0; i--) { // from the end on, so that each can be widened in place
         uint16_t half;
         memcpy(&half, (const char *)to + 2 * i, 2);
         const uint32_t bits = (uint32_t)half << 16;

@@ -1,7 +1,9 @@
-// CUDA's vocabulary for cuda_emu.h, which includes this file: keywords, vector types, device functions, bf16, and the
-// part of the runtime API that this project uses. Where an argument makes no difference here it has no name.
+// CUDA's vocabulary, for cuda_emu.h: keywords, vector types, device functions, bf16, and the part of the runtime API
+// that this project uses. Where an argument makes no difference here it has no name.
 #ifndef CUDA_EMU_API_H
 #define CUDA_EMU_API_H
+
+#include "emu/cuda_emu_threads.h"
 
 // ---- Keywords and vectors
 
@@ -41,7 +43,7 @@ EMU_UNCHECKED inline void __threadfence() {
 }
 inline void __threadfence_block() {}
 [[noreturn]] inline void __trap(EMU_SITE) { emu::die(site, "__trap()"); }
-// Lets somebody else run: a loop that waits for another thread's store needs it.
+// Another thread gets to run: a loop that waits for another thread's store needs it.
 inline void __nanosleep(unsigned, EMU_SITE) { emu::sleep(site); }
 namespace cooperative_groups {
 struct grid_group {
@@ -120,7 +122,7 @@ EMU_UNCHECKED inline T atomically(T *p, F f) {
     return old;
 }
 template <class T>
-using Same = std::common_type_t<T>; // a parameter from which T is not deduced
+using Same = std::common_type_t<T>; // for a parameter from which T is not deduced
 } // namespace emu
 template <class T>
 inline T atomicAdd(T *p, emu::Same<T> v) {
@@ -147,7 +149,8 @@ inline T atomicCAS(T *p, emu::Same<T> expected, emu::Same<T> v) {
     return emu::atomically(p, [=](T old) { return old == expected ? v : old; });
 }
 
-// For a barrier among blocks: a load that nothing behind it overtakes, a sum that overtakes nothing (CUDA 12.8 and up).
+// For a barrier among blocks (CUDA 12.8 and up): nothing that follows an acquire moves before it, and nothing that
+// precedes a release moves behind it.
 enum { __NV_ATOMIC_RELAXED, __NV_ATOMIC_ACQUIRE = 2, __NV_ATOMIC_RELEASE, __NV_ATOMIC_ACQ_REL };
 enum { __NV_THREAD_SCOPE_DEVICE = 3 };
 template <class T>
@@ -194,7 +197,7 @@ inline void __stcs(T *p, emu::Same<T> v, EMU_SITE) {
     emu::store(p, v, site);
 }
 
-// Macros where the C library has (or may come to have) a function of that name.
+// These are macros because the C library has, or may come to have, functions of these names.
 #define __expf(x) expf(x)
 #define __logf(x) logf(x)
 #define rsqrtf(x) (1.0f / sqrtf(x))
@@ -232,7 +235,7 @@ inline std::common_type_t<A, B> max(A a, B b) {
     return x < y ? y : x;
 }
 
-// ---- bfloat16: the upper half of a float, rounded to nearest, ties to even
+// ---- bf16: the upper half of a float, rounded to nearest, ties to even
 
 struct __nv_bfloat16 {
     unsigned short bits;
@@ -268,14 +271,14 @@ inline __nv_bfloat162 __hfma2(__nv_bfloat162 a, __nv_bfloat162 b, __nv_bfloat162
     return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};
 }
 
-// ---- half precision (fp16): 5 bits of exponent, 11 of precision; storage and conversions only
+// ---- fp16: 5 bits of exponent, 11 of precision; storage and conversions only
 
 struct __half {
     unsigned short bits;
 };
 inline __half __ushort_as_half(unsigned short u) { return {u}; }
 inline unsigned short __half_as_ushort(__half h) { return h.bits; }
-// Rounds to nearest, ties to even: adding and taking away a power of two leaves the digits that fp16 has at f's size.
+// Rounds to nearest, ties to even.
 inline __half __float2half_rn(float f) {
     unsigned sign = __float_as_uint(f) >> 16 & 0x8000;
     float size = fabsf(f);
@@ -294,38 +297,6 @@ inline float __half2float(__half h) {
                                 : ldexpf((float)digits, -24);
     return h.bits >> 15 ? -size : size;
 }
-
-// ---- Asynchronous copies, for tensor_core.cuh
-// A GPU copies at some time between the request and the wait. A missing wait shows when that is late, as in order fwd;
-// a buffer that is reused too soon shows when it is early, as in order rev; rand takes one or the other.
-
-namespace emu {
-EMU_UNCHECKED inline void copy_now(AsyncCopy &copy) {
-    if (copy.done) return;
-    memcpy(copy.to, copy.from, (size_t)copy.given);
-    memset((char *)copy.to + copy.given, 0, (size_t)(copy.bytes - copy.given));
-    copy.done = true;
-}
-inline void async_copy(void *to, const void *from, int bytes, int given, Site site) {
-    if (((uintptr_t)to | (uintptr_t)from) % (uintptr_t)bytes)
-        die(site, "cp.async: an address is no multiple of %d", bytes);
-    if (given < 0 || given > bytes) die(site, "cp.async: %d bytes of %d", given, bytes);
-    note_access(to, (size_t)bytes, REQUEST, site);
-    me->copies.push_back({to, from, bytes, given, me->copy_group, false});
-    bool early = config.order == RANDOM ? next_random(gang->random) >> 40 & 1 : config.order == REVERSE;
-    if (early) copy_now(me->copies.back());
-}
-inline void async_commit() { me->copy_group++; }
-inline void async_wait(int groups_left, Site site) {
-    auto copy = me->copies.begin();
-    for (; copy < me->copies.end() && copy->group < me->copy_group - groups_left; copy++) {
-        copy_now(*copy);
-        note_access(copy->from, (size_t)copy->given, READ, site);
-        note_access(copy->to, (size_t)copy->bytes, ARRIVAL, site);
-    }
-    me->copies.erase(me->copies.begin(), copy);
-}
-} // namespace emu
 
 // ---- The runtime API: errors, streams, launches
 
@@ -353,31 +324,31 @@ enum cudaError_t { EMU_ERRORS(EMU_ENUMERATOR) };
 inline const char *cudaGetErrorName(cudaError_t error) { return EMU_ERRORS(EMU_NAME) "unrecognized error code"; }
 inline const char *cudaGetErrorString(cudaError_t error) { return EMU_ERRORS(EMU_TEXT) "unrecognized error code"; }
 
-// A stream does everything at once, unless it is being captured: then its work becomes nodes of a graph.
+// A stream does its work at once. While it is captured, the work becomes nodes of a graph.
 namespace emu {
 struct Stream;
 struct Node {
     std::function<void()> work;
     size_t waits;             // how many nodes it directly waits for
     std::vector<size_t> next; // the nodes that directly wait for it
-    std::vector<bool> past;   // of the nodes captured before it: which are done before it in every order
+    std::vector<bool> past;   // past[i]: node i, captured earlier, is done before this one in every order
 };
 struct Graph {
     std::vector<Node> nodes;
-    std::vector<Stream *> streams; // that are captured into it; the first is the one that began
+    std::vector<Stream *> streams; // those captured into it; the first is the one that began
 };
 struct Stream {
-    std::shared_ptr<Graph> capture; // null: not being captured
-    std::set<size_t> last;          // the nodes that the next one waits for
+    std::shared_ptr<Graph> capture; // null: the stream is not captured
+    std::set<size_t> last;          // the nodes that its next node waits for
 };
 struct Event {
     double milliseconds = 0;
-    std::shared_ptr<Graph> capture; // that it was recorded in
+    std::shared_ptr<Graph> capture; // where it was recorded; null: outside of a capture
     std::set<size_t> last;          // the nodes that it stands for
 };
-inline int captures; // that are open
+inline int captures; // how many are open
 inline cudaError_t last_error = cudaSuccess;
-inline std::map<const void *, int> dynamic_limit; // by kernel, from cudaFuncSetAttribute
+inline std::map<const void *, int> dynamic_limit; // what cudaFuncSetAttribute set, by kernel
 
 inline cudaError_t result(cudaError_t error) {
     if (error) last_error = error;
@@ -398,7 +369,7 @@ inline cudaError_t enqueue(Stream *stream, std::function<void()> work) {
     return cudaSuccess;
 }
 
-// Runs the nodes one by one: of those that need not wait any more the one captured first, the last, or any.
+// Runs the nodes one by one. Of those that need not wait any more it takes the one captured first, or last, or any.
 inline void run_graph(const Graph &graph) {
     uint64_t random = config.seed * 0x9E3779B97F4A7C15u + ++sync_clock;
     std::vector<size_t> waits;
@@ -454,7 +425,7 @@ inline std::function<void()> bind(void (*kernel)(P...), void **arguments, std::i
     auto values = std::make_tuple(*(std::decay_t<P> *)arguments[I]...);
     return [=] { std::apply(kernel, values); };
 }
-// And of cudaLaunchCooperativeKernel(kernel, ...).
+// What cuda2cpp.sed makes of cudaLaunchCooperativeKernel(kernel, ...).
 template <class... P>
 inline cudaError_t launch_cooperative(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, void **arguments,
                                       size_t shared = 0, Stream *stream = nullptr) {
@@ -473,7 +444,7 @@ using cudaGraphExec_t = emu::Graph *;
 // Memory. The emulator's device memory is the host's, but copies are checked as if it were not.
 enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 namespace emu {
-inline auto &allocations = *new std::map<const char *, size_t>; // of device memory; still there at the very end
+inline auto &allocations = *new std::map<const char *, size_t>; // size by address; never destroyed
 inline size_t allocated() {
     size_t sum = 0;
     for (auto &a : allocations) sum += a.second;
@@ -562,20 +533,20 @@ inline cudaError_t cudaGetDeviceCount(int *count) {
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     if (emu::config.major == 0) return emu::result(cudaErrorNoDevice);
-    *p = {"CUDA on the CPU",
-          emu::config.major,
-          emu::config.minor,
-          emu::config.multiprocessors,
-          2048,
-          1024,
-          32,
-          1,
-          1 << 20,
-          1 << 16,
-          emu::config.memory,
-          emu::SHARED_DEFAULT,
-          emu::SHARED_LIMIT,
-          emu::SHARED_SIZE};
+    *p = {.name = "CUDA on the CPU",
+          .major = emu::config.major,
+          .minor = emu::config.minor,
+          .multiProcessorCount = emu::config.multiprocessors,
+          .maxThreadsPerMultiProcessor = 2048,
+          .maxThreadsPerBlock = 1024,
+          .warpSize = 32,
+          .cooperativeLaunch = 1,
+          .l2CacheSize = 1 << 20,
+          .regsPerBlock = 1 << 16,
+          .totalGlobalMem = emu::config.memory,
+          .sharedMemPerBlock = emu::SHARED_DEFAULT,
+          .sharedMemPerBlockOptin = emu::SHARED_LIMIT,
+          .sharedMemPerMultiprocessor = emu::SHARED_SIZE};
     return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
@@ -655,10 +626,10 @@ inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
     return *milliseconds = (float)(end->milliseconds - start->milliseconds), cudaSuccess;
 }
-// A stream that waits for an event of a captured stream is captured with it.
+// A stream that waits for an event of a captured stream is captured too.
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
     std::shared_ptr<emu::Graph> capture = event->capture;
-    if (capture && capture->streams.empty()) capture = nullptr; // that is over
+    if (capture && capture->streams.empty()) capture = nullptr; // that capture has ended
     if (!stream) return capture ? emu::result(cudaErrorStreamCaptureImplicit) : cudaSuccess;
     if (stream->capture && stream->capture != capture) return emu::result(cudaErrorStreamCaptureIsolation);
     if (!capture) return cudaSuccess;

@@ -1,25 +1,30 @@
-// Finds missing barriers in kernels that run under cuda_emu.h, and missing events between those of a graph.
+// Finds missing barriers in kernels that run under cuda_emu.h, missing events between the kernels of a graph, and host
+// code that touches device memory.
 //
-// The kernels are compiled with -fsanitize=thread, which puts a call before every load and store. Instead of
-// ThreadSanitizer's library, which knows nothing of CUDA's threads, this file is linked and answers those calls. It is
-// compiled without that flag itself.
+// The kernels are compiled with -fsanitize=thread, which puts a call before every load and store. This file is linked
+// in place of ThreadSanitizer's library, which knows nothing of CUDA's threads, and answers those calls. It is compiled
+// without that flag itself.
 //
-// How it decides. A logical clock counts the events that order accesses: the start of a launch, grid.sync(),
-// __syncthreads(), __syncwarp(). Every two bytes of device and shared memory remember who wrote and who read them last,
-// and when by that clock. Two accesses by different threads, at least one of them a write, are in order only if an
-// event that holds both threads lies between them: for two lanes of a warp any of the four, for two warps of a block
-// all but __syncwarp, for two blocks the first two, or atomics: a block that has called __threadfence() and then
-// changes a variable by an atomic hands over what it did before the fence to the blocks whose atomics or loads (they
-// should be volatile) come to that variable later. Two kernels are in order unless the same launch of a graph ran them
-// and neither of their nodes is behind the other by the captured streams and events. All else is a race, whatever the
-// values came out as: both places are printed and the program ends. Host code that touches device memory is found in
-// passing.
+// How it decides. A logical clock counts the events that order accesses. Every two bytes of device and shared memory
+// remember which thread wrote and which read them last, and the clock at that time. Two accesses by different threads,
+// at least one of them a write, are in order only if one of these events lies between them:
+//
+//                            start of a launch   grid.sync()   __syncthreads()   __syncwarp()   fence and atomic
+//   two lanes of a warp            yes               yes             yes              yes
+//   two warps of a block           yes               yes             yes
+//   two blocks                     yes               yes                                              yes
+//
+// Fence and atomic: a block calls __threadfence() and then changes a variable by an atomic. What it did before the
+// fence is in order with what a block does after its own atomic on that variable, or after a load of it (which should
+// be volatile), if that comes later. Two kernels are in order unless the same launch of a graph ran them and the
+// captured streams and events put neither of their nodes behind the other. Everything else is a race, whatever the
+// values came out as: both places are printed and the program ends.
 //
 // What it leaves out: accesses of a single byte, atomics themselves (they never race), local variables that other
-// threads are given pointers to, copies and memsets in a graph, readers in more than two branches of a graph. Volatile
-// accesses are like others: a flag is to be set by an atomic. It needs addr2line to name places.
+// threads are given pointers to, copies and memsets in a graph, readers in more than two branches of a graph. A
+// volatile access counts as any other: set flags by atomics. It needs addr2line to name places.
 #define EMU_RACE
-#include "emu/cuda_emu.h"
+#include "emu/cuda_emu_threads.h"
 using namespace emu;
 extern "C" char __executable_start;
 
@@ -27,31 +32,34 @@ namespace {
 const size_t MEMORY = (size_t)2 << 30; // address space only, until it is used
 enum Level : uint32_t { ONE, LANES, WARPS, BLOCKS };
 struct Access {
-    uint32_t who : 30;   // number of the thread in the grid
-    uint32_t others : 2; // Level: does it stand for others too, and how far away are they?
-    uint32_t when;       // 0: never; IN_FLIGHT
-    uint32_t where;      // offset of the code, or SITE + number in sites
+    uint32_t who : 30;   // the thread's number in the grid
+    uint32_t others : 2; // a Level: how far away the other threads are that this one stands for
+    uint32_t when;       // by the clock; 0: never; IN_FLIGHT: a cp.async that was not waited for
+    uint32_t where;      // the code's offset in the program, or SITE + its number in `sites`
 };
-struct Cell {                        // what is known of two bytes
-    Access write, read, read_beside; // the last by a kernel beside that of `read`
+struct Cell { // what is known of two bytes
+    Access write, read;
+    Access read_beside; // by a kernel that is not in order with that of `read`
 };
-struct Kernel { // of the launch of a graph that is under way
+struct Kernel { // a kernel of the graph's launch that is under way
     const char *name;
     size_t node;
-    uint32_t threads, launched, ended; // of a block; by the clock
+    uint32_t threads;         // of a block
+    uint32_t launched, ended; // by the clock
 };
-const uint32_t SITE = 1u << 31, IN_FLIGHT = ~0u; // a cp.async that was not waited for
+const uint32_t SITE = 1u << 31, IN_FLIGHT = ~0u;
 char *memory, *memory_end, *memory_top;
 Cell *cells;
 std::map<size_t, std::vector<void *>> unused; // by size
 std::map<void *, size_t> sizes;
 std::vector<Site> sites;
-using Known = std::map<uint32_t, uint32_t>; // of a block by its number: what it did until then
-std::map<uint32_t, Known> known_to;         // what a block knows of the others, and has fenced of its own
-std::map<const void *, Known> known_by;     // what the next atomic of this variable will learn
-uint32_t known_since;                       // gang->synced at that time
-const std::vector<bool> *past;              // Node::past of the node that runs; null: no graph does
-std::vector<Kernel> ran, beside;            // all so far, those that are not in order with the one that runs
+using Known = std::map<uint32_t, uint32_t>; // by the number of a block: up to when its accesses are known
+std::map<uint32_t, Known> known_to;         // what a block knows of the others, and which of its own it has fenced
+std::map<const void *, Known> known_by;     // what the next atomic on this variable learns
+uint32_t known_since;                       // the gang->synced for which these two hold
+const std::vector<bool> *past;              // Node::past of the node that runs; null: no graph runs
+std::vector<Kernel> ran;                    // the kernels of the graph's launch so far
+std::vector<Kernel> beside;                 // those of them that are not in order with the one that runs
 
 std::string place(uint32_t where) {
     char text[256];
@@ -59,7 +67,7 @@ std::string place(uint32_t where) {
         snprintf(text, sizeof text, "%s:%d", sites[where - SITE].file, sites[where - SITE].line);
         return text;
     }
-    // The innermost line of the .cu, if functions of cuda_emu.h were inlined there.
+    // Where functions of the emulator were inlined, this is the innermost line of the .cu.
     snprintf(text, sizeof text, "addr2line -ise /proc/%d/exe %#x", (int)getpid(), where - 1);
     std::string found = "an unknown place";
     FILE *pipe = popen(text, "r");
@@ -102,7 +110,7 @@ std::string thread_name(const Access &a, uint32_t n = threads_of_block()) {
     abort();
 }
 
-// What this block knows that every other one has done.
+// The time up to which this block knows the accesses of every other block.
 uint32_t known_of_all() {
     if (known_since != gang->synced) return 0;
     uint32_t self = block_number(), others = gridDim.x * gridDim.y * gridDim.z - 1, when = ~0u;
@@ -123,7 +131,7 @@ bool conflict(const Access &earlier, const Access &now) {
     return earlier.when >= me->warp->synced;
 }
 
-// Of unordered readers in a kernel one is remembered, and how far apart they are.
+// Of readers that are in no order one is remembered, and how far apart they are.
 void add_reader(Access &readers, const Access &now) {
     if (readers.when < gang->synced || !conflict(readers, now)) return void(readers = now);
     uint32_t n = threads_of_block(), other = readers.who, self = now.who;
@@ -132,9 +140,9 @@ void add_reader(Access &readers, const Access &now) {
     readers.when = now.when;
 }
 
-// A load of a variable that atomics have changed: this block knows now what theirs knew.
+// A load of a variable that atomics have changed: this block learns what their blocks knew.
 void learn(const void *p) {
-    if (!me || known_since != gang->synced) return; // nobody has fenced
+    if (!me || known_since != gang->synced) return; // no block has called a fence
     auto there = known_by.find(p);
     if (there == known_by.end()) return;
     Known &mine = known_to[block_number()];

@@ -1,0 +1,104 @@
+// What the instructions of cuda/tensor_core.cuh do, in C++. That file says which lane holds what; source: PTX ISA.
+#ifndef CUDA_EMU_TENSOR_CORE_H
+#define CUDA_EMU_TENSOR_CORE_H
+
+#include "emu/cuda_emu_api.h"
+
+// The last lane of the warp to arrive gathers A, B and D from all lanes, multiplies and gives each lane its sums.
+inline void mma_bf16(float *d, const uint32_t *a, const uint32_t *b, EMU_SITE) {
+    struct Registers {
+        float *d;
+        const uint32_t *a, *b;
+    } mine = {d, a, b};
+    auto multiply = [](emu::Warp &warp, unsigned lanes) {
+        if (lanes != ~0u) emu::die(warp.lanes[__builtin_ctz(lanes)].site, "mma.sync needs all 32 lanes of the warp");
+        float A[16][16], B[16][8], D[16][8];
+        for (int lane = 0; lane < 32; lane++) {
+            const Registers &r = emu::offer_of<Registers>(warp, lane);
+            int g = lane / 4, q = lane % 4;
+            for (int i = 0; i < 4; i++)
+                for (int half = 0; half < 2; half++)
+                    A[g + i % 2 * 8][2 * q + i / 2 * 8 + half] = __uint_as_float(r.a[i] >> 16 * half << 16);
+            for (int i = 0; i < 2; i++)
+                for (int half = 0; half < 2; half++)
+                    B[2 * q + i * 8 + half][g] = __uint_as_float(r.b[i] >> 16 * half << 16);
+            for (int i = 0; i < 4; i++) D[g + i / 2 * 8][2 * q + i % 2] = r.d[i];
+        }
+        for (int m = 0; m < 16; m++)
+            for (int k = 0; k < 16; k++)
+                for (int n = 0; n < 8; n++) D[m][n] += A[m][k] * B[k][n];
+        for (int lane = 0; lane < 32; lane++)
+            for (int i = 0; i < 4; i++)
+                emu::offer_of<Registers>(warp, lane).d[i] = D[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
+    };
+    emu::warp_operation(~0u, &mine, multiply, site);
+}
+
+// Lanes 0 to 8 N - 1 each read a row; the last lane of the warp to arrive deals out the elements.
+template <int N, bool TRANSPOSED = false>
+inline void ldmatrix(uint32_t *r, const void *row, EMU_SITE) {
+    static_assert(N == 1 || N == 2 || N == 4, "1, 2 or 4 matrices");
+    struct Rows {
+        uint16_t row[8];
+        uint32_t *r;
+    } mine = {{}, r};
+    if (emu::me->lane < 8 * N) {
+        if ((uintptr_t)row % 16) emu::die(site, "ldmatrix: a row's address is no multiple of 16");
+        emu::note_access(row, 16, emu::READ, site);
+        emu::copy_bytes(mine.row, row, 16);
+    }
+    auto distribute = [](emu::Warp &warp, unsigned lanes) {
+        if (lanes != ~0u) emu::die(warp.lanes[__builtin_ctz(lanes)].site, "ldmatrix needs all 32 lanes of the warp");
+        auto element = [&](int i, int j, int k) { return (uint32_t)emu::offer_of<Rows>(warp, 8 * i + j).row[k]; };
+        for (int lane = 0; lane < 32; lane++)
+            for (int i = 0, g = lane / 4, q = lane % 4; i < N; i++)
+                emu::offer_of<Rows>(warp, lane).r[i] = TRANSPOSED
+                                                           ? element(i, 2 * q, g) | element(i, 2 * q + 1, g) << 16
+                                                           : element(i, g, 2 * q) | element(i, g, 2 * q + 1) << 16;
+    };
+    emu::warp_operation(~0u, &mine, distribute, site);
+}
+
+// A GPU copies at some time between the request and the wait. A missing wait shows where the copy is late, as in order
+// fwd; a buffer that is reused too soon shows where it is early, as in order rev. In order rand it is either.
+namespace emu {
+EMU_UNCHECKED inline void copy_now(AsyncCopy &copy) {
+    if (copy.done) return;
+    memcpy(copy.to, copy.from, (size_t)copy.given);
+    memset((char *)copy.to + copy.given, 0, (size_t)(copy.bytes - copy.given));
+    copy.done = true;
+}
+} // namespace emu
+template <int BYTES>
+inline void cp_async(void *shared, const void *global, int given = BYTES, EMU_SITE) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "4, 8 or 16 bytes");
+    using namespace emu;
+    if (((uintptr_t)shared | (uintptr_t)global) % BYTES) die(site, "cp.async: an address is no multiple of %d", BYTES);
+    if (given < 0 || given > BYTES) die(site, "cp.async: %d bytes of %d", given, BYTES);
+    note_access(shared, BYTES, REQUEST, site);
+    me->copies.push_back({shared, global, BYTES, given, me->copy_group, false});
+    bool early = config.order == RANDOM ? next_random(gang->random) >> 40 & 1 : config.order == REVERSE;
+    if (early) copy_now(me->copies.back());
+}
+inline void cp_async_commit() { emu::me->copy_group++; }
+template <int LEFT>
+inline void cp_async_wait(EMU_SITE) {
+    using namespace emu;
+    auto copy = me->copies.begin();
+    for (; copy < me->copies.end() && copy->group < me->copy_group - LEFT; copy++) {
+        copy_now(*copy);
+        note_access(copy->from, (size_t)copy->given, READ, site);
+        note_access(copy->to, (size_t)copy->bytes, ARRIVAL, site);
+    }
+    me->copies.erase(me->copies.begin(), copy);
+}
+
+// The race check does not see these two: readers find out by themselves whether what they want has come.
+inline uint4 exchange_load(const void *from, bool there) {
+    uint4 value = {0, 0, 0, 0};
+    if (there) emu::copy_bytes(&value, from, sizeof value);
+    return value;
+}
+inline void exchange_store(void *to, uint2 value) { emu::copy_bytes(to, &value, sizeof value); }
+
+#endif

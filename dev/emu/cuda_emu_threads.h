@@ -1,0 +1,658 @@
+// CUDA's threads on a CPU, for cuda_emu.h, whose head tells how they run. In this order:
+//   Fiber                               a stack, and how the processor leaves one for another
+//   Thread, Warp, Block, Gang           who is ready, who waits where
+//   next_ready()                        the scheduler
+//   block_barrier(), warp_operation()   the two ways to wait
+//   shared_memory()                     a block's own copies of __shared__ variables
+//   run_kernel()                        a launch
+#ifndef CUDA_EMU_THREADS_H
+#define CUDA_EMU_THREADS_H
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <map>
+#include <math.h>
+#include <memory>
+#include <numeric>
+#include <set>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <string>
+#include <sys/mman.h>
+#include <time.h>
+#include <tuple>
+#include <type_traits>
+#include <unistd.h>
+#include <utility>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define EMU_ASAN
+#elif defined(__SANITIZE_THREAD__)
+#define EMU_RACE
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define EMU_ASAN
+#elif __has_feature(thread_sanitizer)
+#define EMU_RACE
+#endif
+#endif
+#ifdef EMU_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+struct uint3 {
+    unsigned x, y, z;
+};
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+inline __thread uint3 threadIdx, blockIdx;
+inline __thread dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+namespace emu {
+
+// ---- Fibers
+
+struct Fiber {
+    void *stack_pointer = nullptr; // while the fiber does not run; its registers lie there
+    char *low = nullptr;           // the lowest address of its stack
+    size_t size = 0;               // bytes of the stack
+    void *fake_stack = nullptr;    // AddressSanitizer's
+};
+
+// emu_switch(save, load) pushes the registers that a function must keep, stores the stack pointer in *save, makes
+// `load` the stack pointer and pops the registers that were pushed there. It returns to whoever called it with that
+// stack. It pushes EMU_FRAME words, the return address among them; word EMU_RETURN is the return address.
+#if defined(__x86_64__)
+#define EMU_FRAME 8 // with one for the return address of the fiber's first function, which never returns
+#define EMU_RETURN 6
+asm(R"(
+.text
+emu_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+)");
+#elif defined(__aarch64__)
+#define EMU_FRAME 20
+#define EMU_RETURN 11
+asm(R"(
+.text
+.balign 4
+emu_switch:
+    sub sp, sp, #160
+    stp x19, x20, [sp, #0]
+    stp x21, x22, [sp, #16]
+    stp x23, x24, [sp, #32]
+    stp x25, x26, [sp, #48]
+    stp x27, x28, [sp, #64]
+    stp x29, x30, [sp, #80]
+    stp d8, d9, [sp, #96]
+    stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]
+    stp d14, d15, [sp, #144]
+    mov x9, sp
+    str x9, [x0]
+    mov sp, x1
+    ldp x19, x20, [sp, #0]
+    ldp x21, x22, [sp, #16]
+    ldp x23, x24, [sp, #32]
+    ldp x25, x26, [sp, #48]
+    ldp x27, x28, [sp, #64]
+    ldp x29, x30, [sp, #80]
+    ldp d8, d9, [sp, #96]
+    ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]
+    ldp d14, d15, [sp, #144]
+    add sp, sp, #160
+    ret
+)");
+#else
+#error "cuda_emu.h switches stacks on x86-64 and on 64-bit ARM only"
+#endif
+extern "C" void emu_switch(void **save, void *load) __asm__("emu_switch");
+[[noreturn]] inline void fiber_main(); // below
+
+inline void switch_fiber(Fiber *from, Fiber *to, bool finished = false) {
+#ifdef EMU_ASAN
+    __sanitizer_start_switch_fiber(finished ? nullptr : &from->fake_stack, to->low, to->size);
+#endif
+    (void)finished;
+    emu_switch(&from->stack_pointer, to->stack_pointer);
+#ifdef EMU_ASAN
+    __sanitizer_finish_switch_fiber(from->fake_stack, nullptr, nullptr);
+#endif
+}
+
+// A new stack. The page below it is forbidden, so that an overflow stops the program there.
+inline Fiber *new_fiber() {
+#ifdef EMU_ASAN
+    const size_t size = 256 << 10, page = 64 << 10;
+#else
+    const size_t size = 64 << 10, page = 64 << 10; // the largest page there is
+#endif
+    static std::atomic<unsigned> count;
+    void *p = mmap(nullptr, page + size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED || mprotect(p, page, PROT_NONE)) {
+        perror("cuda_emu: a fiber's stack");
+        abort();
+    }
+    Fiber *fiber = new Fiber;
+    fiber->low = (char *)p + page;
+    fiber->size = size - count++ % 32 * 192; // so that not all tops lie in the same lines of the cache
+    return fiber;
+}
+
+// The next switch to this fiber enters fiber_main() on an empty stack.
+inline void rewind_fiber(Fiber *fiber) {
+#ifdef EMU_ASAN
+    ASAN_UNPOISON_MEMORY_REGION(fiber->low, fiber->size);
+#endif
+    void **top = (void **)((uintptr_t)(fiber->low + fiber->size) & ~(uintptr_t)63), **frame = top - EMU_FRAME;
+    memset(frame, 0, EMU_FRAME * sizeof *frame);
+    frame[EMU_RETURN] = (void *)fiber_main;
+    fiber->stack_pointer = frame;
+    fiber->fake_stack = nullptr;
+}
+
+// ---- Who waits where
+
+struct Site { // a place in the .cu
+    const char *file;
+    int line;
+};
+// A function with this last parameter knows where it was called.
+#define EMU_SITE emu::Site site = {__builtin_FILE(), __builtin_LINE()}
+
+struct AsyncCopy { // a cp.async that was requested
+    void *to;
+    const void *from;
+    int bytes, given, group;
+    bool done;
+};
+struct Warp;
+struct Block;
+using WarpOperation = void (*)(Warp &, unsigned lanes);
+
+struct Thread {
+    uint3 index;
+    int number, lane; // its place in the block and in the warp
+    Warp *warp;
+    Block *block;
+    Fiber *fiber; // null: not started
+    Site site;    // where it waits
+    // In a warp operation:
+    WarpOperation operation;
+    unsigned mask; // the lanes that it waits for
+    void *offer;   // what it gives and takes
+    // Of cp.async:
+    std::vector<AsyncCopy> copies; // those under way
+    int copy_group;                // the number of the open group
+};
+struct Warp {
+    Thread *lanes;
+    unsigned ready, in_operation, at_barrier, exited; // one bit for each lane
+    uint32_t synced;                                  // when its last __syncwarp was
+};
+struct SharedMemory {
+    char *bytes;
+    size_t size;
+    uint32_t owner; // the block that it was made fresh for, by the block's `started`
+};
+struct Block {
+    uint3 index;
+    Warp *warps;
+    int n_warps;
+    int live, arrived;                // threads that have not exited, and threads that wait at the barrier
+    Site site;                        // of that barrier
+    uint32_t started, synced;         // when it began, when its last __syncthreads was
+    std::vector<SharedMemory> shared; // [0] dynamic, then each __shared__ variable of the program by its number
+};
+struct Launch {
+    const char *name;
+    std::function<void()> body;
+    dim3 grid, block;
+    size_t shared; // bytes of dynamic shared memory
+    bool cooperative;
+};
+
+// The blocks that live at once on one of the system's threads: one of an ordinary launch, all of a cooperative one.
+struct Gang {
+    const Launch *launch;
+    std::vector<std::unique_ptr<Block>> blocks;
+    std::vector<Warp> warps;
+    std::vector<Thread> threads;
+    int n_blocks, n_warps; // of this launch
+    int live, arrived;     // threads that have not exited, and threads that wait in grid.sync()
+    uint32_t synced;       // when the launch or the last grid.sync() was
+    uint32_t awake;        // sync_clock when a thread last did more than call __nanosleep()
+    long sleeps;           // calls of __nanosleep() since then
+    time_t asleep;         // when the first of them was
+    int cursor;            // the warp that ran last
+    uint64_t random;       // the state of CUDA_EMU_ORDER=rand
+    Fiber main;            // the stack of the launch's caller
+    Fiber *running;
+    std::vector<Fiber *> idle;
+};
+inline __thread Gang *gang;
+inline __thread Thread *me;                 // the CUDA thread that runs; null: host code
+inline std::atomic<uint32_t> sync_clock{0}; // logical time: it counts barriers opened, blocks and launches begun
+
+enum Order { FORWARD, REVERSE, RANDOM };
+struct Config {
+    Order order = FORWARD;
+    uint64_t seed = 1;
+    size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    int major = 8, minor = 0, multiprocessors = 4;
+    Config() {
+        if (const char *text = getenv("CUDA_EMU_ORDER")) {
+            bool random = !strcmp(text, "rand") || !strncmp(text, "rand:", 5);
+            order = random ? RANDOM : !strcmp(text, "rev") ? REVERSE : FORWARD;
+            if (random && text[4]) seed = strtoull(text + 5, nullptr, 10);
+            if (order == FORWARD && strcmp(text, "fwd")) {
+                fprintf(stderr, "cuda_emu: CUDA_EMU_ORDER=%s: it can be fwd, rev, rand or rand:SEED\n", text);
+                exit(2);
+            }
+        }
+        if (const char *text = getenv("CUDA_EMU_MEMORY")) memory = strtoull(text, nullptr, 10) << 20;
+        if (const char *text = getenv("CUDA_EMU_CAPABILITY")) sscanf(text, "%d.%d", &major, &minor);
+        if (const char *text = getenv("CUDA_EMU_MULTIPROCESSORS")) multiprocessors = std::max(1, atoi(text));
+    }
+};
+inline const Config config;
+
+// The names that CUDA_EMU_KERNELS asks for
+struct KernelLog {
+    std::set<std::string> names;
+    ~KernelLog() {
+        const char *path = getenv("CUDA_EMU_KERNELS");
+        FILE *file = path ? fopen(path, "a") : nullptr;
+        if (path && !file) perror(path);
+        if (!file) return;
+        for (const std::string &name : names) fprintf(file, "%s\n", name.c_str());
+        fclose(file);
+    }
+};
+inline KernelLog kernel_log;
+
+[[noreturn]] inline void die(Site site, const char *format, ...) __attribute__((format(printf, 2, 3)));
+inline void die(Site site, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fflush(stdout);
+    fprintf(stderr, "cuda_emu: %s:%d: ", site.file, site.line);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    if (me)
+        fprintf(stderr, "\n  in kernel %s, block (%u,%u,%u), thread (%u,%u,%u)", gang->launch->name, blockIdx.x,
+                blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
+    fprintf(stderr, "\n");
+    abort();
+}
+
+// No thread is ready, though some have not exited: says who waits where, and ends the program.
+[[noreturn]] inline void deadlock() {
+    fflush(stdout);
+    fprintf(stderr, "cuda_emu: deadlock in kernel %s: no thread can go on\n", gang->launch->name);
+    int shown = 0;
+    for (int i = 0; i < gang->n_warps; i++)
+        for (Warp &w = gang->warps[i]; unsigned waiting = w.in_operation | w.at_barrier | w.ready;) {
+            const Thread &first = w.lanes[__builtin_ctz(waiting)];
+            unsigned same = 0;
+            for (unsigned m = waiting; m; m &= m - 1)
+                if (w.lanes[__builtin_ctz(m)].site.line == first.site.line) same |= m & -m;
+            if (shown++ < 20)
+                fprintf(stderr, "  %s:%d: block (%u,%u,%u), warp %d, lanes %08x wait %s\n", first.site.file,
+                        first.site.line, first.block->index.x, first.block->index.y, first.block->index.z,
+                        first.number / 32, same,
+                        w.in_operation & same ? "in a warp operation"
+                        : w.at_barrier & same ? "at a barrier"
+                                              : "in __nanosleep()");
+            w.in_operation &= ~same;
+            w.at_barrier &= ~same;
+            w.ready &= ~same;
+        }
+    if (gang->sleeps && !gang->launch->cooperative)
+        fprintf(stderr, "  only the blocks of a cooperative launch can wait for each other\n");
+    abort();
+}
+
+// ---- The scheduler
+
+inline uint64_t next_random(uint64_t &state) { // xorshift64
+    state ^= state << 13;
+    state ^= state >> 7;
+    return state ^= state << 17;
+}
+
+// Takes a thread that is ready, or returns null. The warp that ran last comes first, then the warps after it; or, if
+// `anybody`, chance decides.
+inline Thread *next_ready(bool anybody = config.order == RANDOM) {
+    Gang &g = *gang;
+    if (anybody) g.cursor = (int)(next_random(g.random) % (uint64_t)g.n_warps);
+    for (int i = 0; i < g.n_warps; i++) {
+        if (unsigned ready = g.warps[g.cursor].ready) {
+            int lane = config.order == REVERSE ? 31 - __builtin_clz(ready) : __builtin_ctz(ready);
+            if (anybody) {
+                for (uint64_t k = next_random(g.random) % (uint64_t)__builtin_popcount(ready); k; k--)
+                    ready &= ready - 1;
+                lane = __builtin_ctz(ready);
+            }
+            g.warps[g.cursor].ready &= ~(1u << lane);
+            return &g.warps[g.cursor].lanes[lane];
+        }
+        g.cursor = config.order == REVERSE ? (g.cursor + g.n_warps - 1) % g.n_warps : (g.cursor + 1) % g.n_warps;
+    }
+    return nullptr;
+}
+
+inline void become(Thread *thread) {
+    me = thread;
+    threadIdx = thread->index;
+    blockIdx = thread->block->index;
+    if (!thread->fiber) thread->fiber = gang->running;
+    gang->running = thread->fiber;
+}
+
+// Leaves this fiber for that of `next`. Returns when another thread hands the processor back.
+inline void hand_over(Thread *next) {
+    Fiber *from = gang->running;
+    if (!next->fiber) {
+        if (gang->idle.empty()) gang->idle.push_back(new_fiber());
+        next->fiber = gang->idle.back();
+        gang->idle.pop_back();
+        rewind_fiber(next->fiber);
+    }
+    become(next);
+    if (next->fiber != from) switch_fiber(from, next->fiber);
+}
+inline void wait(Site site) {
+    me->site = site;
+    Thread *next = next_ready();
+    if (!next) deadlock();
+    hand_over(next);
+}
+
+// For __nanosleep(): any thread may be next. If no thread has done anything else for a second or two, none ever will.
+inline void sleep(Site site) {
+    Gang &g = *gang;
+    me->site = site;
+    me->warp->ready |= 1u << me->lane;
+    if (g.awake != sync_clock) g.awake = sync_clock, g.sleeps = 0;
+    if (g.sleeps++ == 0) g.asleep = time(nullptr);
+    if (g.sleeps % (1 << 20) == 0 && time(nullptr) > g.asleep + 1) deadlock();
+    hand_over(next_ready(true));
+}
+
+// ---- Barriers: the last thread to arrive opens the barrier, and goes on itself
+
+inline void open_block(Block &block) {
+    block.arrived = 0;
+    block.synced = ++sync_clock;
+    for (int w = 0; w < block.n_warps; w++) {
+        block.warps[w].ready |= block.warps[w].at_barrier;
+        block.warps[w].at_barrier = 0;
+    }
+}
+inline void open_grid() {
+    gang->arrived = 0;
+    gang->synced = ++sync_clock;
+    for (int b = 0; b < gang->n_blocks; b++) open_block(*gang->blocks[b]);
+}
+inline void block_barrier(Site site) {
+    Block &block = *me->block;
+    if (block.arrived == 0) block.site = site;
+    if (block.site.line != site.line || strcmp(block.site.file, site.file))
+        die(site, "a thread is at this barrier, others of its block are at the one at %s:%d", block.site.file,
+            block.site.line);
+    if (++block.arrived == block.live) return open_block(block);
+    me->warp->at_barrier |= 1u << me->lane;
+    wait(site);
+}
+inline void grid_barrier(Site site) {
+    if (!gang->launch->cooperative)
+        die(site, "grid.sync() in a kernel that cudaLaunchCooperativeKernel did not launch");
+    if (++gang->arrived == gang->live) return open_grid();
+    me->warp->at_barrier |= 1u << me->lane;
+    wait(site);
+}
+
+// ---- Warp operations: every lane brings an offer, and the last lane to arrive does the operation for all
+
+// Does every operation of this warp for which all lanes have come.
+inline void complete_operations(Warp &warp) {
+    for (unsigned left = warp.in_operation; left;) {
+        Thread &first = warp.lanes[__builtin_ctz(left)];
+        unsigned lanes = first.mask & ~warp.exited; // a lane that has exited is not waited for
+        left &= ~lanes;
+        if (lanes & ~warp.in_operation) continue;
+        for (unsigned m = lanes; m; m &= m - 1) {
+            Thread &t = warp.lanes[__builtin_ctz(m)];
+            if (t.mask != first.mask || t.operation != first.operation || t.site.line != first.site.line)
+                die(t.site,
+                    "lane %d is in this warp operation with mask %08x, lane %d in the one at %s:%d with mask %08x",
+                    t.lane, t.mask, first.lane, first.site.file, first.site.line, first.mask);
+        }
+        first.operation(warp, lanes);
+        warp.in_operation &= ~lanes;
+        warp.ready |= lanes;
+    }
+}
+inline void warp_operation(unsigned mask, void *offer, WarpOperation operation, Site site) {
+    Warp &warp = *me->warp;
+    unsigned bit = 1u << me->lane;
+    if (!(mask & bit)) die(site, "lane %d is not in the mask of its warp operation, %08x", me->lane, mask);
+    me->mask = mask;
+    me->offer = offer;
+    me->operation = operation;
+    me->site = site;
+    warp.in_operation |= bit;
+    if (!(mask & ~warp.exited & ~warp.in_operation)) complete_operations(warp);
+    if (warp.ready & bit)
+        warp.ready &= ~bit;
+    else
+        wait(site);
+}
+template <class Offer>
+inline Offer &offer_of(Warp &warp, int lane) {
+    return *(Offer *)warp.lanes[lane].offer;
+}
+
+// ---- Memory
+
+// A GPU's memory is not cleared. Here it is all ones, NaN as a float, so that what is read before it is written shows.
+// The race build keeps an account of every access to such memory (cuda_emu_race.cpp).
+enum AccessKind { READ, WRITE, REQUEST, ARRIVAL }; // the last two are those of an asynchronous copy
+#ifdef EMU_RACE
+void *allocate(size_t size);
+void deallocate(void *memory);
+void forget_accesses(const void *memory, size_t size);
+void note_access(const void *memory, size_t size, AccessKind kind, Site site);
+void note_fence();
+void note_atomic(const void *memory);
+void note_launch(const Launch &launch, uint32_t launched);
+void note_node(const std::vector<bool> *past);
+#define EMU_UNCHECKED __attribute__((no_sanitize("thread")))
+#else
+// The size is exact, for AddressSanitizer.
+inline void *allocate(size_t size) {
+    void *memory = nullptr;
+    return posix_memalign(&memory, 256, size) ? nullptr : memory;
+}
+inline void deallocate(void *memory) { free(memory); }
+inline void forget_accesses(const void *, size_t) {}
+inline void note_access(const void *, size_t, AccessKind, Site) {}
+inline void note_fence() {}
+inline void note_atomic(const void *) {}
+inline void note_launch(const Launch &, uint32_t) {}
+inline void note_node(const std::vector<bool> *) {}
+#define EMU_UNCHECKED
+#endif
+EMU_UNCHECKED inline void make_undefined(void *memory, size_t size) {
+    memset(memory, 0xff, size);
+    forget_accesses(memory, size);
+}
+
+// The block's copy of shared memory number `which`. It is undefined when the block first asks for it.
+inline void *shared_memory(size_t which, size_t size) {
+    Block &block = *me->block;
+    if (which >= block.shared.size()) block.shared.resize(which + 1, {nullptr, 0, 0});
+    SharedMemory &memory = block.shared[which];
+    if (memory.size != size) {
+        deallocate(memory.bytes);
+        memory = {(char *)allocate(size), size, 0};
+    }
+    if (size && memory.owner != block.started) make_undefined(memory.bytes, size);
+    memory.owner = block.started;
+    return memory.bytes;
+}
+inline void *dynamic_shared_memory() { return shared_memory(0, gang->launch->shared); }
+
+// A __shared__ declaration.
+struct SharedVariable {
+    size_t number, size;
+    explicit SharedVariable(size_t bytes) : size(bytes) {
+        static std::atomic<size_t> count;
+        number = ++count;
+    }
+    void *of_this_block() const { return shared_memory(number, size); }
+};
+
+// ---- Launches
+
+inline void exit_thread() {
+    Block &block = *me->block;
+    me->warp->exited |= 1u << me->lane;
+    complete_operations(*me->warp); // nobody waits for a thread that has exited
+    gang->sleeps = 0;
+    gang->live--;
+    block.live--;
+    if (block.live && block.arrived == block.live) open_block(block);
+    if (gang->live && gang->arrived == gang->live) open_grid();
+}
+
+// The life of a fiber: it runs a thread, and then the next ones as long as they have no fiber yet.
+inline void fiber_main() {
+#ifdef EMU_ASAN
+    const void *low;
+    size_t size;
+    __sanitizer_finish_switch_fiber(nullptr, &low, &size);
+    if (!gang->main.low) gang->main.low = (char *)low, gang->main.size = size; // where the first switch came from
+#endif
+    for (;;) {
+        gang->launch->body();
+        exit_thread();
+        Thread *next = next_ready();
+        if (!next && gang->live) deadlock();
+        if (next && !next->fiber) { // a thread that has not started goes on with this stack
+            become(next);
+            continue;
+        }
+        Fiber *self = gang->running;
+        gang->idle.push_back(self);
+        if (next) become(next);
+        switch_fiber(self, next ? next->fiber : &gang->main, true);
+    }
+}
+
+inline void start_block(int b, uint3 index) {
+    Gang &g = *gang;
+    Block &block = *g.blocks[b];
+    dim3 size = g.launch->block;
+    int n_threads = (int)(size.x * size.y * size.z), n_warps = (n_threads + 31) / 32;
+    block.index = index;
+    block.warps = &g.warps[(size_t)b * n_warps];
+    block.n_warps = n_warps;
+    block.live = n_threads;
+    block.arrived = 0;
+    block.started = block.synced = ++sync_clock;
+    for (int w = 0; w < n_warps; w++) {
+        int lanes = std::min(32, n_threads - 32 * w);
+        unsigned ready = lanes == 32 ? ~0u : (1u << lanes) - 1;
+        block.warps[w] = {&g.threads[((size_t)b * n_warps + w) * 32], ready, 0, 0, ~ready, block.started};
+    }
+    unsigned t = 0;
+    for (unsigned z = 0; z < size.z; z++)
+        for (unsigned y = 0; y < size.y; y++)
+            for (unsigned x = 0; x < size.x; x++, t++) {
+                Thread &thread = block.warps[t / 32].lanes[t % 32];
+                thread.index = {x, y, z};
+                thread.number = (int)t;
+                thread.lane = (int)t % 32;
+                thread.warp = &block.warps[t / 32];
+                thread.block = &block;
+                thread.fiber = nullptr;
+                thread.copies.clear();
+                thread.copy_group = 0;
+            }
+}
+
+// Runs the blocks first, first + 1, ... first + n - 1 of a launch together.
+inline void run_blocks(const Launch &launch, long first, int n, uint32_t launched) {
+    if (!gang) gang = new Gang(); // each thread of the operating system keeps one to its end
+    Gang &g = *gang;
+    size_t n_threads = (size_t)launch.block.x * launch.block.y * launch.block.z, n_warps = (n_threads + 31) / 32 * n;
+    while ((int)g.blocks.size() < n) g.blocks.push_back(std::make_unique<Block>());
+    if (g.warps.size() < n_warps) g.warps.resize(n_warps), g.threads.resize(n_warps * 32);
+    blockDim = launch.block;
+    gridDim = launch.grid;
+    g.launch = &launch;
+    g.n_blocks = n;
+    g.n_warps = (int)n_warps;
+    g.live = n * (int)n_threads;
+    g.arrived = 0;
+    g.synced = launched;
+    g.cursor = config.order == REVERSE ? g.n_warps - 1 : 0;
+    g.random = (config.seed + (uint64_t)first * 2) * 0x9E3779B97F4A7C15u + 1;
+    g.running = &g.main;
+    for (int b = 0; b < n; b++) {
+        unsigned i = (unsigned)(first + b), row = i / gridDim.x;
+        start_block(b, {i % gridDim.x, row % gridDim.y, row / gridDim.y});
+    }
+    hand_over(next_ready());
+    me = nullptr;
+}
+
+inline void run_kernel(const Launch &launch) {
+    const long n = (long)launch.grid.x * launch.grid.y * launch.grid.z;
+    uint32_t launched = ++sync_clock;
+    kernel_log.names.insert(launch.name);
+    note_launch(launch, launched);
+    if (launch.cooperative) return run_blocks(launch, 0, (int)n, launched);
+    // In random order position j is block (factor j + first) mod n, with a factor that has no divisor in common with n.
+    uint64_t random = config.seed * 0x9E3779B97F4A7C15u + launched;
+    long first = 0, factor = 1;
+    if (config.order == RANDOM) {
+        first = (long)(next_random(random) % (uint64_t)n);
+        factor = (long)(next_random(random) % 1000000);
+        while (std::gcd(factor, n) != 1) factor++;
+    }
+#if defined(_OPENMP) && !defined(EMU_RACE)
+#pragma omp parallel for schedule(dynamic, 1) if (n > 1)
+#endif
+    for (long j = 0; j < n; j++)
+        run_blocks(launch, config.order == REVERSE ? n - 1 - j : (j * factor + first) % n, 1, launched);
+}
+} // namespace emu
+
+#endif
