@@ -2,6 +2,7 @@
 # make train_gpt_music     the trainer, and the sampler beside it; DEVICE=cpu|cuda|emu forces one
 # make test                all checks, a few minutes; make test-long: the slow ones too
 # make check T=midi        the tests of one subject, with all that they print
+# make format              clang-format 14 over all C and CUDA; make lines: lines of code by room, and what to read
 # make bench               the trainers' speed on this machine
 # make compare             the CUDA trainers against the CPU reference, tensor by tensor
 # make paper               the published comparison: both models trained, evaluated and sampled, DATA=a MIDI folder
@@ -132,8 +133,26 @@ compare: $(TRAINERS:%=build/%_cpu) $(PREPARE) dev/tools/compare_tensors $(if $(O
 	dev/tools/compare.sh build/train_lstm_music_cpu \
 		$(if $(ON_GPU),./train_lstm_music,build/train_lstm_music_emu --window 16 --batch 2)
 
+HELP = sed -n '/^\#/!q; s/^\# //p' Makefile
 help:
-	@sed -n '/^#/!q; s/^# //p' Makefile
+	@$(HELP)
+
+# A name that no rule makes, and that is not a file either.
+.DEFAULT:
+	@test -e '$@' || { printf 'make: there is no target %s. These there are:\n\n' '$@'; $(HELP); exit 2; } >&2
+
+# How each source is compiled, for clangd: a line of JSON for each command of the compiler.
+compile_commands.json: FORCE
+	@{ echo '['; $(MAKE) -Bn $(call needed,$(TESTS)) | sed -n -e 's/["\\]/\\&/g' -e \
+		's|.* -MMD .* \([^ ]*\.cu\{0,1\}\)\( .*\)*$$|{"directory": "$(CURDIR)", "file": "\1", "command": "&"},|p' | \
+		sed '$$s/,$$//'; echo ']'; } >$@
+
+# Lines of code by room, and what a reader must open; clang-format 14 over all sources.
+lines: all
+	@dev/tools/lines.sh
+format:
+	$(or $(shell command -v clang-format-14),clang-format) -i $(wildcard $(foreach folder,. data_prep dev dev/* test, \
+		$(addprefix $(folder)/*.,c h cu cuh cpp)))
 
 # ---- tests: test/test_NAME.c and test/test_NAME.sh, each ending in a line `NAME: N passed, N failed`. What follows a
 # script after a colon are its arguments.
@@ -186,8 +205,8 @@ build/test_%_sanitized: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(SANITIZE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 clean:
-	rm -rf build $(TRAINERS) sample_music $(PREPARE) dev/tools/compare_tensors dev/tools/paper
+	rm -rf build $(TRAINERS) sample_music $(PREPARE) dev/tools/compare_tensors dev/tools/paper compile_commands.json
 
 -include $(wildcard build/dep/*.d)
 
-.PHONY: all bench check compare help paper test test-long clean FORCE
+.PHONY: all bench check compare format help lines paper test test-long clean FORCE
