@@ -1,10 +1,9 @@
 #!/bin/sh
-# A CUDA trainer through the emulator (dev/emu/cuda_emu.h) against its CPU reference: whole training steps, dropout on, compared
-# tensor by tensor (--dump, dev/tools/compare_tensors), in both precisions, odd sizes, several orders of threads, with the
-# sanitizers and with the race check; every kernel in the source must have run.
+# A CUDA trainer through the emulator (dev/emu/cuda_emu.h) against its CPU reference: whole training steps, dropout on,
+# compared tensor by tensor (--dump, dev/tools/compare_tensors), in both precisions, odd sizes, several orders of
+# threads, with the sanitizers and with the race check; every kernel in the source must have run.
 #   test_gpu.sh gpt|lstm [all]     all: every combination of sizes, every architecture
 . "$(dirname "$0")/check.sh"
-ulimit -c 0 2>/dev/null
 model=$1 every=$2
 needs "gpu, $model" "$root/train_${model}_music" "$root/dev/tools/compare_tensors" "$root/data_prep/compose_music"
 cpu=$root/build/train_${model}_music_cpu
@@ -20,10 +19,10 @@ export OMP_WAIT_POLICY
 } >stdout 2>stderr
 check "making music" test -s data/test.safetensors
 
-# Tolerances of ||a - b|| / ||b||, but for what ReLUs add that are open in one program only, and sizes that take the several
-# paths through a model. The keys' bias has a gradient that is zero but for rounding, and Adamax makes a whole step of it.
-# In bf16 the reference rounds the operands of the same products, but not those of attention. With T = 1 attention's softmax
-# has one key, and the scores' gradient is zero but for rounding.
+# Tolerances of ||a - b|| / ||b||, but for what ReLUs add that are open in one program only, and sizes that take the
+# several paths through a model. The keys' bias has a gradient that is zero but for rounding, and Adamax makes a whole
+# step of it. In bf16 the reference rounds the operands of the same products, but not those of attention. With T = 1
+# attention's softmax has one key, and the scores' gradient is zero but for rounding.
 case $model in
     gpt) # two layers: the published widths; nothing round; heads of 16 on tensor cores, but LayerNorm by itself; LayerNorm
         # fused with its product, but plain attention

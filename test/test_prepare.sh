@@ -11,7 +11,7 @@ run() { # the program's output and exit status; a hang is a failure
     status=$?
 }
 
-sentence() { [ "$(wc -l <err.txt)" -eq 1 ] && grep -q "^prepare_music: .*$1" err.txt; } # one line on stderr, with $1 in it
+sentence() { [ "$(wc -l <err.txt)" -eq 1 ] && grep -q "^prepare_music: .*$1" err.txt; } # stderr is one, with $1 in it
 said() { grep -q -- "$1" out.txt; }
 tokens_in() { sed -n "s/^$1: .* pieces, \([0-9]*\) tokens.*/\1/p" out.txt; }
 holds() { grep -a -q -F -- "$2" "$1"; }
