@@ -5,6 +5,8 @@
 # make bench               the trainers' speed on this machine
 # make compare             the CUDA trainers against the CPU reference, tensor by tensor
 # make paper               the published comparison: both models trained, evaluated and sampled, DATA=a MIDI folder
+# make lines               code lines by room, and what a reader has before him
+# make compile_commands.json   for editors: how each source is compiled
 # make help                these lines
 # CC=clang, OPENMP=no (one thread) and CFLAGS=... do what one expects.
 
@@ -118,8 +120,27 @@ compare: $(TRAINERS:%=build/%_cpu) $(PREPARE) dev/tools/compare_tensors $(if $(O
 	dev/tools/compare.sh build/train_lstm_music_cpu \
 		$(if $(ON_GPU),./train_lstm_music,build/train_lstm_music_emu --window 16 --batch 2)
 
+lines:
+	@dev/tools/lines.sh
+
+# How each source is compiled, from what make would do.
+compile_commands.json: Makefile
+	@$(MAKE) --no-print-directory -Bn all dev/tools/paper dev/tools/compare_tensors $(CHECKS) 2>/dev/null | awk ' \
+		BEGIN { printf "[" } \
+		/ -o / && match($$0, / [^ ]*\.(c|cu)( |$$)/) { file = substr($$0, RSTART + 1, RLENGTH - 1); sub(/ $$/, "", file); \
+			gsub(/["\\]/, "\\\\&"); printf "%s\n{\"directory\": \"$(CURDIR)\", \"file\": \"%s\", \"command\": \"%s\"}", \
+			(n++ ? "," : ""), file, $$0 } \
+		END { print "\n]" }' >$@
+
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
+
+# A target that there is not: the help, and an error.
+Makefile $(wildcard build/dep/*.d): ;
+.DEFAULT:
+	@echo "make: there is no target '$@'; these are the targets:"
+	@$(MAKE) --no-print-directory help
+	@exit 2
 
 # ---- tests: test/test_NAME.c or test/test_NAME.sh, each ending in a line `NAME: N passed, N failed`
 
@@ -160,4 +181,4 @@ clean:
 
 -include $(wildcard build/dep/*.d)
 
-.PHONY: all bench check compare help paper test test-long clean FORCE
+.PHONY: all bench check compare help lines paper test test-long clean FORCE
