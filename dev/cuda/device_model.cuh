@@ -26,7 +26,7 @@
 #define DEVICE_NAME "cuda"
 #endif
 
-enum { WARP = 32 };
+constexpr int WARP = 32;
 
 typedef struct {                // the running state of training
     int64_t step, epoch, index; // of the next step, as in StepPlan
