@@ -1,6 +1,7 @@
 #!/bin/sh
-# dev/emu/cuda_emu.h: its kernels, test_emu.cu, give the right results in every build and every order of threads, and each
-# planted mistake is found, by its line. Where there is nvcc, it takes the same file without a warning.
+# dev/emu/cuda_emu.h: its kernels, test_emu.cu, give the right results in every build and every order of threads, and
+# each planted mistake is found, by its line. dev/cuda/check.cuh: a launch that CUDA refuses is reported by its line, and
+# no launch in the sources goes unchecked. Where there is nvcc, it takes the same file without a warning.
 . "$(dirname "$0")/check.sh"
 ulimit -c 0 2>/dev/null
 source=${root:?}/test/test_emu.cu
@@ -67,8 +68,8 @@ check "a small device" [ "$(CUDA_EMU_MEMORY=0 ./plain none | grep -c 'out of mem
 
 if command -v nvcc >/dev/null; then
     for arch in 75 80; do
-        check "nvcc, sm_$arch" run nice nvcc -std=c++17 -arch=compute_$arch -ptx -Werror all-warnings -I"$root" -I"$root/dev" -I"$root/test" \
-            "$source" -o $arch.ptx
+        check "nvcc, sm_$arch" run nice nvcc -std=c++17 -arch=compute_$arch -ptx -Werror all-warnings \
+            -I"$root" -I"$root/dev" -I"$root/test" "$source" -o $arch.ptx
     done
     for instruction in mma.sync.aligned.m16n8k16 ldmatrix.sync.aligned.m8n8.x4.trans cp.async.cg cp.async.wait_group; do
         check "$instruction for sm_80" grep -q -F $instruction 80.ptx

@@ -1,7 +1,7 @@
 #!/bin/sh
-# dev/cuda/matmul.cuh: its kernels in the emulator, test_matmul_gpu.cu, plain, with sanitizers and with the race check, to the
-# same bytes. test_matmul_gpu.sh all: all shapes, more orders of threads, and where there is nvcc: it takes them without a
-# warning, keeps all sums in registers, and uses the tensor cores.
+# dev/cuda/matmul.cuh: its kernels in the emulator, test_matmul_gpu.cu, plain, with sanitizers and with the race check,
+# to the same bytes. test_matmul_gpu.sh all: all shapes, more orders of threads, and where there is nvcc: it takes them
+# without a warning, keeps all sums in registers, and uses the tensor cores.
 . "$(dirname "$0")/check.sh"
 ulimit -c 0 2>/dev/null
 if [ "$1" = all ]; then
@@ -25,8 +25,8 @@ check "every kernel ran" cmp kernels.txt names.txt
 
 if [ "$1" = all ] && command -v nvcc >/dev/null; then
     compile_cuda() { nice nvcc "$@" >stdout 2>stderr; }
-    check "nvcc takes them" compile_cuda -std=c++17 -arch=compute_80 -ptx -Werror all-warnings -I"$root" -I"$root/dev" -I"$root/test" \
-        "$root/test/test_matmul_gpu.cu" -o 80.ptx
+    check "nvcc takes them" compile_cuda -std=c++17 -arch=compute_80 -ptx -Werror all-warnings \
+        -I"$root" -I"$root/dev" -I"$root/test" "$root/test/test_matmul_gpu.cu" -o 80.ptx
     for instruction in mma.sync.aligned.m16n8k16 ldmatrix.sync.aligned.m8n8.x4.shared \
         ldmatrix.sync.aligned.m8n8.x4.trans cp.async.cg; do
         check "$instruction for sm_80" grep -q -F $instruction 80.ptx
