@@ -23,6 +23,7 @@
 #ifndef MATMUL_CUH
 #define MATMUL_CUH
 
+#include "base/round.h"
 #include "cuda/check.cuh"
 #include "cuda/tensor_core.cuh"
 #include <assert.h>
@@ -543,10 +544,6 @@ __global__ void __launch_bounds__(Tile<T, true, false, BM, BN>::THREADS) matmul_
 }
 
 // ---- host: how many blocks of what size, and the launches
-
-static inline int divide_up(int a, int b) { return (a + b - 1) / b; }
-
-static inline int round_up(int n, int multiple) { return divide_up(n, multiple) * multiple; }
 
 // Allows a kernel more than the 48 KiB of shared memory that need no permission. Not a stream operation: it may be
 // called while a graph is captured.
