@@ -45,10 +45,16 @@ DEPENDENCIES = -MMD -MP -MT $@ -MF build/dep/$(subst /,-,$@).d
 INCLUDES = -I. -Idev
 COMPILE = $(CC) $(CFLAGS) $(PARALLEL) $(INCLUDES) $(DEPENDENCIES)
 
+# The C++ compiler of the same make: gcc-13 has g++-13, clang-14 clang++-14, cc c++. Sizes are enums, and arithmetic on
+# them is meant.
+CXX := $(shell echo '$(CC)' | sed -e 's/\(.*\)clang/\1clang++/' -e t -e 's/\(.*\)gcc/\1g++/' -e t -e 's/\(.*\)cc/\1c++/')
+CXX_WARNINGS = -Wall -Wextra $(addprefix -Wno-deprecated-,enum-enum-conversion anon-enum-enum-conversion enum-float-conversion)
+CUDA = -std=c++20 -Xcompiler '$(CXX_WARNINGS) -Wno-unknown-pragmas'
+
 # Changes only when the compiler or its flags do, so that everything is built again then.
 build/flags: FORCE
 	@mkdir -p build/dep
-	@echo '$(CC) $(CFLAGS) $(PARALLEL)' | cmp -s - $@ || echo '$(CC) $(CFLAGS) $(PARALLEL)' > $@
+	@echo '$(CC) $(CXX) $(CFLAGS) $(PARALLEL)' | cmp -s - $@ || echo '$(CC) $(CXX) $(CFLAGS) $(PARALLEL)' > $@
 FORCE:
 
 # ---- programs
@@ -61,7 +67,7 @@ $(TRAINERS): %: dev/%.c build/flags | $(PREPARE) sample_music
 	@echo "$@: built for the CPU ($(WHY)), $(THREADS)"
 else ifeq ($(DEVICE),cuda)
 $(TRAINERS): %: %.cu build/flags | $(PREPARE) sample_music
-	nvcc -O3 -std=c++17 -arch=$(ARCH) -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas $(INCLUDES) $(DEPENDENCIES) -o $@ $<
+	nvcc -O3 $(CUDA) -arch=$(ARCH) $(INCLUDES) $(DEPENDENCIES) -o $@ $<
 	@echo "$@: built for the GPU, $(ARCH) ($(WHY))"
 else
 $(TRAINERS): %: build/%_emu | $(PREPARE) sample_music
@@ -85,8 +91,7 @@ $(PREPARE) dev/tools/compare_tensors dev/tools/paper: %: %.c build/flags
 
 # ---- the CUDA sources on the CPU (dev/emu/cuda_emu.h): as C++ in build/emu, which is searched before the checkout
 
-CXX = $(if $(findstring clang,$(CC)),clang++,g++)
-EMU_COMPILE = $(CXX) -std=c++17 -ffp-contract=fast -fno-math-errno -Wall -Wextra -Ibuild/emu/dev $(INCLUDES) $(DEPENDENCIES)
+EMU_COMPILE = $(CXX) -std=c++20 $(CXX_WARNINGS) -ffp-contract=fast -fno-math-errno -Ibuild/emu/dev $(INCLUDES) $(DEPENDENCIES)
 EMU_HEADERS = $(patsubst %,build/emu/%,$(wildcard dev/cuda/*.cuh)) build/flags
 EMU_SANITIZE = -O1 -g $(PARALLEL) -fsanitize=address,undefined -fno-sanitize-recover=all
 
@@ -99,7 +104,7 @@ build/%_emu_sanitized: build/emu/%.cu $(EMU_HEADERS)
 	$(EMU_COMPILE) $(EMU_SANITIZE) $(LDFLAGS) -o $@ -x c++ $< $(LDLIBS)
 build/%_emu_race: build/emu/%.cu dev/emu/cuda_emu_race.cpp $(EMU_HEADERS)
 	$(EMU_COMPILE) -O1 -g -Wno-unknown-pragmas -fsanitize=thread -c -o $@.o -x c++ $<
-	$(CXX) -std=c++17 -Wall -Wextra $(INCLUDES) -O2 $(LDFLAGS) -o $@ $@.o dev/emu/cuda_emu_race.cpp $(LDLIBS)
+	$(CXX) -std=c++20 $(CXX_WARNINGS) $(INCLUDES) -O2 $(LDFLAGS) -o $@ $@.o dev/emu/cuda_emu_race.cpp $(LDLIBS)
 .PRECIOUS: build/emu/%
 
 # ---- tools

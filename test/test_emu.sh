@@ -68,7 +68,7 @@ check "a small device" [ "$(CUDA_EMU_MEMORY=0 ./plain none | grep -c 'out of mem
 
 if command -v nvcc >/dev/null; then
     for arch in 75 80; do
-        check "nvcc, sm_$arch" run nice nvcc -std=c++17 -arch=compute_$arch -ptx -Werror all-warnings \
+        check "nvcc, sm_$arch" run nice nvcc -std=c++20 -arch=compute_$arch -ptx -Werror all-warnings \
             -I"$root" -I"$root/dev" -I"$root/test" "$source" -o $arch.ptx
     done
     for instruction in mma.sync.aligned.m16n8k16 ldmatrix.sync.aligned.m8n8.x4.trans cp.async.cg cp.async.wait_group; do

@@ -191,7 +191,7 @@ if command -v nvcc >/dev/null; then
     architectures="75 80"
     test "$every" = all && architectures="75 80 86 89 90 100 120"
     for arch in $architectures; do
-        nice nvcc -O3 -std=c++17 -arch=sm_$arch -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas -Werror all-warnings -Xptxas -v \
+        nice nvcc -O3 -std=c++20 -arch=sm_$arch -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas -Werror all-warnings -Xptxas -v \
             -keep -keep-dir . -I"$root/dev" -cubin -o $arch.cubin "$root/train_${model}_music.cu" >stdout 2>report
         check "nvcc, sm_$arch" test -s $arch.cubin
         grep 'spill stores' report | grep -v ' 0 bytes spill stores, 0 bytes spill loads' >stderr

@@ -25,7 +25,7 @@ check "every kernel ran" cmp kernels.txt names.txt
 
 if [ "$1" = all ] && command -v nvcc >/dev/null; then
     compile_cuda() { nice nvcc "$@" >stdout 2>stderr; }
-    check "nvcc takes them" compile_cuda -std=c++17 -arch=compute_80 -ptx -Werror all-warnings \
+    check "nvcc takes them" compile_cuda -std=c++20 -arch=compute_80 -ptx -Werror all-warnings \
         -I"$root" -I"$root/dev" -I"$root/test" "$root/test/test_matmul_gpu.cu" -o 80.ptx
     for instruction in mma.sync.aligned.m16n8k16 ldmatrix.sync.aligned.m8n8.x4.shared \
         ldmatrix.sync.aligned.m8n8.x4.trans cp.async.cg; do
