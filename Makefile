@@ -155,8 +155,8 @@ PROGRAMS = flags midi compose safetensors compare philox data train vector matmu
 SANITIZED = flags midi compose safetensors compare data train vector matmul gpt lstm decoder song sample synth player
 CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double \
 	build/test_matmul_plain build/test_lstm_plain
-SCRIPTS = test/test_headers.sh test/test_emu.sh test/test_prepare.sh test/test_cli.sh test/test_resume.sh \
-	test/test_paper.sh test/test_sampler.sh test/test_player.sh
+SCRIPTS = test/test_headers.sh test/test_copies.sh test/test_emu.sh test/test_prepare.sh test/test_cli.sh \
+	test/test_resume.sh test/test_paper.sh test/test_sampler.sh test/test_player.sh
 BUILT = all dev/tools/paper dev/tools/compare_tensors $(CHECKS) \
 	$(foreach build,cpu emu emu_sanitized emu_race,$(TRAINERS:%=build/%_$(build)))
 

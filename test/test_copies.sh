@@ -24,7 +24,7 @@ model=
 for name in embedding_forward embedding_backward softmax_cross_entropy adamax; do
     same "$name()" dev/train_gpt_music.c dev/train_lstm_music.c paragraph $name
 done
-for name in softmax_cross_entropy_kernel adamax_kernel; do
+for name in softmax_cross_entropy_kernel softmax_cross_entropy adamax_kernel adamax; do
     same "$name()" train_gpt_music.cu train_lstm_music.cu paragraph $name
 done
 report copies
