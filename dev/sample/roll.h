@@ -10,6 +10,8 @@
 
 #include "midi.h"
 
+#include <math.h>
+
 typedef struct {
     const char *name;                // of the picture, for those who cannot see it
     const char *title, *how, *model; // three lines of text above
