@@ -2,11 +2,10 @@
 # make train_gpt_music     the trainer, and the sampler beside it; DEVICE=cpu|cuda|emu forces one
 # make test                all checks, a few minutes; make test-long: the slow ones too
 # make check T=midi        the tests of one subject, with all that they print
+# make format              clang-format 14 over all C and CUDA; make lines: lines of code by room, and what to read
 # make bench               the trainers' speed on this machine
 # make compare             the CUDA trainers against the CPU reference, tensor by tensor
 # make paper               the published comparison: both models trained, evaluated and sampled, DATA=a MIDI folder
-# make lines               code lines by room, and what a reader has before him
-# make compile_commands.json   for editors: how each source is compiled
 # make help                these lines
 # CC=clang, OPENMP=no (one thread) and CFLAGS=... do what one expects.
 
@@ -47,8 +46,10 @@ COMPILE = $(CC) $(CFLAGS) $(PARALLEL) $(INCLUDES) $(DEPENDENCIES)
 
 # The C++ compiler of the same make: gcc-13 has g++-13, clang-14 clang++-14, cc c++. Sizes are enums, and arithmetic on
 # them is meant.
-CXX := $(shell echo '$(CC)' | sed -e 's/\(.*\)clang/\1clang++/' -e t -e 's/\(.*\)gcc/\1g++/' -e t -e 's/\(.*\)cc/\1c++/')
-CXX_WARNINGS = -Wall -Wextra $(addprefix -Wno-deprecated-,enum-enum-conversion anon-enum-enum-conversion enum-float-conversion)
+CXX := $(shell echo '$(CC)' | \
+	sed -e 's/\(.*\)clang/\1clang++/' -e t -e 's/\(.*\)gcc/\1g++/' -e t -e 's/\(.*\)cc/\1c++/')
+CXX_WARNINGS = -Wall -Wextra \
+	$(addprefix -Wno-deprecated-,enum-enum-conversion anon-enum-enum-conversion enum-float-conversion)
 CUDA = -std=c++20 -Xcompiler '$(CXX_WARNINGS) -Wno-unknown-pragmas'
 
 # Changes only when the compiler or its flags do, so that everything is built again then.
@@ -91,20 +92,27 @@ $(PREPARE) dev/tools/compare_tensors dev/tools/paper: %: %.c build/flags
 
 # ---- the CUDA sources on the CPU (dev/emu/cuda_emu.h): as C++ in build/emu, which is searched before the checkout
 
-EMU_COMPILE = $(CXX) -std=c++20 $(CXX_WARNINGS) -ffp-contract=fast -fno-math-errno -Ibuild/emu/dev $(INCLUDES) $(DEPENDENCIES)
-EMU_HEADERS = $(patsubst %,build/emu/%,$(wildcard dev/cuda/*.cuh)) build/flags
-EMU_SANITIZE = -O1 -g $(PARALLEL) -fsanitize=address,undefined -fno-sanitize-recover=all
+EMULATED = _emu _emu_sanitized _emu_race
+EMU_SOURCES = $(patsubst %,build/emu/%,$(wildcard *.cu dev/cuda/*.cuh test/*.cu))
+EMU_COMPILE = $(CXX) -std=c++20 $(CXX_WARNINGS) -ffp-contract=fast -fno-math-errno -Ibuild/emu -Ibuild/emu/dev \
+	$(INCLUDES) $(DEPENDENCIES)
 
 build/emu/%: % dev/emu/cuda2cpp.sed
 	@mkdir -p $(@D)
 	@{ echo '#line 1 "$<"'; sed -f dev/emu/cuda2cpp.sed $<; } >$@
-build/%_emu: build/emu/%.cu $(EMU_HEADERS)
+build/%_emu: build/emu/%.cu build/flags | $(EMU_SOURCES)
+	@mkdir -p $(@D)
 	$(EMU_COMPILE) -O2 $(NATIVE) $(PARALLEL) $(LDFLAGS) -o $@ -x c++ $< $(LDLIBS)
-build/%_emu_sanitized: build/emu/%.cu $(EMU_HEADERS)
-	$(EMU_COMPILE) $(EMU_SANITIZE) $(LDFLAGS) -o $@ -x c++ $< $(LDLIBS)
-build/%_emu_race: build/emu/%.cu dev/emu/cuda_emu_race.cpp $(EMU_HEADERS)
-	$(EMU_COMPILE) -O1 -g -Wno-unknown-pragmas -fsanitize=thread -c -o $@.o -x c++ $<
-	$(CXX) -std=c++20 $(CXX_WARNINGS) $(INCLUDES) -O2 $(LDFLAGS) -o $@ $@.o dev/emu/cuda_emu_race.cpp $(LDLIBS)
+build/%_emu_sanitized: build/emu/%.cu build/flags | $(EMU_SOURCES)
+	@mkdir -p $(@D)
+	$(EMU_COMPILE) -Werror -O0 -g $(PARALLEL) -fsanitize=address,undefined -fno-sanitize-recover=all $(LDFLAGS) \
+		-o $@ -x c++ $< $(LDLIBS)
+build/%_emu_race: build/emu/%.cu build/cuda_emu_race.o build/flags | $(EMU_SOURCES)
+	@mkdir -p $(@D)
+	$(EMU_COMPILE) -Werror -O0 -g -Wno-unknown-pragmas -fsanitize=thread -c -o $@.o -x c++ $<
+	$(CXX) $(LDFLAGS) -o $@ $@.o build/cuda_emu_race.o $(LDLIBS)
+build/cuda_emu_race.o: dev/emu/cuda_emu_race.cpp build/flags
+	$(CXX) -std=c++20 $(CXX_WARNINGS) -Werror -O2 $(INCLUDES) $(DEPENDENCIES) -c -o $@ $<
 .PRECIOUS: build/emu/%
 
 # ---- tools
@@ -125,65 +133,80 @@ compare: $(TRAINERS:%=build/%_cpu) $(PREPARE) dev/tools/compare_tensors $(if $(O
 	dev/tools/compare.sh build/train_lstm_music_cpu \
 		$(if $(ON_GPU),./train_lstm_music,build/train_lstm_music_emu --window 16 --batch 2)
 
-lines:
-	@dev/tools/lines.sh
-
-# How each source is compiled, from what make would do.
-compile_commands.json: Makefile
-	@$(MAKE) --no-print-directory -Bn all dev/tools/paper dev/tools/compare_tensors $(CHECKS) 2>/dev/null | awk ' \
-		BEGIN { printf "[" } \
-		/ -o / && match($$0, / [^ ]*\.(c|cu)( |$$)/) { file = substr($$0, RSTART + 1, RLENGTH - 1); sub(/ $$/, "", file); \
-			gsub(/["\\]/, "\\\\&"); printf "%s\n{\"directory\": \"$(CURDIR)\", \"file\": \"%s\", \"command\": \"%s\"}", \
-			(n++ ? "," : ""), file, $$0 } \
-		END { print "\n]" }' >$@
-
+HELP = sed -n '/^\#/!q; s/^\# //p' Makefile
 help:
-	@sed -n '/^#/!q; s/^# //p' Makefile
+	@$(HELP)
 
-# A target that there is not: the help, and an error.
-Makefile $(wildcard build/dep/*.d): ;
+# A name that no rule makes, and that is not a file either.
 .DEFAULT:
-	@echo "make: there is no target '$@'; these are the targets:"
-	@$(MAKE) --no-print-directory help
-	@exit 2
+	@test -e '$@' || { printf 'make: there is no target %s. These there are:\n\n' '$@'; $(HELP); exit 2; } >&2
 
-# ---- tests: test/test_NAME.c or test/test_NAME.sh, each ending in a line `NAME: N passed, N failed`
+# How each source is compiled, for clangd: a line of JSON for each command of the compiler.
+compile_commands.json: FORCE
+	@{ echo '['; $(MAKE) -Bn $(call needed,$(TESTS)) | sed -n -e 's/["\\]/\\&/g' -e \
+		's|.* -MMD .* \([^ ]*\.cu\{0,1\}\)\( .*\)*$$|{"directory": "$(CURDIR)", "file": "\1", "command": "&"},|p' | \
+		sed '$$s/,$$//'; echo ']'; } >$@
 
-SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
-PROGRAMS = flags midi compose safetensors compare philox data train vector matmul gpt lstm gradients lstm_gradients \
-	decoder song sample synth player
-SANITIZED = flags midi compose safetensors compare data train vector matmul gpt lstm decoder song sample synth player
-CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double \
-	build/test_matmul_plain build/test_lstm_plain
-SCRIPTS = test/test_headers.sh test/test_copies.sh test/test_emu.sh test/test_prepare.sh test/test_cli.sh \
-	test/test_resume.sh test/test_paper.sh test/test_sampler.sh test/test_player.sh
-BUILT = all dev/tools/paper dev/tools/compare_tensors $(CHECKS) \
-	$(foreach build,cpu emu emu_sanitized emu_race,$(TRAINERS:%=build/%_$(build)))
+# Lines of code by room, and what a reader must open; clang-format 14 over all sources.
+lines: all
+	@dev/tools/lines.sh
+format:
+	$(or $(shell command -v clang-format-14),clang-format) -i $(wildcard $(foreach folder,. data_prep dev dev/* test, \
+		$(addprefix $(folder)/*.,c h cu cuh cpp)))
 
-test: $(BUILT)
-	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS) test/test_matmul_gpu.sh 'test/test_gpu.sh gpt' 'test/test_gpu.sh lstm'
+# ---- tests: test/test_NAME.c and test/test_NAME.sh, each ending in a line `NAME: N passed, N failed`. What follows a
+# script after a colon are its arguments.
 
-test-long: $(BUILT) build/test_gradients_sanitized build/test_gpt_plain
-	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS) build/test_gradients_sanitized build/test_gpt_plain \
-		'test/test_matmul_gpu.sh all' 'test/test_gpu.sh gpt all' 'test/test_gpu.sh lstm all' 'test/test_recurrence.sh all'
+C_TESTS = $(patsubst test/%.c,build/%,$(wildcard test/test_*.c))
+NOT_SANITIZED = build/test_philox build/test_gradients build/test_lstm_gradients
+TESTS = $(C_TESTS) $(filter-out test/test_gpu.sh test/test_recurrence.sh,$(wildcard test/test_*.sh)) \
+	test/test_gpu.sh:gpt test/test_gpu.sh:lstm $(patsubst %,%_sanitized,$(filter-out $(NOT_SANITIZED),$(C_TESTS))) \
+	build/test_matmul_double build/test_matmul_plain build/test_lstm_plain
+LONG_TESTS = $(filter-out test/test_gpu.sh:% test/test_matmul_gpu.sh,$(TESTS)) build/test_gradients_sanitized \
+	build/test_gpt_plain test/test_gpu.sh:gpt:all test/test_gpu.sh:lstm:all test/test_matmul_gpu.sh:all \
+	test/test_recurrence.sh:all
 
-DOUBLE = build/test_gradients build/test_gradients_sanitized build/test_lstm_gradients \
-	build/test_lstm_gradients_sanitized build/test_matmul_double
-$(DOUBLE): override CFLAGS += -DREAL=double
-build/test_%_plain: NATIVE = # the narrowest vectors that the compiler assumes
+# The files of tests, their programs or scripts; and the tests of the subject T, which may have several files.
+needed = $(foreach test,$(1),$(firstword $(subst :, ,$(test))))
+chosen = $(filter $(foreach name,test_$(T) test_$(T)_%,build/$(name) test/$(name).sh test/$(name).sh:%),$(1))
+SUBJECTS = $(sort $(basename $(patsubst test/test_%,%,$(wildcard test/test_*.c test/test_*.sh))))
+RUN_TESTS = CC='$(CC)' CXX='$(CXX)' JOBS=$(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))) test/run
 
-build/test_%: test/test_%.c build/player_page.h build/flags
+test: $(call needed,$(TESTS))
+	@$(RUN_TESTS) $(TESTS)
+
+test-long: $(call needed,$(LONG_TESTS)) $(addprefix build/test/test_matmul_gpu_all,$(EMULATED))
+	@$(RUN_TESTS) $(LONG_TESTS)
+
+CHECKS = $(or $(call chosen,$(TESTS)),$(call chosen,$(LONG_TESTS)))
+check: $(call needed,$(CHECKS))
+	@$(if $(CHECKS),$(RUN_TESTS) -v $(CHECKS),echo 'make check T=$(T): T must be one of $(SUBJECTS)' >&2; exit 2)
+
+# What scripts run is made before them.
+test/test_cli.sh test/test_sampler.sh: all
+test/test_paper.sh: all dev/tools/paper
+test/test_player.sh: build/test_player data_prep/compose_music
+test/test_prepare.sh test/test_resume.sh: $(PREPARE)
+test/test_emu.sh test/test_matmul_gpu.sh test/test_recurrence.sh: test/%.sh: $(addprefix build/test/%,$(EMULATED))
+test/test_gpu.sh: $(PREPARE) dev/tools/compare_tensors $(foreach build,_cpu $(EMULATED),$(TRAINERS:%=build/%$(build)))
+
+SANITIZE = -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all
+DOUBLE = build/test_gradients build/test_gradients_sanitized build/test_lstm_gradients build/test_matmul_double
+$(DOUBLE): private override CFLAGS += -DREAL=double
+build/test_%_plain: private NATIVE = # the narrowest vectors that the compiler assumes
+
+build/test_%: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(LDFLAGS) -o $@ $< $(LDLIBS)
-build/test_%_double: test/test_%.c build/player_page.h build/flags
+build/test_%_double: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(LDFLAGS) -o $@ $< $(LDLIBS)
-build/test_%_plain: test/test_%.c build/player_page.h build/flags
+build/test_%_plain: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(LDFLAGS) -o $@ $< $(LDLIBS)
-build/test_%_sanitized: test/test_%.c build/player_page.h build/flags
+build/test_%_sanitized: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(SANITIZE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 clean:
-	rm -rf build $(TRAINERS) sample_music $(PREPARE) dev/tools/compare_tensors dev/tools/paper
+	rm -rf build $(TRAINERS) sample_music $(PREPARE) dev/tools/compare_tensors dev/tools/paper compile_commands.json
 
 -include $(wildcard build/dep/*.d)
 
-.PHONY: all bench check compare help lines paper test test-long clean FORCE
+.PHONY: all bench check compare format help lines paper test test-long clean FORCE

@@ -1,5 +1,6 @@
-# What the test scripts share; each sources it first. It names the checkout $root, goes to a scratch folder that ends with the
-# script, as does the program $process in the background, and counts what held.
+# What the test scripts share; each sources it first. It names the checkout $root, goes to a scratch folder that ends
+# with the script, as does the program $process in the background, and counts what held.
+# shellcheck shell=sh
 root=$(cd "$(dirname "$0")/.." && pwd) || exit 1
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/music_test.XXXXXX") || exit 1
 process=
@@ -38,28 +39,13 @@ needs() {
     done
 }
 
-# emulate FLAGS SOURCE.cu...: makes C++ of these files of the checkout and of dev/cuda, where the compiler looks before it
-# looks in the checkout, and with FLAGS makes of the first the programs ./plain (-O1, no -g), ./sanitized and ./race.
-# shellcheck disable=SC2086
-emulate() {
-    flags=$1 file=${2%.cu}.cpp
-    shift
-    mkdir -p dev/cuda test
-    for cuda in "$@" $(cd "$root" && echo dev/cuda/*.cuh); do
-        { echo "#line 1 \"$cuda\"" && sed -f "$root/dev/emu/cuda2cpp.sed" "$root/$cuda"; } >"$cuda" || exit 1
-    done
-    mv "$1" "$file"
-    case ${CC:-cc} in *clang*) CXX=${CXX:-clang++} ;; *) CXX=${CXX:-g++} ;; esac
-    openmp=
-    echo 'int main() {}' | $CXX -fopenmp -x c++ - -o probe 2>/dev/null && openmp=-fopenmp
-    check "plain build" compile $flags -g0 -O1 $openmp "$file" -o plain
-    check "build with sanitizers" compile $flags $openmp -fsanitize=address,undefined -fno-sanitize-recover=all \
-        "$file" -o sanitized
-    check "build for the race check" compile $flags -fsanitize=thread -c "$file" -o race.o
-    check "the race check itself" compile -O1 race.o "$root/dev/emu/cuda_emu_race.cpp" -o race
+# emulated NAME: ./plain, ./sanitized and ./race are what the Makefile has made of test/NAME.cu through the emulator.
+emulated() {
+    for build in _emu _emu_sanitized _emu_race; do needs "$1" "$root/build/test/$1$build"; done
+    ln -s "$root/build/test/$1_emu" plain
+    ln -s "$root/build/test/$1_emu_sanitized" sanitized
+    ln -s "$root/build/test/$1_emu_race" race
 }
-# shellcheck disable=SC2086
-compile() { nice $CXX -std=c++17 -Wall -Wextra -Werror -I. -Idev -I"$root" -I"$root/dev" -I"$root/test" "$@" >stdout 2>stderr; }
 
 # kernels_of FILE...: the kernels that CUDA sources define, a name a line. ran FILE: those that ran, by what
 # CUDA_EMU_KERNELS left in the file, without template arguments.

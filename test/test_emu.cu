@@ -4,7 +4,7 @@
 //   test_emu PLANTED   one kernel with a mistake in it, to see that it is found; the names are in main()
 // A line that test_emu.sh expects in a message ends in a comment `// here: PLANTED`.
 #include "base/philox.h"
-#include "check.h"
+#include "test/check.h"
 #include "cuda/check.cuh"
 #include "cuda/tensor_core.cuh"
 #include <cooperative_groups.h>

@@ -5,7 +5,7 @@
 . "$(dirname "$0")/check.sh"
 ulimit -c 0 2>/dev/null
 source=${root:?}/test/test_emu.cu
-emulate "-O0 -g" test/test_emu.cu
+emulated test_emu
 
 run() { "$@" >stdout 2>stderr; }
 for order in fwd rev rand rand:2; do
@@ -28,7 +28,7 @@ found() {
     status=$?
     test $status -ne 0 && grep -q "$3" stderr || return 1
     # clang's AddressSanitizer finds lines by llvm-symbolizer only
-    test "$1" = sanitized && test "$CXX" != g++ && ! command -v llvm-symbolizer >/dev/null && return
+    case $1,${CC:-cc} in sanitized,*clang*) command -v llvm-symbolizer >/dev/null || return 0 ;; esac
     grep -n "here:.* $2\b" "$source" | sed 's/:.*//' >lines.txt
     test -s lines.txt && sed 's/.*/test_emu.cu:&\\b/' lines.txt | grep -q -f - stderr
 }
@@ -69,7 +69,7 @@ check "a small device" [ "$(CUDA_EMU_MEMORY=0 ./plain none | grep -c 'out of mem
 if command -v nvcc >/dev/null; then
     for arch in 75 80; do
         check "nvcc, sm_$arch" run nice nvcc -std=c++20 -arch=compute_$arch -ptx -Werror all-warnings \
-            -I"$root" -I"$root/dev" -I"$root/test" "$source" -o $arch.ptx
+            -I"$root" -I"$root/dev" "$source" -o $arch.ptx
     done
     for instruction in mma.sync.aligned.m16n8k16 ldmatrix.sync.aligned.m8n8.x4.trans cp.async.cg cp.async.wait_group; do
         check "$instruction for sm_80" grep -q -F $instruction 80.ptx

@@ -2,7 +2,7 @@
 // edges of every kind, aligned or not, every epilogue, tiles of both sizes, weight gradients in groups, cut into parts
 // or not; that the same call gives the same bytes, whatever the tile; the sums of parts; and a fused kernel. It runs on
 // a GPU as well as in the emulator.
-#include "check.h"
+#include "test/check.h"
 #include "cuda/matmul.cuh"
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -11,11 +11,10 @@
 #include <vector>
 typedef __nv_bfloat16 bf16;
 typedef std::vector<double> Numbers;
-#ifdef BRIEF // every kernel and both precisions, but few shapes and only the tiles in use: compiles and runs in seconds
-constexpr bool ALL = false;
-#else
-constexpr bool ALL = true;
+#ifndef ALL_SHAPES // every kernel and both precisions, but few shapes and only the tiles in use
+#define ALL_SHAPES false
 #endif
+constexpr bool ALL = ALL_SHAPES;
 
 // y = LayerNorm(x w + bias + residual), fused: x [R,K], w [K,C], or [C,K] with B_T, residual and y [R,C], C <= 256. A
 // block makes BM rows of x w, puts them into shared memory, and then a warp normalises a row after the other: its lanes

@@ -4,11 +4,7 @@
 # without a warning, keeps all sums in registers, and uses the tensor cores.
 . "$(dirname "$0")/check.sh"
 ulimit -c 0 2>/dev/null
-if [ "$1" = all ]; then
-    emulate "-O1 -g" test/test_matmul_gpu.cu
-else
-    emulate "-O0 -g -DBRIEF" test/test_matmul_gpu.cu
-fi
+emulated "test_matmul_gpu${1:+_all}"
 
 # run BUILD ORDER: all checks hold, and the bytes of all results are those of the first run
 run() {
@@ -26,7 +22,7 @@ check "every kernel ran" cmp kernels.txt names.txt
 if [ "$1" = all ] && command -v nvcc >/dev/null; then
     compile_cuda() { nice nvcc "$@" >stdout 2>stderr; }
     check "nvcc takes them" compile_cuda -std=c++20 -arch=compute_80 -ptx -Werror all-warnings \
-        -I"$root" -I"$root/dev" -I"$root/test" "$root/test/test_matmul_gpu.cu" -o 80.ptx
+        -I"$root" -I"$root/dev" "$root/test/test_matmul_gpu_all.cu" -o 80.ptx
     for instruction in mma.sync.aligned.m16n8k16 ldmatrix.sync.aligned.m8n8.x4.shared \
         ldmatrix.sync.aligned.m8n8.x4.trans cp.async.cg; do
         check "$instruction for sm_80" grep -q -F $instruction 80.ptx
