@@ -6,7 +6,7 @@
 // are written whole or not at all; pieces that an earlier run left under other names are removed, nothing else is.
 //
 // How a piece comes about, in the order of this file:
-//   a style     waltz, ragtime, nocturne ... fixes meter, tempo, moods and what the right hand likes to do;
+//   a style     waltz, ragtime, nocturne ... fixes meter, tempo, moods and what the right hand may do;
 //   harmony     a phrase of four bars is an opening and a cadence; phrases pair as question (half cadence) and answer;
 //   rhythm      a theme lives on two to four one-bar motifs: a rhythm and a contour of steps and leaps;
 //   melody      the cheapest path of scale steps, by dynamic programming, under the rules that a teacher would give:
@@ -21,8 +21,8 @@
 // Fundamentals of Musical Composition, chapters 3 to 8.
 #define _GNU_SOURCE
 #include "base/flags.h"
-#include "base/program.h"
 #include "base/philox.h"
+#include "base/program.h"
 #include "base/safetensors.h"
 #include <dirent.h>
 #define MIDI_IMPLEMENTATION
@@ -56,7 +56,8 @@ static int most(int a, int b) { return a > b ? a : b; }
 static int clamp(int x, int low, int high) { return most(low, least(x, high)); }
 static int modulo(int a, int n) { return ((a % n) + n) % n; }
 
-// Keys and chords -----------------------------------------------------------------------------------------------------
+// ---- keys and chords
+//
 // A scale step is an integer: 0 is the tonic near middle C, 7 the tonic above it. Themes are kept in scale steps and
 // chord degrees, so that they return in another key, or in minor, without being composed again.
 
@@ -129,7 +130,8 @@ static int tone_below(const Chord *chord, int key, int n, int gap) {
     return key;
 }
 
-// Harmony -------------------------------------------------------------------------------------------------------------
+// ---- harmony
+//
 // Bars are separated by blanks, the two chords of a bar by a dot. 1..7: the chord on that degree; /n: the dominant of
 // degree n; c: the tonic over its fifth. A 5 in minor is a dominant; in the other modes it is what the scale gives.
 
@@ -228,7 +230,8 @@ static int add_harmony(Theme *theme, const char *text, int bar, const Meter *met
     return bar;
 }
 
-// Styles --------------------------------------------------------------------------------------------------------------
+// ---- styles
+//
 // Moods tie rhythms and accompaniments to styles: g gentle, b brisk, d dancing, h hymn-like, j ragtime, t tango,
 // f flowing, w with a walking bass. What the right hand may do with a melody: p plays it plain, o in octaves, T in
 // thirds and sixths, c with chords, a with afterbeats under long notes, r with ripples of broken chords under it, G
@@ -268,7 +271,8 @@ static const Style styles[] = {
     {"etude", FOUR_FOUR, 96, 126, "bf", "poTrr", "MMmmm", 6, 10},
 };
 
-// Rhythm --------------------------------------------------------------------------------------------------------------
+// ---- rhythm
+//
 // A bar, or half of one in 4/4 and 6/8, as lengths in steps: digits, and c for 12.
 
 typedef struct {
@@ -319,8 +323,8 @@ static int weight_at(int place, const Meter *meter) {
     return place % meter->beat == 0;
 }
 
-// Rolls a motif: of a few rhythms the one nearest the style's activity, and a contour with a character, because notes
-// whose intervals are independent do not sound like a thought.
+// Rolls a motif: of a few rhythms the one nearest the style's activity, and one of six kinds of contour, because notes
+// with independent intervals do not sound like a melody.
 static Motif make_motif(const Style *style, Dice *dice) {
     Motif motif = {0}, rolled;
     const Meter *meter = &meters[style->meter];
@@ -358,7 +362,7 @@ static Motif make_motif(const Style *style, Dice *dice) {
     return motif;
 }
 
-// Melody --------------------------------------------------------------------------------------------------------------
+// ---- melody
 
 static const Chord *chord_at(const Chord *chords, int n, int time) {
     int i = 0;
@@ -366,7 +370,7 @@ static const Chord *chord_at(const Chord *chords, int n, int time) {
     return &chords[i];
 }
 
-// Where the line would like to be: from the floor up to the phrase's climax after three fifths of it, then down.
+// The height that the line should have: it rises to the phrase's climax after three fifths of it, then falls.
 static int arch(int time, int length, int height) {
     int peak = length * 3 / 5;
     return time < peak ? height * time / peak : height - (height - 1) * (time - peak) / (length - peak);
@@ -380,7 +384,7 @@ typedef struct {
     const int *avoided; // two degrees that a pentatonic melody leaves out, or NULL
 } Phrase;
 
-// The price of a scale step for a note, whatever its neighbours.
+// The cost of a scale step for a note, whatever its neighbours.
 static int note_cost(const Theme *theme, const Phrase *phrase, const MelodyNote *note, int q, const Chord *chord,
                      const Chord *after) {
     static const int off_chord[4] = {5, 14, 34, 52};
@@ -402,7 +406,7 @@ static int note_cost(const Theme *theme, const Phrase *phrase, const MelodyNote 
     return cost + 4 * abs(q - phrase->base - 1);
 }
 
-// The price of an interval: steps are free, a chromatic or augmented one and the tritone are not.
+// The cost of an interval: steps are free; chromatic and augmented ones and the tritone cost extra.
 static int interval_cost(int move, int semitones, int wish) {
     static const int sizes[8] = {9, 0, 2, 6, 8, 13, 30, 16};
     int cost = abs(move) > 7 ? 90 : sizes[abs(move)];
@@ -411,7 +415,7 @@ static int interval_cost(int move, int semitones, int wish) {
     return cost;
 }
 
-// The price of two intervals in a row, by whether the note between them is dissonant.
+// The cost of two intervals in a row, by whether the note between them is dissonant.
 static int turn_cost(bool dissonant, int in, int out) {
     int cost = 0;
     if (dissonant) { // a passing or neighbour note, or a suspension that falls by step
@@ -428,7 +432,7 @@ static int turn_cost(bool dissonant, int in, int out) {
 }
 
 // Gives a theme's notes from..to-1, one phrase, their scale steps: the cheapest path, by Viterbi's algorithm over pairs
-// of successive notes. A little chance in every price keeps like phrases from being alike.
+// of successive notes. A little chance in every cost keeps similar phrases from being the same.
 static void choose_steps(Theme *theme, const Chord *chords, int from, int to, const Phrase *phrase, Dice *dice) {
     enum { FAR = 1 << 28, MAX_PHRASE = 128 };
     static int turns[2][2 * RANGE - 1][2 * RANGE - 1]; // turn_cost, once for all
@@ -581,7 +585,8 @@ static Theme make_theme(const Style *style, int tonic, int mode, int bars, const
     return theme;
 }
 
-// Variation -----------------------------------------------------------------------------------------------------------
+// ---- variation
+//
 // Each strong beat keeps its note, so that the theme is still heard; what lies between is filled.
 
 enum { PLAIN, ORNAMENT, SYNCOPATE };
@@ -623,7 +628,7 @@ static int vary(const MelodyNote *theme, int n, MelodyNote *out, int kind, const
     return n_out;
 }
 
-// The piece -----------------------------------------------------------------------------------------------------------
+// ---- the piece
 
 typedef struct {
     int start, length, key, velocity, hand; // steps; hand 0 right, 1 left
@@ -641,9 +646,9 @@ typedef struct {
     uint8_t lowest_right[MAX_STEPS]; // lowest key of the right hand at each step, 0 = silent
     uint8_t highest_right[MAX_STEPS];
     char title[80];
-} Piece;
+} Composition;
 
-static void put(Piece *piece, int hand, int start, int length, int key, int velocity) {
+static void put(Composition *piece, int hand, int start, int length, int key, int velocity) {
     if (length <= 0 || start < 0 || start + length > MAX_STEPS || piece->n_notes == MAX_NOTES) return;
     while (key < 24) key += 12;
     while (key > 103) key -= 12;
@@ -655,7 +660,8 @@ static void put(Piece *piece, int hand, int start, int length, int key, int velo
     }
 }
 
-// The left hand -------------------------------------------------------------------------------------------------------
+// ---- the left hand
+//
 // A pattern is one or two layers of signs, each sign worth `unit` steps; it begins anew with each chord. B bass, O bass
 // in octaves, V bass an octave lower, F the fifth below the bass, C the chord, P its upper two voices, l m h its
 // voices, 0..9 the chord's tones from the bass up, w a walking bass, - holds on, . rests.
@@ -663,10 +669,10 @@ static void put(Piece *piece, int hand, int start, int length, int key, int velo
 typedef struct {
     int meter, unit;
     const char *signs, *moods;
-} Pattern;
+} Accompaniment;
 
 // clang-format off
-static const Pattern patterns[] = {
+static const Accompaniment accompaniments[] = {
     {FOUR_FOUR, 2, "lhmhlhmh", "bg"}, {FOUR_FOUR, 1, "lhmhlhmhlhmhlhmh", "b"},
     {FOUR_FOUR, 2, "B---B--- .mhm.mhm", "gb"}, {FOUR_FOUR, 2, "B------- .lmhmlml", "gf"},
     {FOUR_FOUR, 2, "B------- .2345432", "gf"}, {FOUR_FOUR, 1, "B-------B------- .2345432.2345432", "f"},
@@ -695,7 +701,7 @@ static const Pattern patterns[] = {
 };
 // clang-format on
 
-static int pattern_notes(const Pattern *pattern) { // a bar
+static int pattern_notes(const Accompaniment *pattern) { // notes a bar
     int notes = 0;
     for (const char *c = pattern->signs; *c; c++) {
         notes += *c == 'C' ? 3 : *c == 'P' || *c == 'O' ? 2 : *c != '-' && *c != '.' && *c != ' ';
@@ -734,7 +740,7 @@ static void lead_bass(Chord *chords, int n, const int *melody, bool inversions) 
 static void lead_voices(Chord *chord, const int *before, int floor, int ceiling) {
     int best = 1 << 20;
     for (int key = floor; key <= ceiling; key++) {
-        // With a seventh the chord keeps root, third and seventh: the fifth is the one that nobody misses.
+        // With a seventh the chord keeps root, third and seventh: the fifth is missed least.
         int voices[3], n = 0;
         for (int k = key; n < 3 && k <= ceiling; k++) {
             if (is_tone(chord, k) && !(chord->n_tones == 4 && k % 12 == chord->tones[2])) voices[n++] = k;
@@ -761,7 +767,7 @@ static int ladder(const Chord *chord, int rung) {
 
 // A note of the accompaniment gives way to the right hand: it goes an octave down rather than cross it, strike its key
 // or grind a semitone against it.
-static void accompany(Piece *piece, bool above, int start, int length, int key, int velocity) {
+static void accompany(Composition *piece, bool above, int start, int length, int key, int velocity) {
     if (start >= MAX_STEPS) return;
     int low = piece->lowest_right[start], high = piece->highest_right[start];
     if (low && !above) {
@@ -773,17 +779,17 @@ static void accompany(Piece *piece, bool above, int start, int length, int key, 
     put(piece, 1, start, length, key, velocity);
 }
 
-static void play_pattern(Piece *piece, const Pattern *pattern, const Chord *chord, int next_bass, int offset,
-                         bool above, int loudness) {
-    int slots = (int)strcspn(pattern->signs, " ");
-    for (int layer = 0; layer < (pattern->signs[slots] ? 2 : 1); layer++) {
-        const char *signs = pattern->signs + layer * (slots + 1);
+static void play_pattern(Composition *piece, const Accompaniment *pattern, const Chord *chord, int next_bass,
+                         int offset, bool above, int loudness) {
+    int n_signs = (int)strcspn(pattern->signs, " ");
+    for (int layer = 0; layer < (pattern->signs[n_signs] ? 2 : 1); layer++) {
+        const char *signs = pattern->signs + layer * (n_signs + 1);
         int walked = chord->bass;
         for (int at = 0; at * pattern->unit < chord->length; at++) {
-            char sign = signs[at % slots];
+            char sign = signs[at % n_signs];
             if (sign == '-' || sign == '.' || sign == ' ') continue;
             int held = 1;
-            while (at % slots + held < slots && signs[at % slots + held] == '-') held++;
+            while (at % n_signs + held < n_signs && signs[at % n_signs + held] == '-') held++;
             int start = at * pattern->unit, length = least(held * pattern->unit, chord->length - start);
             int time = offset + chord->start + start, accent = start == 0 ? 5 : 0;
             int soft = loudness - 16 + accent, bass = loudness - 9 + accent;
@@ -821,10 +827,10 @@ static void play_pattern(Piece *piece, const Pattern *pattern, const Chord *chor
     }
 }
 
-// The right hand ------------------------------------------------------------------------------------------------------
+// ---- the right hand
 
-static void play_melody(Piece *piece, const MelodyNote *notes, int n, const Chord *chords, int n_chords, int offset,
-                        int octave, char texture, int loudness) {
+static void play_melody(Composition *piece, const MelodyNote *notes, int n, const Chord *chords, int n_chords,
+                        int offset, int octave, char texture, int loudness) {
     static const int offers[4] = {2, 5, 3, 4};
     for (int i = 0; i < n; i++) {
         const MelodyNote *note = &notes[i];
@@ -833,7 +839,7 @@ static void play_melody(Piece *piece, const MelodyNote *notes, int n, const Chor
         int phrase = 4 * piece->meter->bar; // each swells to its climax
         int velocity = loudness + arch(note->start % phrase, phrase, 9) + note->weight * 3 / 2;
         put(piece, 0, time, length, key, velocity);
-        bool heard = note->weight > 0 || length >= 4; // by an ear that is on the melody
+        bool heard = note->weight > 0 || length >= 4; // strong or long: a note that stands out
         int unit = piece->tempo > 112 ? 2 : 1, filler = tone_below(chord, key, 1, 3), below = 2;
         switch (texture) {
         case 'o': put(piece, 0, time, length, key + 12, velocity - 4); break;
@@ -868,14 +874,14 @@ static void play_melody(Piece *piece, const MelodyNote *notes, int n, const Chor
     }
 }
 
-// Form ----------------------------------------------------------------------------------------------------------------
+// ---- form
 
 enum { THEME_A, THEME_B, THEME_C, THEME_INTRO, THEME_CODA, THEMES };
 
 typedef struct {
     const Theme *theme;
     int tonic, mode;
-    const Pattern *pattern;
+    const Accompaniment *pattern;
     char texture; // of the right hand
     int variation, octave, loudness;
     bool above; // the accompaniment lies above the melody
@@ -883,7 +889,7 @@ typedef struct {
 
 // Plays a section. Where the next one is in another key, the last half bar is already its dominant; `run` fills that
 // half bar with a scale up or down to the next melody.
-static void play_section(Piece *piece, const Section *section, const Section *next, bool run) {
+static void play_section(Composition *piece, const Section *section, const Section *next, bool run) {
     const Theme *theme = section->theme;
     const Meter *meter = piece->meter;
     Chord chords[MAX_CHORDS + 1];
@@ -894,7 +900,7 @@ static void play_section(Piece *piece, const Section *section, const Section *ne
 
     bool modulates = next && (modulo(next->tonic - section->tonic, 12) || next->mode != section->mode);
     Chord *last = &chords[n_chords - 1];
-    int cut = length - meter->bar + meter->half; // where that half bar begins
+    int cut = length - meter->bar + meter->half; // where the last half bar begins
     if (modulates) {
         Symbol dominant = {.start = cut, .length = length - cut, .degree = 4, .dominant = true, .seventh = true};
         last->length = cut - last->start;
@@ -930,7 +936,7 @@ static void play_section(Piece *piece, const Section *section, const Section *ne
         memcpy(before, chords[i].voices, sizeof before);
     }
     // Where another theme follows, the accompaniment may take a breath too.
-    Pattern breath = {piece->style->meter, meter->bar, "O C", ""};
+    Accompaniment breath = {piece->style->meter, meter->bar, "O C", ""};
     bool breathes = next && next->theme != theme && theme->n_melody && !run && chance(&piece->dice, 60);
     for (int i = 0; i < n_chords; i++) {
         bool closing = breathes && chords[i].start >= length - meter->bar;
@@ -947,10 +953,10 @@ static int climb(const Theme *theme) { // scale steps from the floor to the high
 }
 
 // Of eight throws of the dice the texture whose notes per second come nearest to what is wanted, but not the last one.
-static void dress(Piece *piece, Section *section, const Section *before, int wanted_tenths) {
+static void dress(Composition *piece, Section *section, const Section *before, int wanted_tenths) {
     int best = 1 << 20, bar_ms = piece->meter->bar * 15000 / piece->tempo;
     for (int try = 0; try < 8; try++) {
-        const Pattern *pattern = &patterns[roll(&piece->dice, COUNT(patterns))];
+        const Accompaniment *pattern = &accompaniments[roll(&piece->dice, COUNT(accompaniments))];
         if (pattern->meter != piece->style->meter || !strpbrk(pattern->moods, piece->style->moods)) {
             try--;
             continue;
@@ -961,7 +967,7 @@ static void dress(Piece *piece, Section *section, const Section *before, int wan
         if (texture == 'G') notes += line * 16 / 10;
         if (texture == 'r') notes += 10 * piece->meter->bar / (piece->tempo > 112 ? 2 : 1) - line;
         int cost = abs(notes * 1000 / bar_ms - wanted_tenths);
-        if (texture == 'r' && pattern->unit == 1) cost += 30; // two rivers drown each other
+        if (texture == 'r' && pattern->unit == 1) cost += 30; // running notes in both hands blur
         if (before && before->pattern == pattern) cost += 15;
         if (before && before->texture == texture) cost += 10;
         if (cost < best) {
@@ -976,8 +982,8 @@ static void dress(Piece *piece, Section *section, const Section *before, int wan
     section->octave = section->above || (doubled && high) ? -12 : 0;
 }
 
-// The end: a last chord that one believes. The right hand has come home already.
-static void play_ending(Piece *piece) {
+// The end, after the melody has closed on the tonic: a last chord, with a broken chord or two short ones before it.
+static void play_ending(Composition *piece) {
     Chord home = realise((Symbol){.length = 2 * piece->meter->bar}, piece->tonic, piece->mode);
     int nothing[3] = {0}, silent = 0, bar = piece->meter->bar, start = piece->end;
     lead_bass(&home, 1, &silent, false);
@@ -1002,14 +1008,14 @@ static void play_ending(Piece *piece) {
 
 // One string of a piano cannot sound twice: where two notes of one key overlap, the earlier is cut short.
 static int by_key_and_time(const void *a, const void *b) {
-    const Note *x = (const Note *)a, *y = (const Note *)b;
+    const Note *x = a, *y = b;
     if (x->key != y->key) return x->key - y->key;
     if (x->start != y->start) return x->start - y->start;
     if (x->length != y->length) return y->length - x->length;
     if (x->hand != y->hand) return x->hand - y->hand;
     return y->velocity - x->velocity; // no two notes compare equal, so that every qsort gives the same order
 }
-static void separate(Piece *piece) {
+static void separate(Composition *piece) {
     Note *notes = piece->notes;
     int kept = 0;
     qsort(notes, (size_t)piece->n_notes, sizeof *notes, by_key_and_time);
@@ -1029,8 +1035,8 @@ static int sharps_of(int tonic, int mode) {
     return (7 * modulo(tonic + up_to_major[mode], 12) + 5) % 12 - 5;
 }
 
-// Where theme B (which = 0) and C (1) go: the keys that a listener accepts as neighbours.
-static void related_key(const Piece *piece, int which, int *tonic, int *mode, Dice *dice) {
+// The keys of theme B (which = 0) and C (1): near ones.
+static void related_key(const Composition *piece, int which, int *tonic, int *mode, Dice *dice) {
     static const struct {
         int shift, mode;
     } neighbours[3][4] = {{{7, MAJOR}, {5, MAJOR}, {9, MINOR}, {0, MINOR}},
@@ -1043,7 +1049,7 @@ static void related_key(const Piece *piece, int which, int *tonic, int *mode, Di
 
 // Lays out the form, a letter for a theme: most returns of a theme are dressed anew, and the piece grows denser to its
 // end, around `density` notes in ten seconds. Returns the number of sections, introduction and coda included.
-static int make_sections(Piece *piece, const Theme *themes, const char *form, int density, Section *sections) {
+static int make_sections(Composition *piece, const Theme *themes, const char *form, int density, Section *sections) {
     Dice *dice = &piece->dice;
     int n = 0, units = (int)strlen(form);
     bool has_intro = chance(dice, 45), variations = !strchr(form, 'B');
@@ -1055,7 +1061,7 @@ static int make_sections(Piece *piece, const Theme *themes, const char *form, in
             if (sections[i].theme == section.theme) same = &sections[i];
         }
         dress(piece, &section, before, density * (85 + 30 * place / units) / 100);
-        if (same && !variations && chance(dice, 25)) { // now and then it is just the refrain
+        if (same && !variations && chance(dice, 25)) { // the theme returns unchanged
             section = *same;
         } else if (same) {
             section.variation = roll(dice, 3);
@@ -1073,19 +1079,20 @@ static int make_sections(Piece *piece, const Theme *themes, const char *form, in
         }
         sections[n++] = section;
     }
-    sections[n] = sections[has_intro]; // the coda looks back at the beginning
+    sections[n] = sections[has_intro]; // the coda begins as the piece did
     sections[n].theme = &themes[THEME_CODA];
     sections[n++].loudness -= 6;
     return n;
 }
 
-static void compose(Piece *piece, uint64_t seed, int number) {
+static void compose(Composition *piece, uint64_t seed, int number) {
     static const char *const forms[][5] = {{"ABA", "AAB", "ABA", "ABB", "ABA"},
                                            {"AABA", "AABA", "ABAB", "AAAA", "ABCA"},
                                            {"ABACA", "AABBA", "AABAA", "AAAAA", "ABBAA"},
                                            {"AABABA", "AABBAA", "ABACBA", "AAAAAA", "ABCABA"},
                                            {"ABACABA", "AABACAA", "AABBACA", "ABACAAA", "AABBCAA"},
                                            {"AABBCCAA", "AABACABA", "ABACABAA", "AABBAACA", "ABABCAAA"}};
+    static const int common_tonics[12] = {0, 2, 4, 5, 7, 9, 10, 0, 2, 5, 7, 9}; // C and on; the most common twice
     static Theme themes[THEMES];
     memset(piece, 0, sizeof *piece);
     Dice *dice = &piece->dice;
@@ -1093,7 +1100,7 @@ static void compose(Piece *piece, uint64_t seed, int number) {
     const Style *style = piece->style = &styles[roll(dice, COUNT(styles))];
     const Meter *meter = piece->meter = &meters[style->meter];
     piece->tempo = between(dice, style->slow, style->fast);
-    int tonic = chance(dice, 60) ? "\0\2\4\5\7\x9\xa\0\2\5\7\x9"[roll(dice, 12)] : roll(dice, 12);
+    int tonic = chance(dice, 60) ? common_tonics[roll(dice, 12)] : roll(dice, 12);
     piece->tonic = 60 + (tonic > 5 ? tonic - 12 : tonic);
     char mode = style->modes[roll(dice, (int)strlen(style->modes))];
     piece->mode = mode == 'M' ? MAJOR : mode == 'm' ? MINOR : mode == 'd' ? DORIAN : mode == 'x' ? MIXOLYDIAN : LYDIAN;
@@ -1105,7 +1112,7 @@ static void compose(Piece *piece, uint64_t seed, int number) {
     int units = clamp(wanted_ms / (bars * bar_ms), 3, 8);
     const char *form = forms[units - 3][roll(dice, 5)];
 
-    // Themes: B shares a motif with A now and then, which makes a piece of one cast.
+    // Themes: B and C often share a motif with A, which ties the piece together.
     Motif motifs[3][4];
     for (int i = 0; i < 12; i++) motifs[i / 4][i % 4] = make_motif(style, dice);
     if (chance(dice, 50)) motifs[THEME_B][1] = motifs[THEME_A][0];
@@ -1129,7 +1136,7 @@ static void compose(Piece *piece, uint64_t seed, int number) {
     }
     play_ending(piece);
     separate(piece);
-    while (piece->end * 15 / piece->tempo > 117) piece->tempo++; // nobody asked for more than two minutes
+    while (piece->end * 15 / piece->tempo > 117) piece->tempo++; // no piece lasts two minutes
 
     static const char *const names[2][12] = {
         {"C", "C_sharp", "D", "D_sharp", "E", "F", "F_sharp", "G", "G_sharp", "A", "A_sharp", "B"},
@@ -1138,10 +1145,10 @@ static void compose(Piece *piece, uint64_t seed, int number) {
     snprintf(piece->title, sizeof piece->title, "%s_in_%s_%s", style->name, tonic_name, mode_names[piece->mode]);
 }
 
-// Files ---------------------------------------------------------------------------------------------------------------
+// ---- files
 
 // The piece as a Standard MIDI File: a track with names, meter and tempo, and one a hand. The last bars slow down.
-static bool to_midi(const Piece *piece, int number, uint64_t seed, uint8_t **bytes, size_t *size, char *error) {
+static bool to_midi(const Composition *piece, int number, uint64_t seed, uint8_t **bytes, size_t *size, char *error) {
     midi_song song;
     midi_error problem = {0};
     char text[128];
@@ -1176,7 +1183,7 @@ static bool to_midi(const Piece *piece, int number, uint64_t seed, uint8_t **byt
     if (!ok) return fail(error, "piece %d: %s", number, problem.text[0] ? problem.text : "no memory");
     // midi.h writes no key signatures, so this one is put at the head of the first track.
     static const size_t first_event = 14 + 8;
-    uint8_t *longer = (uint8_t *)MIDI_REALLOC(*bytes, *size + 6);
+    uint8_t *longer = MIDI_REALLOC(*bytes, *size + 6);
     if (!longer) {
         MIDI_FREE(*bytes);
         return fail(error, "piece %d: no memory", number);
@@ -1193,8 +1200,8 @@ static bool to_midi(const Piece *piece, int number, uint64_t seed, uint8_t **byt
     return true;
 }
 
-// Removes the pieces that an earlier run with another seed or number left in a folder, lest two corpora mix. Only files
-// that are named as this program names them and say inside that it wrote them.
+// Removes the pieces that an earlier run with another seed or number left in a folder, so that two corpora do not mix.
+// Only files that are named as this program names them and say inside that it wrote them.
 static int remove_stale(const char *folder, char (*names)[96], int pieces) {
     DIR *directory = opendir(folder);
     int removed = 0;
@@ -1220,12 +1227,12 @@ static int remove_stale(const char *folder, char (*names)[96], int pieces) {
 
 static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *error) {
     static const char *const parts[2] = {"train", "test"};
-    static Piece piece;
+    static Composition piece;
     char folders[2][4096], path[4096 + 200];
     size_t existing[2];
     int written[2] = {0, 0}, removed = 0, n_folders = 0;
     double notes = 0, seconds = 0;
-    char(*names)[96] = (char(*)[96])calloc((size_t)pieces, sizeof *names);
+    char(*names)[96] = calloc((size_t)pieces, sizeof *names);
     bool ok = names || fail(error, "no memory for the names of %d pieces", pieces);
     for (int part = 0; part < 2 && ok; part++) {
         if (snprintf(folders[part], sizeof folders[part], "%s/%s", out, parts[part]) >= (int)sizeof folders[part]) {

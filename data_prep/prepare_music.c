@@ -19,6 +19,11 @@ Leaves out: judging the music. Each file is a piece, long or short, good or bad,
 #define MIDI_IMPLEMENTATION
 #include "midi.h"
 
+// What midi.h writes is what the trainers read.
+_Static_assert((int)DATA_TOKENS == (int)MIDI_TOKENS && (int)TOKEN_OFFSET == (int)MIDI_OFFSET &&
+                   (int)TOKEN_PITCH == (int)MIDI_PITCH && (int)TOKEN_DURATION == (int)MIDI_DURATION,
+               "the tokens of base/data.h are those of midi.h");
+
 enum { WINDOW = 257, MOST_FILE_BYTES = 32 << 20 }; // files above 32 MiB are skipped
 
 typedef struct {
@@ -38,7 +43,8 @@ typedef struct {
     size_t n;
 } Corpus;
 
-static void *allocate(void *old, size_t n, size_t size) { // n items of a size, at least one byte
+// An array for n items of a size, at least one byte, with what `old` held; NULL makes a new one.
+static void *grow(void *old, size_t n, size_t size) {
     void *memory = n < SIZE_MAX / 2 / size ? realloc(old, n * size + 1) : NULL;
     if (!memory) {
         fprintf(stderr, "prepare_music: out of memory\n");
@@ -47,7 +53,7 @@ static void *allocate(void *old, size_t n, size_t size) { // n items of a size, 
     return memory;
 }
 
-static char *copy_text(const char *text) { return strcpy((char *)allocate(NULL, strlen(text) + 1, 1), text); }
+static char *copy_text(const char *text) { return strcpy(grow(NULL, strlen(text) + 1, 1), text); }
 
 // Prints a name with what could disturb a terminal, control characters and what is not UTF-8, as %XX.
 static void print_name(FILE *out, const char *name) {
@@ -92,7 +98,8 @@ static bool is_midi_name(const char *name) {
 }
 
 static int by_path(const void *a, const void *b) { // strcmp compares unsigned bytes
-    return strcmp(((const Entry *)a)->path, ((const Entry *)b)->path);
+    const Entry *x = a, *y = b;
+    return strcmp(x->path, y->path);
 }
 
 typedef struct {
@@ -104,7 +111,7 @@ typedef struct {
 } Search;
 
 static void add_entry(Search *search, char *path, const char *problem) {
-    search->entries = (Entry *)allocate(search->entries, search->n + 1, sizeof(Entry));
+    search->entries = grow(search->entries, search->n + 1, sizeof(Entry));
     search->entries[search->n].path = path;
     search->entries[search->n++].problem = problem ? copy_text(problem) : NULL;
 }
@@ -124,7 +131,7 @@ static void search_folder(Search *search, const char *root, char *relative) {
         bool midi = is_midi_name(name), link = !lstat(full, &status) && S_ISLNK(status.st_mode),
              known = !stat(full, &status);
         if (known && S_ISDIR(status.st_mode) && !link) {
-            search->folders = (char **)allocate(search->folders, search->n_folders + 1, sizeof(char *));
+            search->folders = grow(search->folders, search->n_folders + 1, sizeof(char *));
             search->folders[search->n_folders++] = name;
         } else if (known && S_ISDIR(status.st_mode)) {
             add_entry(search, name, "a link to a folder is not followed");
@@ -211,7 +218,7 @@ static bool add_piece(Corpus *corpus, const char *root, const char *name, char c
         return false;
     }
     piece.name = copy_text(name);
-    corpus->pieces = (Piece *)allocate(corpus->pieces, corpus->n + 1, sizeof(Piece));
+    corpus->pieces = grow(corpus->pieces, corpus->n + 1, sizeof(Piece));
     corpus->pieces[corpus->n++] = piece;
     return true;
 }
@@ -269,9 +276,9 @@ static bool save(const Corpus *corpus, bool test, const char *path, char *error)
         name_bytes += 3 * strlen(corpus->pieces[i].name) + 2;
         n_tokens += corpus->pieces[i].n_tokens;
     }
-    uint8_t *tokens = (uint8_t *)allocate(NULL, n_tokens, 1);
-    int64_t *starts = (int64_t *)allocate(NULL, corpus->n + 1, sizeof *starts);
-    char *names = (char *)allocate(NULL, name_bytes + 1, 1);
+    uint8_t *tokens = grow(NULL, n_tokens, 1);
+    int64_t *starts = grow(NULL, corpus->n + 1, sizeof *starts);
+    char *names = grow(NULL, name_bytes + 1, 1);
     n_tokens = 0;
     names[0] = 0;
     for (size_t i = 0; i < corpus->n; i++) {
@@ -305,7 +312,7 @@ static bool save_both(const Corpus *corpus, const char *out, char *error) {
     bool saved = make_folders(out, error);
     for (int i = 0; i < 2; i++) {
         path[i] = path_join(out, names[i]);
-        fresh[i] = (char *)allocate(NULL, strlen(path[i]) + 5, 1);
+        fresh[i] = grow(NULL, strlen(path[i]) + 5, 1);
         sprintf(fresh[i], "%s.new", path[i]);
         if (saved && !stat(path[i], &status) && !S_ISREG(status.st_mode)) {
             saved = fail(error, "%s: is in the way; a dataset would replace it, but it is not a regular file", path[i]);

@@ -1,23 +1,27 @@
-// The Transformer on the CPU: forward, backward and Adamax, whole. A trainer in its own right, and the reference for
-// any faster one.
+// The Transformer on the CPU: a trainer in its own right, and the reference for train_gpt_music.cu.
 //
 // It promises the published model exactly (4,326,041 parameters in its default sizes), every gradient checked against
-// finite differences when built with -DREAL=double, the same bytes for any number of threads, and no allocation in a
-// step. It leaves out more than one machine. The recipe around a step (data, epochs, files, command
-// line) is train.h, what it needs to know of a model on the host host_model.h; matrix products are matmul.h.
+// finite differences when built with -DREAL=double (test/test_gradients.c), the same bytes for any number of threads,
+// and no allocation in a step. It runs in one process on one machine. The recipe around a step (data, epochs, files,
+// command line) is recipe/train.h, what CPU models share cpu/host_model.h; matrix products are cpu/matmul.h.
 //
 // The model: token embedding, then L layers, each
 //     x = LN1(x + dropout(attention(x) Wo^T + bo))
 //     x = LN2(x + dropout(relu(x W1^T + b1) W2^T + b2))
 // and a linear head. Attention follows Vaswani et al., Attention Is All You Need, 2017, post-norm, with a learned
-// vector per clipped relative distance (Shaw et al., 2018; Huang et al., Music Transformer, 2018) and with each layer's
-// raw scores added to the next layer's (He et al., RealFormer, 2021). The optimizer is Adamax (Kingma and Ba, 2015,
-// section 7.1).
+// vector per clipped relative distance (Shaw et al., 2018; Huang et al., Music Transformer, 2018). Each layer's raw
+// scores are added to the next layer's (He et al., RealFormer, 2021). The optimizer is Adamax (Kingma and Ba, 2015,
+// section 7.1), as PyTorch has it.
 //
-// Shapes: B batch, T positions, R = B*T rows, C width, H heads, S = C/H head size, F hidden width, L layers, V = 153
-// tokens, D distances in the relative table. All matrices are row-major; a linear layer's weight is [out, in].
-// In a backward, gradients of parameters are added to (+=); gradients of activations are set (=), save where a residual
-// branch adds to them, which is said.
+// Shapes: B batch, T positions, R = B*T rows, C width, NH heads, HS = C/NH head size, F hidden width of a layer, L
+// layers, V = 153 tokens, D distances in the relative table. All matrices are row-major; a linear layer's weight is
+// [out, in]. In a backward, gradients of parameters are added to (+=). Gradients of activations are set (=), except
+// where a residual branch adds to them, which a comment says.
+//
+// train_gpt_music.cu has the same sections in the same order, and the same names for what does the same; its head says
+// where the GPU goes another way. The section on parameters is the same text there. embedding_forward(),
+// embedding_backward(), softmax_cross_entropy() and adamax() are also in train_lstm_music.c, so that each model can be
+// read by itself. test/test_copies.sh compares the copies.
 #include "recipe/model.h" // first: it chooses the system's interfaces
 
 #include "cpu/host_model.h"
@@ -32,7 +36,7 @@ enum { V = DATA_TOKENS };
 #define GPT_LAYER_TENSORS(X)                                                                                           \
     X(qkv_w, "attn.qkv.weight", INIT_NORMAL, 1 / sqrt(C), 2, 3 * C, C) /* Xavier of three C x C matrices */            \
     X(qkv_b, "attn.qkv.bias", INIT_FILL, 0, 1, 3 * C, 1)                                                               \
-    X(rel, "attn.rel", INIT_NORMAL, 1, 2, D, C / H)                                                                    \
+    X(rel, "attn.rel", INIT_NORMAL, 1, 2, D, C / NH)                                                                   \
     X(out_w, "attn.out.weight", INIT_NORMAL, 1 / sqrt(C), 2, C, C)                                                     \
     X(out_b, "attn.out.bias", INIT_FILL, 0, 1, C, 1)                                                                   \
     X(ln1_w, "ln1.weight", INIT_FILL, 1, 1, C, 1)                                                                      \
@@ -56,7 +60,7 @@ typedef struct { // pointers into a flat array: the parameters, their gradients,
 } GptTensors;
 
 static void gpt_layout(const int *sizes, ParamLayout *out) {
-    int C = sizes[GPT_WIDTH], H = sizes[GPT_HEADS], F = sizes[GPT_HIDDEN], D = sizes[GPT_REL];
+    int C = sizes[GPT_WIDTH], NH = sizes[GPT_HEADS], F = sizes[GPT_HIDDEN], D = sizes[GPT_REL];
     param_add(out, INIT_NORMAL, 1, 2, V, C, "emb.weight");
     for (int l = 0; l < sizes[GPT_LAYERS]; l++) {
 #define ADD_TENSOR(member, name, init, scale, rank, rows, columns)                                                     \
@@ -98,74 +102,102 @@ static void embedding_backward(real *demb, const real *dx, const uint8_t *tokens
 }
 
 // ---- attention
+//
+// For every head, with q, k, v [T,HS] its columns of qkv [R,3C], scale = 1 / sqrt(HS):
+//     scores[t][j] = scale (q_t . k_j + q_t . rel[t - j]) + scores_below[t][j], j <= t
+//     attn_t = sum_j a[t][j] v_j,  a = softmax_j(scores[t])
+// and back, with a = exp(scores - log_sums) and dot_t = dattn_t . attn_t:
+//     dv_j = sum_t a[t][j] dattn_t
+//     dscores[t][j] = a[t][j] (dattn_t . v_j - dot_t) + dscores_above[t][j]
+//     dq_t = scale sum_j dscores[t][j] (k_j + rel[t - j])
+//     dk_j = scale sum_t dscores[t][j] q_t      drel[n] = scale sum_t dscores[t][t-n] q_t
+// rel[n] is row D-1-n of the table, row 0 for all distances from D-1 on.
+//
+// Both directions go through a head's causal triangle in strips of STRIP queries, each against the keys up to the
+// strip's last. Every product is tile() of matmul.h on operands where they lie. k_j and v_j belong to a key j, rel[n]
+// to a distance n = t - j, so products with rel want the scores of a row by distance:
+//
+//            by key j                        by distance n
+//     t = 0  s00                             s00
+//     t = 1  s10 s11                         s11 s10
+//     t = 2  s20 s21 s22                     s22 s21 s20
+//     t = 3  s30 s31 s32 s33                 s33 s32 s31 s30
+//
+// Nothing is moved for that: element (t, n) is s[t][t - n]. Where the rows of s are score_row apart, one step down is
+// score_row + 1 elements further and one step to the right 1 element back, and tile() takes any strides: these for dq,
+// the same two exchanged for drel. The zeros that belong above the diagonal lie before each row of s.
 
-// Both directions walk a head's causal triangle in tiles of Q_ROWS queries against the keys up to the last of them, and
-// every product is tile() of matmul.h on operands where they lie. A relative score belongs to a distance n = t - j, so
-// a product over distances is skewed against one over keys: its element (t, n) lies at s[t][t - n], which is a row
-// stride one longer and a column stride of -1. tile() takes any strides, so nothing is shifted by hand but the
-// forward's sum of the two.
-enum { Q_ROWS = 2 * TILE_M };
+enum { STRIP = 2 * TILE_M }; // queries that are worked on together
 
 typedef struct {
-    int T, C, H, S, D;
-    int keys;     // T rounded up to whole tiles and panels
-    int head_row; // S rounded up to whole vectors
-    int row;      // elements of a scratch row: Q_ROWS zeros, the keys, room for a skewed read
+    int T, C, NH, HS, D;
+    int padded_T;  // T rounded up to whole strips and panels
+    int head_row;  // HS rounded up to whole vectors
+    int score_row; // elements from row to row of scores in scratch: STRIP zeros, the keys, STRIP for reads beyond them
 } AttentionShape;
 
-static AttentionShape attention_shape(int T, int C, int H, int D) {
-    int keys = round_up(round_up(T, Q_ROWS), TILE_N);
-    return (AttentionShape){T, C, H, C / H, D, keys, round_up(C / H, LANES), Q_ROWS + keys + Q_ROWS};
+typedef struct {    // what attention computes in a layer, and its backward reads
+    real *qkv;      // [R,3C]
+    real *scores;   // [B,NH,scores_per_head] before softmax, dscores after the backward
+    real *log_sums; // [B,NH,T] logarithms of the softmaxes' denominators
+    real *attn;     // [R,C] heads side by side, before Wo
+} Attention;
+
+static AttentionShape attention_shape(int T, int C, int NH, int D) {
+    int padded_T = round_up(round_up(T, STRIP), TILE_N);
+    return (AttentionShape){T, C, NH, C / NH, D, padded_T, round_up(C / NH, LANES), STRIP + padded_T + STRIP};
 }
 
-// Raw scores are kept for every layer, of each head the rows of a tile of queries up to the tile's last key: where tile
-// number q begins, and for q = the number of tiles how many elements there are.
-static size_t score_tile(int q) { return (size_t)Q_ROWS * Q_ROWS * q * (q + 1) / 2; }
+// A head's scores are kept strip after strip, and the STRIP rows of strip i as far as its last key: STRIP (i + 1)
+// columns. This is where strip i begins.
+static size_t strip_start(int i) { return (size_t)STRIP * STRIP * i * (i + 1) / 2; }
 
-static size_t scores_per_head(AttentionShape s) { return score_tile(divide_up(s.T, Q_ROWS)); }
+static size_t scores_per_head(AttentionShape s) { return strip_start(divide_up(s.T, STRIP)); }
 
-// Scratch of one thread: [S][keys] transposed keys or values, two tiles of rows, [TILE_M][head_row] of out or dq,
-// [keys][head_row] gradients of k and v.
+// Scratch of one thread: [HS][padded_T] transposed keys or values, two strips of score rows, [TILE_M][head_row] of attn
+// or dq, [padded_T][head_row] gradients of k and of v.
 static size_t attention_scratch_size(AttentionShape s) {
-    return (size_t)s.keys * s.S + 2 * (size_t)Q_ROWS * s.row + (size_t)(TILE_M + 2 * s.keys) * s.head_row;
+    return (size_t)s.padded_T * s.HS + 2 * (size_t)STRIP * s.score_row + (size_t)(TILE_M + 2 * s.padded_T) * s.head_row;
 }
 
-// The vectors of distance n = 0..keys-1: as rows, rel_rows[n][.], and as columns in the order of keys, that is
-// rel_columns[.][keys - 1 - n]. Row D-1-n of the table is distance n, its row 0 all that is farther.
+// rel[n] for n = 0..padded_T-1, as rows, rel_rows[n][.], and as columns in the order of keys, that is
+// rel_columns[.][padded_T - 1 - n].
 static void relative_vectors(real *rel_rows, real *rel_columns, const real *rel, AttentionShape s) {
-    for (int n = 0; n < s.keys; n++) {
-        const real *vector_n = rel + (size_t)(s.D - 1 - min_int(n, s.D - 1)) * s.S;
-        for (int d = 0; d < s.S; d++) {
-            rel_rows[(size_t)n * s.head_row + d] = vector_n[d];
-            rel_columns[(size_t)d * s.keys + s.keys - 1 - n] = vector_n[d];
+    for (int n = 0; n < s.padded_T; n++) {
+        const real *rel_n = rel + (size_t)(s.D - 1 - min_int(n, s.D - 1)) * s.HS;
+        for (int d = 0; d < s.HS; d++) {
+            rel_rows[(size_t)n * s.head_row + d] = rel_n[d];
+            rel_columns[(size_t)d * s.padded_T + s.padded_T - 1 - n] = rel_n[d];
         }
     }
 }
 
-// columns[d][j] = rows[j][d], rows of stride 3C, zeros for keys that do not exist
+// columns[d][j] = rows[j][d], rows of stride 3C, zeros for keys that do not exist.
 static void transpose_head(real *columns, const real *rows, AttentionShape s) {
-    for (int d = 0; d < s.S; d++) {
-        for (int j = 0; j < s.keys; j++) columns[(size_t)d * s.keys + j] = j < s.T ? rows[(size_t)j * 3 * s.C + d] : 0;
+    for (int d = 0; d < s.HS; d++) {
+        real *column = columns + (size_t)d * s.padded_T;
+        for (int j = 0; j < s.padded_T; j++) column[j] = j < s.T ? rows[(size_t)j * 3 * s.C + d] : 0;
     }
 }
 
-// out[Q_ROWS][width] = a b: a has Q_ROWS rows of S at stride a_row, b [S][keys] begins at its first column.
-static void tile_rows(real *out, int out_row, int width, const real *a, int a_row, const real *b, AttentionShape s) {
+// out[STRIP][width] = a b, rows of out score_row apart. a has STRIP rows of HS at stride a_row; b [HS][padded_T] begins
+// at its first column.
+static void strip_product(real *out, int width, const real *a, int a_row, const real *b, AttentionShape s) {
     for (int j = 0; j < width; j += TILE_N) {
-        for (int i = 0; i < Q_ROWS; i += TILE_M) {
+        for (int i = 0; i < STRIP; i += TILE_M) {
             vector sums[TILE_M][TILE_VECTORS];
             tile_zero(sums);
-            tile(sums, TILE_VECTORS, s.S, a + (size_t)i * a_row, a_row, 1, b + j, s.keys);
-            tile_store(sums, out + (size_t)i * out_row + j, out_row, (Epilogue){0});
+            tile(sums, TILE_VECTORS, s.HS, a + (size_t)i * a_row, a_row, 1, b + j, s.padded_T);
+            tile_store(sums, out + (size_t)i * s.score_row + j, s.score_row, (Epilogue){0});
         }
     }
 }
 
 // c[i][0..head_row) += sum_k A(i,k) b[k][.], i < TILE_M: A as in tile(), b at stride b_row, c at stride head_row.
-// Not inlined, because gcc then keeps the rows' addresses in registers (about 1 % of a step).
+// It is not inlined because gcc then keeps the rows' addresses in registers.
 __attribute__((noinline)) static void tile_add(real *c, int K, const real *a, ptrdiff_t a_row, ptrdiff_t a_col,
                                                const real *b, ptrdiff_t b_row, AttentionShape s) {
-    for (int d = 0; d < s.S; d += LANES) {
+    for (int d = 0; d < s.HS; d += LANES) {
         vector sums[TILE_M][TILE_VECTORS];
         UNROLL for (int i = 0; i < TILE_M; i++) sums[i][0] = load(c + (size_t)i * s.head_row + d);
         tile(sums, 1, K, a, a_row, a_col, b + d, b_row);
@@ -173,132 +205,138 @@ __attribute__((noinline)) static void tile_add(real *c, int K, const real *a, pt
     }
 }
 
-// For every head, with q, k, v [T,S] its columns of qkv [R,3C]:
-//     scores[t][j] = (q_t . k_j + q_t . rel[t - j]) / sqrt(S) + scores_below[t][j], -inf for j > t
-//     out_t = sum_j softmax_j(scores[t]) v_j
-// out [R,C], heads side by side; log_sums [B,H,T], the logarithms of the softmaxes' denominators. scores_below: those
-// of the layer below, or NULL; the mask need only be put into the first layer's scores, as -inf stays -inf. scratch:
-// per thread.
-static void attention_forward(real *out, real *scores, real *log_sums, const real *scores_below, const real *qkv,
-                              const real *rel_columns, int B, AttentionShape s, real *scratch) {
-    const real scale = 1 / (real)sqrt(s.S);
+// scores_below: those of the layer below, or NULL. The mask need only be put into the first layer's scores, as -inf
+// stays -inf. scratch: attention_scratch_size for each thread.
+static void attention_forward(Attention act, const real *scores_below, const real *rel_columns, int B, AttentionShape s,
+                              real *scratch) {
+    const real scale = 1 / (real)sqrt(s.HS);
+    const int C3 = 3 * s.C;
 #pragma omp parallel for schedule(dynamic)
-    for (int bh = 0; bh < B * s.H; bh++) {
-        const real *q = qkv + (size_t)(bh / s.H) * s.T * 3 * s.C + bh % s.H * s.S, *k = q + s.C, *v = k + s.C;
-        real *out_bh = out + (size_t)(bh / s.H) * s.T * s.C + bh % s.H * s.S;
+    for (int bh = 0; bh < B * s.NH; bh++) {
+        const size_t first_row = (size_t)(bh / s.NH) * s.T, column = (size_t)(bh % s.NH) * s.HS;
+        const real *q = act.qkv + first_row * C3 + column, *k = q + s.C, *v = k + s.C;
+        real *attn = act.attn + first_row * s.C + column;
         real *k_columns = scratch + thread_number() * attention_scratch_size(s);
-        real *e = k_columns + (size_t)s.keys * s.S, *r = e + Q_ROWS * s.row, *o = r + Q_ROWS * s.row;
+        real *e = k_columns + (size_t)s.padded_T * s.HS; // q_t . k_j, then exponentials
+        real *relative = e + STRIP * s.score_row, *attn_rows = relative + STRIP * s.score_row;
         transpose_head(k_columns, k, s);
-        for (int t0 = 0; t0 < s.T; t0 += Q_ROWS) {
-            int columns = t0 + Q_ROWS, width = round_up(columns, TILE_N);
-            size_t at = bh * scores_per_head(s) + score_tile(t0 / Q_ROWS);
-            tile_rows(e, s.row, width, q + (size_t)t0 * 3 * s.C, 3 * s.C, k_columns, s);
-            tile_rows(r, s.row, width, q + (size_t)t0 * 3 * s.C, 3 * s.C, rel_columns + s.keys - width, s);
-            real sums[Q_ROWS];
-            for (int i = 0; i < min_int(Q_ROWS, s.T - t0); i++) {
-                int t = t0 + i;
-                real *score = scores + at + (size_t)i * columns, *e_t = e + (size_t)i * s.row;
-                real *r_t = r + (size_t)i * s.row + width - 1 - t; // r_t[j] = q_t . rel[t - j]
+        for (int t0 = 0; t0 < s.T; t0 += STRIP) {
+            const int columns = t0 + STRIP, width = round_up(columns, TILE_N);
+            const size_t at = bh * scores_per_head(s) + strip_start(t0 / STRIP);
+            real sums[STRIP];
+
+            // Products with keys and with distances.
+            strip_product(e, width, q + (size_t)t0 * C3, C3, k_columns, s);
+            strip_product(relative, width, q + (size_t)t0 * C3, C3, rel_columns + s.padded_T - width, s);
+
+            // Scores, row by row, and their exponentials.
+            for (int i = 0; i < min_int(STRIP, s.T - t0); i++) {
+                const int t = t0 + i;
+                real *score = act.scores + at + (size_t)i * columns, *e_t = e + (size_t)i * s.score_row;
+                real *relative_t = relative + (size_t)i * s.score_row + width - 1 - t; // of key j: q_t . rel[t - j]
                 const real *below = scores_below ? scores_below + at + (size_t)i * columns : NULL;
-                for (int j = t + 1; j < columns; j++) r_t[j] = -INFINITY;
-                vector max = zero - INFINITY, sum = zero;
+                for (int j = t + 1; j < columns; j++) relative_t[j] = -INFINITY;
+                vector max = all_lanes(-INFINITY), sum = zero;
                 for (int j = 0; j < columns; j += LANES) {
-                    vector x = (load(e_t + j) + load(r_t + j)) * scale;
+                    vector x = (load(e_t + j) + load(relative_t + j)) * scale;
                     if (below) x += load(below + j);
                     store(score + j, x);
-                    max = select_vector(max > x, max, x);
+                    max = larger(max, x);
                 }
-                real top = max[0];
-                for (int lane = 1; lane < LANES; lane++) top = top > max[lane] ? top : max[lane];
+                const real top = largest_lane(max);
                 for (int j = 0; j < columns; j += LANES) {
                     vector x = exp_vector(load(score + j) - top);
                     store(e_t + j, x);
                     sum += x;
                 }
                 sums[i] = sum_lanes(sum);
-                log_sums[(size_t)bh * s.T + t] = top + (real)log((double)sums[i]);
+                act.log_sums[(size_t)bh * s.T + t] = top + (real)log((double)sums[i]);
             }
-            for (int i0 = 0; i0 < Q_ROWS; i0 += TILE_M) {
-                int keys = min_int(t0 + i0 + TILE_M, s.T), rows = min_int(TILE_M, s.T - t0 - i0);
-                memset(o, 0, (size_t)TILE_M * s.head_row * sizeof(real));
-                tile_add(o, keys, e + (size_t)i0 * s.row, s.row, 1, v, 3 * s.C, s);
+
+            // The mean of the values, weighted by the exponentials.
+            for (int i0 = 0; i0 < STRIP; i0 += TILE_M) {
+                const int keys = min_int(t0 + i0 + TILE_M, s.T), rows = min_int(TILE_M, s.T - t0 - i0);
+                memset(attn_rows, 0, (size_t)TILE_M * s.head_row * sizeof(real));
+                tile_add(attn_rows, keys, e + (size_t)i0 * s.score_row, s.score_row, 1, v, C3, s);
                 for (int i = 0; i < rows; i++) {
-                    real *out_t = out_bh + (size_t)(t0 + i0 + i) * s.C;
-                    for (int d = 0; d < s.S; d++) out_t[d] = o[(size_t)i * s.head_row + d] / sums[i0 + i];
+                    real *attn_t = attn + (size_t)(t0 + i0 + i) * s.C;
+                    for (int d = 0; d < s.HS; d++) attn_t[d] = attn_rows[(size_t)i * s.head_row + d] / sums[i0 + i];
                 }
             }
         }
     }
 }
 
-// The gradients of qkv and of the relative table from that of out. With a = softmax(scores), recomputed as
-// exp(scores - log_sums), and scale = 1 / sqrt(S):
-//     da[t][j] = dout_t . v_j                      dv_j = sum_t a[t][j] dout_t
-//     dscores[t][j] = a[t][j] (da[t][j] - dout_t . out_t) + dscores_above[t][j]
-//     dq_t = scale (sum_j dscores[t][j] k_j + sum_n dscores[t][t-n] rel[n])
-//     dk_j = scale sum_t dscores[t][j] q_t         drel[n] = scale sum_t dscores[t][t-n] q_t
-// dscores takes the place of scores, for the layer below. drel [B*H, keys, head_row]: each head's own, by distance,
-// from zero.
-static void attention_backward(real *dqkv, real *drel, real *scores, const real *dscores_above, const real *dout,
-                               const real *out, const real *log_sums, const real *qkv, const real *rel_rows, int B,
-                               AttentionShape s, real *scratch) {
-    const real scale = 1 / (real)sqrt(s.S);
+// The gradients of qkv and of the relative table from that of attn. scores becomes dscores, for the layer below;
+// dscores_above is what became of the scores of the layer above, or NULL. drel [B*NH, padded_T, head_row]: each head's
+// own, by distance, from zero.
+static void attention_backward(real *dqkv, real *drel, const real *dscores_above, const real *dattn, Attention act,
+                               const real *rel_rows, int B, AttentionShape s, real *scratch) {
+    const real scale = 1 / (real)sqrt(s.HS);
     const int C3 = 3 * s.C;
-    const size_t head_size = (size_t)s.keys * s.head_row;
+    const size_t head_size = (size_t)s.padded_T * s.head_row;
 #pragma omp parallel for schedule(dynamic)
-    for (int bh = 0; bh < B * s.H; bh++) {
-        size_t first = (size_t)(bh / s.H) * s.T, column = (size_t)(bh % s.H) * s.S;
-        const real *q = qkv + first * C3 + column, *k = q + s.C, *v = k + s.C;
-        const real *dout_bh = dout + first * s.C + column, *out_bh = out + first * s.C + column;
-        real *dq = dqkv + first * C3 + column;
+    for (int bh = 0; bh < B * s.NH; bh++) {
+        const size_t first_row = (size_t)(bh / s.NH) * s.T, column = (size_t)(bh % s.NH) * s.HS;
+        const real *q = act.qkv + first_row * C3 + column, *k = q + s.C, *v = k + s.C;
+        const real *dattn_bh = dattn + first_row * s.C + column, *attn = act.attn + first_row * s.C + column;
+        real *dq = dqkv + first_row * C3 + column;
         real *v_columns = scratch + thread_number() * attention_scratch_size(s);
-        real *a = v_columns + (size_t)s.keys * s.S, *ds = a + Q_ROWS * s.row + Q_ROWS; // each row after Q_ROWS zeros
-        real *dq_t = v_columns + (size_t)s.keys * s.S + 2 * Q_ROWS * s.row;
-        real *dk = dq_t + TILE_M * s.head_row, *dv = dk + head_size;
+        real *e = v_columns + (size_t)s.padded_T * s.HS; // dattn_t . v_j, then a[t][j]
+        real *ds = e + STRIP * s.score_row + STRIP;      // scale dscores, each row after its STRIP zeros
+        real *dq_rows = v_columns + (size_t)s.padded_T * s.HS + 2 * STRIP * s.score_row;
+        real *dk = dq_rows + TILE_M * s.head_row, *dv = dk + head_size;
         real *drel_bh = drel + bh * head_size;
         transpose_head(v_columns, v, s);
         memset(dk, 0, 2 * head_size * sizeof(real));
         memset(drel_bh, 0, head_size * sizeof(real));
-        for (int i = 0; i < Q_ROWS; i++) memset(ds + (ptrdiff_t)i * s.row - Q_ROWS, 0, Q_ROWS * sizeof(real));
-        for (int t0 = 0; t0 < s.T; t0 += Q_ROWS) {
-            int columns = t0 + Q_ROWS, rows = min_int(Q_ROWS, s.T - t0);
-            size_t at = bh * scores_per_head(s) + score_tile(t0 / Q_ROWS);
-            const real *q_t0 = q + (size_t)t0 * C3, *dout_t0 = dout_bh + (size_t)t0 * s.C;
-            tile_rows(a, s.row, round_up(columns, TILE_N), dout_t0, s.C, v_columns, s);
+        for (int i = 0; i < STRIP; i++) memset(ds + (ptrdiff_t)i * s.score_row - STRIP, 0, STRIP * sizeof(real));
+        for (int t0 = 0; t0 < s.T; t0 += STRIP) {
+            const int columns = t0 + STRIP, rows = min_int(STRIP, s.T - t0);
+            const size_t at = bh * scores_per_head(s) + strip_start(t0 / STRIP);
+            const real *q_t0 = q + (size_t)t0 * C3, *dattn_t0 = dattn_bh + (size_t)t0 * s.C;
+
+            // Gradients of the scores, row by row.
+            strip_product(e, round_up(columns, TILE_N), dattn_t0, s.C, v_columns, s);
             for (int i = 0; i < rows; i++) {
-                int t = t0 + i;
-                real *score = scores + at + (size_t)i * columns, *a_t = a + (size_t)i * s.row,
-                     *ds_t = ds + (size_t)i * s.row;
+                const int t = t0 + i;
+                real *score = act.scores + at + (size_t)i * columns;
+                real *e_t = e + (size_t)i * s.score_row, *ds_t = ds + (size_t)i * s.score_row;
                 const real *above = dscores_above ? dscores_above + at + (size_t)i * columns : NULL;
-                real dot = 0, log_sum = log_sums[(size_t)bh * s.T + t];
-                for (int d = 0; d < s.S; d++) dot += dout_bh[(size_t)t * s.C + d] * out_bh[(size_t)t * s.C + d];
+                real dot = 0, log_sum = act.log_sums[(size_t)bh * s.T + t];
+                for (int d = 0; d < s.HS; d++) dot += dattn_bh[(size_t)t * s.C + d] * attn[(size_t)t * s.C + d];
                 for (int j = 0; j < columns; j += LANES) {
                     vector a_tj = exp_vector(load(score + j) - log_sum);
-                    vector ds_tj = a_tj * (load(a_t + j) - dot);
+                    vector ds_tj = a_tj * (load(e_t + j) - dot);
                     if (above) ds_tj += load(above + j);
-                    store(a_t + j, a_tj);
+                    store(e_t + j, a_tj);
                     store(score + j, ds_tj);
                     store(ds_t + j, ds_tj * scale);
                 }
             }
+
+            // Sums over keys: dq.
             for (int i0 = 0; i0 < rows; i0 += TILE_M) {
-                int t = t0 + i0, keys = min_int(t + TILE_M, s.T);
-                const real *ds_i = ds + (size_t)i0 * s.row;
-                memset(dq_t, 0, (size_t)TILE_M * s.head_row * sizeof(real));
-                tile_add(dq_t, keys, ds_i, s.row, 1, k, C3, s);
-                tile_add(dq_t, keys, ds_i + t, s.row + 1, -1, rel_rows, s.head_row, s);
+                const int t = t0 + i0, keys = min_int(t + TILE_M, s.T);
+                const real *ds_i = ds + (size_t)i0 * s.score_row;
+                memset(dq_rows, 0, (size_t)TILE_M * s.head_row * sizeof(real));
+                tile_add(dq_rows, keys, ds_i, s.score_row, 1, k, C3, s);
+                tile_add(dq_rows, keys, ds_i + t, s.score_row + 1, -1, rel_rows, s.head_row, s);
                 for (int i = 0; i < min_int(TILE_M, s.T - t); i++) {
-                    for (int d = 0; d < s.S; d++) dq[(size_t)(t + i) * C3 + d] = dq_t[(size_t)i * s.head_row + d];
+                    for (int d = 0; d < s.HS; d++) dq[(size_t)(t + i) * C3 + d] = dq_rows[(size_t)i * s.head_row + d];
                 }
             }
-            for (int j = 0; j < columns; j += TILE_M) { // j: a key, or a distance
-                tile_add(dv + (size_t)j * s.head_row, rows, a + j, 1, s.row, dout_t0, s.C, s);
-                tile_add(dk + (size_t)j * s.head_row, rows, ds + j, 1, s.row, q_t0, C3, s);
-                tile_add(drel_bh + (size_t)j * s.head_row, rows, ds + t0 - j, -1, s.row + 1, q_t0, C3, s);
+
+            // Sums over queries: dv and dk of key j on, drel of distance j on.
+            for (int j = 0; j < columns; j += TILE_M) {
+                const size_t row = (size_t)j * s.head_row;
+                tile_add(dv + row, rows, e + j, 1, s.score_row, dattn_t0, s.C, s);
+                tile_add(dk + row, rows, ds + j, 1, s.score_row, q_t0, C3, s);
+                tile_add(drel_bh + row, rows, ds + t0 - j, -1, s.score_row + 1, q_t0, C3, s);
             }
         }
         for (int t = 0; t < s.T; t++) {
-            for (int d = 0; d < s.S; d++) {
+            for (int d = 0; d < s.HS; d++) {
                 dq[(size_t)t * C3 + s.C + d] = dk[(size_t)t * s.head_row + d];
                 dq[(size_t)t * C3 + 2 * s.C + d] = dv[(size_t)t * s.head_row + d];
             }
@@ -306,44 +344,52 @@ static void attention_backward(real *dqkv, real *drel, real *scores, const real 
     }
 }
 
-// drel_table[D-1-n] += sum over heads of drel[.][n], all distances from D-1 on to row 0
+// drel_table[D-1-n] += the sum of drel[.][n] over heads; all distances from D-1 on go to row 0.
 static void relative_vectors_backward(real *drel_table, const real *drel, int heads, AttentionShape s) {
 #pragma omp parallel for schedule(static)
     for (int row = 0; row < s.D; row++) {
-        int first = s.D - 1 - row, last = row == 0 ? s.T - 1 : first;
+        const int first = s.D - 1 - row, last = row == 0 ? s.T - 1 : first;
         for (int n = first; n <= last && n < s.T; n++) {
             for (int bh = 0; bh < heads; bh++) {
-                const real *drel_n = drel + ((size_t)bh * s.keys + n) * s.head_row;
-                for (int d = 0; d < s.S; d++) drel_table[(size_t)row * s.S + d] += drel_n[d];
+                const real *drel_n = drel + ((size_t)bh * s.padded_T + n) * s.head_row;
+                for (int d = 0; d < s.HS; d++) drel_table[(size_t)row * s.HS + d] += drel_n[d];
             }
         }
     }
 }
 
 // ---- residual, dropout, LayerNorm
+//
+// A branch of the model, a product with its bias, is dropped out, added to what it branched off from, and normalized:
+//     y = LN(x + dropout(branch)) = normalized * w + b,  normalized = (. - mean) * rstd     (Ba et al., 2016)
+// x is not kept. The backward makes it again from what LayerNorm keeps.
 
-// y = LN(x + dropout(branch)) = normalized * w + b, normalized = (. - mean) * rstd, eps = 1e-5 (Ba et al., 2016).
-// x, branch, y, normalized [R,C]; rstd [R]; y may be x. R = B*T rows.
-static void residual_dropout_layernorm_forward(real *y, real *normalized, real *rstd, const real *x, const real *branch,
-                                               const real *w, const real *b, Dropout dropout, int R, int T, int C,
+typedef struct {       // at one place of the model
+    real *y;           // [R,C]
+    real *normalized;  // [R,C]
+    real *rstd;        // [R]
+    const real *w, *b; // [C]
+    Dropout dropout;
+} LayerNorm;
+
+// x, branch [R,C]; x may be norm.y. R = B*T rows.
+static void residual_dropout_layernorm_forward(LayerNorm norm, const real *x, const real *branch, int R, int T, int C,
                                                real *scratch) {
+    const real *w = norm.w, *b = norm.b;
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < R; r++) {
-        real *kept = scratch + thread_number() * dropout_scratch_size(C);
+        real *mask = scratch + thread_number() * dropout_scratch_size(C);
         const real *x_r = x + (size_t)r * C, *branch_r = branch + (size_t)r * C;
-        real *y_r = y + (size_t)r * C, *normalized_r = normalized + (size_t)r * C;
-        dropout_row(kept, dropout, r / T, r % T, C);
+        real *y_r = norm.y + (size_t)r * C, *normalized_r = norm.normalized + (size_t)r * C;
+        dropout_row(mask, norm.dropout, r / T, r % T, C);
         vector sum = zero, squares = zero;
         for (int c = 0; c < C; c += LANES) {
-            vector v = load_part(x_r + c, C - c) + load_part(branch_r + c, C - c) * load_part(kept + c, C - c);
+            vector v = load_part(x_r + c, C - c) + load_part(branch_r + c, C - c) * load_part(mask + c, C - c);
             store_part(normalized_r + c, v, C - c);
             sum += v;
         }
         const real mean = sum_lanes(sum) / (real)C;
-        for (int c = 0; c < C; c++) {
-            real v = normalized_r[c] - mean;
-            normalized_r[c] = v;
-        }
+        for (int c = 0; c < C; c++) normalized_r[c] -= mean;
         for (int c = 0; c < C; c += LANES) {
             vector v = load_part(normalized_r + c, C - c);
             squares += v * v;
@@ -354,50 +400,55 @@ static void residual_dropout_layernorm_forward(real *y, real *normalized, real *
             normalized_r[c] = v;
             y_r[c] = v * w[c] + b[c];
         }
-        rstd[r] = scale;
+        norm.rstd[r] = scale;
     }
 }
 
-// y = normalized * w + b: LayerNorm's output again, so that only one of the two need be kept.
-static void layernorm_again(real *y, const real *normalized, const real *w, const real *b, int R, int C) {
+// y = LayerNorm's output again.
+static void layernorm_again(LayerNorm norm, int R, int C) {
+    const real *w = norm.w, *b = norm.b;
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < R; r++) {
-        for (int c = 0; c < C; c++) y[(size_t)r * C + c] = normalized[(size_t)r * C + c] * w[c] + b[c];
+        const real *normalized_r = norm.normalized + (size_t)r * C;
+        real *y_r = norm.y + (size_t)r * C;
+        for (int c = 0; c < C; c++) y_r[c] = normalized_r[c] * w[c] + b[c];
     }
 }
 
 // Rows whose gradients of w and b are summed together: a fixed number, so that threads change nothing.
 enum { LAYERNORM_ROWS = 64 };
 
-// d comes as dy and becomes dx; dbranch = dx * mask; dw, db +=. partial: [R / LAYERNORM_ROWS rounded up, 2, C].
-// With g = dy * w: dx = rstd * (g - mean(g) - normalized * mean(g * normalized)).
-static void residual_dropout_layernorm_backward(real *d, real *dbranch, real *dw, real *db, const real *normalized,
-                                                const real *rstd, const real *w, Dropout dropout, int R, int T, int C,
-                                                real *partial, real *scratch) {
+// d comes as dy and becomes dx; dbranch = dx * mask; dw, db +=. With g = dy * w:
+//     dx = rstd * (g - mean(g) - normalized * mean(g * normalized))
+// partial: [R / LAYERNORM_ROWS rounded up, 2, C].
+static void residual_dropout_layernorm_backward(real *d, real *dbranch, real *dw, real *db, LayerNorm norm, int R,
+                                                int T, int C, real *partial, real *scratch) {
     const int chunks = divide_up(R, LAYERNORM_ROWS);
+    const real *w = norm.w;
 #pragma omp parallel for schedule(static)
     for (int chunk = 0; chunk < chunks; chunk++) {
-        real *kept = scratch + thread_number() * dropout_scratch_size(C);
+        real *mask = scratch + thread_number() * dropout_scratch_size(C);
         real *dw_chunk = partial + (size_t)chunk * 2 * C, *db_chunk = dw_chunk + C;
         memset(dw_chunk, 0, 2 * (size_t)C * sizeof(real));
         for (int r = chunk * LAYERNORM_ROWS; r < min_int((chunk + 1) * LAYERNORM_ROWS, R); r++) {
             real *d_r = d + (size_t)r * C, *dbranch_r = dbranch + (size_t)r * C;
-            const real *normalized_r = normalized + (size_t)r * C;
+            const real *normalized_r = norm.normalized + (size_t)r * C;
             vector sum = zero, product = zero;
             for (int c = 0; c < C; c += LANES) {
                 vector g = load_part(d_r + c, C - c) * load_part(w + c, C - c);
                 sum += g;
                 product += g * load_part(normalized_r + c, C - c);
             }
-            const real mean = sum_lanes(sum) / (real)C, mean_product = sum_lanes(product) / (real)C, scale = rstd[r];
-            dropout_row(kept, dropout, r / T, r % T, C);
+            const real mean = sum_lanes(sum) / (real)C, mean_product = sum_lanes(product) / (real)C;
+            const real scale = norm.rstd[r];
+            dropout_row(mask, norm.dropout, r / T, r % T, C);
             for (int c = 0; c < C; c++) {
                 real dy = d_r[c], n = normalized_r[c];
                 dw_chunk[c] += dy * n;
                 db_chunk[c] += dy;
                 real dx = scale * (dy * w[c] - mean - n * mean_product);
                 d_r[c] = dx;
-                dbranch_r[c] = dx * kept[c];
+                dbranch_r[c] = dx * mask[c];
             }
         }
     }
@@ -411,8 +462,8 @@ static void residual_dropout_layernorm_backward(real *d, real *dbranch, real *dw
 
 // ---- softmax, cross-entropy, Adamax
 
-// losses[r] = -log softmax(logits[r])[targets[r]]; dlogits[r] = (softmax - one at the target) / R, unless dlogits is
-// NULL.
+// losses[r] = -log softmax(logits[r])[targets[r]]
+// dlogits[r] = (softmax(logits[r]) - one at the target) / R, unless dlogits is NULL
 static void softmax_cross_entropy(real *losses, real *dlogits, const real *logits, const uint8_t *targets, int R) {
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < R; r++) {
@@ -453,36 +504,33 @@ static void adamax(real *params, const real *grads, real *exp_avg, real *exp_inf
 
 // ---- the model: memory
 
-typedef struct {               // what the backward needs of a layer's forward
-    real *qkv;                 // [R,3C]
-    real *scores, *log_sums;   // [B,H,scores_per_head], [B,H,T]
-    real *attn;                // [R,C] heads side by side, before Wo
+typedef struct { // what the backward needs of a layer's forward
+    Attention attention;
     real *normalized1, *rstd1; // [R,C], [R]
     real *fc1;                 // [R,F] after ReLU
     real *normalized2, *rstd2; // [R,C], [R]
 } LayerActivations;
 
 typedef struct {
-    HostModel host;
+    HostModel host; // first
     AttentionShape shape;
     GptTensors params, grads;
     LayerActivations *acts;
-    real *x;                             // [R,C] what flows from layer to layer, then a layer's input again
+    real *x;                             // [R,C] what flows from layer to layer; in the backward, a layer's input again
     real *logits, *dlogits, *losses;     // [R,V], [R,V], [R]
     real *dx, *branch, *wide;            // [R,C], [R,C], [R, max(3C, F)]: gradients on their way down
     real *rel_rows, *rel_columns, *drel; // attention's, of the layer at work
-    real *ln_partial, *scratch;
+    real *norm_partial, *scratch;        // LayerNorm's sums of w and b; the threads' own
     MatmulSpace mm;
 } Gpt;
 
 static int gpt_layers(const Gpt *m) { return m->host.config.sizes[GPT_LAYERS]; }
 
-// Points into the block of memory at base and returns its elements; with base NULL it only counts. The Q_ROWS rows more
-// of qkv and x are what tiles at the end of the batch read, and throw away.
+// Points into the block of memory at base and returns its elements; with base NULL it only counts. The last strip and
+// the last tile of a batch read up to STRIP rows of qkv and x too many, and throw them away; there is memory for them.
 static double gpt_carve(Gpt *m, real *base) {
     const AttentionShape s = m->shape;
-    const double B = m->host.config.B, R = B * s.T, C = s.C, F = m->host.config.sizes[GPT_HIDDEN], H = s.H,
-                 rows = R + Q_ROWS;
+    const double B = m->host.config.B, R = B * s.T, C = s.C, F = m->host.config.sizes[GPT_HIDDEN], NH = s.NH;
     const double wide = fmax(3 * C, F), widest = fmax(wide, V), threads = (double)thread_count();
     const double inputs = (double)matmul_scratch_size((size_t)R, (size_t)fmax(C, F));
     const double weights = (double)matmul_scratch_size((size_t)widest, (size_t)widest);
@@ -490,70 +538,50 @@ static double gpt_carve(Gpt *m, real *base) {
     for (int i = 0; i < 4; i++) m->host.state[i] = arena_take(&arena, (double)m->host.layout.size);
     for (int l = 0; l < gpt_layers(m); l++) {
         LayerActivations *a = &m->acts[l];
-        a->qkv = arena_take(&arena, rows * 3 * C);
-        a->scores = arena_take(&arena, B * H * (double)scores_per_head(s));
-        a->log_sums = arena_take(&arena, R * H);
-        a->attn = arena_take(&arena, R * C);
+        a->attention.qkv = arena_take(&arena, (R + STRIP) * 3 * C);
+        a->attention.scores = arena_take(&arena, B * NH * (double)scores_per_head(s));
+        a->attention.log_sums = arena_take(&arena, R * NH);
+        a->attention.attn = arena_take(&arena, R * C);
         a->normalized1 = arena_take(&arena, R * C);
         a->rstd1 = arena_take(&arena, R);
         a->fc1 = arena_take(&arena, R * F);
         a->normalized2 = arena_take(&arena, R * C);
         a->rstd2 = arena_take(&arena, R);
     }
-    m->x = arena_take(&arena, rows * C);
+    m->x = arena_take(&arena, (R + STRIP) * C);
     m->logits = arena_take(&arena, R * V);
     m->dlogits = arena_take(&arena, R * V);
     m->losses = arena_take(&arena, R);
     m->dx = arena_take(&arena, R * C);
     m->branch = arena_take(&arena, R * C);
     m->wide = arena_take(&arena, R * wide);
-    m->rel_rows = arena_take(&arena, (double)s.keys * s.head_row);
-    m->rel_columns = arena_take(&arena, (double)s.keys * s.S);
-    m->drel = arena_take(&arena, B * H * s.keys * s.head_row);
-    m->ln_partial = arena_take(&arena, ceil(R / LAYERNORM_ROWS) * 2 * C);
+    m->rel_rows = arena_take(&arena, (double)s.padded_T * s.head_row);
+    m->rel_columns = arena_take(&arena, (double)s.padded_T * s.HS);
+    m->drel = arena_take(&arena, B * NH * s.padded_T * s.head_row);
+    m->norm_partial = arena_take(&arena, ceil(R / LAYERNORM_ROWS) * 2 * C);
     m->scratch =
         arena_take(&arena, threads * fmax((double)attention_scratch_size(s), (double)dropout_scratch_size(s.C)));
     m->mm.scratch = arena_take(&arena, fmax(inputs, weights));
     return arena.used;
 }
 
-static void gpt_destroy(void *model) {
-    Gpt *m = (Gpt *)model;
-    if (!m) return;
-    host_destroy(&m->host);
-    free(m->params.layers);
-    free(m->grads.layers);
-    free(m->acts);
-    free(m);
-}
-
-static void *gpt_create(const ModelConfig *config, char *error) {
-    Gpt *m = (Gpt *)allocate("the model", 1, sizeof *m, error);
-    if (!m) return NULL;
-    const int *sizes = config->sizes;
-    m->shape = attention_shape(config->T, sizes[GPT_WIDTH], sizes[GPT_HEADS], sizes[GPT_REL]);
-    bool ok = host_create(&m->host, config, gpt_layout, error);
-    m->acts = (LayerActivations *)allocate("the model", sizes[GPT_LAYERS], sizeof(LayerActivations), error);
-    m->params.layers = (LayerTensors *)allocate("the model", sizes[GPT_LAYERS], sizeof(LayerTensors), error);
-    m->grads.layers = (LayerTensors *)allocate("the model", sizes[GPT_LAYERS], sizeof(LayerTensors), error);
-    if (ok && m->acts && m->params.layers && m->grads.layers) {
-        m->host.memory = allocate("the model and its activations", gpt_carve(m, NULL), sizeof(real), error);
-    }
-    if (!m->host.memory) {
-        gpt_destroy(m);
-        return NULL;
-    }
-    gpt_carve(m, (real *)m->host.memory);
-    m->mm.bf16 = !strcmp(config->precision, "bf16");
-    gpt_point(&m->params, &m->host.layout, sizes[GPT_LAYERS], m->host.state[STATE_PARAMS]);
-    gpt_point(&m->grads, &m->host.layout, sizes[GPT_LAYERS], m->host.state[STATE_GRADS]);
-    return m;
-}
-
 // ---- the model: forward, backward, update
 
-static void gpt_keep(Gpt *m, int which) {
-    size_t size = (size_t)m->host.config.B * m->shape.T * m->shape.C;
+static LayerNorm gpt_norm1(const Gpt *m, int l, int64_t step) {
+    const LayerActivations *a = &m->acts[l];
+    const LayerTensors *p = &m->params.layers[l];
+    return (LayerNorm){m->x, a->normalized1, a->rstd1, p->ln1_w, p->ln1_b, host_dropout(&m->host, step, 2 * l)};
+}
+
+static LayerNorm gpt_norm2(const Gpt *m, int l, int64_t step) {
+    const LayerActivations *a = &m->acts[l];
+    const LayerTensors *p = &m->params.layers[l];
+    return (LayerNorm){m->x, a->normalized2, a->rstd2, p->ln2_w, p->ln2_b, host_dropout(&m->host, step, 2 * l + 1)};
+}
+
+// Copies x for a dump, as activation number `which` of those that are not kept otherwise.
+static void gpt_keep_x(Gpt *m, int which) {
+    const size_t size = (size_t)m->host.config.B * m->shape.T * m->shape.C;
     if (m->host.kept) memcpy(m->host.kept + which * size, m->x, size * sizeof(real));
 }
 
@@ -562,23 +590,23 @@ static void gpt_forward(Gpt *m, int B, int64_t step) {
     const AttentionShape s = m->shape;
     const int T = s.T, C = s.C, R = B * T, F = m->host.config.sizes[GPT_HIDDEN];
     embedding_forward(m->x, m->host.tokens, m->params.emb, R, C);
-    gpt_keep(m, 0);
+    gpt_keep_x(m, 0);
     for (int l = 0; l < gpt_layers(m); l++) {
         const LayerTensors *p = &m->params.layers[l];
-        LayerActivations *a = &m->acts[l];
-        matmul_forward(a->qkv, m->x, p->qkv_w, p->qkv_b, false, R, C, 3 * C, m->mm);
+        const LayerActivations *a = &m->acts[l];
+        const real *scores_below = l > 0 ? m->acts[l - 1].attention.scores : NULL;
+        // x = LN1(x + dropout(out(attention(qkv(x)))))
+        matmul_forward(a->attention.qkv, m->x, p->qkv_w, p->qkv_b, false, R, C, 3 * C, m->mm);
         relative_vectors(m->rel_rows, m->rel_columns, p->rel, s);
-        attention_forward(a->attn, a->scores, a->log_sums, l > 0 ? m->acts[l - 1].scores : NULL, a->qkv, m->rel_columns,
-                          B, s, m->scratch);
-        matmul_forward(m->branch, a->attn, p->out_w, p->out_b, false, R, C, C, m->mm);
-        residual_dropout_layernorm_forward(m->x, a->normalized1, a->rstd1, m->x, m->branch, p->ln1_w, p->ln1_b,
-                                           host_dropout(&m->host, step, 2 * l), R, T, C, m->scratch);
-        gpt_keep(m, 1 + 2 * l);
+        attention_forward(a->attention, scores_below, m->rel_columns, B, s, m->scratch);
+        matmul_forward(m->branch, a->attention.attn, p->out_w, p->out_b, false, R, C, C, m->mm);
+        residual_dropout_layernorm_forward(gpt_norm1(m, l, step), m->x, m->branch, R, T, C, m->scratch);
+        gpt_keep_x(m, 1 + 2 * l);
+        // x = LN2(x + dropout(fc2(relu(fc1(x)))))
         matmul_forward(a->fc1, m->x, p->fc1_w, p->fc1_b, true, R, C, F, m->mm);
         matmul_forward(m->branch, a->fc1, p->fc2_w, p->fc2_b, false, R, F, C, m->mm);
-        residual_dropout_layernorm_forward(m->x, a->normalized2, a->rstd2, m->x, m->branch, p->ln2_w, p->ln2_b,
-                                           host_dropout(&m->host, step, 2 * l + 1), R, T, C, m->scratch);
-        gpt_keep(m, 2 + 2 * l);
+        residual_dropout_layernorm_forward(gpt_norm2(m, l, step), m->x, m->branch, R, T, C, m->scratch);
+        gpt_keep_x(m, 2 + 2 * l);
     }
     matmul_forward(m->logits, m->x, m->params.head_w, m->params.head_b, false, R, C, V, m->mm);
 }
@@ -601,29 +629,27 @@ static void gpt_backward(Gpt *m, int B, int64_t step) {
     matmul_backward_input(m->dx, m->dlogits, m->params.head_w, NULL, false, R, C, V, mm);
     for (int l = L - 1; l >= 0; l--) {
         const LayerTensors *p = &m->params.layers[l], *g = &m->grads.layers[l];
-        LayerActivations *a = &m->acts[l];
+        const LayerActivations *a = &m->acts[l];
+        const real *dscores_above = l < L - 1 ? m->acts[l + 1].attention.scores : NULL;
         // x = LN2(x + dropout(fc2(relu(fc1(x)))))
-        residual_dropout_layernorm_backward(m->dx, m->branch, g->ln2_w, g->ln2_b, a->normalized2, a->rstd2, p->ln2_w,
-                                            host_dropout(&m->host, step, 2 * l + 1), R, T, C, m->ln_partial,
-                                            m->scratch);
+        residual_dropout_layernorm_backward(m->dx, m->branch, g->ln2_w, g->ln2_b, gpt_norm2(m, l, step), R, T, C,
+                                            m->norm_partial, m->scratch);
         matmul_backward_weight(g->fc2_w, g->fc2_b, m->branch, a->fc1, R, F, C, mm);
         matmul_backward_input(m->wide, m->branch, p->fc2_w, a->fc1, false, R, F, C, mm);
-        layernorm_again(m->x, a->normalized1, p->ln1_w, p->ln1_b, R, C);
+        layernorm_again(gpt_norm1(m, l, step), R, C);
         matmul_backward_weight(g->fc1_w, g->fc1_b, m->wide, m->x, R, C, F, mm);
         matmul_backward_input(m->dx, m->wide, p->fc1_w, NULL, true, R, C, F, mm);
         // x = LN1(x + dropout(out(attention(qkv(x)))))
-        residual_dropout_layernorm_backward(m->dx, m->branch, g->ln1_w, g->ln1_b, a->normalized1, a->rstd1, p->ln1_w,
-                                            host_dropout(&m->host, step, 2 * l), R, T, C, m->ln_partial, m->scratch);
-        matmul_backward_weight(g->out_w, g->out_b, m->branch, a->attn, R, C, C, mm);
+        residual_dropout_layernorm_backward(m->dx, m->branch, g->ln1_w, g->ln1_b, gpt_norm1(m, l, step), R, T, C,
+                                            m->norm_partial, m->scratch);
+        matmul_backward_weight(g->out_w, g->out_b, m->branch, a->attention.attn, R, C, C, mm);
         real *dattn = m->x; // x is free here
         matmul_backward_input(dattn, m->branch, p->out_w, NULL, false, R, C, C, mm);
         relative_vectors(m->rel_rows, m->rel_columns, p->rel, s);
-        attention_backward(m->wide, m->drel, a->scores, l < L - 1 ? m->acts[l + 1].scores : NULL, dattn, a->attn,
-                           a->log_sums, a->qkv, m->rel_rows, B, s, m->scratch);
-        relative_vectors_backward(g->rel, m->drel, B * s.H, s);
+        attention_backward(m->wide, m->drel, dscores_above, dattn, a->attention, m->rel_rows, B, s, m->scratch);
+        relative_vectors_backward(g->rel, m->drel, B * s.NH, s);
         if (l > 0) {
-            const LayerTensors *below = &m->params.layers[l - 1];
-            layernorm_again(m->x, m->acts[l - 1].normalized2, below->ln2_w, below->ln2_b, R, C);
+            layernorm_again(gpt_norm2(m, l - 1, step), R, C);
         } else {
             embedding_forward(m->x, m->host.tokens, m->params.emb, R, C);
         }
@@ -633,7 +659,7 @@ static void gpt_backward(Gpt *m, int B, int64_t step) {
     embedding_backward(m->grads.emb, m->dx, m->host.tokens, R, C);
 }
 
-// ---- what the recipe asks of a model (train.h, ModelSpec)
+// ---- what the recipe asks of a model (recipe/model.h, ModelSpec)
 
 static void gpt_load_windows(Gpt *m, const Dataset *data, const int64_t *starts, int n) {
     const int T = m->shape.T;
@@ -645,7 +671,7 @@ static void gpt_load_windows(Gpt *m, const Dataset *data, const int64_t *starts,
 
 // Forward and loss of a planned step, and the backward if the loss is finite.
 static double gpt_gradients(void *model, const StepPlan *plan) {
-    Gpt *m = (Gpt *)model;
+    Gpt *m = model;
     const int B = m->host.config.B;
     epoch_batch(m->host.data, m->host.config.seed, plan->epoch, plan->index, B, m->host.starts);
     gpt_load_windows(m, m->host.data, m->host.starts, B);
@@ -656,7 +682,7 @@ static double gpt_gradients(void *model, const StepPlan *plan) {
 }
 
 static void gpt_train_step(void *model, const StepPlan *plan) {
-    Gpt *m = (Gpt *)model;
+    Gpt *m = model;
     if (m->host.bad_step >= 0) return;
     double loss = gpt_gradients(m, plan);
     if (!isfinite(loss) || !all_finite(m->host.state[STATE_GRADS], m->host.layout.size)) {
@@ -669,20 +695,53 @@ static void gpt_train_step(void *model, const StepPlan *plan) {
 }
 
 static void gpt_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
-    Gpt *m = (Gpt *)model;
+    Gpt *m = model;
     gpt_load_windows(m, test, starts, n);
     gpt_forward(m, n, -1);
     gpt_loss(m, n * m->shape.T, false);
     eval_add(add, m->losses, m->host.targets, n * m->shape.T);
 }
 
+static void gpt_destroy(void *model) {
+    Gpt *m = model;
+    if (!m) return;
+    host_destroy(&m->host);
+    free(m->params.layers);
+    free(m->grads.layers);
+    free(m->acts);
+    free(m);
+}
+
+static void *gpt_create(const ModelConfig *config, char *error) {
+    Gpt *m = allocate("the model", 1, sizeof *m, error);
+    if (!m) return NULL;
+    const int *sizes = config->sizes, L = sizes[GPT_LAYERS];
+    m->shape = attention_shape(config->T, sizes[GPT_WIDTH], sizes[GPT_HEADS], sizes[GPT_REL]);
+    bool ok = host_create(&m->host, config, gpt_layout, error);
+    m->acts = allocate("the model", L, sizeof(LayerActivations), error);
+    m->params.layers = allocate("the model", L, sizeof(LayerTensors), error);
+    m->grads.layers = allocate("the model", L, sizeof(LayerTensors), error);
+    if (ok && m->acts && m->params.layers && m->grads.layers) {
+        m->host.memory = allocate("the model and its activations", gpt_carve(m, NULL), sizeof(real), error);
+    }
+    if (!m->host.memory) {
+        gpt_destroy(m);
+        return NULL;
+    }
+    gpt_carve(m, m->host.memory);
+    m->mm.bf16 = !strcmp(config->precision, "bf16");
+    gpt_point(&m->params, &m->host.layout, L, m->host.state[STATE_PARAMS]);
+    gpt_point(&m->grads, &m->host.layout, L, m->host.state[STATE_GRADS]);
+    return m;
+}
+
 // The activations of the last step. Called with list NULL before a step, it makes that step keep them all.
 static int gpt_activations(void *model, Activation *list) {
-    Gpt *m = (Gpt *)model;
+    Gpt *m = model;
     const int64_t B = m->host.config.B, T = m->shape.T, C = m->shape.C, F = m->host.config.sizes[GPT_HIDDEN];
     const int L = gpt_layers(m), count = 2 + 5 * L;
     if (!list) {
-        if (!m->host.kept) m->host.kept = (real *)calloc((size_t)(B * T * C * (1 + 2 * L)), sizeof(real));
+        if (!m->host.kept) m->host.kept = calloc((size_t)(B * T * C * (1 + 2 * L)), sizeof(real));
         return m->host.kept ? count : -1;
     }
     const size_t kept = (size_t)(B * T * C);
@@ -692,7 +751,7 @@ static int gpt_activations(void *model, Activation *list) {
         const LayerActivations *a = &m->acts[l];
         const char *names[] = {"qkv", "attn", "ln1", "fc1", "ln2"};
         const int64_t widths[] = {3 * C, C, C, F, C};
-        const real *data[] = {a->qkv, a->attn, m->host.kept + (1 + 2 * l) * kept, a->fc1,
+        const real *data[] = {a->attention.qkv, a->attention.attn, m->host.kept + (1 + 2 * l) * kept, a->fc1,
                               m->host.kept + (2 + 2 * l) * kept};
         for (int i = 0; i < 5; i++) {
             *next = (Activation){"", 3, {B, T, widths[i]}, data[i]};

@@ -2,13 +2,14 @@
 // as files (deterministic, whole, nothing foreign touched), and its command line.
 #define TESTING
 #include "data_prep/compose_music.c"
+
 #include "check.h"
 #include <signal.h>
 #include <sys/resource.h>
 
 enum { PIECES = 238 };
 
-static double seconds_of(const Piece *piece, const midi_song *song) { // by the tempo events that were written
+static double seconds_of(const Composition *piece, const midi_song *song) { // by the tempo events that were written
     double seconds = 0;
     for (size_t i = 0; i < song->n_tempos; i++) {
         int64_t end = i + 1 < song->n_tempos ? song->tempos[i + 1].tick : (int64_t)MIDI_STEP * piece->end;
@@ -24,7 +25,7 @@ static int by_time(const void *a, const void *b) {
 }
 
 // Checks one piece; returns its tokens, and folds its notes into a hash (FNV-1a).
-static size_t check_piece(Piece *piece, int number, uint64_t *hash) {
+static size_t check_piece(Composition *piece, int number, uint64_t *hash) {
     char error[ERROR_SIZE] = "";
     uint8_t *bytes = NULL, *tokens = NULL;
     size_t size = 0, n_tokens = 0;
@@ -87,7 +88,7 @@ static size_t check_piece(Piece *piece, int number, uint64_t *hash) {
 
 // What the ear would notice between the hands: of the beats that both strike, how many have a semitone (or its octaves)
 // against the highest note; and how many bars of the right hand are an earlier one again, transposed or not.
-static void listen(const Piece *piece, int *beats, int *clashes, int *bars, int *returns) {
+static void listen(const Composition *piece, int *beats, int *clashes, int *bars, int *returns) {
     static uint64_t shapes[MAX_STEPS];
     int n = 0;
     for (int bar = 0; bar + piece->meter->bar <= piece->end; bar += piece->meter->bar) {
@@ -122,7 +123,7 @@ static void listen(const Piece *piece, int *beats, int *clashes, int *bars, int 
 }
 
 static void test_corpus(void) {
-    static Piece piece, twin;
+    static Composition piece, twin;
     static uint64_t hashes[PIECES];
     int seen_meters = 0, seen_modes = 0, beats = 0, clashes = 0, bars = 0, returns = 0,
         styles_seen[COUNT(styles)] = {0};

@@ -14,12 +14,15 @@
 
 #include "base/philox.h"
 
-enum { DATA_TOKENS = 153 }; // the vocabulary
+// The vocabulary, as midi.h has it: token 0 is a bar, then come offsets, pitches and durations from these tokens on.
+enum { TOKEN_OFFSET = 1, TOKEN_PITCH = 33, TOKEN_DURATION = 121, DATA_TOKENS = 153 };
 
 #define DATA_FORMAT "music-tokens/1"
 
 // What a token is: 0 bar, 1 offset, 2 pitch, 3 duration.
-static inline int token_kind(int token) { return (token >= 1) + (token >= 33) + (token >= 121); }
+static inline int token_kind(int token) {
+    return (token >= TOKEN_OFFSET) + (token >= TOKEN_PITCH) + (token >= TOKEN_DURATION);
+}
 
 typedef struct {
     const uint8_t *tokens; // [n_tokens], each below DATA_TOKENS

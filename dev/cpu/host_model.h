@@ -1,13 +1,13 @@
-// What the models that compute in the host's memory have in common, whatever they are: their flat arrays, the batch,
-// the running loss, dropout masks, and the part of the recipe's interface (train.h, ModelSpec) that follows from these.
-// What makes a model, its parameters, stages, forward, backward and update, is in its own file.
+// What all CPU models share: their flat arrays, the batch, the running loss, dropout masks, and the part of the
+// recipe's interface (recipe/model.h, ModelSpec) that follows from these. What makes a model, its parameters, stages,
+// forward, backward and update, is in its own file.
 #ifndef HOST_MODEL_H
 #define HOST_MODEL_H
 
 #include "base/params.h"
 
-// What --precision may be. bf16 rounds the operands of the large products (matmul.h); it is faster where the processor
-// multiplies them so, slower elsewhere.
+// What --precision may be. bf16 rounds the operands of the large products (cpu/matmul.h). It is faster where the
+// processor multiplies pairs of bf16, and slower elsewhere.
 #define HOST_PRECISIONS (sizeof(real) == sizeof(double) ? "fp64" : "fp32|bf16")
 
 typedef struct { // the first member of a model
@@ -80,14 +80,14 @@ static inline Dropout host_dropout(const HostModel *m, int64_t step, int site) {
 // Elements of a thread's scratch for dropout_row.
 static inline size_t dropout_scratch_size(int C) { return 2 * (((size_t)C + 15) / 16 * 16); }
 
-// kept[c] = 1/(1-p) or 0 for channel c of position (b, t), by Philox: every device makes the same mask. kept is the
-// beginning of a thread's scratch, behind which Philox's words lie.
-static inline void dropout_row(real *kept, Dropout dropout, int b, int t, int C) {
+// mask[c] = 1/(1-p) or 0 for channel c of position (b, t), by Philox: every device makes the same mask. mask is the
+// beginning of a thread's scratch (dropout_scratch_size), whose second half holds Philox's words.
+static inline void dropout_row(real *mask, Dropout dropout, int b, int t, int C) {
     const uint32_t threshold = (uint32_t)(dropout.p * 4294967296.0);
     const real scale = (real)(1 / (1 - dropout.p));
-    uint32_t *words = (uint32_t *)(kept + (C + 15) / 16 * 16);
+    uint32_t *words = (uint32_t *)(mask + (C + 15) / 16 * 16);
     if (dropout.p > 0) philox_row(dropout.key, (C + 3) / 4, (uint32_t)t, (uint32_t)b, dropout.step, words);
-    for (int c = 0; c < C; c++) kept[c] = dropout.p == 0 || words[c] >= threshold ? scale : 0;
+    for (int c = 0; c < C; c++) mask[c] = dropout.p == 0 || words[c] >= threshold ? scale : 0;
 }
 
 #endif

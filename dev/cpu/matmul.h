@@ -22,6 +22,7 @@
 #include <omp.h>
 #endif
 
+#include "base/round.h"
 #include "cpu/vector.h"
 #include <assert.h>
 #include <string.h>
@@ -112,10 +113,6 @@ ALWAYS_INLINE void tile_store(vector sums[TILE_M][TILE_VECTORS], real *out, ptrd
 }
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
-
-static inline int divide_up(int a, int b) { return (a + b - 1) / b; }
-
-static inline int round_up(int n, int multiple) { return divide_up(n, multiple) * multiple; }
 
 static inline size_t thread_count(void) { // pieces of scratch that thread_number needs
 #ifdef _OPENMP

@@ -11,7 +11,7 @@
 #ifndef DEVICE_MODEL_CUH
 #define DEVICE_MODEL_CUH
 
-#include "base/params.h" // first: it chooses the system's interfaces
+#include "base/params.h" // comes first: it chooses the system's interfaces
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -26,7 +26,7 @@
 #define DEVICE_NAME "cuda"
 #endif
 
-enum { WARP = 32 };
+constexpr int WARP = 32;
 
 typedef struct {                // the running state of training
     int64_t step, epoch, index; // of the next step, as in StepPlan
@@ -196,8 +196,8 @@ static __global__ void load_windows_kernel(uint8_t *inputs, uint8_t *targets, co
 
 // ---- the end of a step
 
-// state->loss = the mean of the losses, whether it is finite, and the rate of this step. One block adds up the losses
-// in a fixed order.
+// Sets the step's loss, which is the mean of the losses, whether it is finite, and the step's rate. One block adds up
+// the losses in a fixed order.
 static __global__ void loss_kernel(DeviceState *state, const float *losses, int R) {
     __shared__ double sums[256];
     double sum = 0;

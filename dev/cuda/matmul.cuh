@@ -28,6 +28,7 @@
 #ifndef MATMUL_CUH
 #define MATMUL_CUH
 
+#include "base/round.h"
 #include "cuda/check.cuh"
 #include "cuda/tensor_core.cuh"
 #include <assert.h>
@@ -541,10 +542,6 @@ __global__ void __launch_bounds__(Tile<Operand, true, false, BM, BN>::THREADS)
 }
 
 // ---- host: how many blocks of what size, and the launches
-
-static inline int divide_up(int a, int b) { return (a + b - 1) / b; }
-
-static inline int round_up(int n, int multiple) { return divide_up(n, multiple) * multiple; }
 
 // Allows a kernel `bytes` of shared memory; up to 48 KiB need no permission. This is no operation of a stream, so it
 // may be called while a graph is captured.

@@ -41,7 +41,6 @@ EMU_UNCHECKED inline void __threadfence() {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     emu::note_fence();
 }
-inline void __threadfence_block() {}
 [[noreturn]] inline void __trap(EMU_SITE) { emu::die(site, "__trap()"); }
 // Another thread gets to run: a loop that waits for another thread's store needs it.
 inline void __nanosleep(unsigned, EMU_SITE) { emu::sleep(site); }
@@ -107,7 +106,6 @@ inline unsigned __ballot_sync(unsigned mask, int vote, EMU_SITE) {
     return offer.result;
 }
 inline int __any_sync(unsigned mask, int vote, EMU_SITE) { return __ballot_sync(mask, vote, site) != 0; }
-inline int __all_sync(unsigned mask, int vote, EMU_SITE) { return __ballot_sync(mask, !vote, site) == 0; }
 
 // ---- Device functions: atomics, loads, arithmetic
 
@@ -133,16 +131,8 @@ inline T atomicMax(T *p, emu::Same<T> v) {
     return emu::atomically(p, [=](T old) { return old < v ? v : old; });
 }
 template <class T>
-inline T atomicMin(T *p, emu::Same<T> v) {
-    return emu::atomically(p, [=](T old) { return v < old ? v : old; });
-}
-template <class T>
 inline T atomicOr(T *p, emu::Same<T> v) {
     return emu::atomically(p, [=](T old) { return T(old | v); });
-}
-template <class T>
-inline T atomicExch(T *p, emu::Same<T> v) {
-    return emu::atomically(p, [=](T) { return v; });
 }
 template <class T>
 inline T atomicCAS(T *p, emu::Same<T> expected, emu::Same<T> v) {
@@ -185,14 +175,6 @@ inline T __ldcg(const T *p, EMU_SITE) {
     return emu::load(p, site);
 }
 template <class T>
-inline T __ldcs(const T *p, EMU_SITE) {
-    return emu::load(p, site);
-}
-template <class T>
-inline void __stcg(T *p, emu::Same<T> v, EMU_SITE) {
-    emu::store(p, v, site);
-}
-template <class T>
 inline void __stcs(T *p, emu::Same<T> v, EMU_SITE) {
     emu::store(p, v, site);
 }
@@ -203,10 +185,6 @@ inline void __stcs(T *p, emu::Same<T> v, EMU_SITE) {
 #define rsqrtf(x) (1.0f / sqrtf(x))
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float a) { return 1.0f / a; }
-inline float __fsqrt_rn(float a) { return sqrtf(a); }
-inline float __frsqrt_rn(float a) { return (float)(1.0 / sqrt((double)a)); }
-inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-inline float __saturatef(float x) { return x > 0 ? x < 1 ? x : 1 : 0; } // NaN becomes 0
 namespace emu {
 template <class To, class From>
 inline To bits_as(From from) {
@@ -221,9 +199,6 @@ inline unsigned __float_as_uint(float f) { return emu::bits_as<unsigned>(f); }
 inline float __int_as_float(int i) { return emu::bits_as<float>(i); }
 inline float __uint_as_float(unsigned i) { return emu::bits_as<float>(i); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
-inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 template <class A, class B>
 inline std::common_type_t<A, B> min(A a, B b) {
     std::common_type_t<A, B> x = a, y = b;
@@ -250,26 +225,14 @@ struct alignas(4) __nv_bfloat162 {
     __nv_bfloat16 x, y;
 };
 inline __nv_bfloat16 __float2bfloat16(float f) { return f; }
-inline __nv_bfloat16 __float2bfloat16_rn(float f) { return f; }
 inline float __bfloat162float(__nv_bfloat16 b) { return b; }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 b) { return b.bits; }
 inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { return emu::bits_as<__nv_bfloat16>(u); }
 inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {a, b}; }
-inline __nv_bfloat162 __float22bfloat162_rn(float2 v) { return {v.x, v.y}; }
-inline __nv_bfloat162 __float2bfloat162_rn(float a) { return {a, a}; }
 inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 a, __nv_bfloat16 b) { return {a, b}; }
 inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {v.x, v.y}; }
 inline float __low2float(__nv_bfloat162 v) { return v.x; }
 inline float __high2float(__nv_bfloat162 v) { return v.y; }
-inline __nv_bfloat16 operator+(__nv_bfloat16 a, __nv_bfloat16 b) { return float(a) + float(b); }
-inline __nv_bfloat16 operator-(__nv_bfloat16 a, __nv_bfloat16 b) { return float(a) - float(b); }
-inline __nv_bfloat16 operator*(__nv_bfloat16 a, __nv_bfloat16 b) { return float(a) * float(b); }
-inline __nv_bfloat162 operator+(__nv_bfloat162 a, __nv_bfloat162 b) { return {a.x + b.x, a.y + b.y}; }
-inline __nv_bfloat162 operator*(__nv_bfloat162 a, __nv_bfloat162 b) { return {a.x * b.x, a.y * b.y}; }
-inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) { return fmaf(a, b, c); }
-inline __nv_bfloat162 __hfma2(__nv_bfloat162 a, __nv_bfloat162 b, __nv_bfloat162 c) {
-    return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};
-}
 
 // ---- fp16: 5 bits of exponent, 11 of precision; storage and conversions only
 
@@ -289,7 +252,6 @@ inline __half __float2half_rn(float f) {
     u += 0xfff + (u >> 13 & 1);
     return {(unsigned short)(sign | ((u >> 13) - (112 << 10)))};
 }
-inline __half __float2half(float f) { return __float2half_rn(f); }
 inline float __half2float(__half h) {
     unsigned exponent = h.bits >> 10 & 31, digits = h.bits & 1023;
     float size = exponent == 31 ? (digits ? NAN : INFINITY)
@@ -309,7 +271,6 @@ inline float __half2float(__half h) {
     ERROR(cudaErrorInvalidDeviceFunction, 98, "invalid device function")                                               \
     ERROR(cudaErrorNoDevice, 100, "no CUDA-capable device is detected")                                                \
     ERROR(cudaErrorNoKernelImageForDevice, 209, "no kernel image is available for execution on the device")            \
-    ERROR(cudaErrorNotReady, 600, "device not ready")                                                                  \
     ERROR(cudaErrorCooperativeLaunchTooLarge, 720, "too many blocks in cooperative launch")                            \
     ERROR(cudaErrorStreamCaptureUnsupported, 900, "operation not permitted when stream is capturing")                  \
     ERROR(cudaErrorStreamCaptureUnmatched, 903, "capture was not ended in the same stream as it began")                \
@@ -318,10 +279,8 @@ inline float __half2float(__half h) {
     ERROR(cudaErrorStreamCaptureImplicit, 906,                                                                         \
           "operation would make the legacy stream depend on a capturing blocking stream")
 #define EMU_ENUMERATOR(name, number, text) name = number,
-#define EMU_NAME(name, number, text) error == name ? #name:
 #define EMU_TEXT(name, number, text) error == name ? text:
 enum cudaError_t { EMU_ERRORS(EMU_ENUMERATOR) };
-inline const char *cudaGetErrorName(cudaError_t error) { return EMU_ERRORS(EMU_NAME) "unrecognized error code"; }
 inline const char *cudaGetErrorString(cudaError_t error) { return EMU_ERRORS(EMU_TEXT) "unrecognized error code"; }
 
 // A stream does its work at once. While it is captured, the work becomes nodes of a graph.
@@ -477,15 +436,6 @@ inline cudaError_t cudaFree(void *pointer) {
     emu::deallocate(pointer);
     return cudaSuccess;
 }
-template <class T>
-inline cudaError_t cudaMallocHost(T **pointer, size_t size) {
-    *pointer = (T *)malloc(size);
-    return *pointer ? cudaSuccess : emu::result(cudaErrorMemoryAllocation);
-}
-inline cudaError_t cudaFreeHost(void *pointer) {
-    free(pointer);
-    return cudaSuccess;
-}
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, cudaMemcpyKind kind,
                                    cudaStream_t stream = nullptr) {
     bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
@@ -502,10 +452,6 @@ inline cudaError_t cudaMemsetAsync(void *to, int value, size_t size, cudaStream_
     return emu::enqueue(stream, [=] { emu::set_bytes(to, value, size); });
 }
 inline cudaError_t cudaMemset(void *to, int value, size_t size) { return cudaMemsetAsync(to, value, size); }
-template <class T>
-inline cudaError_t cudaMemcpyToSymbol(T &symbol, const void *from, size_t size) {
-    return emu::enqueue(nullptr, [&symbol, from, size] { emu::copy_bytes(&symbol, from, size); });
-}
 inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     *total = emu::config.memory;
     *available = *total - emu::allocated();
@@ -565,17 +511,11 @@ inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, 
 }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaDriverGetVersion(int *version) { return *version = 12000, cudaSuccess; }
-inline cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 12000, cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return std::exchange(emu::last_error, cudaSuccess); }
 inline cudaError_t cudaPeekAtLastError() { return emu::last_error; }
-enum cudaFuncAttribute {
-    cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
-    cudaFuncAttributePreferredSharedMemoryCarveout = 9
-};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 template <class F>
-inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute attribute, int value) {
-    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute, int value) {
     if (value < 0 || value > emu::SHARED_LIMIT) return emu::result(cudaErrorInvalidValue);
     emu::dynamic_limit[(const void *)kernel] = value;
     return cudaSuccess;
@@ -621,7 +561,6 @@ inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = null
     if (stream) event->last = stream->last;
     return cudaSuccess;
 }
-inline cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
     return *milliseconds = (float)(end->milliseconds - start->milliseconds), cudaSuccess;
@@ -672,7 +611,6 @@ inline cudaError_t cudaGraphGetNodes(cudaGraph_t graph, void *, size_t *count) {
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long = 0) {
     return *executable = new emu::Graph(*graph), cudaSuccess;
 }
-inline cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
     if (stream && stream->capture) return emu::result(cudaErrorStreamCaptureUnsupported);
     return emu::enqueue(stream, [=] { emu::run_graph(*executable); });

@@ -1,5 +1,5 @@
-// About a file of the Transformer, once: its sizes as flags, which of them go together, the sizes that a file's tensors
-// have, and the arithmetic of a training step. The tensors themselves are listed in the trainers.
+// What is known about a Transformer's file, in one place: its sizes as flags, which of them go together, the sizes that
+// the tensors of a file have, and the arithmetic of a training step. The trainers list the tensors themselves.
 //
 // C11 and C++17. Include it before any system header.
 #ifndef GPT_SIZES_H
@@ -61,11 +61,11 @@ static inline bool gpt_sizes_of_file(const StFile *file, int *sizes, char *error
     return true;
 }
 
-// Three times the forward's products; attention's three (q.k, q.rel, a.v) below the diagonal only.
+// Three times the forward's products. Attention's three, q.k, q.rel and a.v, count up to the diagonal only.
 static inline double gpt_step_flops(const ModelConfig *config) {
     const double B = config->B, T = config->T, L = config->sizes[GPT_LAYERS], C = config->sizes[GPT_WIDTH],
-                 F = config->sizes[GPT_HIDDEN];
-    return 3 * (2 * B * T * (L * (4 * C * C + 2 * C * F) + C * DATA_TOKENS) + L * 3 * 2 * B * (T * (T + 1) / 2) * C);
+                 F = config->sizes[GPT_HIDDEN], V = DATA_TOKENS;
+    return 3 * (2 * B * T * (L * (4 * C * C + 2 * C * F) + C * V) + L * 3 * 2 * B * (T * (T + 1) / 2) * C);
 }
 
 #endif

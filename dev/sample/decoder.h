@@ -1,53 +1,50 @@
-// Models at work: a trained Transformer or LSTM out of its file, and a batch of songs that it carries on token by
-// token.
+// Models at work: a trained Transformer or LSTM out of its file, and a batch of songs that go on token by token.
 //
 //     model_load(&model, "model.safetensors", INT8, error);
-//     batch_new(&batch, &model, rooms, context, error);
-//     batch_begin(&batch, room);                       a new song moves into a room
-//     batch_step(&batch, rooms, n, tokens);            each of these rooms hears a token; its logits are of the next
+//     batch_new(&batch, &model, n_slots, context, error);
+//     batch_begin(&batch, slot);                       a new song begins in this slot of the batch
+//     batch_step(&batch, slots, n, tokens);            feeds a token to the song of each of n slots
+//     row(batch.logits, slot)                          the logits of the token after it
 //
-// Promises. A token costs one pass over the weights, however much came before: the LSTM carries its state, the
-// Transformer the keys and values of its context, over which it passes too. With float32 weights the logits are the
-// full forward's to rounding; with fewer bits keys, values and relative vectors are bytes. A room's logits are the same
-// bytes whoever else is in the batch. Beyond a context of N tokens each position of the Transformer attends to the last
-// N, itself included. The kind of a model is told by its tensors' names, its sizes by their shapes; what is wrong with
-// a file is said in a sentence. Leaves out: other models.
+// Promises. A token costs one pass over the weights, however much came before: the LSTM carries its state; the
+// Transformer carries the keys and values of its context, and passes over them too. With float32 weights the logits are
+// the full forward's to rounding; with fewer bits keys, values and relative vectors are bytes. The logits of a song are
+// the same bytes whoever else is in the batch. Beyond a context of N tokens each position of the Transformer attends to
+// the last N, itself included. The names of a file's tensors tell the kind of its model, their shapes its sizes; what
+// is wrong with a file is said in a sentence. Leaves out: other models.
 //
-// How it is fast. One token is a row of matrix-vector products, each weight used once: the memory's read rate is the
-// limit. So weights lie in memory in the order in which they are read, if you like in 8 bits (weights.h); keys
-// and values lie in blocks as the products want them; several songs advance together, so that a weight that was read
-// serves all of them; and all loops use the compiler's vectors. Asking for data ahead by hand was measured, in the
-// products, in softmax and before keys are written, and does not pay: the hardware foresees such orderly reading.
+// How it is fast. One token is a row of matrix-vector products, and each weight is used once: the memory's read rate is
+// the limit. So weights lie in memory in the order in which they are read, if you like in 8 bits (weights.h); keys and
+// values lie in blocks as the products want them; several songs advance together, so that a weight that was read serves
+// all of them; and all loops use the compiler's vectors. Nothing is prefetched by hand, as the processor foresees such
+// orderly reading by itself.
 //
-// The models are those of dev/train_gpt_music.c and dev/train_lstm_music.c.
-// Letters: V vocabulary, C width, L layers, NH heads of size HS, N context (slots of the ring), t time; H hidden units
-// of a Transformer's layer or of an LSTM's, E width of the LSTM's embedding. A batch has a room for each song in it.
+// The models are those of dev/train_gpt_music.c and dev/train_lstm_music.c. Letters: V vocabulary, L layers, t time;
+// Transformer: C width, NH heads of size HS, F hidden width of a layer, D relative distances, N context, the length of
+// a ring of entries that each hold a token's keys and values; LSTM: H units, E width of the embedding. A place in a
+// batch of songs is a slot. C11, gcc and clang.
 #ifndef DECODER_H
 #define DECODER_H
 
-#include "base/data.h"
-#include "sample/weights.h"
+#include "models/gpt.h" // first: it chooses the system's interfaces
+#include "models/lstm.h"
 
-#include <stdarg.h>
-#include <stdlib.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "sample/load.h"
 
-enum { V = DATA_TOKENS, MAX_ROOMS = 16 };
+enum { V = DATA_TOKENS, MAX_SLOTS = 16 };
 
 // ---- vectors; the arrays hold zeros from n to the next multiple of LANES
 
-static void add(float *x, const float *y, int n) { // x += y
+static inline void add(float *x, const float *y, int n) { // x += y
     for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) + load(y + i));
 }
 
-static void relu(float *x, int n) { // keeps a NaN, so that it shows
+static inline void relu(float *x, int n) { // keeps a NaN, so that it shows
     for (int i = 0; i < n; i += LANES) store(x + i, keep_where(~(load(x + i) < 0), load(x + i)));
 }
 
 // x = LayerNorm(x) * weight + bias
-static void layernorm(float *x, const float *weight, const float *bias, int n) {
+static inline void layernorm(float *x, const float *weight, const float *bias, int n) {
     vector sum = {0}, squares = {0};
     for (int i = 0; i < n; i += LANES) sum += load(x + i);
     float mean = sum_lanes(sum) / (float)n;
@@ -57,379 +54,225 @@ static void layernorm(float *x, const float *weight, const float *bias, int n) {
     for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) * scale * load(weight + i) + load(bias + i));
 }
 
-// ---- memory, and weights out of a file
-
-// Zeroed memory, aligned for vectors, in the system's large pages where it offers them: with the usual pages of 4 KB
-// the processor spends a third of its time looking addresses up. NULL: no memory. The caller frees it.
-static float *vector_alloc(int64_t floats) {
-    const size_t large = (size_t)2 << 20;
-    size_t size = (size_t)floats * sizeof(float), unit = size < large ? 64 : large;
-    size = (size + unit - 1) / unit * unit;
-    float *memory = (float *)aligned_alloc(unit, size ? size : unit);
-#if defined(MADV_HUGEPAGE)
-    if (memory && unit == large) madvise(memory, size, MADV_HUGEPAGE); // advice: nothing is lost if it is not taken
-#endif
-    if (memory) memset(memory, 0, size);
-    return memory;
-}
-
-// One piece of memory for many arrays. What lays them out runs twice: first without memory, to learn how much it takes.
-typedef struct {
-    float *memory;  // or NULL
-    int64_t floats; // taken so far
-} Arena;
-
-static float *take(Arena *arena, int64_t floats) {
-    float *place = arena->memory ? arena->memory + arena->floats : NULL;
-    arena->floats += round_up(floats, PANEL);
-    return place;
-}
-
-static Rows take_rows(Arena *arena, int rooms, int64_t floats) { // a vector for each room
-    const int64_t stride = round_up(floats, PANEL);
-    return (Rows){take(arena, rooms * stride), stride};
-}
-
-static float *row(Rows rows, int room) { return rows.at + room * rows.stride; }
-
-static Rows shared(float *vector) { return (Rows){vector, 0}; }
-
-// A model's file on its way into memory.
-typedef struct {
-    const StFile *file;
-    const char *path;
-    Precision precision; // of the large matrices
-    char *error;
-    bool ok;       // false once a sentence is in error
-    int64_t bytes; // of the arrays that a token reads
-    Arena arena;
-} Loader;
-
-// How rows lie in memory.
-typedef enum {
-    ROWS,   // plainly, [rows][cols rounded up to LANES]
-    PANELS, // as dev/sample/weights.h has them
-    GATES   // the same, but a panel is LANES units with their four gates, [units / LANES][cols][4][LANES]
-} Arrangement;
-
-// The tensor `name`, if it has this rank (1 or 2) and, where they are not 0, these sizes; else NULL and a sentence.
-static const StTensor *tensor_need(Loader *from, const char *name, int rank, int64_t rows, int64_t cols) {
-    const StTensor *tensor = st_find(from->file, name);
-    const int64_t want[2] = {rows ? rows : -1, cols ? cols : -1};
-    char has[200], needs[200];
-    if (!from->ok) return NULL;
-    if (!tensor) {
-        from->ok =
-            fail(from->error, "%s: tensor '%s' %s is missing", from->path, name, st_shape_text(needs, rank, want));
-        return NULL;
-    }
-    bool right = tensor->rank == rank;
-    for (int d = 0; right && d < rank; d++) {
-        int64_t size = tensor->shape[d];
-        right = size >= 1 && size <= 1 << 20 && (want[d] < 0 || size == want[d]);
-    }
-    if (!right) {
-        from->ok = fail(from->error, "%s: tensor '%s' has the shape %s instead of %s", from->path, name,
-                        st_shape_text(has, tensor->rank, tensor->shape), st_shape_text(needs, rank, want));
-    } else if (!st_is_float(tensor)) {
-        from->ok = fail(from->error, "%s: tensor '%s' is %s instead of floating point", from->path, name,
-                        st_type_name(tensor->type));
-    }
-    return from->ok ? tensor : NULL;
-}
-
-static bool no_memory(const Loader *from) { return fail(from->error, "%s: does not fit into memory", from->path); }
-
-// Where row `row` of a tensor of so many rows goes.
-static int row_place(Arrangement arrangement, int row, int rows) {
-    if (arrangement != GATES) return row;
-    const int units = rows / 4, gate = row / units, unit = row % units;
-    return unit / LANES * PANEL + gate * LANES + unit % LANES;
-}
-
-// The tensor's numbers as floats, all finite, [rows][cols]; NULL and a sentence, or NULL while there is no memory yet.
-static float *numbers(Loader *from, const StTensor *tensor) {
-    if (!tensor || !from->arena.memory) return NULL;
-    float *copy = (float *)malloc((size_t)tensor->count * sizeof *copy);
-    from->ok = copy ? st_to_float(tensor, copy) : no_memory(from);
-    for (int64_t i = 0; from->ok && i < tensor->count; i++) {
-        if (isfinite(copy[i])) continue;
-        from->ok = fail(from->error, "%s: tensor '%s' has a number that is not finite", from->path, tensor->name);
-    }
-    if (from->ok) return copy;
-    free(copy);
-    return NULL;
-}
-
-#define TENSOR_NAME                                                                                                    \
-    char name[64];                                                                                                     \
-    va_list arguments;                                                                                                 \
-    va_start(arguments, format);                                                                                       \
-    vsnprintf(name, sizeof name, format, arguments);                                                                   \
-    va_end(arguments)
-
-// Takes room for a matrix of weights. Without memory it is checked, with memory copied.
-PRINTF_LIKE(6, 7)
-static Weights matrix(Loader *from, Precision precision, Arrangement arrangement, int rows, int cols,
-                      const char *format, ...) {
-    TENSOR_NAME;
-    const int high = arrangement == GATES ? 4 * (int)round_up(rows / 4, LANES) : rows;
-    Weights w = {precision, cols, high, NULL, NULL, NULL};
-    const StTensor *tensor = tensor_need(from, name, 2, rows, cols);
-    if (tensor && precision == INT8 && cols > 65536) {
-        from->ok = fail(from->error, "%s: tensor '%s' has rows of %d, too long for int8; take --weights float32",
-                        from->path, name, cols);
-    }
-    if (!from->ok) return w;
-    w.panels = take(&from->arena, panels_words(precision, cols, high));
-    if (precision == INT8) {
-        w.scales = take(&from->arena, high);
-        w.starts = (int32_t *)(void *)take(&from->arena, high);
-    }
-    from->bytes += ((int64_t)cols * 4 / columns_a_word(precision) + (precision == INT8 ? 8 : 0)) * rows;
-    float *copy = numbers(from, tensor);
-    for (int i = 0; copy && i < rows; i++) {
-        weights_set_row(&w, row_place(arrangement, i, rows), copy + (int64_t)i * cols);
-    }
-    free(copy);
-    return w;
-}
-
-// The same for floats that are no large matrix: cols = 0 is a vector [rows], else the matrix lies in ROWS.
-PRINTF_LIKE(5, 6)
-static float *floats(Loader *from, Arrangement arrangement, int rows, int cols, const char *format, ...) {
-    TENSOR_NAME;
-    const StTensor *tensor = tensor_need(from, name, cols ? 2 : 1, rows, cols);
-    if (!tensor) return NULL;
-    const int64_t high = arrangement == GATES ? 4 * round_up(rows / 4, LANES) : rows, wide = round_up(cols, LANES);
-    float *place = take(&from->arena, cols ? rows * wide : high), *copy = numbers(from, tensor);
-    if (!cols) from->bytes += (int64_t)rows * 4;
-    for (int i = 0; copy && i < rows; i++) {
-        if (cols) memcpy(place + i * wide, copy + (int64_t)i * cols, (size_t)cols * sizeof *copy);
-        if (!cols) place[row_place(arrangement, i, rows)] = copy[i];
-    }
-    free(copy);
-    return place;
-}
-
-// 1 + the largest number behind `mark` in a tensor's name that begins with `kind`; 0: there is none.
-static int count_layers(const StFile *file, const char *kind, const char *mark) {
-    int layers = 0, layer;
-    for (int i = 0; i < file->n_tensors; i++) {
-        const char *name = file->tensors[i].name;
-        const char *at = strncmp(name, kind, strlen(kind)) ? NULL : strstr(name, mark);
-        bool has = at && sscanf(at + strlen(mark), "%5d", &layer) == 1;
-        if (has && layer >= layers) layers = layer + 1;
-    }
-    return layers;
-}
-
 // ---- the Transformer
 //
 // The scores of a layer add to those of the layer below (He et al., RealFormer, 2021), relative positions are clipped
 // (Huang et al., Music Transformer, 2019).
 
-enum { HEADS = 8 }; // at once, in attention
+enum { HEADS = 8 }; // that attention computes together
 
 typedef struct {                            // one layer's weights, in the order of use
-    Weights qkv, rel, out, fc1, fc2;        // [3C][C]; [rel][HS]; [C][C]; [H][C]; [C][H]
-    float *qkv_bias, *out_bias, *fc1_bias;  // [3C], [C], [H]
+    Weights qkv, rel, out, fc1, fc2;        // [3C][C]; [D][HS]; [C][C]; [F][C]; [C][F]
+    float *qkv_bias, *out_bias, *fc1_bias;  // [3C], [C], [F]
     float *fc2_bias;                        // [C]
     float *ln1, *ln1_bias, *ln2, *ln2_bias; // [C]
-} GptLayer;                                 // of rel row rel-1-n belongs to distance n, row 0 to all beyond
+} GptLayer;                                 // of rel row D-1-n belongs to distance n, row 0 to D-1 and all beyond
 
 typedef struct {
-    int C, L, NH, HS, H, rel;
+    int C, L, NH, HS, F, D;
     float *emb;       // [V][C], rows padded to a multiple of LANES
     GptLayer *layers; // [L]
     Weights head;     // [V][C]
     float *head_bias; // [V]
-} Gpt;
+} GptDecoder;
 
-// What songs in the making carry from token to token: keys and values of the last N tokens of each.
+// What songs in the making carry from token to token, the keys and values of the last N tokens of each, and the vectors
+// of the token at work. Rows without another number have a row for each slot.
 typedef struct {
-    int N, slots;                   // length of a ring, and that rounded up to PANEL
-    int64_t *t;                     // [rooms] tokens seen; the next one goes to slot t % N
-    Precision kept;                 // FLOAT32; or INT8, as rel, if the weights are in fewer bits than float32
+    int N, entries;                 // length of a ring, and that rounded up to PANEL
+    int64_t *t;                     // [slots] tokens seen; the next one goes to entry t % N
+    Precision kv_precision;         // FLOAT32; or INT8, as rel, if the weights are in fewer bits than float32
     int64_t key_words, value_words; // of a head, in 4 bytes
     int64_t layer_words;            // of both of all heads, and of their scales
-    // Of each layer, one after the other: keys [NH] in panels as weights are, of slots for rows and HS columns; values
-    // [NH][HS / LANES, rounded up][slots][LANES] floats, or bytes [..][slots / 4][LANES][4]; INT8: scales of each,
-    // [slots].
+    // Of each layer, one after the other: keys [NH] in panels as weights are, with entries for rows and HS columns;
+    // values [NH][HS / LANES, rounded up][entries][LANES] floats, or bytes [..][entries / 4][LANES][4]; INT8 only:
+    // scales of the keys and of the values, [entries] each.
     Rows cache;
     Rows x;                // [C] the residual stream
     Rows qkv;              // [3C]
     Rows heads;            // [C] the heads' outputs side by side
-    Rows hidden;           // [H]
+    Rows hidden;           // [F]
     Rows update;           // [C] what a layer adds to x
-    Rows scores;           // [NH][slots] of this token, summed over the layers so far
-    int *all;              // [HEADS] 0, 1, ...: the heads, to multiply them with rel like the songs of a batch
-    Rows near, rings;      // [HEADS]: [rel] q . R; [N + slots] the same by slots, see gpt_ring
-    float *zeros;          // [rel]
-    Rows weights;          // [HEADS]: [slots] softmax, not yet divided by its sum; or [2][slots] bytes
-    float *ratios;         // [slots] see byte_ratios
-    char *bytes, *queries; // byte vectors: of C; [NH] of HS
+    Rows scores;           // [NH][entries] of this token, summed over the layers so far
+    int *head_numbers;     // [HEADS] 0, 1, ...: products take the heads for the songs of a batch
+    Rows relative;         // HEADS rows: [D] q . R
+    Rows rings;            // HEADS rows: [N + entries] the same in the order of entries, see gpt_ring
+    float *zeros;          // [D]
+    Rows weights;          // HEADS rows: [entries] softmax, not yet divided by its sum; or [2][entries] bytes
+    float *ratios;         // [entries] see byte_ratios
+    char *bytes, *queries; // byte vectors: one of C numbers; NH of HS numbers
 } GptState;
 
-static void gpt_sizes(Gpt *m, Loader *from) {
-    const StTensor *emb = tensor_need(from, "emb.weight", 2, V, 0);
-    const StTensor *rel = tensor_need(from, "layers.0.attn.rel", 2, 0, 0);
-    const StTensor *fc1 = tensor_need(from, "layers.0.fc1.weight", 2, 0, emb ? emb->shape[1] : 0);
-    if (!from->ok) return;
-    m->C = (int)emb->shape[1];
+static inline void gpt_sizes(GptDecoder *m, Loader *from) {
+    int sizes[GPT_SIZES] = {0};
+    if (!load_sizes(from, gpt_sizes_of_file, sizes)) return;
+    m->C = sizes[GPT_WIDTH];
     m->L = count_layers(from->file, "layers.", ".");
-    m->rel = (int)rel->shape[0];
-    m->HS = (int)rel->shape[1];
-    m->H = (int)fc1->shape[0];
-    m->NH = m->C / m->HS;
-    m->layers = (GptLayer *)calloc((size_t)m->L, sizeof *m->layers);
-    if (!m->layers) from->ok = no_memory(from);
-    if (m->C % m->HS) {
-        from->ok = fail(from->error, "%s: tensor 'layers.0.attn.rel' has rows of %d, which should divide the width %d",
-                        from->path, m->HS, m->C);
-    }
+    m->NH = sizes[GPT_HEADS];
+    m->HS = m->C / m->NH;
+    m->F = sizes[GPT_HIDDEN];
+    m->D = sizes[GPT_REL];
+    m->layers = calloc((size_t)m->L, sizeof *m->layers);
+    if (!m->layers) from->ok = load_no_memory(from);
 }
 
-static void gpt_weights(Gpt *m, Loader *from) { // in the order in which a token uses them
-    const int C = m->C, H = m->H;
-    const Precision small = from->precision, kept = small == FLOAT32 ? FLOAT32 : INT8; // kept: as keys are
-    m->emb = floats(from, ROWS, V, C, "emb.weight");
+static inline void gpt_weights(GptDecoder *m, Loader *from) { // in the order in which a token uses them
+    const int C = m->C, F = m->F;
+    const Precision small = from->precision, kv_precision = small == FLOAT32 ? FLOAT32 : INT8;
+    m->emb = load_floats(from, ROWS, V, C, "emb.weight");
     for (int i = 0; i < m->L; i++) {
         GptLayer *l = &m->layers[i];
-        l->qkv = matrix(from, small, PANELS, 3 * C, C, "layers.%d.attn.qkv.weight", i);
-        l->qkv_bias = floats(from, PANELS, 3 * C, 0, "layers.%d.attn.qkv.bias", i);
-        l->rel = matrix(from, kept, PANELS, m->rel, m->HS, "layers.%d.attn.rel", i);
-        l->out = matrix(from, small, PANELS, C, C, "layers.%d.attn.out.weight", i);
-        l->out_bias = floats(from, PANELS, C, 0, "layers.%d.attn.out.bias", i);
-        l->ln1 = floats(from, PANELS, C, 0, "layers.%d.ln1.weight", i);
-        l->ln1_bias = floats(from, PANELS, C, 0, "layers.%d.ln1.bias", i);
-        l->fc1 = matrix(from, small, PANELS, H, C, "layers.%d.fc1.weight", i);
-        l->fc1_bias = floats(from, PANELS, H, 0, "layers.%d.fc1.bias", i);
-        l->fc2 = matrix(from, small, PANELS, C, H, "layers.%d.fc2.weight", i);
-        l->fc2_bias = floats(from, PANELS, C, 0, "layers.%d.fc2.bias", i);
-        l->ln2 = floats(from, PANELS, C, 0, "layers.%d.ln2.weight", i);
-        l->ln2_bias = floats(from, PANELS, C, 0, "layers.%d.ln2.bias", i);
+        l->qkv = load_matrix(from, small, PANELS, 3 * C, C, "layers.%d.attn.qkv.weight", i);
+        l->qkv_bias = load_floats(from, PANELS, 3 * C, 0, "layers.%d.attn.qkv.bias", i);
+        l->rel = load_matrix(from, kv_precision, PANELS, m->D, m->HS, "layers.%d.attn.rel", i);
+        l->out = load_matrix(from, small, PANELS, C, C, "layers.%d.attn.out.weight", i);
+        l->out_bias = load_floats(from, PANELS, C, 0, "layers.%d.attn.out.bias", i);
+        l->ln1 = load_floats(from, PANELS, C, 0, "layers.%d.ln1.weight", i);
+        l->ln1_bias = load_floats(from, PANELS, C, 0, "layers.%d.ln1.bias", i);
+        l->fc1 = load_matrix(from, small, PANELS, F, C, "layers.%d.fc1.weight", i);
+        l->fc1_bias = load_floats(from, PANELS, F, 0, "layers.%d.fc1.bias", i);
+        l->fc2 = load_matrix(from, small, PANELS, C, F, "layers.%d.fc2.weight", i);
+        l->fc2_bias = load_floats(from, PANELS, C, 0, "layers.%d.fc2.bias", i);
+        l->ln2 = load_floats(from, PANELS, C, 0, "layers.%d.ln2.weight", i);
+        l->ln2_bias = load_floats(from, PANELS, C, 0, "layers.%d.ln2.bias", i);
     }
-    m->head = matrix(from, small, PANELS, V, C, "head.weight");
-    m->head_bias = floats(from, PANELS, V, 0, "head.bias");
+    m->head = load_matrix(from, small, PANELS, V, C, "head.weight");
+    m->head_bias = load_floats(from, PANELS, V, 0, "head.bias");
 }
 
-static void gpt_state(GptState *s, const Gpt *m, int rooms, int N, Arena *arena) {
+static inline void gpt_state(GptState *s, const GptDecoder *m, int slots, int N, Arena *arena) {
     s->N = N;
-    s->slots = (int)round_up(N, PANEL);
-    s->kept = m->layers[0].rel.precision;
-    s->key_words = panels_words(s->kept, m->HS, s->slots);
-    s->value_words = round_up(m->HS, LANES) * s->slots / columns_a_word(s->kept);
-    s->layer_words = m->NH * (s->key_words + s->value_words) + (s->kept == INT8 ? 2 * s->slots : 0);
-    s->t = (int64_t *)(void *)take(arena, 2 * rooms);
-    s->cache = take_rows(arena, rooms, m->L * s->layer_words);
-    s->x = take_rows(arena, rooms, m->C);
-    s->qkv = take_rows(arena, rooms, 3 * m->C);
-    s->heads = take_rows(arena, rooms, m->C);
-    s->hidden = take_rows(arena, rooms, m->H);
-    s->update = take_rows(arena, rooms, m->C);
-    s->scores = take_rows(arena, rooms, (int64_t)m->NH * s->slots);
-    s->near = take_rows(arena, HEADS, m->rel);
-    s->rings = take_rows(arena, HEADS, N + s->slots);
-    s->zeros = take(arena, m->rel);
-    s->all = (int *)(void *)take(arena, HEADS);
-    for (int h = 0; arena->memory && h < HEADS; h++) s->all[h] = h;
-    s->weights = take_rows(arena, HEADS, s->slots);
-    s->ratios = take(arena, s->slots);
+    s->entries = (int)round_up(N, PANEL);
+    s->kv_precision = m->layers[0].rel.precision;
+    s->key_words = panels_words(s->kv_precision, m->HS, s->entries);
+    s->value_words = round_up(m->HS, LANES) * s->entries / columns_a_word(s->kv_precision);
+    s->layer_words = m->NH * (s->key_words + s->value_words) + (s->kv_precision == INT8 ? 2 * s->entries : 0);
+    s->t = (int64_t *)(void *)take(arena, 2 * slots);
+    s->cache = take_rows(arena, slots, m->L * s->layer_words);
+    s->x = take_rows(arena, slots, m->C);
+    s->qkv = take_rows(arena, slots, 3 * m->C);
+    s->heads = take_rows(arena, slots, m->C);
+    s->hidden = take_rows(arena, slots, m->F);
+    s->update = take_rows(arena, slots, m->C);
+    s->scores = take_rows(arena, slots, (int64_t)m->NH * s->entries);
+    s->relative = take_rows(arena, HEADS, m->D);
+    s->rings = take_rows(arena, HEADS, N + s->entries);
+    s->zeros = take(arena, m->D);
+    s->head_numbers = (int *)(void *)take(arena, HEADS);
+    for (int h = 0; arena->base && h < HEADS; h++) s->head_numbers[h] = h;
+    s->weights = take_rows(arena, HEADS, s->entries);
+    s->ratios = take(arena, s->entries);
     s->bytes = (char *)take(arena, (int64_t)byte_vector_size(m->C) / 4);
     s->queries = (char *)take(arena, m->NH * (int64_t)byte_vector_size(m->HS) / 4);
 }
 
-static void gpt_begin(GptState *s, int room) {
-    s->t[room] = 0;
-    memset(row(s->cache, room), 0, (size_t)s->cache.stride * sizeof(float));
+static inline void gpt_begin(GptState *s, int slot) {
+    s->t[slot] = 0;
+    memset(row(s->cache, slot), 0, (size_t)s->cache.stride * sizeof(float));
 }
 
-// What is kept of a layer in a room.
+// The keys and values of one layer for the song in a slot.
 typedef struct {
     float *keys, *values;
-    float *key_scales, *value_scales; // [slots], INT8 only
-} Kept;
+    float *key_scales, *value_scales; // [entries], INT8 only
+} LayerCache;
 
-static Kept gpt_kept(const GptState *s, const Gpt *m, int room, int layer) {
-    float *keys = row(s->cache, room) + layer * s->layer_words, *values = keys + m->NH * s->key_words;
-    return (Kept){keys, values, values + m->NH * s->value_words, values + m->NH * s->value_words + s->slots};
+static inline LayerCache gpt_cache(const GptState *s, const GptDecoder *m, int slot, int layer) {
+    float *keys = row(s->cache, slot) + layer * s->layer_words, *values = keys + m->NH * s->key_words;
+    float *scales = values + m->NH * s->value_words;
+    return (LayerCache){keys, values, scales, scales + s->entries};
 }
 
-static int gpt_slot(const GptState *s, int room) { return (int)(s->t[room] % s->N); }
+static inline int gpt_entry(const GptState *s, int slot) { return (int)(s->t[slot] % s->N); } // of the newest token
 
-static int gpt_filled(const GptState *s, int room) { // slots, the newest token's included
-    return s->t[room] < s->N ? (int)s->t[room] + 1 : s->N;
+static inline int gpt_filled(const GptState *s, int slot) { // entries, the newest token's included
+    return s->t[slot] < s->N ? (int)s->t[slot] + 1 : s->N;
 }
 
-// Byte `place` of each of LANES words becomes the next of these.
-static void keep_bytes(words *to, const char *bytes, int place) {
+// Byte k, 0 to 3, of each of LANES words becomes the next of these bytes.
+static inline void put_bytes(words *to, const char *bytes, int k) {
     const words numbers = (words) __builtin_convertvector(*(const bytes_of_ints *)bytes, ints) & 255;
-    *to = (*to & ~(255u << 8 * place)) | numbers << 8 * place;
+    *to = (*to & ~(255u << 8 * k)) | numbers << 8 * k;
 }
 
-// A token's keys and values [C] go into its slot.
-static void gpt_keep(const GptState *s, const Gpt *m, Kept to, const float *key, const float *value, int slot) {
-    const int HS = m->HS, across = columns_a_word(s->kept), size = 4 / across; // of a number, in bytes
-    const int64_t panel_words = panels_words(s->kept, HS, PANEL);
+// A token's key and value [C] of a layer go into an entry.
+static inline void gpt_cache_put(const GptState *s, const GptDecoder *m, LayerCache to, const float *key,
+                                 const float *value, int entry) {
+    const int HS = m->HS, across = columns_a_word(s->kv_precision), size = 4 / across; // of a number, in bytes
+    const int64_t panel_words = panels_words(s->kv_precision, HS, PANEL);
     const char *from = (const char *)key;
-    if (s->kept == INT8) {
-        to.key_scales[slot] = byte_vector(s->bytes, key, m->C, BYTE_ZERO);
+    if (s->kv_precision == INT8) {
+        to.key_scales[entry] = byte_vector(s->bytes, key, m->C, BYTE_ZERO);
         from = s->bytes + BYTES_HEAD;
     }
     for (int h = 0; h < m->NH; h++) {
-        float *word = to.keys + h * s->key_words + slot / PANEL * panel_words + slot % PANEL;
+        float *word = to.keys + h * s->key_words + entry / PANEL * panel_words + entry % PANEL;
         for (int d = 0; d < HS; d += across, word += PANEL) {
             const char *numbers = from + (h * HS + d) * size;
             if (HS - d >= across) memcpy(word, numbers, 4);
             if (HS - d < across) memcpy(word, numbers, (size_t)((HS - d) * size));
         }
     }
-    if (s->kept == INT8) to.value_scales[slot] = byte_vector(s->bytes, value, m->C, 0);
+    if (s->kv_precision == INT8) to.value_scales[entry] = byte_vector(s->bytes, value, m->C, 0);
     for (int h = 0; h < m->NH; h++, value += HS, from += HS) {
-        float *word = to.values + h * s->value_words + (int64_t)(slot / across) * LANES;
-        for (int d = 0; d < HS; d += LANES, word += s->slots / across * LANES) {
-            if (s->kept == FLOAT32) store_part(word, load_part(value + d, HS - d), HS - d);
-            if (s->kept == INT8) keep_bytes((words *)word, from + d, slot % 4);
+        float *word = to.values + h * s->value_words + (int64_t)(entry / across) * LANES;
+        for (int d = 0; d < HS; d += LANES, word += s->entries / across * LANES) {
+            if (s->kv_precision == FLOAT32) store_part(word, load_part(value + d, HS - d), HS - d);
+            if (s->kv_precision == INT8) put_bytes((words *)word, from + d, entry % 4);
         }
     }
 }
 
-// Before the first layer: no scores yet, and none ever of slots that hold no token.
-static void gpt_clear_scores(const GptState *s, const Gpt *m, int room) {
-    const int filled = gpt_filled(s, room), n_slots = (int)round_up(filled, PANEL);
+// Before the first layer: the scores are 0, and those of entries that hold no token yet -infinity for good.
+static inline void gpt_clear_scores(const GptState *s, const GptDecoder *m, int slot) {
+    const int filled = gpt_filled(s, slot), n_entries = (int)round_up(filled, PANEL);
     for (int h = 0; h < m->NH; h++) {
-        float *scores = row(s->scores, room) + h * s->slots;
-        for (int i = 0; i < n_slots; i++) scores[i] = i < filled ? 0 : -INFINITY;
+        float *scores = row(s->scores, slot) + h * s->entries;
+        for (int i = 0; i < n_entries; i++) scores[i] = i < filled ? 0 : -INFINITY;
     }
 }
 
-// A slot's score gets q . R of its distance from the newest token, one number for all distances of n_rel - 1 and more.
-// Softmax does not see what is added to all scores, neither here nor in the layers above, so what the nearer slots have
-// more than the far ones is enough. From products, q . R in the order of R, which is that of falling distance, ring
-// becomes what each of the last N tokens gets: ring + N - 1 - slot is that of slot 0 and, as the ring goes on from its
-// end, of all slots after it. The far ones have been 0 from the beginning.
-static void gpt_ring(float *ring, const float *products, int n_rel, int N, int slots, int slot) {
-    const int n = n_rel < N ? n_rel : N, beyond = n - 1 - slot; // slots of the ring's end come before slot 0
+// Brings products q . R, which come in the order of R's rows, that of falling distance, into the order of the ring's
+// entries. The score of an entry gets the product of its distance from the newest token; all distances of D - 1 and
+// more share products[0]. Softmax does not see what is added to all scores, neither here nor in the layers above, so
+// each score gets only what its product is more than products[0], and the far entries get 0.
+//
+// The array `ring` holds the distances N - 1 to 0 twice, one after the other, so that the entries from 0 on, wherever
+// the newest token is, are a window of it: that of entry 0 begins at ring + N - 1 - entry. With six entries, N = 6, the
+// newest token in entry 2, and D = 4 products p[0] to p[3]:
+//
+//     ring       0     1     2     3     4     5     6     7     8     9    10
+//     distance   5     4     3     2     1     0     5     4     3     2     1
+//     entry                        0     1     2     3     4     5
+//     value      0     0     0   p1-p0 p2-p0 p3-p0   0     0     0     -     -
+//
+// Each further token moves the window to the left by one. The zeros of the far distances stay as they are from the
+// beginning; of the others only those that the window shows are written.
+static inline void gpt_ring(float *ring, const float *products, int D, int N, int entries, int entry) {
+    const int n = D < N ? D : N;      // distances with a product of their own, or all there are
+    const int beyond = n - 1 - entry; // of these, how many are shown from the second copy
     const vector far = all_lanes(products[0]);
-    products += n_rel - n;
+    products += D - n;
     for (int i = beyond > 0 ? beyond / LANES * LANES : 0; i < n; i += LANES) {
         store_part(ring + N - n + i, load_part(products + i, n - i) - far, n - i);
     }
-    for (int i = N; i < slots; i++) ring[N - 1 - slot + i] = 0; // no slots, but read: another song's NaN may be there
+    // The padding behind entry N - 1 is read too, and another song's NaN may be there.
+    for (int i = N; i < entries; i++) ring[N - 1 - entry + i] = 0;
     for (int i = 0; i < beyond; i += LANES) {
         store_part(ring + 2 * N - n + i, load_part(products + i, n - i) - far, n - i);
     }
 }
 
-// scores[n_slots] += near + q . k; n_slots is a multiple of PANEL. Returns the largest.
-static float float_scores(float *scores, const float *near, const float *keys, const float *query, int HS,
-                          int n_slots) {
+// scores[n_entries] += relative + q . k; n_entries is a multiple of PANEL. Returns the largest.
+static inline float float_scores(float *scores, const float *relative, const float *keys, const float *query, int HS,
+                                 int n_entries) {
     const vector *key = (const vector *)keys;
     vector top = all_lanes(-INFINITY);
-    for (int j = 0; j < n_slots; j += PANEL) {
+    for (int j = 0; j < n_entries; j += PANEL) {
         vector sums[4];
-        UNROLL_FULLY for (int k = 0; k < 4; k++) sums[k] = load(scores + j + k * LANES) + load(near + j + k * LANES);
+        UNROLL_FULLY for (int k = 0; k < 4; k++) {
+            sums[k] = load(scores + j + k * LANES) + load(relative + j + k * LANES);
+        }
         KEEP_LOOP for (int d = 0; d < HS; d++, key += 4) {
             UNROLL_FULLY for (int k = 0; k < 4; k++) sums[k] += key[k] * query[d];
         }
@@ -441,9 +284,9 @@ static float float_scores(float *scores, const float *near, const float *keys, c
     return largest_lane(top);
 }
 
-// The same of bytes, each slot's key with a scale.
-static float byte_scores(float *scores, const float *near, const float *keys, const float *scales, const char *query,
-                         int HS, int n_slots) {
+// The same of bytes; each entry's key has a scale.
+static inline float byte_scores(float *scores, const float *relative, const float *keys, const float *scales,
+                                const char *query, int HS, int n_entries) {
     const ints *key = (const ints *)keys;
     vector top = all_lanes(-INFINITY);
     float scale;
@@ -451,17 +294,17 @@ static float byte_scores(float *scores, const float *near, const float *keys, co
     memcpy(&scale, query, sizeof scale);
     query += BYTES_HEAD;
     for (int d = 0; d < round_up(HS, 4); d++) start -= BYTE_ZERO * ((uint8_t)query[d] - BYTE_ZERO);
-    for (int j = 0; j < n_slots; j += PANEL) {
+    for (int j = 0; j < n_entries; j += PANEL) {
         ints sums[4];
         UNROLL_FULLY for (int k = 0; k < 4; k++) sums[k] = (ints){0} + start;
         KEEP_LOOP for (int d = 0; d < HS; d += 4, key += 4) {
-            // without BYTE_ZERO, for it is the keys that have it here
+            // The query loses its BYTE_ZERO, because here it is the keys that have it.
             const ints four = all_words(query + d) ^ (int32_t)(BYTE_ZERO * 0x01010101u);
             UNROLL_FULLY for (int k = 0; k < 4; k++) sums[k] = dot_bytes(sums[k], four, key[k]);
         }
         UNROLL_FULLY for (int k = 0; k < 4; k++) {
             const int i = j + k * LANES;
-            vector score = load(scores + i) + load(near + i);
+            vector score = load(scores + i) + load(relative + i);
             score += __builtin_convertvector(sums[k], vector) * (load(scales + i) * scale);
             store(scores + i, score);
             top = larger(top, score);
@@ -470,10 +313,10 @@ static float byte_scores(float *scores, const float *near, const float *keys, co
     return largest_lane(top);
 }
 
-// weights[n_slots] = exp(scores - top). Returns their sum.
-static float float_weights(float *weights, const float *scores, float top, int n_slots) {
+// weights[n_entries] = exp(scores - top). Returns their sum.
+static inline float float_weights(float *weights, const float *scores, float top, int n_entries) {
     vector sum = {0};
-    for (int i = 0; i < n_slots; i += LANES) {
+    for (int i = 0; i < n_entries; i += LANES) {
         vector weight = exp_vector(load(scores + i) - top);
         store(weights + i, weight);
         sum += weight;
@@ -483,38 +326,40 @@ static float float_weights(float *weights, const float *scores, float top, int n
 
 enum { WEIGHT_MAX = (1 << 14) - 1 };
 
-// ratios[n_slots] = WEIGHT_MAX * scales / the largest of them. Returns the largest / WEIGHT_MAX; infinite if one is.
-static float byte_ratios(float *ratios, const float *scales, int n_slots) {
+// ratios[n_entries] = WEIGHT_MAX * scales / the largest of them. Returns the largest / WEIGHT_MAX; infinite if one is.
+static inline float byte_ratios(float *ratios, const float *scales, int n_entries) {
     vector top = {0};
-    for (int i = 0; i < n_slots; i += LANES) top = larger(load(scales + i), top);
+    for (int i = 0; i < n_entries; i += LANES) top = larger(load(scales + i), top);
     const float most = largest_lane(top);
-    for (int i = 0; i < n_slots; i += LANES) store(ratios + i, load(scales + i) / (most > 0 ? most : 1) * WEIGHT_MAX);
+    for (int i = 0; i < n_entries; i += LANES) {
+        store(ratios + i, load(scales + i) / (most > 0 ? most : 1) * WEIGHT_MAX);
+    }
     return most / WEIGHT_MAX;
 }
 
-// float_weights of bytes: a weight is multiplied with its value's ratio, rounded to 14 bits, and kept in two bytes of
-// 7, which every processor's product of bytes can take: of n_slots the upper ones, then, `slots` further, the lower
-// ones.
-static float byte_weights(char *weights, const float *scores, float top, const float *ratios, int n_slots,
-                          int64_t slots) {
+// As float_weights, for values in bytes: a weight is multiplied with its value's ratio, rounded to 14 bits, and kept in
+// two bytes of 7 bits, which every processor's product of bytes can take. Of the n_entries weights the upper bytes come
+// first; the lower ones lie `entries` bytes further.
+static inline float byte_weights(char *weights, const float *scores, float top, const float *ratios, int n_entries,
+                                 int64_t entries) {
     vector sum = {0};
-    for (int i = 0; i < n_slots; i += LANES) {
+    for (int i = 0; i < n_entries; i += LANES) {
         vector weight = exp_vector(load(scores + i) - top);
         ints whole = low_bits_round(weight * load(ratios + i));
         *(bytes_of_ints *)(weights + i) = __builtin_convertvector(whole >> 7 & 127, bytes_of_ints);
-        *(bytes_of_ints *)(weights + slots + i) = __builtin_convertvector(whole & 127, bytes_of_ints);
+        *(bytes_of_ints *)(weights + entries + i) = __builtin_convertvector(whole & 127, bytes_of_ints);
         sum += weight;
     }
     return sum_lanes(sum);
 }
 
-// out[d] = scale * sum_j weights[j] values[j][d], d < HS, j < n_slots; values of one head as the cache has them.
-static void weigh_floats(float *out, float scale, const float *weights, const float *values, int n_slots, int64_t slots,
-                         int HS) {
-    for (int first = 0; first < HS; first += LANES, values += slots * LANES) {
+// out[d] = scale * sum_j weights[j] values[j][d], d < HS, j < n_entries; values of one head as the cache has them.
+static inline void weigh_floats(float *out, float scale, const float *weights, const float *values, int n_entries,
+                                int64_t entries, int HS) {
+    for (int first = 0; first < HS; first += LANES, values += entries * LANES) {
         const vector *value = (const vector *)values;
         vector sums[8] = {{0}};
-        KEEP_LOOP for (int j = 0; j < n_slots; j += 8) {
+        KEEP_LOOP for (int j = 0; j < n_entries; j += 8) {
             UNROLL_FULLY for (int k = 0; k < 8; k++) sums[k] += value[j + k] * weights[j + k];
         }
         vector sum =
@@ -523,15 +368,16 @@ static void weigh_floats(float *out, float scale, const float *weights, const fl
     }
 }
 
-static void weigh_bytes(float *out, float scale, const char *weights, const float *values, int n_slots, int64_t slots,
-                        int HS) {
-    for (int first = 0; first < HS; first += LANES, values += slots / 4 * LANES) {
+// The same of bytes, with weights as byte_weights leaves them.
+static inline void weigh_bytes(float *out, float scale, const char *weights, const float *values, int n_entries,
+                               int64_t entries, int HS) {
+    for (int first = 0; first < HS; first += LANES, values += entries / 4 * LANES) {
         const ints *value = (const ints *)values;
         ints upper[4] = {{0}}, lower[4] = {{0}};
-        KEEP_LOOP for (int j = 0; j < n_slots; j += 16, value += 4) {
+        KEEP_LOOP for (int j = 0; j < n_entries; j += 16, value += 4) {
             UNROLL_FULLY for (int k = 0; k < 4; k++) {
                 upper[k] = dot_bytes(upper[k], value[k], all_words(weights + j + 4 * k));
-                lower[k] = dot_bytes(lower[k], value[k], all_words(weights + slots + j + 4 * k));
+                lower[k] = dot_bytes(lower[k], value[k], all_words(weights + entries + j + 4 * k));
             }
         }
         vector sum = __builtin_convertvector((upper[0] + upper[1]) + (upper[2] + upper[3]), vector) * 128 +
@@ -540,190 +386,194 @@ static void weigh_bytes(float *out, float scale, const char *weights, const floa
     }
 }
 
-// The attention of one layer in one room: its heads from the queries in its qkv, scaled by 1 / sqrt(HS) already, and
-// the layer's keys and values, the newest token's included. Its scores come with the sum of the layers below and leave
-// with this layer's added. Each stage runs over HEADS heads before the next: one head alone would spend its time
-// waiting for the end of each sum, all together leave the fastest cache.
-static void gpt_attention(const GptState *s, const Gpt *m, int room, int layer) {
-    const int NH = m->NH, HS = m->HS, slot = gpt_slot(s, room);
-    const int n_slots = (int)round_up(gpt_filled(s, room), PANEL);
-    const int64_t slots = s->slots;
+// The attention of one layer in one slot: the outputs of its heads, from the queries in qkv, already scaled by
+// 1 / sqrt(HS), and from the layer's keys and values, the newest token's included. The scores come with the sum of the
+// layers below and leave with this layer's added. Each stage runs over HEADS heads before the next stage: one head
+// alone would wait for the end of each of its sums, and all heads together do not fit the fastest cache.
+static inline void gpt_attention(const GptState *s, const GptDecoder *m, int slot, int layer) {
+    const int NH = m->NH, HS = m->HS, entry = gpt_entry(s, slot);
+    const int n_entries = (int)round_up(gpt_filled(s, slot), PANEL);
+    const int64_t entries = s->entries;
     const size_t each = byte_vector_size(HS);
-    const Kept kept = gpt_kept(s, m, room, layer);
-    float *queries = row(s->qkv, room), value_scale = 1;
-    if (s->kept == INT8) {
+    const LayerCache cache = gpt_cache(s, m, slot, layer);
+    float *queries = row(s->qkv, slot), value_scale = 1;
+    if (s->kv_precision == INT8) {
         for (int h = 0; h < NH; h++) byte_vector(s->queries + h * each, queries + h * HS, HS, BYTE_ZERO);
-        value_scale = byte_ratios(s->ratios, kept.value_scales, n_slots);
+        value_scale = byte_ratios(s->ratios, cache.value_scales, n_entries);
     }
     for (int first = 0; first < NH; first += HEADS) {
         const int n = NH - first < HEADS ? NH - first : HEADS;
         float top[HEADS], sum[HEADS];
-        product_of(&m->layers[layer].rel, s->near, shared(s->zeros), (Rows){queries + first * HS, HS}, s->all, n,
-                   s->queries + first * each);
-        for (int i = 0; i < n; i++) gpt_ring(row(s->rings, i), row(s->near, i), m->rel, s->N, s->slots, slot);
+        product_of(&m->layers[layer].rel, s->relative, shared(s->zeros), (Rows){queries + first * HS, HS},
+                   s->head_numbers, n, s->queries + first * each);
+        for (int i = 0; i < n; i++) gpt_ring(row(s->rings, i), row(s->relative, i), m->D, s->N, s->entries, entry);
         for (int i = 0, h = first; i < n; i++, h++) {
-            float *scores = row(s->scores, room) + h * slots, *near = row(s->rings, i) + s->N - 1 - slot;
-            const float *keys = kept.keys + h * s->key_words;
-            if (s->kept == FLOAT32) {
-                top[i] = float_scores(scores, near, keys, queries + h * HS, HS, n_slots);
+            float *scores = row(s->scores, slot) + h * entries, *relative = row(s->rings, i) + s->N - 1 - entry;
+            const float *keys = cache.keys + h * s->key_words;
+            if (s->kv_precision == FLOAT32) {
+                top[i] = float_scores(scores, relative, keys, queries + h * HS, HS, n_entries);
             } else {
-                top[i] = byte_scores(scores, near, keys, kept.key_scales, s->queries + h * each, HS, n_slots);
+                const char *query = s->queries + h * each;
+                top[i] = byte_scores(scores, relative, keys, cache.key_scales, query, HS, n_entries);
             }
         }
         for (int i = 0, h = first; i < n; i++, h++) {
-            const float *scores = row(s->scores, room) + h * slots;
+            const float *scores = row(s->scores, slot) + h * entries;
             float *weights = row(s->weights, i);
-            if (s->kept == FLOAT32) {
-                sum[i] = float_weights(weights, scores, top[i], n_slots);
+            if (s->kv_precision == FLOAT32) {
+                sum[i] = float_weights(weights, scores, top[i], n_entries);
             } else {
-                sum[i] = byte_weights((char *)weights, scores, top[i], s->ratios, n_slots, slots);
+                sum[i] = byte_weights((char *)weights, scores, top[i], s->ratios, n_entries, entries);
             }
         }
         for (int i = 0, h = first; i < n; i++, h++) {
-            const float *values = kept.values + h * s->value_words, *weights = row(s->weights, i);
-            float *out = row(s->heads, room) + h * HS;
-            if (s->kept == FLOAT32) weigh_floats(out, 1 / sum[i], weights, values, n_slots, slots, HS);
-            if (s->kept == INT8) {
-                weigh_bytes(out, value_scale / sum[i], (const char *)weights, values, n_slots, slots, HS);
+            const float *values = cache.values + h * s->value_words, *weights = row(s->weights, i);
+            float *out = row(s->heads, slot) + h * HS;
+            if (s->kv_precision == FLOAT32) weigh_floats(out, 1 / sum[i], weights, values, n_entries, entries, HS);
+            if (s->kv_precision == INT8) {
+                weigh_bytes(out, value_scale / sum[i], (const char *)weights, values, n_entries, entries, HS);
             }
         }
     }
 }
 
-// Feeds each of the n rooms listed its token; logits [V] of the ones after.
-static void gpt_step(GptState *s, const Gpt *m, const int *rooms, int n, const int *tokens, Rows logits, char *packed) {
+// Feeds a token to each of the n slots listed; logits [V] of the ones after. packed: as Batch has it.
+static inline void gpt_step(GptState *s, const GptDecoder *m, const int *slots, int n, const int *tokens, Rows logits,
+                            char *packed) {
     const int C = m->C;
     const float scale = 1.0f / sqrtf((float)m->HS);
     for (int i = 0; i < n; i++) {
-        memcpy(row(s->x, rooms[i]), m->emb + tokens[i] * round_up(C, LANES), (size_t)C * sizeof(float));
-        gpt_clear_scores(s, m, rooms[i]);
+        memcpy(row(s->x, slots[i]), m->emb + tokens[i] * round_up(C, LANES), (size_t)C * sizeof(float));
+        gpt_clear_scores(s, m, slots[i]);
     }
     for (int k = 0; k < m->L; k++) {
         const GptLayer *l = &m->layers[k];
-        product(&l->qkv, s->qkv, shared(l->qkv_bias), s->x, rooms, n, packed);
+        product(&l->qkv, s->qkv, shared(l->qkv_bias), s->x, slots, n, packed);
         for (int i = 0; i < n; i++) {
-            const int r = rooms[i];
-            float *qkv = row(s->qkv, r);
+            const int slot = slots[i];
+            float *qkv = row(s->qkv, slot);
             for (int c = 0; c < C; c++) qkv[c] *= scale;
-            gpt_keep(s, m, gpt_kept(s, m, r, k), qkv + C, qkv + 2 * C, gpt_slot(s, r));
-            gpt_attention(s, m, r, k);
+            gpt_cache_put(s, m, gpt_cache(s, m, slot, k), qkv + C, qkv + 2 * C, gpt_entry(s, slot));
+            gpt_attention(s, m, slot, k);
         }
-        product(&l->out, s->update, shared(l->out_bias), s->heads, rooms, n, packed);
+        product(&l->out, s->update, shared(l->out_bias), s->heads, slots, n, packed);
         for (int i = 0; i < n; i++) {
-            add(row(s->x, rooms[i]), row(s->update, rooms[i]), C);
-            layernorm(row(s->x, rooms[i]), l->ln1, l->ln1_bias, C);
+            add(row(s->x, slots[i]), row(s->update, slots[i]), C);
+            layernorm(row(s->x, slots[i]), l->ln1, l->ln1_bias, C);
         }
-        product(&l->fc1, s->hidden, shared(l->fc1_bias), s->x, rooms, n, packed);
-        for (int i = 0; i < n; i++) relu(row(s->hidden, rooms[i]), m->H);
-        product(&l->fc2, s->update, shared(l->fc2_bias), s->hidden, rooms, n, packed);
+        product(&l->fc1, s->hidden, shared(l->fc1_bias), s->x, slots, n, packed);
+        for (int i = 0; i < n; i++) relu(row(s->hidden, slots[i]), m->F);
+        product(&l->fc2, s->update, shared(l->fc2_bias), s->hidden, slots, n, packed);
         for (int i = 0; i < n; i++) {
-            add(row(s->x, rooms[i]), row(s->update, rooms[i]), C);
-            layernorm(row(s->x, rooms[i]), l->ln2, l->ln2_bias, C);
+            add(row(s->x, slots[i]), row(s->update, slots[i]), C);
+            layernorm(row(s->x, slots[i]), l->ln2, l->ln2_bias, C);
         }
     }
-    product(&m->head, logits, shared(m->head_bias), s->x, rooms, n, packed);
-    for (int i = 0; i < n; i++) s->t[rooms[i]]++;
+    product(&m->head, logits, shared(m->head_bias), s->x, slots, n, packed);
+    for (int i = 0; i < n; i++) s->t[slots[i]]++;
 }
 
 // ---- the LSTM
 //
 // Hochreiter and Schmidhuber, 1997, with the forget gate of Gers et al., 2000, as PyTorch writes it: gates in the order
-// i, f, g, o, each with two biases; a head of three linear layers, LayerNorm and ReLU between them. What comes before
-// is all in h and c, so that there is no context to pass over.
+// i, f, g, o, each with two biases; a head of three linear layers, LayerNorm and ReLU between them. All that came
+// before is in h and c, so that there is no context to pass over.
 //
-// A panel of gates is PANEL = 4 LANES numbers wide: of LANES units all of i, then all of f, g and o.
+// A panel of gates holds LANES units: i of all of them, then f, g and o of all of them, 4 LANES = PANEL rows.
 
 typedef struct {
-    Weights ih, hh;        // [4H][E or H], in layer 0 float32; [4H][H]; in gates
-    float *bias, *bias_hh; // [4H], in gates; bias is the sum of both in the end
+    Weights ih, hh;        // [4H][E or H], in layer 0 float32; [4H][H]; in GATES
+    float *bias, *bias_hh; // [4H], in GATES; bias is the sum of both after lstm_prepare
 } LstmLayer;
 
 typedef struct {
     int E, H, L, H1, H2;              // H1, H2: the widths of the head
     float *emb;                       // [V][E], rows padded to a multiple of LANES
     LstmLayer *layers;                // [L]
-    float *first;                     // [V][4H], in gates: each token's input product in layer 0 and the biases
+    float *table;                     // [V][4H], in GATES: each token's input product in layer 0, and the biases
     Weights fc1, fc2, fc3;            // [H1][H], [H2][H1], [V][H2]
     float *fc1_bias, *ln1, *ln1_bias; // [H1]
     float *fc2_bias, *ln2, *ln2_bias; // [H2]
     float *fc3_bias;                  // [V]
-} Lstm;
+} LstmDecoder;
 
-typedef struct {
+typedef struct {   // rows, one for each slot
     int units;     // H rounded up to LANES; the last ones stay 0
-    int64_t layer; // floats of a layer's h or c
-    Rows h, c;     // [L][units]: what is carried from token to token
+    int64_t layer; // floats from a layer's h or c to the next layer's
+    Rows h, c;     // [L][layer] what is carried from token to token
     Rows gates;    // [4 units]
     Rows fc1, fc2; // [H1], [H2]
 } LstmState;
 
-static void lstm_sizes(Lstm *m, Loader *from) {
-    const StTensor *emb = tensor_need(from, "emb.weight", 2, V, 0);
-    const StTensor *hh = tensor_need(from, "lstm.weight_hh_l0", 2, 0, 0);
-    const StTensor *fc1 = tensor_need(from, "head.1.weight", 2, 0, hh ? hh->shape[1] : 0);
-    const StTensor *fc2 = tensor_need(from, "head.5.weight", 2, 0, fc1 ? fc1->shape[0] : 0);
-    if (!from->ok) return;
-    m->E = (int)emb->shape[1];
-    m->H = (int)hh->shape[1];
+static inline void lstm_sizes(LstmDecoder *m, Loader *from) {
+    int sizes[LSTM_SIZES] = {0};
+    if (!load_sizes(from, lstm_sizes_of_file, sizes)) return;
+    m->E = sizes[LSTM_EMBED];
+    m->H = sizes[LSTM_WIDTH];
     m->L = count_layers(from->file, "lstm.", "_l");
+    const StTensor *fc1 = load_tensor(from, "head.1.weight", 2, 0, m->H);
+    const StTensor *fc2 = load_tensor(from, "head.5.weight", 2, 0, fc1 ? fc1->shape[0] : 0);
+    if (!from->ok) return;
     m->H1 = (int)fc1->shape[0];
     m->H2 = (int)fc2->shape[0];
-    m->layers = (LstmLayer *)calloc((size_t)m->L, sizeof *m->layers);
-    if (!m->layers) from->ok = no_memory(from);
+    m->layers = calloc((size_t)m->L, sizeof *m->layers);
+    if (!m->layers) from->ok = load_no_memory(from);
 }
 
-static void lstm_weights(Lstm *m, Loader *from) { // in the order in which a token uses them, but for those of `first`
+// In the order in which a token uses them, but for emb and the input weights of layer 0, which become the table.
+static inline void lstm_weights(LstmDecoder *m, Loader *from) {
     const int H = m->H;
     const Precision small = from->precision;
-    m->emb = floats(from, ROWS, V, m->E, "emb.weight");
-    m->first = take(&from->arena, V * 4 * round_up(H, LANES));
+    m->emb = load_floats(from, ROWS, V, m->E, "emb.weight");
+    m->table = take(&from->arena, V * 4 * round_up(H, LANES));
     for (int i = 0; i < m->L; i++) {
         LstmLayer *l = &m->layers[i];
-        l->ih = matrix(from, i ? small : FLOAT32, GATES, 4 * H, i ? H : m->E, "lstm.weight_ih_l%d", i);
-        if (i == 0) from->bytes = (int64_t)4 * H * 4; // a row of `first` is read instead of it and of a bias
-        l->bias = floats(from, GATES, 4 * H, 0, "lstm.bias_ih_l%d", i);
-        l->bias_hh = floats(from, GATES, 4 * H, 0, "lstm.bias_hh_l%d", i);
-        from->bytes -= (i ? 1 : 2) * (int64_t)4 * H * 4;
-        l->hh = matrix(from, small, GATES, 4 * H, H, "lstm.weight_hh_l%d", i);
+        l->ih = load_matrix(from, i ? small : FLOAT32, GATES, 4 * H, i ? H : m->E, "lstm.weight_ih_l%d", i);
+        l->bias = load_floats(from, GATES, 4 * H, 0, "lstm.bias_ih_l%d", i);
+        l->bias_hh = load_floats(from, GATES, 4 * H, 0, "lstm.bias_hh_l%d", i);
+        from->bytes -= (int64_t)4 * H * 4;            // a token reads the sum of the biases,
+        if (i == 0) from->bytes = (int64_t)4 * H * 4; // and in layer 0 a row of the table instead of all these
+        l->hh = load_matrix(from, small, GATES, 4 * H, H, "lstm.weight_hh_l%d", i);
     }
-    m->fc1 = matrix(from, small, PANELS, m->H1, H, "head.1.weight");
-    m->fc1_bias = floats(from, PANELS, m->H1, 0, "head.1.bias");
-    m->ln1 = floats(from, PANELS, m->H1, 0, "head.2.weight");
-    m->ln1_bias = floats(from, PANELS, m->H1, 0, "head.2.bias");
-    m->fc2 = matrix(from, small, PANELS, m->H2, m->H1, "head.5.weight");
-    m->fc2_bias = floats(from, PANELS, m->H2, 0, "head.5.bias");
-    m->ln2 = floats(from, PANELS, m->H2, 0, "head.6.weight");
-    m->ln2_bias = floats(from, PANELS, m->H2, 0, "head.6.bias");
-    m->fc3 = matrix(from, small, PANELS, V, m->H2, "head.9.weight");
-    m->fc3_bias = floats(from, PANELS, V, 0, "head.9.bias");
+    m->fc1 = load_matrix(from, small, PANELS, m->H1, H, "head.1.weight");
+    m->fc1_bias = load_floats(from, PANELS, m->H1, 0, "head.1.bias");
+    m->ln1 = load_floats(from, PANELS, m->H1, 0, "head.2.weight");
+    m->ln1_bias = load_floats(from, PANELS, m->H1, 0, "head.2.bias");
+    m->fc2 = load_matrix(from, small, PANELS, m->H2, m->H1, "head.5.weight");
+    m->fc2_bias = load_floats(from, PANELS, m->H2, 0, "head.5.bias");
+    m->ln2 = load_floats(from, PANELS, m->H2, 0, "head.6.weight");
+    m->ln2_bias = load_floats(from, PANELS, m->H2, 0, "head.6.bias");
+    m->fc3 = load_matrix(from, small, PANELS, V, m->H2, "head.9.weight");
+    m->fc3_bias = load_floats(from, PANELS, V, 0, "head.9.bias");
 }
 
-static void lstm_prepare(Lstm *m) { // once its weights are there: what needs no computing anew for each token
+// Once the weights are there: computes what is the same for every token.
+static inline void lstm_prepare(LstmDecoder *m) {
     const int gates = 4 * (int)round_up(m->H, LANES);
     for (int i = 0; i < m->L; i++) add(m->layers[i].bias, m->layers[i].bias_hh, gates);
     int all[V];
     for (int v = 0; v < V; v++) all[v] = v;
-    product(&m->layers[0].ih, (Rows){m->first, gates}, shared(m->layers[0].bias), (Rows){m->emb, round_up(m->E, LANES)},
+    product(&m->layers[0].ih, (Rows){m->table, gates}, shared(m->layers[0].bias), (Rows){m->emb, round_up(m->E, LANES)},
             all, V, NULL);
 }
 
-static void lstm_state(LstmState *s, const Lstm *m, int rooms, Arena *arena) {
+static inline void lstm_state(LstmState *s, const LstmDecoder *m, int slots, Arena *arena) {
     s->units = (int)round_up(m->H, LANES);
     s->layer = round_up(m->H, PANEL);
-    s->h = take_rows(arena, rooms, m->L * s->layer);
-    s->c = take_rows(arena, rooms, m->L * s->layer);
-    s->gates = take_rows(arena, rooms, 4 * s->units);
-    s->fc1 = take_rows(arena, rooms, m->H1);
-    s->fc2 = take_rows(arena, rooms, m->H2);
+    s->h = take_rows(arena, slots, m->L * s->layer);
+    s->c = take_rows(arena, slots, m->L * s->layer);
+    s->gates = take_rows(arena, slots, 4 * s->units);
+    s->fc1 = take_rows(arena, slots, m->H1);
+    s->fc2 = take_rows(arena, slots, m->H2);
 }
 
-static void lstm_begin(LstmState *s, int room) {
-    memset(row(s->h, room), 0, (size_t)s->h.stride * sizeof(float));
-    memset(row(s->c, room), 0, (size_t)s->c.stride * sizeof(float));
+static inline void lstm_begin(LstmState *s, int slot) {
+    memset(row(s->h, slot), 0, (size_t)s->h.stride * sizeof(float));
+    memset(row(s->c, slot), 0, (size_t)s->c.stride * sizeof(float));
 }
 
 // c = sigmoid(f) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c)
-static void lstm_cell(float *h, float *c, const float *gates, int units) {
+static inline void lstm_cell(float *h, float *c, const float *gates, int units) {
     for (int u = 0; u < units; u += LANES, gates += PANEL) {
         vector i = sigmoid_vector(load(gates)), f = sigmoid_vector(load(gates + LANES));
         vector g = tanh_vector(load(gates + 2 * LANES)), o = sigmoid_vector(load(gates + 3 * LANES));
@@ -733,32 +583,33 @@ static void lstm_cell(float *h, float *c, const float *gates, int units) {
     }
 }
 
-static void lstm_step(LstmState *s, const Lstm *m, const int *rooms, int n, const int *tokens, Rows logits,
-                      char *packed) { // as gpt_step
+// As gpt_step.
+static inline void lstm_step(LstmState *s, const LstmDecoder *m, const int *slots, int n, const int *tokens,
+                             Rows logits, char *packed) {
     const int gates = 4 * s->units;
     Rows h = s->h, below = h;
     for (int i = 0; i < n; i++) {
-        memcpy(row(s->gates, rooms[i]), m->first + (int64_t)tokens[i] * gates, (size_t)gates * sizeof(float));
+        memcpy(row(s->gates, slots[i]), m->table + (int64_t)tokens[i] * gates, (size_t)gates * sizeof(float));
     }
     for (int k = 0; k < m->L; k++, below = h, h.at += s->layer) {
         const LstmLayer *l = &m->layers[k];
-        if (k) product(&l->ih, s->gates, shared(l->bias), below, rooms, n, packed);
-        product(&l->hh, s->gates, s->gates, h, rooms, n, packed);
+        if (k) product(&l->ih, s->gates, shared(l->bias), below, slots, n, packed);
+        product(&l->hh, s->gates, s->gates, h, slots, n, packed);
         for (int i = 0; i < n; i++) {
-            lstm_cell(row(h, rooms[i]), row(s->c, rooms[i]) + k * s->layer, row(s->gates, rooms[i]), s->units);
+            lstm_cell(row(h, slots[i]), row(s->c, slots[i]) + k * s->layer, row(s->gates, slots[i]), s->units);
         }
     }
-    product(&m->fc1, s->fc1, shared(m->fc1_bias), below, rooms, n, packed);
+    product(&m->fc1, s->fc1, shared(m->fc1_bias), below, slots, n, packed);
     for (int i = 0; i < n; i++) {
-        layernorm(row(s->fc1, rooms[i]), m->ln1, m->ln1_bias, m->H1);
-        relu(row(s->fc1, rooms[i]), m->H1);
+        layernorm(row(s->fc1, slots[i]), m->ln1, m->ln1_bias, m->H1);
+        relu(row(s->fc1, slots[i]), m->H1);
     }
-    product(&m->fc2, s->fc2, shared(m->fc2_bias), s->fc1, rooms, n, packed);
+    product(&m->fc2, s->fc2, shared(m->fc2_bias), s->fc1, slots, n, packed);
     for (int i = 0; i < n; i++) {
-        layernorm(row(s->fc2, rooms[i]), m->ln2, m->ln2_bias, m->H2);
-        relu(row(s->fc2, rooms[i]), m->H2);
+        layernorm(row(s->fc2, slots[i]), m->ln2, m->ln2_bias, m->H2);
+        relu(row(s->fc2, slots[i]), m->H2);
     }
-    product(&m->fc3, logits, shared(m->fc3_bias), s->fc2, rooms, n, packed);
+    product(&m->fc3, logits, shared(m->fc3_bias), s->fc2, slots, n, packed);
 }
 
 // ---- a model of either kind, and a batch of songs in the making
@@ -771,22 +622,22 @@ typedef struct {
     const char *path;
     Kind kind;
     Precision precision;
-    Gpt gpt; // one of the two
-    Lstm lstm;
+    GptDecoder gpt; // this or lstm is used
+    LstmDecoder lstm;
     int64_t bytes;   // of weights that a token reads
     float *memory;   // owns all weights
     char name[100];  // for people: of the file, or of its folder if the file has the usual name
-    char about[220]; // the same: kind, sizes, precision if it is not float32
+    char about[220]; // for people: name, kind, sizes, and the precision if it is not float32
 } Model;
 
-static void model_free(Model *m) {
+static inline void model_free(Model *m) {
     free(m->gpt.layers);
     free(m->lstm.layers);
     free(m->memory);
     memset(m, 0, sizeof *m);
 }
 
-static void model_sizes(Model *m, Loader *from) {
+static inline void model_sizes(Model *m, Loader *from) {
     if (count_layers(from->file, "lstm.", "_l")) {
         m->kind = LSTM;
         lstm_sizes(&m->lstm, from);
@@ -799,13 +650,13 @@ static void model_sizes(Model *m, Loader *from) {
     }
 }
 
-static void model_weights(Model *m, Loader *from) {
+static inline void model_weights(Model *m, Loader *from) {
     from->bytes = 0;
     if (m->kind == GPT) gpt_weights(&m->gpt, from);
     if (m->kind == LSTM) lstm_weights(&m->lstm, from);
 }
 
-static void model_describe(Model *m, const StFile *file) {
+static inline void model_describe(Model *m, const StFile *file) {
     const char *slash = strrchr(m->path, '/'), *epoch = st_meta(file, "epoch");
     const char *end = slash && !strcmp(slash, "/model.safetensors") ? slash : m->path + strlen(m->path), *start = end;
     while (start > m->path && start[-1] != '/') start--;
@@ -817,7 +668,7 @@ static void model_describe(Model *m, const StFile *file) {
 }
 
 // Reads a model or a resume state (whose further tensors are left alone). After a failure there is nothing to free.
-static bool model_load(Model *m, const char *path, Precision precision, char *error) {
+static inline bool model_load(Model *m, const char *path, Precision precision, char *error) {
     StFile file;
     Loader from = {&file, path, precision, error, true, 0, {NULL, 0}};
     memset(m, 0, sizeof *m);
@@ -825,11 +676,11 @@ static bool model_load(Model *m, const char *path, Precision precision, char *er
     m->precision = precision;
     if (!st_read(&file, path, error)) return false;
     model_sizes(m, &from);
-    model_weights(m, &from);
+    if (from.ok) model_weights(m, &from);
     if (from.ok) {
-        m->memory = vector_alloc(from.arena.floats);
+        m->memory = vector_alloc((int64_t)from.arena.used);
         from.arena = (Arena){m->memory, 0};
-        if (!m->memory) from.ok = no_memory(&from);
+        if (!m->memory) from.ok = load_no_memory(&from);
     }
     if (from.ok) model_weights(m, &from);
     if (from.ok && m->kind == LSTM) lstm_prepare(&m->lstm);
@@ -843,63 +694,71 @@ static bool model_load(Model *m, const char *path, Precision precision, char *er
 // What songs in the making carry from token to token, and where a token is computed.
 typedef struct {
     const Model *model;
-    GptState gpt; // one of the two
+    GptState gpt; // this or lstm is used
     LstmState lstm;
-    Rows logits;   // [V] of each room, of the token after the last one fed
-    char *packed;  // vectors as products take them
+    Rows logits;   // [V] of each slot, of the token after the last one fed
+    char *packed;  // vectors of each slot as products take them
     float *memory; // owns all of it
 } Batch;
 
-static void batch_free(Batch *b) {
+static inline void batch_free(Batch *b) {
     free(b->memory);
     memset(b, 0, sizeof *b);
 }
 
-static void batch_lay_out(Batch *b, int rooms, int context, Arena *arena) {
+static inline void batch_lay_out(Batch *b, int n_slots, int context, Arena *arena) {
     const Model *m = b->model;
-    int64_t widest = m->gpt.C > m->gpt.H ? m->gpt.C : m->gpt.H; // of what products pack
+    int64_t widest = m->gpt.C > m->gpt.F ? m->gpt.C : m->gpt.F; // of what products pack
     if (m->lstm.H > widest) widest = m->lstm.H;
     if (m->lstm.H1 > widest) widest = m->lstm.H1;
     if (m->lstm.H2 > widest) widest = m->lstm.H2;
-    if (m->kind == GPT) gpt_state(&b->gpt, &m->gpt, rooms, context, arena);
-    if (m->kind == LSTM) lstm_state(&b->lstm, &m->lstm, rooms, arena);
-    b->logits = take_rows(arena, rooms, V);
-    b->packed = (char *)take(arena, rooms * (int64_t)packed_size(m->precision, (int)widest) / 4);
+    if (m->kind == GPT) gpt_state(&b->gpt, &m->gpt, n_slots, context, arena);
+    if (m->kind == LSTM) lstm_state(&b->lstm, &m->lstm, n_slots, arena);
+    b->logits = take_rows(arena, n_slots, V);
+    b->packed = (char *)take(arena, n_slots * (int64_t)packed_size(m->precision, (int)widest) / 4);
 }
 
 // The memory of a batch, in bytes.
-static int64_t batch_size(const Model *m, int rooms, int context) {
+static inline int64_t batch_size(const Model *m, int n_slots, int context) {
     Batch b = {.model = m};
     Arena arena = {NULL, 0};
-    batch_lay_out(&b, rooms, context, &arena);
-    return arena.floats * 4;
+    batch_lay_out(&b, n_slots, context, &arena);
+    return (int64_t)arena.used * (int64_t)sizeof(float);
 }
 
-// An empty batch; context: of a Transformer. After a failure there is nothing to free.
-static bool batch_new(Batch *b, const Model *m, int rooms, int context, char *error) {
-    const int64_t size = batch_size(m, rooms, context);
+// An empty batch; only a Transformer has a context. After a failure there is nothing to free.
+static inline bool batch_new(Batch *b, const Model *m, int n_slots, int context, char *error) {
+    const int64_t size = batch_size(m, n_slots, context);
     memset(b, 0, sizeof *b);
     b->model = m;
-    b->memory = vector_alloc(size / 4);
+    b->memory = vector_alloc(size / (int64_t)sizeof(float));
     if (!b->memory) {
-        return fail(error, "the state of %d songs, %lld MB, does not fit into memory%s", rooms, (long long)(size >> 20),
-                    m->kind == GPT ? "; a smaller --context takes less" : "");
+        return fail(error, "the state of %d songs, %lld MB, does not fit into memory%s", n_slots,
+                    (long long)(size >> 20), m->kind == GPT ? "; a smaller --context takes less" : "");
     }
     Arena arena = {b->memory, 0};
-    batch_lay_out(b, rooms, context, &arena);
+    batch_lay_out(b, n_slots, context, &arena);
     return true;
 }
 
-static void batch_begin(Batch *b, int room) { // a new song moves in
-    if (b->model->kind == GPT) gpt_begin(&b->gpt, room);
-    if (b->model->kind == LSTM) lstm_begin(&b->lstm, room);
+// A new song begins in a slot.
+static inline void batch_begin(Batch *b, int slot) {
+    if (b->model->kind == GPT) gpt_begin(&b->gpt, slot);
+    if (b->model->kind == LSTM) lstm_begin(&b->lstm, slot);
 }
 
-// Feeds the n rooms listed a token each; each room's logits are then those of the token after it.
-static void batch_step(Batch *b, const int *rooms, int n, const int *tokens) {
+// Feeds a token to each of the n slots listed, whose logits are then those of the token after it.
+static inline void batch_step(Batch *b, const int *slots, int n, const int *tokens) {
     const Model *m = b->model;
-    if (m->kind == GPT) gpt_step(&b->gpt, &m->gpt, rooms, n, tokens, b->logits, b->packed);
-    if (m->kind == LSTM) lstm_step(&b->lstm, &m->lstm, rooms, n, tokens, b->logits, b->packed);
+    if (m->kind == GPT) gpt_step(&b->gpt, &m->gpt, slots, n, tokens, b->logits, b->packed);
+    if (m->kind == LSTM) lstm_step(&b->lstm, &m->lstm, slots, n, tokens, b->logits, b->packed);
+}
+
+static inline bool logits_finite(const float *logits) {
+    for (int v = 0; v < V; v++) {
+        if (!isfinite(logits[v])) return false;
+    }
+    return true;
 }
 
 #endif

@@ -1,16 +1,15 @@
 // player: songs as one .html file to look at and to hear: piano rolls that play in the browser.
 //
-// The page is dev/sample/player.html, which the Makefile turns into a string of C, build/player_page.h; here its example song
-// is replaced by the given ones, as JSON. Promises: the file needs nothing else, no network either; the same songs give
-// the same bytes; any title and settings, of whatever bytes, are shown as text and never become part of the page (what
-// is not UTF-8 is shown as U+FFFD); each note is a line of the file, `[start,length,key,velocity]`, with `,1` if it is
-// from the prime.
-// C11 and C++17; with -std=c11 include it before the system's headers.
+// The page is dev/sample/player.html, which the Makefile turns into a string of C, build/player_page.h; here its
+// example song is replaced by the given ones, as JSON. Promises: the file needs nothing else, no network either; the
+// same songs give the same bytes; any title and settings, of whatever bytes, are shown as text and never become part of
+// the page (what is not UTF-8 is shown as U+FFFD); each note is a line of the file, `[start,length,key,velocity]`, with
+// `,1` if it is from the prime. C11 and C++17; with -std=c11 include it before the system's headers.
 #ifndef PLAYER_H
 #define PLAYER_H
 
-#include "build/player_page.h" // static const char player_page[]
 #include "base/text.h"
+#include "build/player_page.h" // static const char player_page[]
 
 #include <math.h>
 
@@ -76,7 +75,7 @@ static inline bool player_song(TextBuffer *out, const PlayerSong *song, char *er
     text_print(out, ",\"settings\":");
     player_string(out, song->settings ? song->settings : "");
     text_print(out, ",\"bpm\":%.9g,\"prime\":%.9g,\"seconds\":%.9g,\n\"bars\":[", song->bpm, song->prime_seconds,
-             song->seconds);
+               song->seconds);
     for (size_t i = 0; i < song->n_bars; i++) {
         if (!player_is_time(song->bars[i]) || (i && song->bars[i] < song->bars[i - 1])) {
             return fail(error, "song '%.80s': bar %zu begins at %g s, which is no time or before the bar before", title,
@@ -93,7 +92,7 @@ static inline bool player_song(TextBuffer *out, const PlayerSong *song, char *er
                         i + 1, note->key, note->velocity, note->start, note->seconds);
         }
         text_print(out, "[%.9g,%.9g,%d,%d%s]%s\n", note->start, note->seconds, note->key, note->velocity,
-                 note->prime ? ",1" : "", i + 1 < song->n_notes ? "," : "");
+                   note->prime ? ",1" : "", i + 1 < song->n_notes ? "," : "");
     }
     text_print(out, "],\n\"mid\":\"");
     player_base64(out, song->mid, song->mid_size);

@@ -1,16 +1,16 @@
-// The piano roll of a song as an .svg: time to the right in bars, broken into rows as a score is, pitch upwards in
-// semitones, and seconds below each row. For a page as for a printed figure; `make paper` draws with it through
-// sample_music.
+// The piano roll of a song as an .svg, for a page or a printed figure: time to the right in bars, broken into rows as a
+// score is, pitch upwards in semitones, and seconds below each row.
 //
 // Promises: each note stands in the file once with data-note="key start end" (ticks), for programs; any text is shown
 // as text. Leaves out: loudness, tempo changes.
 #ifndef ROLL_H
 #define ROLL_H
 
-#include "recipe/curves.h"      // nice_step
 #include "base/text.h"
 
 #include "midi.h"
+
+#include <math.h>
 
 typedef struct {
     const char *name;                // of the picture, for those who cannot see it
@@ -26,7 +26,8 @@ typedef struct {
 
 enum { ROLL_QUARTER = 4 * MIDI_STEP };
 
-static inline void roll_text(TextBuffer *out, const char *text) { // as XML; what is not UTF-8 or is a control becomes '?'
+static inline void roll_text(TextBuffer *out,
+                             const char *text) { // as XML; what is not UTF-8 or is a control becomes '?'
     size_t left = strlen(text);
     while (left) {
         int length = utf8_length(text, left);
@@ -92,7 +93,7 @@ static inline void roll_keys(TextBuffer *out, const RollPage *page, double width
     for (int key = page->highest; key >= page->lowest; key--) {
         if (!black[key % 12]) continue;
         text_print(out, "M0 %.1fh%.1fv%.1fh-%.1fz", (page->highest - key) * page->key_height, width, page->key_height,
-                 width);
+                   width);
     }
     text_print(out, "\"/>\n");
     for (int key = page->highest; key >= page->lowest; key--) {
@@ -143,8 +144,8 @@ static inline void roll_row(TextBuffer *out, const Roll *roll, const RollPage *p
         if (from >= to) continue;
         double width = (double)(to - from) * page->tick_width - 0.8;
         text_print(out, "<rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" rx=\"1\"",
-                 roll->from_prime[i] ? "prime" : "new", (double)(from - start) * page->tick_width + 0.4,
-                 (page->highest - note->key) * page->key_height, width > 0.8 ? width : 0.8, page->key_height);
+                   roll->from_prime[i] ? "prime" : "new", (double)(from - start) * page->tick_width + 0.4,
+                   (page->highest - note->key) * page->key_height, width > 0.8 ? width : 0.8, page->key_height);
         if (from == note->start) { // once per note, for programs: key, start and end in ticks
             text_print(out, " data-note=\"%d %lld %lld\"", note->key, (long long)note->start, (long long)note->end);
         }
@@ -156,15 +157,15 @@ static inline void roll_row(TextBuffer *out, const Roll *roll, const RollPage *p
 static inline void roll_head(TextBuffer *out, const Roll *roll, double page_height) {
     int width = ROLL_LEFT + ROLL_WIDTH + 16;
     text_print(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" width=\"%d\" height=\"%.0f\" ", width,
-             page_height);
+               page_height);
     text_print(out, "viewBox=\"0 0 %d %.0f\">\n<title>", width, page_height);
     roll_text(out, roll->name);
     text_print(out, "</title>\n<style>text{font-family:'Helvetica Neue',Arial,sans-serif;fill:#222}"
-                  ".small{font-size:10px;fill:#666}.time{font-size:9px;fill:#767676;text-anchor:middle}"
-                  ".end{text-anchor:end}.new{fill:#1f6fb4}.prime{fill:#8c8c8c}.new,.prime{fill-opacity:.85}"
-                  ".black{fill:#f3f4f6}.c{stroke:#d3d6dc}"
-                  ".bar{stroke:#b4b9c2}.beat{stroke:#e7e9ed}.frame{fill:none;stroke:#b4b9c2}"
-                  "path,.frame{stroke-width:.8}</style>\n");
+                    ".small{font-size:10px;fill:#666}.time{font-size:9px;fill:#767676;text-anchor:middle}"
+                    ".end{text-anchor:end}.new{fill:#1f6fb4}.prime{fill:#8c8c8c}.new,.prime{fill-opacity:.85}"
+                    ".black{fill:#f3f4f6}.c{stroke:#d3d6dc}"
+                    ".bar{stroke:#b4b9c2}.beat{stroke:#e7e9ed}.frame{fill:none;stroke:#b4b9c2}"
+                    "path,.frame{stroke-width:.8}</style>\n");
     text_print(out, "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n");
     text_print(out, "<text x=\"%d\" y=\"26\" font-size=\"16\" font-weight=\"bold\">", ROLL_LEFT);
     roll_text(out, roll->title);

@@ -10,9 +10,8 @@
 // - Loudness and brightness follow the velocity; the knock of the hammer is a handful of broad modes of the body.
 // - A note's end lets the damper down, which takes all modes away in about a third of a second (the highest keys have
 //   no damper). A key that is struck again rises first: its damper touches the string for 43 ms before the strike.
-// Partials alternate between two places of the soundboard, which lie left and right by key, and a feedback delay
-// network (J.-M. Jot, A. Chaigne, Digital delay networks for designing artificial reverberators, AES 90, 1991) adds a
-// room.
+// Partials alternate between two places of the soundboard, which lie left and right by key. A feedback delay network
+// adds a room (J.-M. Jot, A. Chaigne, Digital delay networks for designing artificial reverberators, AES 90, 1991).
 //
 // Level. No note changes another's level from moment to moment: all gains are fixed, but for two. One evens out
 // density: the power that the notes will have is known beforehand, smoothed over 1.5 s to both sides, and half of its
@@ -54,11 +53,11 @@ enum {
     SYNTH_LATE = 32,      // partials of which something rings on
     SYNTH_RISING = 16,    // partials that take time to come up
     SYNTH_MODES = SYNTH_PARTIALS + SYNTH_LATE + SYNTH_RISING + 3 * SYNTH_CENTRED + SYNTH_KNOCK,
-    SYNTH_SLOTS = 2 * SYNTH_MODES, // with holes where one bus has more of them
-    SYNTH_FRAME = 32,              // ticks between two values of the density's gain
-    SYNTH_AHEAD = 8,               // ticks that the limiter looks ahead
-    SYNTH_LINES = 8,               // of the room
-    SYNTH_LINE = 4096              // samples of each, a power of two
+    SYNTH_PLACES = 2 * SYNTH_MODES, // with holes where one bus has more of them
+    SYNTH_FRAME = 32,               // ticks between two values of the density's gain
+    SYNTH_AHEAD = 8,                // ticks that the limiter looks ahead
+    SYNTH_LINES = 8,                // of the room
+    SYNTH_LINE = 4096               // samples of each, a power of two
 };
 
 static const double synth_tail = 2;         // seconds after the last note of a file without a given length
@@ -128,7 +127,7 @@ typedef struct { // all of it
     float *gains; // see synth_density
     SynthRoom room;
     SynthLimiter limiter;
-    vector scratch[2 * SYNTH_SLOTS];
+    vector scratch[2 * SYNTH_PLACES];
     float dry[2][(1 + SYNTH_ATTACK) * SYNTH_TICK]; // left and right, from the current tick on
 } Synth;
 
@@ -148,7 +147,7 @@ static inline double synth_level(int key) {
 }
 
 static inline int synth_longest_first(const void *a, const void *b) {
-    const SynthMode *x = (const SynthMode *)a, *y = (const SynthMode *)b;
+    const SynthMode *x = a, *y = b;
     if (x->life != y->life) return x->life < y->life ? 1 : -1;
     if (x->frequency != y->frequency) return x->frequency < y->frequency ? -1 : 1;
     return x->bus - y->bus;
@@ -221,7 +220,7 @@ static inline float synth_excite(const SynthTimbre *timbre, int n, float velocit
 
 // Makes the table of a key. Returns false when there is no memory.
 static inline bool synth_make_key(SynthKey *key, int number) {
-    SynthMode modes[SYNTH_MODES], slots[SYNTH_SLOTS];
+    SynthMode modes[SYNTH_MODES], placed[SYNTH_PLACES];
     SynthTimbre timbre[SYNTH_MODES];
     float excited[SYNTH_MODES];
     int count = synth_modes(number, modes), used[2] = {0};
@@ -230,11 +229,11 @@ static inline bool synth_make_key(SynthKey *key, int number) {
     const float loudest = synth_excite(timbre, count, 1, key->level, excited);
     for (int i = 0; i < count; i++) modes[i].life = log(fabsf(excited[i] * loudest) / synth_inaudible) / modes[i].decay;
     qsort(modes, (size_t)count, sizeof *modes, synth_longest_first);
-    memset(slots, 0, sizeof slots);
-    for (int i = 0; i < count && modes[i].life > 0; i++) slots[2 * used[modes[i].bus]++ + modes[i].bus] = modes[i];
+    memset(placed, 0, sizeof placed);
+    for (int i = 0; i < count && modes[i].life > 0; i++) placed[2 * used[modes[i].bus]++ + modes[i].bus] = modes[i];
     const int n = 2 * (used[0] > used[1] ? used[0] : used[1]);
     const size_t floats = (size_t)n * (6 + 4 * LANES);
-    key->memory = (real *)malloc((floats + 1) * sizeof(real));
+    key->memory = malloc((floats + 1) * sizeof(real));
     if (!key->memory) return false;
     key->start = (vector *)key->memory;
     key->state = key->start + 2 * n;
@@ -249,7 +248,7 @@ static inline bool synth_make_key(SynthKey *key, int number) {
         key->side[bus][1] = (float)sin(fmin(fmax(angle + (bus ? wide : -wide), 0), synth_two_pi / 4));
     }
     for (int i = 0; i < n; i++) {
-        const SynthMode *mode = &slots[i];
+        const SynthMode *mode = &placed[i];
         const double angle_step = synth_two_pi * mode->frequency / SYNTH_RATE, shrink = mode->decay / SYNTH_RATE;
         key->turn[2 * i] = (float)(cos(angle_step * LANES) * exp(-shrink * LANES));
         key->turn[2 * i + 1] = (float)(sin(angle_step * LANES) * exp(-shrink * LANES));
@@ -268,8 +267,7 @@ static inline bool synth_make_key(SynthKey *key, int number) {
 }
 
 // out[SYNTH_TICK] = the sum of modes first, first + 2, .. below n, which move on by a tick. LANES samples of a mode
-// stand side by side in a vector, so that a step is one complex product, and the sum needs no order but that of the
-// modes.
+// stand side by side in a vector, so that a step is one complex product; the modes are added in their order.
 static inline void synth_ring(vector *state, const float *turn, int first, int n, float damping, real *out) {
     vector sum[SYNTH_TICK / LANES] = {zero};
     for (int i = first; i < n; i += 2) {
@@ -307,10 +305,10 @@ static inline void synth_forget(SynthKey *key) {
 }
 
 // Strikes a key: SYNTH_ATTACK ticks of sound at once, in which the new modes are faded in beside what still sounds;
-// then they are one. scratch[2 * SYNTH_SLOTS].
+// then they are one. scratch[2 * SYNTH_PLACES].
 static inline void synth_strike(SynthKey *key, int64_t tick, float velocity, vector *scratch, float *left,
                                 float *right) {
-    float excited[SYNTH_SLOTS];
+    float excited[SYNTH_PLACES];
     const float gain = synth_excite(key->timbre, key->n, velocity, key->level, excited);
     int n = 0;
     for (int i = 0; i < key->n; i++) {
@@ -338,7 +336,7 @@ static inline void synth_strike(SynthKey *key, int64_t tick, float velocity, vec
 // ---- what the keys do when
 
 static inline int synth_by_key(const void *a, const void *b) {
-    const SynthStrike *x = (const SynthStrike *)a, *y = (const SynthStrike *)b;
+    const SynthStrike *x = a, *y = b;
     if (x->key != y->key) return x->key - y->key;
     if (x->start != y->start) return x->start < y->start ? -1 : 1;
     if (x->end != y->end) return x->end < y->end ? -1 : 1;
@@ -346,7 +344,7 @@ static inline int synth_by_key(const void *a, const void *b) {
 }
 
 static inline int synth_by_time(const void *a, const void *b) {
-    const SynthEvent *x = (const SynthEvent *)a, *y = (const SynthEvent *)b;
+    const SynthEvent *x = a, *y = b;
     if (x->tick != y->tick) return x->tick < y->tick ? -1 : 1;
     return x->key - y->key; // a key does one thing a tick
 }
@@ -582,14 +580,13 @@ static inline bool synth_wav(TextBuffer *out, const SynthNote *notes, size_t n, 
     const int64_t frames = (int64_t)rint(seconds * SYNTH_RATE), ticks = (frames + SYNTH_TICK - 1) / SYNTH_TICK;
     const size_t size = 44 + 4 * (size_t)frames, n_gains = (size_t)(ticks + SYNTH_AHEAD) / SYNTH_FRAME + 2;
     if (!out->failed && size > out->capacity - out->size) {
-        char *grown = (char *)realloc(out->bytes, out->size + size);
+        char *grown = realloc(out->bytes, out->size + size);
         if (grown) out->bytes = grown, out->capacity = out->size + size;
     }
-    Synth *s = (Synth *)calloc(1, sizeof *s);
-    SynthStrike *strikes = (SynthStrike *)malloc((n + 1) * sizeof *strikes);
+    Synth *s = calloc(1, sizeof *s);
+    SynthStrike *strikes = malloc((n + 1) * sizeof *strikes);
     bool ok = s && strikes && !out->failed && size <= out->capacity - out->size;
-    ok = ok && (s->events = (SynthEvent *)malloc((2 * n + 1) * sizeof *s->events)) &&
-         (s->gains = (float *)malloc(n_gains * sizeof *s->gains));
+    ok = ok && (s->events = malloc((2 * n + 1) * sizeof *s->events)) && (s->gains = malloc(n_gains * sizeof *s->gains));
     const size_t n_strikes = ok ? synth_strikes(notes, n, ticks, strikes) : 0;
     for (size_t i = 0; ok && i < n_strikes; i++) {
         const SynthStrike *strike = &strikes[i];

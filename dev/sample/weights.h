@@ -1,21 +1,23 @@
 // Matrices of weights as a sampler wants them, held in memory as float32, bf16 or int8, and their products with a
 // vector of each song of a batch: y_s = bias_s + W x_s.
 //
-// A token is little work and much reading: each weight serves one multiplication per song. So weights lie in memory
-// in the order in which they are read (for one song from two places at once), in few bytes, and all songs of a batch
-// meet a weight while it is near.
+// A token is little work and much reading, because each weight serves one multiplication per song. So the weights lie
+// in memory in the order in which they are read (for one song from two places at once) and in few bytes, and a weight
+// that was read is multiplied with the vectors of all songs of the batch while it is in a register.
 //
 //     float32   4 bytes     products and sums in float
 //     bf16      2 bytes     the upper half of the nearest float; x is rounded to that, too; products and sums in float
 //     int8      1 byte      weight = scale of its row * (-127..127); x = scale of x * (-127..127); their products are
 //                           summed as integers, exactly (Dettmers et al., LLM.int8(), 2022, section 2.1)
 //
-// Promises: a song's result is the same bytes whoever else is in the batch, because each sum has one order; int8's sums
-// are the same on every machine. A number that is not finite in x shows in y. Leaves out: rows of more than 65,536
-// int8 (their sums could overflow), and outliers, which the models of this house do not have.
+// It promises that a song's result is the same bytes whoever else is in the batch, because each sum has one order; that
+// int8's sums are the same on every machine; that a number that is not finite in x shows in y. It leaves out rows of
+// more than 65,536 int8, whose sums could overflow, and a separate treatment of columns with outliers (section 3 of
+// that paper), which the models of this project do not have. C11, gcc and clang.
 #ifndef WEIGHTS_H
 #define WEIGHTS_H
 
+#include "base/round.h"
 #include "cpu/vector.h"
 
 #include <string.h>
@@ -32,25 +34,21 @@ static const char *const precision_names[] = {"float32", "bf16", "int8"};
 typedef int32_t ints __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 typedef int8_t bytes_of_ints __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1), may_alias));
 
-// A panel is four vectors of rows: each number of x meets four whole vectors of weights that follow each other.
-// TILE songs share a panel's pass through the registers, where there are 32 of these.
-#if defined(__AVX512F__) || defined(__aarch64__)
-enum { TILE = 6 };
-#else
-enum { TILE = 1 };
-#endif
+// A panel is PANEL rows of a matrix, four vectors of them: each number of x meets four whole vectors of weights that
+// follow each other. TILE_SONGS songs share a panel's pass through the registers, where there are 32 of these.
 enum { PANEL = 4 * LANES };
+#if defined(__AVX512F__) || defined(__aarch64__)
+enum { TILE_SONGS = 6 };
+#else
+enum { TILE_SONGS = 1 };
+#endif
 
 #if defined(__clang__)
-#define UNROLL_FULLY _Pragma("clang loop unroll(full)") // without it its sums lie in memory
+#define UNROLL_FULLY _Pragma("clang loop unroll(full)") // without it clang keeps the sums in memory
 #else
 #define UNROLL_FULLY UNROLL
 #endif
-#define KEEP_LOOP _Pragma("GCC unroll 1") // memory read in larger bites, out of order, is read slower
-
-static int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
-
-static int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * multiple; }
+#define KEEP_LOOP _Pragma("GCC unroll 1") // an unrolled loop reads memory in larger bites, out of order and slower
 
 // W [n_out][n_in], its rows padded with zeros to whole panels:
 //     float32   [n_out / PANEL][n_in][PANEL] floats
@@ -60,8 +58,8 @@ typedef struct {
     Precision precision;
     int n_in, n_out;
     void *panels;
-    float *scales;   // int8: [n_out], and
-    int32_t *starts; // [n_out] what a row's sum begins with, see BYTE_ZERO
+    float *scales;   // int8 only: [n_out]
+    int32_t *starts; // int8 only: [n_out] what a row's sum begins with, see BYTE_ZERO
 } Weights;
 
 // A vector for each song: that of song s begins at `at + s * stride`. Stride 0: all share one.
@@ -70,13 +68,13 @@ typedef struct {
     int64_t stride;
 } Rows;
 
-static int columns_a_word(Precision precision) { return 1 << precision; }
+static inline int columns_a_word(Precision precision) { return 1 << precision; }
 
-static int64_t panels_words(Precision precision, int n_in, int n_out) { // of 4 bytes
+static inline int64_t panels_words(Precision precision, int n_in, int n_out) { // of 4 bytes
     return round_up(n_out, PANEL) * (round_up(n_in, columns_a_word(precision)) / columns_a_word(precision));
 }
 
-static uint16_t to_bf16(float x) { return (uint16_t)bf16_round(all_lanes(x))[0]; }
+static inline uint16_t to_bf16(float x) { return (uint16_t)bf16_round(all_lanes(x))[0]; }
 
 // ---- four products of bytes at once
 //
@@ -119,12 +117,12 @@ ALWAYS_INLINE ints all_words(const char *bytes) { // these four bytes in each wo
     return (ints){0} + four;
 }
 
-// ---- making
+// ---- making a matrix
 
-#define SMALLEST_SCALE 1e-37f // of bytes; below it 1 / scale leaves float, and all bytes are 0
+#define SMALLEST_SCALE 1e-37f // of bytes; below it 1 / scale is no float any more, and all bytes are 0
 
-// Row `row` becomes these numbers, all finite. Rows that are never set must be zeroed memory.
-static void weights_set_row(Weights *w, int row, const float *numbers) {
+// Row `row` becomes these numbers, all finite. The memory of rows that are never set must be zeroed.
+static inline void weights_set_row(Weights *w, int row, const float *numbers) {
     const int across = columns_a_word(w->precision),
               n_words = (int)(panels_words(w->precision, w->n_in, PANEL) / PANEL);
     char *panel = (char *)w->panels + (size_t)4 * (size_t)(row / PANEL) * (size_t)n_words * PANEL;
@@ -147,21 +145,24 @@ static void weights_set_row(Weights *w, int row, const float *numbers) {
             sum += whole;
         }
     }
-    if (w->precision == INT8) w->scales[row] = scale, w->starts[row] = -BYTE_ZERO * sum;
+    if (w->precision == INT8) {
+        w->scales[row] = scale;
+        w->starts[row] = -BYTE_ZERO * sum;
+    }
 }
 
 // ---- x as the products take it: as it is, in pairs of bf16, or as bytes
 
-enum { BYTES_HEAD = 64 }; // before the bytes stands their scale
+enum { BYTES_HEAD = 64 }; // bytes before the numbers, the first four of which are their scale
 
-static size_t byte_vector_size(int n) { return (size_t)(BYTES_HEAD + round_up(n, PANEL)); }
+static inline size_t byte_vector_size(int n) { return (size_t)(BYTES_HEAD + round_up(n, PANEL)); }
 
-// x to the nearest integer, |x| < 2^22, in the low bits of each word: 1.5 * 2^23 + x has no room for a fraction.
+// x to the nearest integer, |x| < 2^22, in the low bits of each word: 1.5 * 2^23 + x has no bits for a fraction.
 ALWAYS_INLINE ints low_bits_round(vector x) { return (ints)(x + 12582912); }
 
-// to: [byte_vector_size(n)]: the scale, which is returned too, and from BYTES_HEAD on x [n] / scale + byte_zero. If a
-// number is not finite, the scale is infinite.
-static float byte_vector(char *to, const float *x, int n, int byte_zero) {
+// Makes bytes of x [n]. to [byte_vector_size(n)] gets the scale, and from BYTES_HEAD on x / scale + byte_zero. Returns
+// the scale, which is infinite if a number is not finite.
+static inline float byte_vector(char *to, const float *x, int n, int byte_zero) {
     vector tops = {0};
     for (int i = 0; i < n; i += LANES) {
         const vector numbers = load_part(x + i, n - i);
@@ -176,32 +177,33 @@ static float byte_vector(char *to, const float *x, int n, int byte_zero) {
     return scale;
 }
 
-static size_t packed_size(Precision precision, int n) { // bytes, a multiple of 16
+static inline size_t packed_size(Precision precision, int n) { // bytes, a multiple of 16
     if (precision == BF16) return (size_t)(2 * round_up(n, PANEL));
     return precision == INT8 ? byte_vector_size(n) : 0;
 }
 
 // ---- a tile: M products of a panel with a vector, which share a pass through the registers
 //
-// Either of one panel and M songs, so that a weight that was read serves all of them; or, with `apart`, of M panels
-// that lie far from each other and one song, because two orderly streams are read some 5 % faster than one. The
-// compiler knows precision, M and apart, and keeps the sums in registers.
+// A tile is either one panel and M songs, so that a weight that was read serves all of them; or, with `apart`, M panels
+// that lie far from each other and one song, because a core reads two orderly streams faster than one. precision, M and
+// apart are constants wherever panel_tile is called, so that the compiler keeps the sums in registers.
 
 typedef struct {
     const char *panel;     // of weights
-    const float *scales;   // [PANEL] int8 only, as the next two
-    const int32_t *starts; // [PANEL]
-    float x_scale;
-    const char *x;     // as packed, or floats
-    const float *bias; // [PANEL]
-    float *y;          // [PANEL], may be bias
-} Product;
+    const float *scales;   // int8 only: [PANEL]
+    const int32_t *starts; // int8 only: [PANEL]
+    float x_scale;         // int8 only
+    const char *x;         // as packed, or floats
+    const float *bias;     // [PANEL]
+    float *y;              // [PANEL], may be bias
+} PanelProduct;
 
-enum { STREAMS = 2, MOST = TILE > STREAMS ? TILE : STREAMS };
+enum { STREAMS = 2, MOST_PRODUCTS = TILE_SONGS > STREAMS ? TILE_SONGS : STREAMS };
 
-ALWAYS_INLINE void tile(const Precision precision, const int M, const bool apart, const Product *p, int n_words) {
-    vector sums[MOST][4]; // or, of bytes:
-    ints whole[MOST][4];
+ALWAYS_INLINE void panel_tile(const Precision precision, const int M, const bool apart, const PanelProduct *p,
+                              int n_words) {
+    vector sums[MOST_PRODUCTS][4];
+    ints whole[MOST_PRODUCTS][4]; // the sums of int8
     words row[4];
     UNROLL_FULLY for (int m = 0; m < M; m++) {
         UNROLL_FULLY for (int k = 0; k < 4; k++) {
@@ -214,7 +216,7 @@ ALWAYS_INLINE void tile(const Precision precision, const int M, const bool apart
             const words *w = (const words *)(const void *)p[m].panel + 4 * (ptrdiff_t)i;
             const words x = (words)all_words(p[m].x + 4 * (ptrdiff_t)i);
             UNROLL_FULLY for (int k = 0; k < 4; k++) {
-                // For several songs it is volatile: else each reads it again, and four take 1.3 times as long.
+                // For several songs the weight is volatile: else the compiler reads it again for each song.
                 if (M == 1 || apart) row[k] = w[k];
                 if (M > 1 && !apart && m == 0) row[k] = *(const volatile words *)(w + k);
                 if (precision == FLOAT32) sums[m][k] += (vector)row[k] * (vector)x;
@@ -235,11 +237,11 @@ ALWAYS_INLINE void tile(const Precision precision, const int M, const bool apart
     }
 }
 
-static void tile_of(Precision precision, int M, bool apart, const Product *p, int n_words) {
+static inline void panel_tile_of(Precision precision, int M, bool apart, const PanelProduct *p, int n_words) {
 #define TILES(M, apart)                                                                                                \
-    if (precision == FLOAT32) tile(FLOAT32, M, apart, p, n_words);                                                     \
-    if (precision == BF16) tile(BF16, M, apart, p, n_words);                                                           \
-    if (precision == INT8) tile(INT8, M, apart, p, n_words)
+    if (precision == FLOAT32) panel_tile(FLOAT32, M, apart, p, n_words);                                               \
+    if (precision == BF16) panel_tile(BF16, M, apart, p, n_words);                                                     \
+    if (precision == INT8) panel_tile(INT8, M, apart, p, n_words)
     if (apart) {
         TILES(STREAMS, true);
         return;
@@ -259,13 +261,14 @@ static void tile_of(Precision precision, int M, bool apart, const Product *p, in
 
 // ---- products
 
-static Product product_at(const Weights *w, int panel, int n_words, Rows y, Rows bias, Rows x, int song,
-                          const char *packed) {
+// One product of a song with a panel. `packed` is the song's x for bf16 and int8, which take it instead of x.
+static inline PanelProduct product_at(const Weights *w, int panel, int n_words, Rows y, Rows bias, Rows x, int song,
+                                      const char *packed) {
     const int64_t first = (int64_t)panel * PANEL;
-    Product p = {.panel = (const char *)w->panels + 4 * first * n_words,
-                 .x = w->precision == FLOAT32 ? (const char *)(x.at + song * x.stride) : packed,
-                 .bias = bias.at + song * bias.stride + first,
-                 .y = y.at + song * y.stride + first};
+    PanelProduct p = {.panel = (const char *)w->panels + 4 * first * n_words,
+                      .x = w->precision == FLOAT32 ? (const char *)(x.at + song * x.stride) : packed,
+                      .bias = bias.at + song * bias.stride + first,
+                      .y = y.at + song * y.stride + first};
     if (w->precision == INT8) {
         p.scales = w->scales + first;
         p.starts = w->starts + first;
@@ -275,31 +278,32 @@ static Product product_at(const Weights *w, int panel, int n_words, Rows y, Rows
     return p;
 }
 
-// y_s = bias_s + W x_s for the n songs listed; vectors are padded to whole panels. bias may be y. packed: the songs' x
-// as product() packs them for bf16 and int8, which take that instead of x.
-static void product_of(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n, const char *packed) {
+// y_s = bias_s + W x_s for the n songs listed. All vectors are padded to whole panels; bias may be y. `packed` holds
+// the songs' x as product() packs them for bf16 and int8, which take that instead of x.
+static inline void product_of(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n,
+                              const char *packed) {
     const size_t each = packed_size(w->precision, w->n_in);
-    const int panels = (int)ceil_div(w->n_out, PANEL), n_words = (int)ceil_div(w->n_in, columns_a_word(w->precision));
+    const int panels = (int)divide_up(w->n_out, PANEL), n_words = (int)divide_up(w->n_in, columns_a_word(w->precision));
     const int apart = n == 1 ? panels / STREAMS : 0; // panels between two streams
-    Product p[MOST];
+    PanelProduct p[MOST_PRODUCTS];
     for (int o = 0; o < apart; o++) {
         for (int m = 0; m < STREAMS; m++) p[m] = product_at(w, o + m * apart, n_words, y, bias, x, songs[0], packed);
-        tile_of(w->precision, STREAMS, true, p, n_words);
+        panel_tile_of(w->precision, STREAMS, true, p, n_words);
     }
     for (int o = STREAMS * apart; o < panels; o++) {
-        for (int s = 0, tiles = (int)ceil_div(n, TILE), M; tiles; s += M, tiles--) { // of much the same size
-            M = (int)ceil_div(n - s, tiles);
+        for (int s = 0, tiles = (int)divide_up(n, TILE_SONGS), M; tiles; s += M, tiles--) { // the songs in even parts
+            M = (int)divide_up(n - s, tiles);
             for (int m = 0; m < M; m++) {
                 p[m] =
                     product_at(w, o, n_words, y, bias, x, songs[s + m], each ? packed + (size_t)(s + m) * each : NULL);
             }
-            tile_of(w->precision, M, false, p, n_words);
+            panel_tile_of(w->precision, M, false, p, n_words);
         }
     }
 }
 
-// The same where packed is but room for packed_size(n_in) of each song.
-static void product(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n, char *packed) {
+// The same where `packed` is scratch memory: packed_size(n_in) for each song.
+static inline void product(const Weights *w, Rows y, Rows bias, Rows x, const int *songs, int n, char *packed) {
     const size_t each = packed_size(w->precision, w->n_in);
     for (int s = 0; s < n && each; s++) {
         const float *from = x.at + songs[s] * x.stride;

@@ -1,0 +1,178 @@
+// Songs in files: .mid to play, .svg to look at, .wav to hear, .html to do all three; and the names of these files.
+//
+// It promises that a file appears whole or not at all. C11, gcc and clang.
+#ifndef FORMATS_H
+#define FORMATS_H
+
+#include "sample/player.h"
+#include "sample/roll.h"
+#include "sample/song.h"
+#include "sample/synth.h"
+
+#include <strings.h> // strcasecmp
+
+// ---- one song
+
+static inline bool make_mid(TextBuffer *out, const Song *song, char *error) {
+    uint8_t *bytes;
+    size_t size;
+    midi_error problem;
+    if (!midi_write(&song->midi, &bytes, &size, &problem)) return fail(error, "%s", problem.text);
+    text_add(out, (const char *)bytes, size);
+    MIDI_FREE(bytes);
+    return true;
+}
+
+static inline bool make_svg(TextBuffer *out, const Song *song, char *error) {
+    const size_t n = song->midi.n_notes;
+    const int bars = song_bars(song);
+    char notes[40] = "no notes", title[100], name[300], settings[HOW_SIZE + 32];
+    if (n) snprintf(notes, sizeof notes, "%zu note%s", n, plural(n));
+    snprintf(title, sizeof title, "%s, %d bar%s, %.0f s", notes, bars, plural((size_t)bars), song_seconds(song));
+    snprintf(name, sizeof name, "%s, seed %llu: piano roll of %s", song->model_name, (unsigned long long)song->seed,
+             title);
+    const Roll roll = {.name = name,
+                       .title = title,
+                       .how = song_settings(song, settings),
+                       .model = song->model,
+                       .notes = song->midi.notes,
+                       .from_prime = song->from_prime,
+                       .n_notes = n,
+                       .lines = song->lines,
+                       .n_lines = song->n_lines,
+                       .end = song->end,
+                       .tick_seconds = tick_seconds(song)};
+    (void)error;
+    roll_svg(out, &roll);
+    return true;
+}
+
+static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
+    const size_t n = song->midi.n_notes;
+    const double tick = tick_seconds(song);
+    SynthNote *notes = calloc(n + 1, sizeof *notes);
+    if (!notes) return fail(error, "no memory for %zu notes", n);
+    for (size_t i = 0; i < n; i++) {
+        const midi_note *note = &song->midi.notes[i];
+        notes[i] = (SynthNote){(double)note->start * tick, (double)(note->end - note->start) * tick, note->key,
+                               note->velocity / 127.0, false};
+    }
+    bool ok = synth_wav(out, notes, n, song_seconds(song) + synth_tail, error);
+    free(notes);
+    return ok;
+}
+
+// ---- a page of several songs
+
+typedef struct { // a song as the page wants it, and what that points to
+    char title[200], settings[HOW_SIZE + 300];
+    TextBuffer mid;
+    PlayerNote *notes;
+    double *bars;
+} PageSong;
+
+static inline bool page_song(PageSong *page, PlayerSong *to, const Song *song, char *error) {
+    const midi_song *midi = &song->midi;
+    const double tick = tick_seconds(song);
+    page->notes = calloc(midi->n_notes + 1, sizeof *page->notes);
+    page->bars = calloc((size_t)song->n_lines, sizeof *page->bars);
+    if (!page->notes || !page->bars) return fail(error, "no memory for %zu notes", midi->n_notes);
+    if (!make_mid(&page->mid, song, error)) return false;
+    for (size_t i = 0; i < midi->n_notes; i++) {
+        const midi_note *note = &midi->notes[i];
+        page->notes[i] = (PlayerNote){(double)note->start * tick, (double)(note->end - note->start) * tick, note->key,
+                                      note->velocity, song->from_prime[i]};
+    }
+    for (int i = 0; i < song->n_lines; i++) page->bars[i] = (double)song->lines[i] * tick;
+    snprintf(page->title, sizeof page->title, "%s, seed %llu", song->model_name, (unsigned long long)song->seed);
+    snprintf(page->settings, sizeof page->settings, "%s\n%s", song->how, song->model);
+    *to = (PlayerSong){.title = page->title,
+                       .settings = page->settings,
+                       .mid = (const uint8_t *)page->mid.bytes,
+                       .mid_size = page->mid.size,
+                       .notes = page->notes,
+                       .n_notes = midi->n_notes,
+                       .bars = page->bars,
+                       .n_bars = (size_t)song->n_lines,
+                       .prime_seconds = (double)song->prime_end * tick,
+                       .seconds = song_seconds(song),
+                       .bpm = 60 / (tick * QUARTER)};
+    return true;
+}
+
+static inline bool make_html(TextBuffer *out, const Song *songs, int n_songs, char *error) {
+    PlayerSong *list = calloc((size_t)n_songs, sizeof *list);
+    PageSong *pages = calloc((size_t)n_songs, sizeof *pages);
+    bool ok = (list && pages) || fail(error, "no memory for %d songs", n_songs);
+    for (int k = 0; ok && k < n_songs; k++) ok = page_song(&pages[k], &list[k], &songs[k], error);
+    ok = ok && player_html(out, list, n_songs, error);
+    for (int k = 0; pages && k < n_songs; k++) {
+        free(pages[k].mid.bytes);
+        free(pages[k].notes);
+        free(pages[k].bars);
+    }
+    free(list);
+    free(pages);
+    return ok;
+}
+
+// ---- files
+
+typedef struct {
+    const char *suffix;
+    bool (*make)(TextBuffer *out, const Song *song, char *error); // NULL: one file for all songs, see make_html
+} Format;
+
+static const Format formats[] = {{".mid", make_mid}, {".svg", make_svg}, {".wav", make_wav}, {".html", NULL}};
+enum { N_FORMATS = sizeof formats / sizeof *formats };
+
+static inline const Format *format_of(const char *path) { // by its suffix, small or capital, or NULL; "-" is a .mid
+    size_t length = strlen(path);
+    if (!strcmp(path, "-")) return &formats[0];
+    for (int i = 0; i < N_FORMATS; i++) {
+        size_t suffix = strlen(formats[i].suffix);
+        if (length > suffix && !strcasecmp(path + length - suffix, formats[i].suffix)) return &formats[i];
+    }
+    return NULL;
+}
+
+// out/song.mid -> out/song-3.mid for song number 2 of several. The caller frees it; NULL: no memory.
+static inline char *output_name(const char *path, int64_t song, int64_t songs) {
+    size_t size = strlen(path) + 32, stem = strlen(path) - strlen(format_of(path)->suffix);
+    char *name = malloc(size);
+    if (name && songs == 1) snprintf(name, size, "%s", path);
+    if (name && songs > 1) snprintf(name, size, "%.*s-%lld%s", (int)stem, path, (long long)song + 1, path + stem);
+    return name;
+}
+
+// Whether the folder of a file can be written to: asked before a song is made that could not be kept.
+static inline bool folder_is_writable(const char *path, char *error) {
+    const char *slash = strrchr(path, '/');
+    const int length = slash > path ? (int)(slash - path) : 1;
+    char *folder = malloc((size_t)length + 1);
+    if (!folder) return fail(error, "%s: no memory", path);
+    snprintf(folder, (size_t)length + 1, "%s", slash ? path : ".");
+    const bool ok = !strcmp(path, "-") || !access(folder, W_OK | X_OK) || atomic_fail(path, errno, error);
+    free(folder);
+    return ok;
+}
+
+// Writes these songs, one unless it is an .html, to a file or, for "-", to the standard output.
+static inline bool songs_write(const Song *songs, int n_songs, const char *path, char *error) {
+    const Format *format = format_of(path);
+    char problem[ERROR_SIZE] = "out of memory";
+    TextBuffer out = {NULL, 0, 0, false};
+    bool ok = format->make ? format->make(&out, songs, problem) : make_html(&out, songs, n_songs, problem);
+    if (!ok || out.failed) {
+        ok = fail(error, "%s: cannot be written: %.300s", path, problem);
+    } else if (strcmp(path, "-")) {
+        ok = write_file_atomically(path, out.bytes, out.size, error);
+    } else { // what stays in the buffer may fail when the program ends, which program_end tells
+        ok = fwrite(out.bytes, 1, out.size, stdout) == out.size && !fflush(stdout);
+        if (!ok) fail(error, "-o -: the standard output cannot be written: %s", strerror(errno));
+    }
+    free(out.bytes);
+    return ok;
+}
+
+#endif

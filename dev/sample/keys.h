@@ -1,0 +1,71 @@
+// The keys of a piano and scales, by name: "C4", "Bb2", "F#-minor". C11, gcc and clang.
+#ifndef KEYS_H
+#define KEYS_H
+
+#include "midi.h"
+
+#include <ctype.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static inline const char *key_name(int key, char text[16]) { // 60 is C4
+    static const char *const names[] = {"C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B"};
+    snprintf(text, 16, "%s%d", names[key % 12], key / 12 - 1);
+    return text;
+}
+
+// A note's letter with its sharps and flats, "c", "F#", "Bb", in semitones above C, -1 for Cb; *text goes on behind it.
+// False: there is none.
+static inline bool read_note(const char **text, int *semitones) {
+    static const int naturals[] = {9, 11, 0, 2, 4, 5, 7}; // a to g
+    const int letter = tolower((unsigned char)**text);
+    if (letter < 'a' || letter > 'g') return false;
+    *semitones = naturals[letter - 'a'];
+    for (++*text; **text == '#' || **text == 'b'; ++*text) *semitones += **text == '#' ? 1 : -1;
+    return true;
+}
+
+// "C4", "f#3", "60": a key of the piano; -1: it is none. The octave is that of the letter alone, so that Cb4 lies below
+// C4, and B#4 above B4.
+static inline int read_key(const char *text) {
+    int semitones = 0;
+    const bool named = read_note(&text, &semitones);
+    if (named && !isdigit((unsigned char)*text)) return -1;
+    char *end;
+    const long number = strtol(text, &end, 10);
+    if (end == text || *end || number < 0 || number > 127) return -1;
+    const long key = named ? 12 * (number + 1) + semitones : number;
+    return key < MIDI_LOWEST_KEY || key > MIDI_HIGHEST_KEY ? -1 : (int)key;
+}
+
+typedef struct {
+    const char *name;
+    int steps[12], n; // semitones above the tonic, of n keys
+} Scale;
+
+static const Scale scales[] = {
+    {"major", {0, 2, 4, 5, 7, 9, 11}, 7},          {"minor", {0, 2, 3, 5, 7, 8, 10}, 7},
+    {"harmonic-minor", {0, 2, 3, 5, 7, 8, 11}, 7}, {"melodic-minor", {0, 2, 3, 5, 7, 9, 11}, 7},
+    {"dorian", {0, 2, 3, 5, 7, 9, 10}, 7},         {"phrygian", {0, 1, 3, 5, 7, 8, 10}, 7},
+    {"lydian", {0, 2, 4, 6, 7, 9, 11}, 7},         {"mixolydian", {0, 2, 4, 5, 7, 9, 10}, 7},
+    {"locrian", {0, 1, 3, 5, 6, 8, 10}, 7},        {"pentatonic", {0, 2, 4, 7, 9}, 5},
+    {"minor-pentatonic", {0, 3, 5, 7, 10}, 5},     {"blues", {0, 3, 5, 6, 7, 10}, 6},
+    {"whole-tone", {0, 2, 4, 6, 8, 10}, 6},
+};
+enum { N_SCALES = sizeof scales / sizeof *scales };
+
+// "C-major", "f#-minor": bit p is set if pitch class p belongs to it; 0: it is none.
+static inline int read_scale(const char *text) {
+    int tonic = 0, classes = 0;
+    if (!read_note(&text, &tonic) || *text != '-') return 0;
+    tonic = (tonic % 12 + 12) % 12;
+    for (int i = 0; i < N_SCALES; i++) {
+        if (strcmp(text + 1, scales[i].name)) continue;
+        for (int k = 0; k < scales[i].n; k++) classes |= 1 << (tonic + scales[i].steps[k]) % 12;
+    }
+    return classes;
+}
+
+#endif

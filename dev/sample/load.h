@@ -1,0 +1,182 @@
+// Memory for models at work, and weights on their way into it: tensors of a safetensors file are checked and copied
+// into one block of memory, in the arrangements that weights.h multiplies.
+//
+//     Loader from = {&file, path, precision, error, true, 0, {NULL, 0}};   without memory: checks all, counts how much
+//     from.arena = (Arena){vector_alloc((int64_t)from.arena.used), 0};     the same calls again: copies
+//     weights = load_matrix(&from, precision, PANELS, rows, cols, "layers.%d.fc1.weight", layer);
+//
+// It promises that a tensor that is missing, of another shape or type, or that holds a number that is not finite ends
+// in one sentence that names the file and the tensor. C11, gcc and clang.
+#ifndef LOAD_H
+#define LOAD_H
+
+#include "base/params.h" // first: it chooses the system's interfaces
+#include "base/safetensors.h"
+
+#include "sample/weights.h"
+
+// ---- memory
+
+// Zeroed memory, aligned for vectors, in whole large pages where it is much (see allocate), for free(). NULL: there is
+// not enough of it.
+static inline float *vector_alloc(int64_t floats) {
+    const int64_t page = (2 << 20) / (int64_t)sizeof(float);
+    return allocate("", (double)(floats < page ? floats : round_up(floats, page)), sizeof(float), NULL);
+}
+
+// So many floats of a block of memory, and zeros up to the next whole panel. Without memory it only counts.
+static inline float *take(Arena *arena, int64_t floats) { return arena_take(arena, (double)round_up(floats, PANEL)); }
+
+static inline Rows take_rows(Arena *arena, int n, int64_t floats) { // n vectors
+    const int64_t stride = round_up(floats, PANEL);
+    return (Rows){take(arena, n * stride), stride};
+}
+
+static inline float *row(Rows rows, int i) { return rows.at + i * rows.stride; }
+
+static inline Rows shared(float *vector) { return (Rows){vector, 0}; } // by all songs of a batch
+
+// ---- weights out of a file
+
+// A model's file on its way into memory.
+typedef struct {
+    const StFile *file;
+    const char *path;
+    Precision precision; // of the large matrices
+    char *error;
+    bool ok;       // false once a sentence is in error
+    int64_t bytes; // of the arrays that a token reads
+    Arena arena;
+} Loader;
+
+// How the rows of a tensor lie in memory.
+typedef enum {
+    ROWS,   // one after the other, [rows][cols rounded up to LANES]
+    PANELS, // in panels, see weights.h
+    GATES   // in panels, each of which holds LANES units with their four gates, [units / LANES][cols][4][LANES]
+} Arrangement;
+
+static inline bool load_no_memory(const Loader *from) {
+    return fail(from->error, "%s: does not fit into memory", from->path);
+}
+
+// 1 + the largest number behind `mark` in the names of tensors that begin with `kind`; 0: there is none. A layer counts
+// if it has any of its tensors, so that the others, if they are missing, are missed.
+static inline int count_layers(const StFile *file, const char *kind, const char *mark) {
+    int layers = 0, layer;
+    for (int i = 0; i < file->n_tensors; i++) {
+        const char *name = file->tensors[i].name;
+        const char *at = strncmp(name, kind, strlen(kind)) ? NULL : strstr(name, mark);
+        bool has = at && sscanf(at + strlen(mark), "%5d", &layer) == 1;
+        if (has && layer >= layers) layers = layer + 1;
+    }
+    return layers;
+}
+
+// The sizes of a model, as sizes_of_file of its kind reads them out of the tensors' shapes.
+static inline bool load_sizes(Loader *from, bool (*sizes_of_file)(const StFile *, int *, char *), int *sizes) {
+    from->ok = sizes_of_file(from->file, sizes, from->error) || fail(from->error, "%s: %s", from->path, from->error);
+    return from->ok;
+}
+
+// The tensor `name`, if it has this rank (1 or 2) and, where they are not 0, these sizes; else NULL and a sentence.
+static inline const StTensor *load_tensor(Loader *from, const char *name, int rank, int64_t rows, int64_t cols) {
+    const StTensor *tensor = st_find(from->file, name);
+    const int64_t want[2] = {rows ? rows : -1, cols ? cols : -1};
+    char has[200], needs[200];
+    if (!from->ok) return NULL;
+    if (!tensor) {
+        from->ok =
+            fail(from->error, "%s: tensor '%s' %s is missing", from->path, name, st_shape_text(needs, rank, want));
+        return NULL;
+    }
+    bool right = tensor->rank == rank;
+    for (int d = 0; right && d < rank; d++) {
+        int64_t size = tensor->shape[d];
+        right = size >= 1 && size <= 1 << 20 && (want[d] < 0 || size == want[d]);
+    }
+    if (!right) {
+        from->ok = fail(from->error, "%s: tensor '%s' has the shape %s instead of %s", from->path, name,
+                        st_shape_text(has, tensor->rank, tensor->shape), st_shape_text(needs, rank, want));
+    } else if (!st_is_float(tensor)) {
+        from->ok = fail(from->error, "%s: tensor '%s' is %s instead of floating point", from->path, name,
+                        st_type_name(tensor->type));
+    }
+    return from->ok ? tensor : NULL;
+}
+
+// Row `row` of a tensor of so many rows becomes this row of the matrix in memory.
+static inline int row_in_memory(Arrangement arrangement, int row, int rows) {
+    if (arrangement != GATES) return row;
+    const int units = rows / 4, gate = row / units, unit = row % units;
+    return unit / LANES * PANEL + gate * LANES + unit % LANES;
+}
+
+// The tensor's numbers as floats, all finite, [rows][cols], for free(). NULL where there is no tensor or no arena
+// memory yet; NULL and a sentence where they cannot be had.
+static inline float *load_numbers(Loader *from, const StTensor *tensor) {
+    if (!tensor || !from->arena.base) return NULL;
+    float *copy = malloc((size_t)tensor->count * sizeof *copy);
+    from->ok = copy ? st_to_float(tensor, copy) : load_no_memory(from);
+    for (int64_t i = 0; from->ok && i < tensor->count; i++) {
+        if (isfinite(copy[i])) continue;
+        from->ok = fail(from->error, "%s: tensor '%s' has a number that is not finite", from->path, tensor->name);
+    }
+    if (from->ok) return copy;
+    free(copy);
+    return NULL;
+}
+
+// Defines `name`, what `format` and the arguments behind it say.
+#define TENSOR_NAME                                                                                                    \
+    char name[64];                                                                                                     \
+    va_list arguments;                                                                                                 \
+    va_start(arguments, format);                                                                                       \
+    vsnprintf(name, sizeof name, format, arguments);                                                                   \
+    va_end(arguments)
+
+// A matrix of weights [rows][cols] in a precision: checked and counted, and copied once there is memory.
+PRINTF_LIKE(6, 7)
+static inline Weights load_matrix(Loader *from, Precision precision, Arrangement arrangement, int rows, int cols,
+                                  const char *format, ...) {
+    TENSOR_NAME;
+    const int high = arrangement == GATES ? 4 * (int)round_up(rows / 4, LANES) : rows;
+    Weights w = {precision, cols, high, NULL, NULL, NULL};
+    const StTensor *tensor = load_tensor(from, name, 2, rows, cols);
+    if (tensor && precision == INT8 && cols > 65536) {
+        from->ok = fail(from->error, "%s: tensor '%s' has rows of %d, too long for int8; take --weights float32",
+                        from->path, name, cols);
+    }
+    if (!from->ok) return w;
+    w.panels = take(&from->arena, panels_words(precision, cols, high));
+    if (precision == INT8) {
+        w.scales = take(&from->arena, high);
+        w.starts = (int32_t *)(void *)take(&from->arena, high);
+    }
+    from->bytes += ((int64_t)cols * 4 / columns_a_word(precision) + (precision == INT8 ? 8 : 0)) * rows;
+    float *copy = load_numbers(from, tensor);
+    for (int i = 0; copy && i < rows; i++) {
+        weights_set_row(&w, row_in_memory(arrangement, i, rows), copy + (int64_t)i * cols);
+    }
+    free(copy);
+    return w;
+}
+
+// The same for other floats: a vector [rows] if cols is 0, else a matrix [rows][cols] in ROWS.
+PRINTF_LIKE(5, 6)
+static inline float *load_floats(Loader *from, Arrangement arrangement, int rows, int cols, const char *format, ...) {
+    TENSOR_NAME;
+    const StTensor *tensor = load_tensor(from, name, cols ? 2 : 1, rows, cols);
+    if (!tensor) return NULL;
+    const int64_t high = arrangement == GATES ? 4 * round_up(rows / 4, LANES) : rows, wide = round_up(cols, LANES);
+    float *to = take(&from->arena, cols ? rows * wide : high), *copy = load_numbers(from, tensor);
+    if (!cols) from->bytes += (int64_t)rows * 4;
+    for (int i = 0; copy && i < rows; i++) {
+        if (cols) memcpy(to + i * wide, copy + (int64_t)i * cols, (size_t)cols * sizeof *copy);
+        if (!cols) to[row_in_memory(arrangement, i, rows)] = copy[i];
+    }
+    free(copy);
+    return to;
+}
+
+#endif

@@ -1,0 +1,148 @@
+// How good and how fast a model is, as the sampler runs it: how surprising it finds a token, its loss on a dataset
+// (--eval), and its speed beside that of reading memory (--bench). C11, gcc and clang.
+#ifndef SAMPLE_MEASURE_H
+#define SAMPLE_MEASURE_H
+
+#include "sample/decoder.h" // first: it chooses the system's interfaces
+
+#include "base/data.h"
+#include "base/program.h"
+
+// ---- what logits say
+
+static inline vector some_logits(const float *logits, int first) { // LANES of them; beyond the last one -infinity
+    if (first + LANES <= V) return load(logits + first);
+    vector some = all_lanes(-INFINITY);
+    for (int i = 0; first + i < V; i++) some[i] = logits[first + i];
+    return some;
+}
+
+// -log of the chance that the model itself, without grammar, filters or temperature, gives a token.
+static inline double surprise(const float *logits, int token) {
+    vector tops = all_lanes(-INFINITY), sums = {0};
+    for (int v = 0; v < V; v += LANES) tops = larger(some_logits(logits, v), tops);
+    const float most = largest_lane(tops);
+    for (int v = 0; v < V; v += LANES) sums += exp_vector(some_logits(logits, v) - most);
+    return most + log(sum_lanes(sums)) - logits[token];
+}
+
+static inline bool not_finite(const Model *model, char *error) {
+    return fail(error, "%s: computes numbers that are not finite; it should be trained anew", model->path);
+}
+
+// ---- the loss on a dataset
+
+enum { WINDOW = 256 }; // tokens, as the models are trained
+
+// The sum of the model's surprises at the tokens of each of n windows, in one batch.
+static inline bool window_losses(Batch *batch, const Dataset *data, const int64_t *starts, int n, double *losses) {
+    int slots[MAX_SLOTS], tokens[MAX_SLOTS];
+    for (int i = 0; i < n; i++) {
+        slots[i] = i;
+        losses[i] = 0;
+        batch_begin(batch, i);
+    }
+    for (int t = 0; t < WINDOW; t++) {
+        for (int i = 0; i < n; i++) tokens[i] = data->tokens[starts[i] + t];
+        batch_step(batch, slots, n, tokens);
+        for (int i = 0; i < n; i++) {
+            if (!logits_finite(row(batch->logits, i))) return false;
+            losses[i] += surprise(row(batch->logits, i), data->tokens[starts[i] + t + 1]);
+        }
+    }
+    return true;
+}
+
+// What the trainers' --eval does, on every stride-th window of a dataset, by the arithmetic that makes songs, on at
+// most so many threads. Prints a line.
+static inline bool measure_loss(const Model *model, const char *dataset, int64_t stride, int threads, char *error) {
+    Dataset data;
+    if (!dataset_open(&data, dataset, WINDOW, error)) return false;
+    const int64_t n = divide_up(data.n_windows, stride), batches = divide_up(n, MAX_SLOTS);
+    double *losses = calloc((size_t)n + 1, sizeof *losses), sum = 0;
+    bool good = losses || fail(error, "%s: no memory for its windows", dataset);
+    if (!n) good = fail(error, "%s: no piece in it is longer than %d tokens", dataset, WINDOW);
+    if (threads > batches) threads = batches ? (int)batches : 1;
+#pragma omp parallel num_threads(threads)
+    {
+        Batch batch;
+        char problem[ERROR_SIZE];
+        bool ok = batch_new(&batch, model, MAX_SLOTS, WINDOW, problem);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t b = 0; b < batches; b++) {
+            int64_t starts[MAX_SLOTS], first = b * MAX_SLOTS;
+            const int in_batch = (int)(n - first < MAX_SLOTS ? n - first : MAX_SLOTS);
+            for (int i = 0; i < in_batch; i++) starts[i] = dataset_window(&data, (first + i) * stride);
+            if (ok) ok = window_losses(&batch, &data, starts, in_batch, losses + first) || not_finite(model, problem);
+        }
+#pragma omp critical(measure)
+        {
+            if (!ok && good) memcpy(error, problem, ERROR_SIZE);
+            good = good && ok;
+        }
+        if (batch.memory) batch_free(&batch);
+    }
+    for (int64_t i = 0; good && i < n; i++) sum += losses[i];
+    if (good) {
+        printf("eval loss=%.6f windows=%lld tokens=%lld stride=%lld weights=%s model=%s\n", sum / (double)(n * WINDOW),
+               (long long)n, (long long)n * WINDOW, (long long)stride, precision_names[model->precision], model->path);
+    }
+    free(losses);
+    dataset_close(&data);
+    return good;
+}
+
+// ---- speed
+
+// Reads n floats (a multiple of 128) as fast as one core can: as two streams, each half of them, as weights.h does.
+static inline float read_all(const float *memory, int64_t n) {
+    vector sums[8] = {{0}};
+    for (int64_t i = 0; i < n / 2; i += 4 * LANES) {
+        UNROLL for (int k = 0; k < 4; k++) sums[k] += load(memory + i + k * LANES);
+        UNROLL for (int k = 0; k < 4; k++) sums[4 + k] += load(memory + n / 2 + i + k * LANES);
+    }
+    return sum_lanes(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
+}
+
+// Times a token of each of n_songs songs, with a full context where the model has one, on one core, in turn with
+// reading as many bytes as that needs. Prints a line; false: no memory.
+static inline bool measure_speed(const Model *m, int context, int n_songs, char *error) {
+    enum { ROUNDS = 40, EACH = 8 };
+    Batch batch;
+    if (!batch_new(&batch, m, n_songs, context, error)) return false;
+    int64_t needed = m->bytes;
+    if (m->kind == GPT) { // keys and values, and, if they are bytes, a scale of each
+        const Precision precision = batch.gpt.kv_precision;
+        needed += 8LL * n_songs * m->gpt.L * context * (m->gpt.C / columns_a_word(precision) + (precision == INT8));
+    }
+    const int64_t floats = round_up(needed / 4, 128);
+    float *buffer = vector_alloc(floats);
+    double reads[ROUNDS * EACH], steps[ROUNDS * EACH];
+    int slots[MAX_SLOTS], tokens[MAX_SLOTS];
+    volatile float sum = 0; // so that the reading is not optimised away
+    for (int i = 0; i < n_songs; i++) slots[i] = i;
+    for (int t = -context; buffer && t < ROUNDS; t++) {
+        for (int k = -1; k < EACH && t >= 0; k++) { // the first of each fills the caches
+            double start = seconds_now();
+            sum = sum + read_all(buffer, floats);
+            if (k >= 0) reads[t * EACH + k] = seconds_now() - start;
+        }
+        for (int k = -1; k < (t < 0 ? 0 : EACH); k++) {
+            for (int i = 0; i < n_songs; i++) tokens[i] = (context + t + k + 7 * i + 1) % V;
+            double start = seconds_now();
+            batch_step(&batch, slots, n_songs, tokens);
+            if (k >= 0) steps[t * EACH + k] = seconds_now() - start;
+        }
+    }
+    batch_free(&batch);
+    if (!buffer) return fail(error, "--bench: no memory for a buffer of %lld MB", (long long)(needed >> 20));
+    free(buffer);
+    double step = median(steps, ROUNDS * EACH), read = median(reads, ROUNDS * EACH);
+    printf("bench model=%s weights=%s songs=%d", kind_names[m->kind], precision_names[m->precision], n_songs);
+    if (m->kind == GPT) printf(" context=%d", context);
+    printf(" tokens_per_s=%.0f read_gb_per_s=%.1f mb_per_step=%.1f limit_tokens_per_s=%.0f fraction=%.3f\n",
+           n_songs / step, (double)needed * 1e-9 / read, (double)needed * 1e-6, n_songs / read, read / step);
+    return true;
+}
+
+#endif

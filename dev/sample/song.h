@@ -1,0 +1,273 @@
+// A song as music: what a model's tokens become before a file is written, notes, bar lines and time signatures, and
+// what the song is like, its bars, its range and its longest repetition.
+//
+// It promises that each note-on has its note-off before the next of its key. Leaves out: how tokens are chosen
+// (sample_music.c), and files (formats.h). C11, gcc and clang.
+#ifndef SONG_H
+#define SONG_H
+
+#include "base/text.h"
+
+#include "midi.h"
+#include "sample/keys.h"
+
+#include <math.h>
+
+enum { QUARTER = 4 * MIDI_STEP, LONGEST_BAR = 31 }; // ticks; steps: a longer bar has a token at each 31 of them
+
+enum { HOW_SIZE = 700 };
+
+typedef struct {
+    uint64_t seed;
+    uint8_t *tokens; // [n] the prime's and the new ones, owned
+    size_t n, n_prime;
+    size_t written;   // number of the first token that is written: not 0 where the prime is left out
+    bool interrupted; // before all its tokens were chosen; n is n_prime if there was no new note
+    bool cut;    // it ended before the bars or seconds that were asked for, because it has as many tokens as it may
+    double took; // seconds, alone or beside others
+    double nll;  // mean surprise of the model at a new token
+    char model_name[100], model[260]; // the model for a title, and in full
+    char how[HOW_SIZE];               // the settings, but for the seed: "tokens 1024, temperature 1, ..."
+    // What song_finish makes of the tokens:
+    midi_song midi;   // notes, bar lines, tempo, meters and texts of what is written
+    bool *from_prime; // [midi.n_notes]
+    int64_t *lines;   // [n_lines] ticks of the bar lines that count, 0 the first
+    int n_lines;
+    int64_t prime_end; // tick at which the last of the prime's notes ends
+    int64_t end;       // tick
+} Song;
+
+static inline void song_free(Song *song) {
+    free(song->tokens);
+    midi_free(&song->midi);
+    free(song->from_prime);
+    free(song->lines);
+    memset(song, 0, sizeof *song);
+}
+
+static inline const char *plural(size_t n) { return n == 1 ? "" : "s"; }
+
+// Appends a setting to song->how.
+PRINTF_LIKE(2, 3) static inline void song_add_setting(Song *song, const char *format, ...) {
+    char setting[200];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(setting, sizeof setting, format, arguments);
+    va_end(arguments);
+    const size_t n = strlen(song->how);
+    snprintf(song->how + n, HOW_SIZE - n, "%s%s", n ? ", " : "", setting);
+}
+
+// All that it takes to make the song again with its model: "seed 7, tokens 1024, temperature 1, ..."
+static inline const char *song_settings(const Song *song, char text[HOW_SIZE + 32]) {
+    snprintf(text, HOW_SIZE + 32, "seed %llu, %s", (unsigned long long)song->seed, song->how);
+    return text;
+}
+
+// ---- from tokens to notes
+
+// Marks the notes of the prime: as both lists are in one order, each is the next that is equal. With no_prime they are
+// taken out instead, and the song begins at the bar line before the first new token.
+static inline bool song_mark_prime(Song *song, bool no_prime, char *error) {
+    midi_song prime;
+    midi_error problem;
+    if (!midi_decode(song->tokens, song->n_prime, &prime, &problem)) return fail(error, "%s", problem.text);
+    midi_song *all = &song->midi;
+    int64_t shift = no_prime && prime.n_bars ? prime.bars[prime.n_bars - 1] : 0;
+    size_t matched = 0, kept = 0;
+    for (size_t i = 0; i < all->n_notes; i++) {
+        midi_note note = all->notes[i];
+        const midi_note *next = matched < prime.n_notes ? &prime.notes[matched] : NULL;
+        bool old = next && next->start == note.start && next->key == note.key && next->end == note.end;
+        matched += old;
+        if (old && no_prime) continue;
+        if (old && note.end > song->prime_end) song->prime_end = note.end;
+        note.start -= shift;
+        note.end -= shift;
+        song->from_prime[kept] = old;
+        all->notes[kept++] = note;
+    }
+    all->n_notes = kept;
+    size_t skipped = no_prime ? prime.n_bars : 0;
+    for (size_t i = skipped; i < all->n_bars; i++) all->bars[i - skipped] = all->bars[i] - shift;
+    all->n_bars -= skipped;
+    midi_free(&prime);
+    return true;
+}
+
+// A piano has one string for a key: a note ends where its key is struck again, and of notes of one key that begin
+// together the longest is left. So each note-on has its note-off before the next of its key, and no player lets a note
+// sound for ever.
+static inline void song_part_notes(Song *song) {
+    int64_t last[128]; // the note of each key that came last, -1: none
+    size_t kept = 0;
+    midi_note *notes = song->midi.notes; // sorted by start, key, length
+    for (int k = 0; k < 128; k++) last[k] = -1;
+    for (size_t i = 0; i < song->midi.n_notes; i++) {
+        const midi_note note = notes[i];
+        const int64_t before = last[note.key];
+        if (before >= 0 && notes[before].start == note.start) {
+            notes[before].end = note.end;
+            continue;
+        }
+        if (before >= 0 && notes[before].end > note.start) notes[before].end = note.start;
+        last[note.key] = (int64_t)kept;
+        song->from_prime[kept] = song->from_prime[i];
+        notes[kept++] = note;
+    }
+    song->midi.n_notes = kept;
+}
+
+// Finds the bar lines that count: neither bars without length nor the lines that only cut a long bar at 31 steps.
+static inline void song_find_lines(Song *song) {
+    int64_t previous = 0;
+    song->n_lines = 1;
+    song->lines[0] = 0;
+    for (size_t i = 0; i < song->midi.n_bars; i++) {
+        int64_t tick = song->midi.bars[i];
+        if (tick > previous && tick - previous != LONGEST_BAR * MIDI_STEP) song->lines[song->n_lines++] = tick;
+        previous = tick;
+    }
+}
+
+// A bar of so many steps as n / 2^exponent: quarters if it is whole quarters, else eighths, else sixteenths.
+static inline void bar_meter(int64_t steps, int64_t *numerator, int *exponent) {
+    *exponent = steps % 4 == 0 ? 2 : steps % 2 == 0 ? 3 : 4;
+    *numerator = steps >> (4 - *exponent);
+}
+
+// Adds the tempo, the settings as text, and a time signature wherever the length of the bars changes. The last bar, if
+// it was never closed, is taken to be as long as the one before.
+static inline bool song_add_events(Song *song, double bpm) {
+    midi_song *midi = &song->midi;
+    char settings[HOW_SIZE + 32];
+    bool ok = midi_add_tempo(midi, 0, (int)lrint(60e6 / bpm), 0) && midi_add_text(midi, 0, 3, "Piano", 0) &&
+              midi_add_text(midi, 0, 1, song->model, 0) && midi_add_text(midi, 0, 1, song_settings(song, settings), 0);
+    int64_t steps = 0;
+    for (int i = 0; ok && i + 1 < song->n_lines; i++) {
+        int64_t now = (song->lines[i + 1] - song->lines[i]) / MIDI_STEP, numerator;
+        int exponent;
+        bar_meter(now, &numerator, &exponent);
+        if (now != steps && numerator < 256) ok = midi_add_meter(midi, song->lines[i], (int)numerator, exponent, 0);
+        steps = now;
+    }
+    if (ok && !midi->n_meters) ok = midi_add_meter(midi, 0, 4, 2, 0);
+    return ok;
+}
+
+// Makes of the tokens what is written, with or without the prime, at bpm quarters a minute. The model and the settings
+// must be named by now.
+static inline bool song_finish(Song *song, bool no_prime, double bpm, char *error) {
+    midi_error problem;
+    if (!midi_decode(song->tokens, song->n, &song->midi, &problem)) return fail(error, "%s", problem.text);
+    song->from_prime = calloc(song->midi.n_notes + 1, sizeof *song->from_prime);
+    song->lines = malloc((song->midi.n_bars + 1) * sizeof *song->lines);
+    bool ok = song->from_prime && song->lines;
+    song->written = no_prime ? song->n_prime : 0;
+    if (ok && song->n_prime && !song_mark_prime(song, no_prime, error)) return false;
+    if (ok) {
+        song_part_notes(song);
+        song_find_lines(song);
+        for (size_t i = 0; i < song->midi.n_notes; i++) {
+            if (song->midi.notes[i].end > song->end) song->end = song->midi.notes[i].end;
+        }
+        if (song->lines[song->n_lines - 1] > song->end) song->end = song->lines[song->n_lines - 1];
+        ok = song_add_events(song, bpm);
+    }
+    return ok || fail(error, "no memory for a song of %zu tokens", song->n);
+}
+
+// ---- what a song is like
+
+// The bars that end with a line, and the one that was begun after them, if there is a note in it. Behind a line that is
+// the last token nothing was begun: what sounds there rings on, or belongs to the bar before.
+static inline int song_bars(const Song *song) {
+    const midi_song *midi = &song->midi; // whose notes are sorted by their start
+    int64_t line = song->lines[song->n_lines - 1];
+    bool begun = song->tokens[song->n - 1] != MIDI_BAR && midi->n_notes && midi->notes[midi->n_notes - 1].start >= line;
+    return song->n_lines - 1 + begun;
+}
+
+static inline double tick_seconds(const Song *song) { return 1e-6 * song->midi.tempos[0].us_per_quarter / QUARTER; }
+
+static inline double song_seconds(const Song *song) { return (double)song->end * tick_seconds(song); }
+
+typedef struct {
+    uint64_t hash;
+    size_t end; // the first token behind it; 0: an empty place of a table
+} Passage;
+
+// Whether some passage of `length` tokens comes twice without overlapping, and where first. table: of a power of two of
+// places, at least 2n. By the rolling hash of Karp and Rabin, 1987; passages of the same hash are compared.
+static inline bool repeats(const uint8_t *tokens, size_t n, size_t length, Passage *table, size_t places,
+                           size_t *where) {
+    const uint64_t base = 0x9E3779B97F4A7C15u;
+    uint64_t hash = 0, power = 1;
+    memset(table, 0, places * sizeof *table);
+    for (size_t i = 0; i < length; i++) {
+        hash = hash * base + tokens[i] + 1;
+        if (i) power *= base;
+    }
+    for (size_t i = 0; i + length <= n; i++) {
+        size_t k = (hash ^ hash >> 32) & (places - 1);
+        while (table[k].end && table[k].hash != hash) k = (k + 1) & (places - 1);
+        if (!table[k].end) table[k] = (Passage){hash, i + length};
+        *where = table[k].end - length;
+        if (i >= table[k].end && !memcmp(tokens + *where, tokens + i, length)) return true;
+        if (i + length < n) hash = (hash - power * (tokens[i] + 1u)) * base + tokens[i + length] + 1;
+    }
+    return false;
+}
+
+// The notes of the longest passage of tokens that comes twice in what is written. Notes of one key that begin together
+// count once (see song_part_notes). No memory: 0.
+static inline int longest_repetition(const Song *song) {
+    enum { BEFORE = 64 }; // steps: a bar line lies at most 31 after the one before, and so does a note
+    const uint8_t *tokens = song->tokens + song->written;
+    const size_t n = song->n - song->written;
+    size_t low = 0, high = n / 2 + 1, where, at = 0, places = 2; // low repeats, high does not
+    while (places < 2 * n) places *= 2;
+    Passage *table = malloc(places * sizeof *table);
+    while (table && high - low > 1) {
+        size_t middle = low + (high - low) / 2;
+        if (repeats(tokens, n, middle, table, places, &where)) {
+            low = middle;
+            at = where;
+        } else {
+            high = middle;
+        }
+    }
+    int notes = 0, pitch = 0;
+    int64_t line = 0, offset = 0, struck[MIDI_DURATION - MIDI_PITCH][BEFORE] = {{0}}; // 1 + the step at which it was
+    for (size_t i = 0; table && i < at + low; i++) {
+        const midi_kind kind = midi_token_kind(tokens[i]);
+        if (kind == MIDI_KIND_OFFSET) offset = tokens[i] - MIDI_OFFSET;
+        if (kind == MIDI_KIND_PITCH) pitch = tokens[i] - MIDI_PITCH;
+        if (kind == MIDI_KIND_BAR) line += offset;
+        if (kind != MIDI_KIND_DURATION) continue;
+        int64_t *last = &struck[pitch][(line + offset) % BEFORE];
+        notes += i >= at && *last != line + offset + 1;
+        *last = line + offset + 1;
+    }
+    free(table);
+    return notes;
+}
+
+// "  324 notes  25 bars  25.0 s  E2-C6  repeats 12 notes  nll 1.234  seed 7"
+static inline void song_report(const Song *song, TextBuffer *out) {
+    const midi_song *midi = &song->midi;
+    int lowest = 127, highest = 0;
+    char low[16], high[16];
+    for (size_t i = 0; i < midi->n_notes; i++) {
+        lowest = midi->notes[i].key < lowest ? midi->notes[i].key : lowest;
+        highest = midi->notes[i].key > highest ? midi->notes[i].key : highest;
+    }
+    const int bars = song_bars(song), again = longest_repetition(song);
+    text_print(out, "  %zu note%s  %d bar%s  %.1f s", midi->n_notes, plural(midi->n_notes), bars, plural((size_t)bars),
+               song_seconds(song));
+    if (midi->n_notes) text_print(out, "  %s-%s", key_name(lowest, low), key_name(highest, high));
+    text_print(out, "  repeats %d note%s  nll %.3f  seed %llu", again, plural((size_t)again), song->nll,
+               (unsigned long long)song->seed);
+}
+
+#endif

@@ -1,0 +1,242 @@
+// Songs without a model: notes out of tokens, bar lines and time signatures, the longest repetition by brute force,
+// keys and scales by name, and the same notes read back from every kind of file.
+#include "sample/formats.h"
+#include "sample/keys.h"
+#include "sample/song.h"
+#define MIDI_IMPLEMENTATION
+#include "midi.h"
+
+#include "base/philox.h"
+#include "models.h"
+
+static void check_names(void) {
+    static const struct {
+        const char *text;
+        int key;
+    } keys[] = {{"C4", 60},          {"c4", 60},  {"A0", 21},   {"C8", 108},  {"Bb2", 46},  {"F#3", 54}, {"60", 60},
+                {"Cb4", 59},         {"B#3", 60}, {"C##4", 62}, {"G#-1", -1}, {"C9", -1},   {"H2", -1},  {"20", -1},
+                {"109", -1},         {"", -1},    {"C", -1},    {"C4x", -1},  {"60.5", -1}, {"#4", -1},  {"-60", -1},
+                {"C99999999999", -1}};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        CHECK(read_key(keys[i].text) == keys[i].key, "'%s' is read as key %d", keys[i].text, read_key(keys[i].text));
+    }
+    for (int key = 21; key <= 108; key++) {
+        char name[16];
+        CHECK(read_key(key_name(key, name)) == key, "key %d is not read back from %s", key, name);
+    }
+    CHECK(read_scale("C-major") == 0xAB5 && read_scale("a-minor") == 0xAB5 && read_scale("Db-pentatonic") == 0x52A,
+          "scales are read wrong");
+    CHECK(!read_scale("C") && !read_scale("C-") && !read_scale("major") && !read_scale("C-majors") && !read_scale(""),
+          "what is no scale is read as one");
+}
+
+// n tokens that obey the grammar, at random; with `few` only the first so many offsets, pitches and durations. The
+// caller finishes and frees the song.
+static Song random_song(size_t n, int few) {
+    Song song = {.seed = 21, .n = n, .model_name = "random", .model = "a random model"};
+    PhiloxKey key = philox_key(song.seed, PHILOX_SAMPLE, 0);
+    song.tokens = malloc(n);
+    song_add_setting(&song, "tokens %zu", n);
+    int previous = MIDI_BAR;
+    uint32_t rolled = 0;
+    for (size_t i = 0; i < n;) {
+        static const int first[] = {MIDI_BAR, MIDI_OFFSET, MIDI_PITCH, MIDI_DURATION};
+        const int token = (int)(philox(key, rolled++, 0, 0, 0).x[0] % MIDI_TOKENS);
+        if (!midi_may_follow(previous, token) || token - first[midi_token_kind(token)] >= few) continue;
+        song.tokens[i++] = (uint8_t)token;
+        previous = token;
+    }
+    return song;
+}
+
+// Every note-on has its note-off before the next of its key; the longest repetition is that of brute force.
+static void check_notes(void) {
+    Song song = random_song(3000, 8);
+    CHECK(song_finish(&song, false, 120, error), "%s", error);
+    int64_t ends[128] = {0};
+    size_t wrong = 0;
+    for (size_t i = 0; i < song.midi.n_notes; i++) {
+        const midi_note *note = &song.midi.notes[i];
+        wrong += note->start < ends[note->key] || note->end <= note->start || note->end - note->start > 32 * MIDI_STEP;
+        ends[note->key] = note->end;
+    }
+    CHECK(song.midi.n_notes > 300 && wrong == 0, "%zu of %zu notes overlap on their key", wrong, song.midi.n_notes);
+
+    size_t longest = 0;
+    int notes = 0, found = longest_repetition(&song);
+    for (size_t a = 0; a < song.n; a++) {
+        for (size_t b = a + 1; b < song.n; b++) {
+            size_t n = 0;
+            while (a + n < b && b + n < song.n && song.tokens[a + n] == song.tokens[b + n]) n++;
+            if (n <= longest) continue;
+            longest = n, notes = 0;
+            for (size_t i = a; i < a + n; i++) notes += midi_token_kind(song.tokens[i]) == MIDI_KIND_DURATION;
+        }
+    }
+    CHECK(longest > 3 && abs(found - notes) <= 1, "the longest repetition has %d notes, not %d", notes, found);
+    song_free(&song);
+}
+
+// Lines that only cut a long bar do not count, nor do bars without length: 4/4, 31 + 1 steps = 4/2, 4/4, nothing.
+static void check_lines(void) {
+    static const uint8_t tokens[] = {1, 33 + 40, 124, 1 + 16,  0,   1 + 31, 0, 1 + 1, 0,       1 + 16, 0,
+                                     1, 0,       1,   33 + 40, 122, 1 + 6,  0, 1,     33 + 40, 121};
+    static const int64_t lines[] = {0, 16, 48, 64, 70};
+    midi_error problem;
+    Song song = {0};
+    CHECK(midi_decode(tokens, sizeof tokens, &song.midi, &problem) && song.midi.n_bars == 6, "%s", problem.text);
+    song.lines = malloc(16 * sizeof(int64_t));
+    song_find_lines(&song);
+    bool right = song.n_lines == 5;
+    for (int i = 0; i < song.n_lines && right; i++) right = song.lines[i] == lines[i] * MIDI_STEP;
+    CHECK(right, "bar lines are found wrong");
+    CHECK(song_add_events(&song, 120), "no memory");
+    const midi_meter *m = song.midi.meters;
+    CHECK(song.midi.n_meters == 4 && m[0].numerator == 4 && m[0].exponent == 2 && m[1].numerator == 8 &&
+              m[1].tick == 16 * MIDI_STEP && m[2].numerator == 4 && m[3].numerator == 3 && m[3].exponent == 3,
+          "the meters are wrong");
+    song_free(&song);
+}
+
+// All notes of a file's .svg and .mid are the song's, at their times.
+static void check_files(void) {
+    Song song = random_song(900, 88);
+    CHECK(song_finish(&song, false, 96, error), "%s", error);
+    CHECK(song.midi.n_notes > 100, "only %zu notes", song.midi.n_notes);
+    const char *mid = in_folder("f.mid"), *svg = in_folder("f.svg");
+    CHECK(songs_write(&song, 1, mid, error) && songs_write(&song, 1, svg, error), "%s", error);
+
+    midi_song back;
+    midi_error problem;
+    int ok = midi_read_file(&back, mid, 1 << 24, &problem);
+    CHECK(ok && back.division == 480 && back.n_notes == song.midi.n_notes && back.open_notes == 0, "%s", problem.text);
+    CHECK(back.n_tempos == 1 && back.tempos[0].us_per_quarter == 625000, "96 quarters a minute are not 625000 us");
+    CHECK(back.n_meters >= 1 && back.meters[0].tick == 0, "no meter at the start");
+    bool text = false;
+    for (size_t i = 0; i < back.n_texts; i++) text = text || strstr(back.texts[i].text, "seed 21, tokens 900");
+    CHECK(text, "the .mid does not say its seed and settings");
+    size_t apart = 0; // a file's notes that begin together may come in any order
+    for (size_t i = 0; ok && i < back.n_notes; i++) {
+        size_t k = 0;
+        const midi_note *note = &back.notes[i], *want = song.midi.notes;
+        while (k < song.midi.n_notes &&
+               (want[k].start != note->start || want[k].end != note->end || want[k].key != note->key)) {
+            k++;
+        }
+        apart += k == song.midi.n_notes;
+    }
+    CHECK(apart == 0, "%zu of the .mid's notes are not the song's", apart);
+    midi_free(&back);
+
+    void *bytes;
+    size_t size, found = 0, wrong = 0;
+    CHECK(read_file(svg, &bytes, &size, error), "%s", error);
+    size_t *seen = calloc(song.midi.n_notes, sizeof *seen);
+    for (const char *at = strstr((char *)bytes, "data-note=\""); at; at = strstr(at + 1, "data-note=\""), found++) {
+        int key;
+        long long start, end;
+        size_t i = 0;
+        sscanf(at, "data-note=\"%d %lld %lld\"", &key, &start, &end);
+        for (; i < song.midi.n_notes; i++) {
+            const midi_note *note = &song.midi.notes[i];
+            if (!seen[i] && note->key == key && note->start == start && note->end == end) break;
+        }
+        if (i < song.midi.n_notes)
+            seen[i] = 1;
+        else
+            wrong++;
+    }
+    CHECK(found == song.midi.n_notes && wrong == 0, "%zu notes in the .svg, %zu of them wrong", found, wrong);
+    CHECK(!memcmp(bytes, "<svg ", 5) && !strcmp((char *)bytes + size - 7, "</svg>\n") &&
+              strstr((char *)bytes, "seed 21"),
+          "the .svg is not whole");
+    free(seen), free(bytes);
+    song_free(&song);
+}
+
+// How strong a frequency is among the samples (Goertzel).
+static double strength(const int16_t *left, size_t n, double frequency) {
+    const double turn = 2 * cos(6.283185307179586 * frequency / SYNTH_RATE);
+    double one = 0, two = 0;
+    for (size_t i = 0; i < n; i++) {
+        double window = 0.5 - 0.5 * cos(6.283185307179586 * (double)i / (double)n),
+               next = window * left[2 * i] + turn * one - two;
+        two = one, one = next;
+    }
+    return one * one + two * two - turn * one * two;
+}
+
+// The same notes at the same times in .mid, .svg, .html and .wav, read back from each: one note at a time, so that
+// the sound of the last is told from the others.
+static void check_formats(void) {
+    enum { NOTES = 24, BPM = 100 };
+    Song song = {0};
+    song.tokens = malloc(5 * NOTES);
+    for (int i = 0; i < NOTES; i++) { // a note of 3 steps every 4, and a bar line after every fourth
+        const int key = 40 + i * 11 % 48;
+        if (i && i % 4 == 0) song.tokens[song.n++] = MIDI_OFFSET + 16, song.tokens[song.n++] = MIDI_BAR;
+        song.tokens[song.n++] = (uint8_t)(MIDI_OFFSET + 4 * (i % 4));
+        song.tokens[song.n++] = (uint8_t)(MIDI_PITCH + key - MIDI_LOWEST_KEY);
+        song.tokens[song.n++] = MIDI_DURATION + 2;
+    }
+    CHECK(song_finish(&song, false, BPM, error) && song.midi.n_notes == NOTES, "%s", error);
+    static const char *const names[] = {"all.mid", "all.svg", "all.html", "all.wav"};
+    for (int k = 0; k < 4; k++) CHECK(songs_write(&song, 1, in_folder(names[k]), error), "%s", error);
+
+    midi_song mid;
+    midi_error problem;
+    void *svg = NULL, *html = NULL, *wav = NULL;
+    size_t size;
+    CHECK(midi_read_file(&mid, in_folder("all.mid"), 1 << 20, &problem) && mid.n_notes == NOTES, "%s", problem.text);
+    CHECK(read_file(in_folder("all.svg"), &svg, &size, error) &&
+              read_file(in_folder("all.html"), &html, &size, error) &&
+              read_file(in_folder("all.wav"), &wav, &size, error),
+          "%s", error);
+    const int16_t *left = (const int16_t *)(void *)((char *)wav + 44);
+    const size_t samples = (size - 44) / 4;
+    const double step = 60.0 / BPM / 4;
+    int in_svg = 0, in_html = 0, in_wav = 0;
+    for (int i = 0; i < NOTES; i++) {
+        const midi_note *note = &mid.notes[i];
+        const double start = (double)note->start / MIDI_STEP * step, length = 3 * step;
+        char text[100];
+        CHECK(note->start == 4 * i * MIDI_STEP && note->end == note->start + 3 * MIDI_STEP &&
+                  note->key == 40 + i * 11 % 48,
+              ".mid: note %d is wrong", i);
+        snprintf(text, sizeof text, "data-note=\"%d %lld %lld\"", note->key, (long long)note->start,
+                 (long long)note->end);
+        in_svg += strstr((char *)svg, text) != NULL;
+        for (const char *line = strstr((char *)html, "\n["); line; line = strstr(line + 1, "\n[")) {
+            double at, seconds;
+            int key, velocity;
+            if (sscanf(line, "\n[%lf,%lf,%d,%d]", &at, &seconds, &key, &velocity) != 4) continue;
+            in_html += fabs(at - start) < 1e-3 && fabs(seconds - length) < 1e-3 && key == note->key && velocity == 80;
+        }
+        const size_t from = (size_t)((start + 0.02) * SYNTH_RATE), n = (size_t)(0.3 * SYNTH_RATE);
+        double best = 0, heard = 0, before = 0;
+        for (int key = 38; key < 90 && from + n < samples; key++) {
+            double frequency = 440 * pow(2, (key - 69) / 12.0), now = strength(left + 2 * from, n, frequency);
+            if (now > best) best = now, heard = key;
+            if (key == note->key && i) before = strength(left + 2 * (from - n - n / 4), n, frequency) / (now + 1);
+        }
+        in_wav += heard == note->key && before < 0.1;
+    }
+    CHECK(in_svg == NOTES && in_html == NOTES && in_wav == NOTES, "of %d notes %d in .svg, %d in .html, %d in .wav",
+          NOTES, in_svg, in_html, in_wav);
+    const double ends = (NOTES * 4 - 1) * step, sound = (double)samples / SYNTH_RATE;
+    CHECK(sound > ends && sound < ends + 4, "the .wav lasts %g s, the music %g s", sound, ends);
+    free(svg), free(html), free(wav);
+    midi_free(&mid);
+    song_free(&song);
+}
+
+int main(void) {
+    check_folder(folder);
+    check_names();
+    check_notes();
+    check_lines();
+    check_files();
+    check_formats();
+    remove_folder();
+    return check_report("song");
+}
