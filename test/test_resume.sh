@@ -30,8 +30,8 @@ continuous() {
         END { exit wrong || !NR }' "$1"
 }
 
-# start [VARIABLE=VALUE]: starts the run, or goes on with it, in the background; it saves after every step and would
-# never end.
+# start [VARIABLE=VALUE]: starts the run, or goes on with it, in the background. It saves after every step and never
+# ends by itself.
 start() {
     rm -f killed/*.tmp # so that those it leaves are its own
     cp killed/last.safetensors before 2>/dev/null || rm -f before
