@@ -144,8 +144,8 @@ help:
 
 # How each source is compiled, for clangd: a line of JSON for each command of the compiler.
 compile_commands.json: FORCE
-	@{ echo '['; $(MAKE) -Bn $(call needed,$(TESTS)) | sed -n -e 's/["\\]/\\&/g' \
-		-e 's|.* -MMD .* \([^ ]*\.cu*\)\( .*\)*$$|{"directory": "$(CURDIR)", "file": "\1", "command": "&"},|p' | \
+	@{ echo '['; $(MAKE) -Bn $(call needed,$(TESTS)) | sed -n -e 's/["\\]/\\&/g' -e \
+		's|.* -MMD .* \([^ ]*\.cu*\)\( .*\)*$$|{"directory":"$(CURDIR)", "file":"\1", "command":"&"},|p' | \
 		sed '$$s/,$$//'; echo ']'; } >$@
 
 # Lines of code by room, and what a reader must open; clang-format 14 over all sources.

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Each header compiles alone, without a warning: as C11, and what CPU and GPU trainers share also as C++17. And each room
-# includes only what it may.
+# Each header compiles alone, without a warning: as C11, and what CPU and GPU trainers share also as C++17. And each
+# room includes only what it may.
 . "$(dirname "$0")/check.sh"
 CXX=${CXX:-c++}
 headers=$(cd "${root:?}" && echo midi.h dev/base/*.h dev/models/*.h dev/recipe/*.h dev/cpu/*.h dev/sample/*.h)
