@@ -10,6 +10,15 @@
 
 static int check_passed, check_failed;
 
+// Whether AddressSanitizer makes the program slow. Long loops then take some of their steps.
+#ifdef __has_feature
+#define CHECK_SANITIZED __has_feature(address_sanitizer)
+#elif defined __SANITIZE_ADDRESS__
+#define CHECK_SANITIZED 1
+#else
+#define CHECK_SANITIZED 0
+#endif
+
 // CHECK(condition, "what was expected, printf style", ...)
 #define CHECK(condition, ...)                                                                                          \
     do {                                                                                                               \
