@@ -23,7 +23,7 @@ OPENMP := $(shell probe=$$(mktemp) && echo 'int main(void) { return 0; }' | \
 endif
 PARALLEL := $(if $(filter yes,$(OPENMP)),-fopenmp,-Wno-unknown-pragmas)
 
-# DEVICE: cuda where there are nvcc and a GPU, else cpu; emu runs the CUDA source on the CPU, for learning and debugging.
+# DEVICE: cuda where there are nvcc and a GPU, else cpu; emu runs the CUDA source on the CPU, to learn and to debug.
 NVCC := $(shell command -v nvcc 2>/dev/null)
 GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
 DEVICE ?= $(if $(and $(NVCC),$(GPU)),cuda,cpu)
@@ -60,7 +60,7 @@ FORCE:
 
 # ---- programs
 
-THREADS = $(if $(filter yes,$(OPENMP)),all cores,ONE THREAD$(if $(OPENMP),: OPENMP=$(OPENMP),: the compiler has no OpenMP))
+THREADS = $(if $(filter yes,$(OPENMP)),all cores,ONE THREAD: $(or $(OPENMP:%=OPENMP=%),the compiler has no OpenMP))
 
 ifeq ($(DEVICE),cpu)
 $(TRAINERS): %: dev/%.c build/flags | $(PREPARE) sample_music
@@ -127,7 +127,8 @@ paper: $(TRAINERS) sample_music $(PREPARE) dev/tools/paper
 
 # The CUDA trainers against the CPU reference, number by number: on a GPU in full size, else through the emulator.
 ON_GPU = $(filter cuda,$(DEVICE))
-compare: $(TRAINERS:%=build/%_cpu) $(PREPARE) dev/tools/compare_tensors $(if $(ON_GPU),$(TRAINERS),$(TRAINERS:%=build/%_emu))
+compare: $(if $(ON_GPU),$(TRAINERS),$(TRAINERS:%=build/%_emu)) $(TRAINERS:%=build/%_cpu) $(PREPARE) \
+	dev/tools/compare_tensors
 	dev/tools/compare.sh build/train_gpt_music_cpu \
 		$(if $(ON_GPU),./train_gpt_music,build/train_gpt_music_emu --layers 2 --window 64 --batch 2)
 	dev/tools/compare.sh build/train_lstm_music_cpu \
@@ -144,15 +145,15 @@ help:
 # How each source is compiled, for clangd: a line of JSON for each command of the compiler.
 compile_commands.json: FORCE
 	@{ echo '['; $(MAKE) -Bn $(call needed,$(TESTS)) | sed -n -e 's/["\\]/\\&/g' -e \
-		's|.* -MMD .* \([^ ]*\.cu\{0,1\}\)\( .*\)*$$|{"directory": "$(CURDIR)", "file": "\1", "command": "&"},|p' | \
+		's|.* -MMD .* \([^ ]*\.cu*\)\( .*\)*$$|{"directory":"$(CURDIR)", "file":"\1", "command":"&"},|p' | \
 		sed '$$s/,$$//'; echo ']'; } >$@
 
 # Lines of code by room, and what a reader must open; clang-format 14 over all sources.
 lines: all
 	@dev/tools/lines.sh
 format:
-	$(or $(shell command -v clang-format-14),clang-format) -i $(wildcard $(foreach folder,. data_prep dev dev/* test, \
-		$(addprefix $(folder)/*.,c h cu cuh cpp)))
+	$(or $(shell command -v clang-format-14),clang-format) -i \
+		$(wildcard $(foreach folder,. data_prep dev dev/* test,$(addprefix $(folder)/*.,c h cu cuh cpp)))
 
 # ---- tests: test/test_NAME.c and test/test_NAME.sh, each ending in a line `NAME: N passed, N failed`. What follows a
 # script after a colon are its arguments.
@@ -187,10 +188,11 @@ test/test_cli.sh test/test_sampler.sh: all
 test/test_paper.sh: all dev/tools/paper
 test/test_player.sh: build/test_player data_prep/compose_music
 test/test_prepare.sh test/test_resume.sh: $(PREPARE)
+test/test_headers.sh: build/player_page.h
 test/test_emu.sh test/test_matmul_gpu.sh test/test_recurrence.sh: test/%.sh: $(addprefix build/test/%,$(EMULATED))
 test/test_gpu.sh: $(PREPARE) dev/tools/compare_tensors $(foreach build,_cpu $(EMULATED),$(TRAINERS:%=build/%$(build)))
 
-SANITIZE = -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all
+SANITIZE = -Og -g1 -fsanitize=address,undefined -fno-sanitize-recover=all
 DOUBLE = build/test_gradients build/test_gradients_sanitized build/test_lstm_gradients build/test_matmul_double
 $(DOUBLE): private override CFLAGS += -DREAL=double
 build/test_%_plain: private NATIVE = # the narrowest vectors that the compiler assumes

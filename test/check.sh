@@ -9,12 +9,14 @@ trap 'exit 1' INT TERM
 cd "$scratch" || exit 1
 LC_ALL=C
 export LC_ALL
+# shellcheck disable=SC3045 # where there is no such limit, planted mistakes may leave core files
+ulimit -c 0 2>/dev/null
 passed=0
 failed=0
 model=
 
-# check DESCRIPTION COMMAND...: the command succeeds; if not, the end of the file stderr is shown. $model, where a script
-# sets it, is the model that it is about.
+# check DESCRIPTION COMMAND...: the command succeeds; if not, the end of the file stderr is shown. $model, where a
+# script sets it, is the model that it is about.
 check() {
     description=$1
     shift

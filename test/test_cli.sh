@@ -2,6 +2,7 @@
 # The real trainers from outside, on very small models: the first run in an empty folder, wrong flags, bad data and
 # models, a full disk, stopping and resuming. TRAIN_GPT_MUSIC and TRAIN_LSTM_MUSIC are the programs; data_prep/
 # compose_music and prepare_music must have been built beside them.
+# shellcheck disable=SC2086 # flags are split into words
 . "$(dirname "$0")/check.sh"
 gpt=${TRAIN_GPT_MUSIC:-$root/train_gpt_music}
 lstm=${TRAIN_LSTM_MUSIC:-$root/train_lstm_music}
@@ -28,6 +29,11 @@ refuses() { # STATUS WORDS FLAGS...
     tail -n 1 stderr >last_line
     says "$words"
     check "the sentence should begin with the program's name: $*" grep -q '^[a-z_]*: ' last_line
+}
+
+ends_with() { # DESCRIPTION EXPRESSION: stdout does
+    tail -n 1 stdout >last_line
+    check "$1" grep -q -E -e "$2" last_line
 }
 
 same() {
@@ -96,10 +102,12 @@ refuses 1 "bad/train.safetensors: " --data bad --out two
 head -c 5000 data/train.safetensors >bad/train.safetensors
 refuses 1 "bad/train.safetensors: " --data bad --out two
 dataset() { # LAST_TOKEN_IN_OCTAL: pieces [0, 32], 32 tokens
-    header='{"__metadata__":{"format":"music-tokens/1","names":"a"},"pieces":{"dtype":"I64","shape":[2],"data_offsets":[0,16]},"tokens":{"dtype":"U8","shape":[32],"data_offsets":[16,48]}} '
-    printf "\\$(printf %o ${#header})\\0\\0\\0\\0\\0\\0\\0%s" "$header"
+    header='{"__metadata__":{"format":"music-tokens/1","names":"a"},'
+    header=$header'"pieces":{"dtype":"I64","shape":[2],"data_offsets":[0,16]},'
+    header=$header'"tokens":{"dtype":"U8","shape":[32],"data_offsets":[16,48]}} '
+    printf '%b\0\0\0\0\0\0\0%s' "\\0$(printf %o ${#header})" "$header"
     printf '\0\0\0\0\0\0\0\0\040\0\0\0\0\0\0\0'
-    printf "1234567890123456789012345678901\\$1"
+    printf '1234567890123456789012345678901%b' "\\0$1"
 }
 dataset 231 >bad/train.safetensors # 153
 refuses 1 "bad/train.safetensors: " --data bad --out two
@@ -123,8 +131,8 @@ for model in gpt lstm; do
     check "log.csv has its head" grep -q '^epoch,step,train_loss,test_loss,lr,steps,seconds$' $out/log.csv
 
     run 0 --help
-    all="data out batch window epoch-size epochs patience steps lr lr-decay lr-min dropout seed eval-stride init resume eval
-        dump bench precision threads help version $(echo "$sizes" | sed 's/[-0-9]//g')"
+    all="data out batch window epoch-size epochs patience steps lr lr-decay lr-min dropout seed eval-stride init resume
+        eval dump bench precision threads help version $(echo "$sizes" | sed 's/[-0-9]//g')"
     for flag in $all; do
         check "--help names --$flag" grep -q -e "^  --$flag " stdout
     done
@@ -152,16 +160,17 @@ for model in gpt lstm; do
     before=$(cat $out/* | cksum)
     refuses 1 "nothing: " --eval --init nothing
     refuses 1 "data/test.safetensors: tensor 'emb.weight' of " --eval --init data/test.safetensors
-    head -c 9000 model >cut
+    head -c 9000 model >'cut'
     refuses 1 "cut: " --eval --init cut
     sed '/^"emb.weight"/s/\[153,12\]/[1836]  /; /^"emb.weight"/s/\[153,16\]/[2448]  /' model >flat
     refuses 1 "flat: tensor 'emb.weight' has 1 dimensions instead of 2" --eval --init flat
     case $model in
-    gpt) head=head ;;
+    gpt) head='head' ;;
     lstm)
         head=head.9
         sed '/^"lstm.weight_ih_l1"/s/\[64,16\]/[16,64]/' model >misshaped
-        refuses 1 "misshaped: tensor 'lstm.weight_ih_l1' has the shape [16, 64] instead of [64, 16]" --eval --init misshaped
+        refuses 1 "misshaped: tensor 'lstm.weight_ih_l1' has the shape [16, 64] instead of [64, 16]" \
+            --eval --init misshaped
         ;;
     esac
     sed "s/\"$head.bias\"/\"$head.bios\"/" model >missing
@@ -172,13 +181,14 @@ for model in gpt lstm; do
 
     # --eval, --bench, --dump.
     run 0 --eval --out $out --eval-stride 5000 --batch 2
-    check "the last line of --eval" sh -c 'tail -n 1 stdout | grep -q -E "^eval loss=[0-9]\.[0-9]{6} windows=[0-9]+ tokens=[0-9]+ stride=5000$"'
+    ends_with "the last line of --eval" '^eval loss=[0-9]\.[0-9]{6} windows=[0-9]+ tokens=[0-9]+ stride=5000$'
     test_loss=$(sed -n '2s/^[^,]*,[^,]*,[^,]*,\([^,]*\),.*/\1/p' $out/log.csv | cut -c 1-6)
-    check "--eval finds the logged test loss $test_loss" sh -c "tail -n 1 stdout | grep -q 'loss=$test_loss'"
+    ends_with "--eval finds the logged test loss $test_loss" "loss=$test_loss"
     run 0 $tiny --bench 3
-    check "the last line of --bench" sh -c "tail -n 1 stdout | grep -q -E '^bench model=$model device=[a-z]+ precision=[a-z0-9]+ batch=2 ms_per_step=[0-9.e+-]+ tokens_per_s=[0-9]+ gflop_per_s=[0-9.e+-]+\$'"
+    words="^bench model=$model device=[a-z]+ precision=[a-z0-9]+ batch=2"
+    ends_with "the last line of --bench" "$words ms_per_step=[0-9.e+-]+ tokens_per_s=[0-9]+ gflop_per_s=[0-9.e+-]+$"
     run 0 $tiny --dump dump
-    check "the last line of --dump" sh -c 'tail -n 1 stdout | grep -q -E "^step 0, loss [0-9.]+: dump$"'
+    ends_with "the last line of --dump" '^step 0, loss [0-9.]+: dump$'
     case $model in
     gpt)
         activations="act.emb "
@@ -190,9 +200,11 @@ for model in gpt lstm; do
     esac
     check "the dump's activations: $(tensors dump act)" test "$(tensors dump act)" = "$activations"
     for kind in param grad new; do
-        check "the dump has $kind. of every tensor" test "$(tensors dump $kind | sed "s/$kind\.//g")" = "$(tensors model)"
+        check "the dump has $kind. of every tensor" \
+            test "$(tensors dump $kind | sed "s/$kind\.//g")" = "$(tensors model)"
     done
-    check "the dump's other tensors" test "$(tensors dump '[ilt]')$(tensors dump lo)" = "input target logits loss logits loss "
+    check "the dump's other tensors" \
+        test "$(tensors dump '[ilt]')$(tensors dump lo)" = "input target logits loss logits loss "
     check "looking has changed nothing" test "$(cat $out/* | cksum)" = "$before"
 
     # The published learning rates, an epoch of one step each.
@@ -205,7 +217,8 @@ for model in gpt lstm; do
     esac
     run 0 $tiny --epoch-size 1e-9 --epochs 14 --patience 14 --out $model/schedule
     check "the schedule" test "$(sed 1d $model/schedule/log.csv | cut -d, -f5 | tr '\n' ' ')" = "$rates"
-    check "epochs of one step" test "$(sed 1d $model/schedule/log.csv | awk -F, '$1 == NR && $2 == NR && $6 == 1' | wc -l)" -eq 14
+    check "epochs of one step" \
+        test "$(sed 1d $model/schedule/log.csv | awk -F, '$1 == NR && $2 == NR && $6 == 1' | wc -l)" -eq 14
 
     # Any number of threads, stopping by --steps, SIGTERM and SIGKILL: always the same bytes.
     flags="$tiny --epoch-size 0.005 --epochs 3"

@@ -1,6 +1,6 @@
-// dev/tools/compare_tensors: what it prints and its exit status, on files made here: equal ones, a difference planted at a
-// known element just over and just under the tolerance, missing tensors, other shapes and types, NaN, broken files and
-// wrong usage.
+// dev/tools/compare_tensors: what it prints and its exit status, on files made here: equal ones, a difference planted
+// at a known element just over and just under the tolerance, missing tensors, other shapes and types, NaN, broken files
+// and wrong usage.
 #define main compare_tensors_main
 #include "dev/tools/compare_tensors.c"
 #undef main

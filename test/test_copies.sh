@@ -1,6 +1,6 @@
 #!/bin/sh
-# What the model files repeat on purpose, so that each can be read by itself, is the same text in all copies: the section
-# on parameters on CPU and GPU, and softmax with cross-entropy, Adamax and the CPU's embedding in both models.
+# What the model files repeat on purpose, so that each can be read by itself, is the same text in all copies: the
+# section on parameters on CPU and GPU, and softmax with cross-entropy, Adamax and the CPU's embedding in both models.
 . "$(dirname "$0")/check.sh"
 
 # parameters FILE: the section of that heading. paragraph NAME FILE: the function of that name, with its comment.

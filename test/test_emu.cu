@@ -4,9 +4,9 @@
 //   test_emu PLANTED   one kernel with a mistake in it, to see that it is found; the names are in main()
 // A line that test_emu.sh expects in a message ends in a comment `// here: PLANTED`.
 #include "base/philox.h"
-#include "test/check.h"
 #include "cuda/check.cuh"
 #include "cuda/tensor_core.cuh"
+#include "test/check.h"
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>

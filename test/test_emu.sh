@@ -1,9 +1,8 @@
 #!/bin/sh
 # dev/emu/cuda_emu.h: its kernels, test_emu.cu, give the right results in every build and every order of threads, and
-# each planted mistake is found, by its line. dev/cuda/check.cuh: a launch that CUDA refuses is reported by its line, and
-# no launch in the sources goes unchecked. Where there is nvcc, it takes the same file without a warning.
+# each planted mistake is found, by its line. dev/cuda/check.cuh: a launch that CUDA refuses is reported by its line,
+# and no launch in the sources goes unchecked. Where there is nvcc, it takes the same file without a warning.
 . "$(dirname "$0")/check.sh"
-ulimit -c 0 2>/dev/null
 source=${root:?}/test/test_emu.cu
 emulated test_emu
 

@@ -1,6 +1,6 @@
 // Every gradient of the LSTM against central differences, in double, with dropout on: small odd shapes, one to three
-// layers, batches that are and are no multiple of a tile, widths that are no multiple of a vector. Compile with
-// -DREAL=double.
+// layers, batches that are and are no multiple of a tile, widths that are no multiple of a vector. Compiled with
+// -DREAL=double by the Makefile.
 #define TESTING
 #include "dev/train_lstm_music.c"
 

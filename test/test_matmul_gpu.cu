@@ -2,8 +2,8 @@
 // edges of every kind, aligned or not, every epilogue, tiles of both sizes, weight gradients in groups, cut into parts
 // or not; that the same call gives the same bytes, whatever the tile; the sums of parts; and a fused kernel. It runs on
 // a GPU as well as in the emulator.
-#include "test/check.h"
 #include "cuda/matmul.cuh"
+#include "test/check.h"
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <math.h>

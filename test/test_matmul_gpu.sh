@@ -3,7 +3,6 @@
 # to the same bytes. test_matmul_gpu.sh all: all shapes, more orders of threads, and where there is nvcc: it takes them
 # without a warning, keeps all sums in registers, and uses the tensor cores.
 . "$(dirname "$0")/check.sh"
-ulimit -c 0 2>/dev/null
 emulated "test_matmul_gpu${1:+_all}"
 
 # run BUILD ORDER: all checks hold, and the bytes of all results are those of the first run

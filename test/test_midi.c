@@ -481,8 +481,8 @@ static void test_grammar(void) {
         for (int previous = -1; previous < MIDI_TOKENS; previous++) allowed += midi_may_follow(previous, token);
     }
     CHECK(wrong == 0, "%d tokens of another kind", wrong);
-    // 32 offsets after 32 durations, the bar and the start; bar and 88 pitches after 32 offsets; 32 durations after 88
-    // pitches
+    // After 32 durations, the bar and the start come 32 offsets; after 32 offsets the bar and 88 pitches; after 88
+    // pitches 32 durations.
     CHECK(allowed == 32 * 34 + 89 * 32 + 32 * 88, "%d pairs allowed", allowed);
     CHECK(midi_may_follow(-1, 1) && !midi_may_follow(-1, 0) && midi_may_follow(1, 0) && !midi_may_follow(0, 0), "bars");
 }

@@ -1,9 +1,13 @@
 #!/bin/sh
 # `make paper` from outside, with two very small models: what it writes and whether the figures in it are those of the
 # logs, interruptions, a second time, other settings, bad data. The programs must have been built.
+# shellcheck disable=SC2086 # flags are split into words
 . "$(dirname "$0")/check.sh"
-for program in train_gpt_music train_lstm_music sample_music dev/tools/paper data_prep/prepare_music data_prep/compose_music; do
+made="train_gpt_music train_lstm_music sample_music dev/tools/paper data_prep/prepare_music data_prep/compose_music"
+old='' # for make: the programs stay as they are
+for program in $made; do
     needs paper "$root/$program"
+    old="$old -o $program"
 done
 OMP_NUM_THREADS=1
 export OMP_NUM_THREADS
@@ -56,9 +60,8 @@ paper 1 DATA=half PAPER_OUT=half.out
 check "prepare_music says what is wrong" grep -q "half/train" stderr
 check "bad data have left no folders" test ! -e out -a ! -e half.out
 
-# The whole, by make. The programs stay as they are.
-env DATA= make -C "$root" -o train_gpt_music -o train_lstm_music -o sample_music -o dev/tools/paper -o data_prep/prepare_music \
-    -o data_prep/compose_music paper DATA="$scratch/music" PAPER_OUT="$scratch/whole" PAPER_FLAGS="$tiny" \
+# The whole, by make.
+env DATA= make -C "$root" $old paper DATA="$scratch/music" PAPER_OUT="$scratch/whole" PAPER_FLAGS="$tiny" \
     GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm" >stdout 2>stderr
 check "make paper ends with $?" test $? -eq 0
 for file in paper.md table.csv losses.svg settings.txt prime-1.mid prime-2.mid; do
@@ -85,7 +88,8 @@ for model in gpt lstm; do
     equal "$model, losses by kind" "$(field 12) $(field 14) $(field 16) $(field 18)" \
         "$(sed -n 's/^[a-z]* *loss \([0-9.]*\) over .*/\1/p' $folder/eval.txt | paste -s -d ' ' -)"
     case $model in gpt) name=Transformer ;; lstm) name=LSTM ;; esac
-    check "paper.md has $name's loss" grep -q "^| $name .* $(printf %.4f "$(field 3)") .* after [69] epochs |$" whole/paper.md
+    loss=$(printf %.4f "$(field 3)")
+    check "paper.md has $name's loss" grep -q "^| $name .* $loss .* after [69] epochs |$" whole/paper.md
     check "$folder/loss.svg is well-formed" well_formed $folder/loss.svg
     for i in 1 2; do
         for what in sample continued; do
@@ -235,13 +239,11 @@ stops() { # NAME SIGNAL GROUP COMMAND...: GROUP is - for the whole group, or not
         tries=$((tries + 1))
     done
 }
-made="-o train_gpt_music -o train_lstm_music -o sample_music -o dev/tools/paper -o data_prep/prepare_music"
 stops term TERM "" "$root/dev/tools/paper.sh" &
 stops group.term TERM - "$root/dev/tools/paper.sh" &
 stops group.int INT - "$root/dev/tools/paper.sh" &
 stops group.hup HUP - "$root/dev/tools/paper.sh" &
-# shellcheck disable=SC2086
-stops make.term TERM - make -C "$root" $made -o data_prep/compose_music paper &
+stops make.term TERM - make -C "$root" $old paper &
 ways="term group.term group.int group.hup make.term"
 if [ -e /proc/self/stat ]; then # only Linux tells a program of its parent's death
     stops kill KILL "" "$root/dev/tools/paper.sh" &

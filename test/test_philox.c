@@ -1,5 +1,5 @@
-// dev/base/philox.h: published vectors, rows, permutations, log and sine against the system's, the normal distribution, and
-// the exact bits of what every machine must agree on.
+// dev/base/philox.h: published vectors, rows, permutations, log and sine against the system's, the normal distribution,
+// and the exact bits of what every machine must agree on.
 #include "base/philox.h"
 
 #include "check.h"
@@ -176,8 +176,7 @@ static void test_normal(void) {
     CHECK(largest > 4 && largest < 8.6, "the largest is %g", largest);
 }
 
-// The bits that initial weights, masks and orders hang on: a hash (FNV-1a) of each kind, the same on every machine and
-// compiler.
+// The bits that initial weights, masks and orders hang on: a hash (FNV-1a) of each kind, the same on every machine.
 static uint64_t hash(uint64_t h, uint64_t value) {
     for (int i = 0; i < 8; i++) h = (h ^ (value >> 8 * i & 255)) * 0x100000001b3u;
     return h;

@@ -4,8 +4,8 @@
 #include "sample/player.h"
 #define MIDI_IMPLEMENTATION
 #define MIDI_STATIC
-#include "midi.h"
 #include "check.h"
+#include "midi.h"
 
 static char error[ERROR_SIZE];
 

@@ -435,7 +435,7 @@ browse() {
     name=$1 size=$2,$3 page=$4
     shift 4
     : >"$name.stderr"
-    "$chromium" --headless=new --no-sandbox --disable-gpu --user-data-dir="$scratch/profile" --window-size=$size \
+    "$chromium" --headless=new --no-sandbox --disable-gpu --user-data-dir="$scratch/profile" --window-size="$size" \
         --autoplay-policy=no-user-gesture-required --enable-logging=stderr --no-first-run "$@" \
         "file://$scratch/$page" >stdout 2>"$name.stderr" &
     process=$!

@@ -11,20 +11,20 @@ run() { # the program's output and exit status; a hang is a failure
     status=$?
 }
 
-sentence() { [ "$(wc -l <err.txt)" -eq 1 ] && grep -q "^prepare_music: .*$1" err.txt; } # one line on stderr, with $1 in it
+sentence() { [ "$(wc -l <err.txt)" -eq 1 ] && grep -q "^prepare_music: .*$1" err.txt; } # stderr is one, with $1 in it
 said() { grep -q -- "$1" out.txt; }
 tokens_in() { sed -n "s/^$1: .* pieces, \([0-9]*\) tokens.*/\1/p" out.txt; }
 holds() { grep -a -q -F -- "$2" "$1"; }
 
 # midi FILE KEY: one quarter note. long FILE KEY: 200 of them, more than a window.
 header='MThd\000\000\000\006\000\000\000\001\001\340MTrk\000\000'
-midi() { printf "$header"'\000\014\000\220\'"$2"'\120\203\140\'"$2"'\000\000\377\057\000' >"$1"; }
+midi() { printf "$header"'\000\014\000\220%b\120\203\140%b\000\000\377\057\000' "\\0$2" "\\0$2" >"$1"; }
 long() {
     { # 200 * 7 + 5 bytes
-        printf "$header"'\005\175\000\220\'"$2"'\120\203\140\'"$2"'\000'
+        printf "$header"'\005\175\000\220%b\120\203\140%b\000' "\\0$2" "\\0$2"
         i=1
         while [ $i -lt 200 ]; do
-            printf '\000\'"$2"'\120\203\140\'"$2"'\000'
+            printf '\000%b\120\203\140%b\000' "\\0$2" "\\0$2"
             i=$((i + 1))
         done
         printf '\000\377\057\000'
@@ -83,7 +83,7 @@ check "the training set" said '^train: 4 pieces, 1402 tokens, 884 windows of 257
 check "the test set" said '^test: 1 pieces, 3 tokens, 0 windows'
 check "pieces in byte order" holds sets/train.safetensors 'B.rmi\na.midi\nb.MID\nsub.mid/deep/c.Kar'
 check "the format" holds sets/train.safetensors music-tokens/1
-check "no other files" [ "$(ls sets | tr '\n' ' ')" = "test.safetensors train.safetensors " ]
+check "no other files" [ "$(echo sets/*)" = "sets/test.safetensors sets/train.safetensors" ]
 cp -R sets before
 
 # The same files, made in another order

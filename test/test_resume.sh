@@ -4,6 +4,7 @@
 # of model.safetensors, last.safetensors, loss.svg and log.csv (its seconds aside) as a run that was never killed, also
 # where log.csv was lost or edited meanwhile. RESUME_SEED=N repeats a test's moments, as far as time repeats itself.
 # data_prep/compose_music and prepare_music must have been built.
+# shellcheck disable=SC2086 # flags are split into words
 . "$(dirname "$0")/check.sh"
 models=${*:-gpt lstm}
 random=${RESUME_SEED:-$$}
@@ -29,8 +30,8 @@ continuous() {
         END { exit wrong || !NR }' "$1"
 }
 
-# start [VARIABLE=VALUE]: starts the run, or goes on with it, in the background; it saves after every step and would
-# never end.
+# start [VARIABLE=VALUE]: starts the run, or goes on with it, in the background. It saves after every step and never
+# ends by itself.
 start() {
     rm -f killed/*.tmp # so that those it leaves are its own
     cp killed/last.safetensors before 2>/dev/null || rm -f before
@@ -93,8 +94,8 @@ ends_alike() {
 model=all
 check "making music" test -s data/test.safetensors
 
-# What the builds here have of their own, where the environment asks for it: saving after every step and every evaluation
-# batch, and a slow disk.
+# What the builds here have of their own, where the environment asks for it: saving after every step and every
+# evaluation batch, and a slow disk.
 cat >changes.h <<'END'
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -116,11 +117,12 @@ for model in $models; do
     gpt) sizes="--layers 2 --width 16 --heads 2 --hidden 24 --rel 12" ;;
     *) sizes="--layers 2 --width 16 --embed 12" ;;
     esac
-    # Three steps and seven evaluation batches in an epoch, and a learning rate at which not every epoch is a better one.
+    # Three steps and seven evaluation batches in an epoch, and a learning rate at which not every epoch is
+    # a better one.
     flags="$sizes --threads 1 --window 24 --batch 2 --epoch-size 0.0003 --eval-stride 300"
     flags="$flags --lr 0.03 --lr-decay 0.999 --lr-min 0.02 --patience 1000000"
-    ${CC:-cc} -std=gnu11 -O1 -ffp-contract=fast -fno-math-errno -Wno-unknown-pragmas -include changes.h -I"$root" -I"$root/dev" \
-        "$root/dev/train_${model}_music.c" -o train -lm >stdout 2>stderr
+    ${CC:-cc} -std=gnu11 -O1 -ffp-contract=fast -fno-math-errno -Wno-unknown-pragmas -include changes.h \
+        -I"$root" -I"$root/dev" "$root/dev/train_${model}_music.c" -o train -lm >stdout 2>stderr
     check "compiling it" test -x train
     test -x train || continue
     kills=0 within=0 evaluating=0 in_model=0 in_last=0 in_log=0 rows=0 epoch_steps=3
@@ -156,8 +158,8 @@ for model in $models; do
     check "killed $in_model times while writing model.safetensors" test $in_model -gt 0
     check "killed $in_last times while writing last.safetensors" test $in_last -gt 0
     check "killed $within times within an epoch" test $within -gt 0
-    echo "$model: killed $kills times in $rows epochs, $within times within one, $evaluating of these in its evaluation;" \
-        "while writing model.safetensors $in_model, last.safetensors $in_last, log.csv $in_log times"
+    echo "$model: killed $kills times in $rows epochs, $within times within one, $evaluating of these in its" \
+        "evaluation; while writing model.safetensors $in_model, last.safetensors $in_last, log.csv $in_log times"
 
     # The run that was never killed.
     epochs=$((rows + 2))

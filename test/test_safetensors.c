@@ -1,5 +1,5 @@
-// dev/base/safetensors.h: what is written and read again, every kind of damaged file, a random search for crashes (to be run
-// under AddressSanitizer), and what happens when a file cannot be written.
+// dev/base/safetensors.h: what is written and read again, every kind of damaged file, a random search for crashes (to
+// be run under AddressSanitizer), and what happens when a file cannot be written.
 #include "base/safetensors.h"
 
 #include "check.h"
@@ -139,8 +139,7 @@ static void test_exact_bytes(void) {
 
 static void test_foreign_files(void) {
     StFile file;
-    // Any spacing, order of fields and of tensors, alignment, escapes, and trailing white space; names are compared
-    // unescaped.
+    // Any spacing, order of fields and of tensors, alignment, escapes and trailing space; names are compared unescaped.
     bool ok =
         parse(&file,
               "{ \"b\" :\t{\"data_offsets\":[1,9],\n\"shape\":[1,2],\"dtype\":\"F32\"},\r\n"

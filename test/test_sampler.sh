@@ -2,6 +2,7 @@
 # The sampler from outside: what goes to stdout and what to stderr, --live and how it ends, what Ctrl-C leaves, guards,
 # several models, primes of all sorts, what is drawn, and what it says about bad input. SAMPLE_MUSIC, TRAIN_GPT_MUSIC
 # and TRAIN_LSTM_MUSIC are the programs; data_prep/compose_music must have been built.
+# shellcheck disable=SC2016,SC2086 # flags are split into words, and sh -c has arguments of its own
 . "$(dirname "$0")/check.sh"
 sample=${SAMPLE_MUSIC:-$root/sample_music}
 gpt=${TRAIN_GPT_MUSIC:-$root/train_gpt_music}
@@ -301,7 +302,7 @@ refuses 2 "--no-prime: it goes with --prime FILE" gpt/model.safetensors --no-pri
 
 # ---- the loss, as the trainer finds it
 for model in gpt lstm; do
-    eval "trainer=\$$model"
+    case $model in gpt) trainer=$gpt ;; lstm) trainer=$lstm ;; esac
     "$trainer" --eval --init $model/model.safetensors --window 256 --batch 8 --eval-stride 20000 >stdout 2>stderr
     loss=$(sed -n 's/^eval loss=\([0-9.]*\) .*/\1/p' stdout)
     run 0 $model/model.safetensors --eval data/test.safetensors --eval-stride 20000

@@ -1,8 +1,8 @@
 // The built-in piano: the file it writes, pitch, dynamics, timing, level, the absence of clicks, and what it refuses.
 // `test_synth bench` prints how many times faster than the music it is, and checks nothing.
 #include "base/safetensors.h"
-#include "sample/synth.h"
 #include "check.h"
+#include "sample/synth.h"
 
 #include <time.h>
 

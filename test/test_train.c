@@ -1,6 +1,6 @@
-// dev/recipe/train.h, independently of the real models: a stand-in, a bigram model of low rank with dropout and Adamax, runs
-// through the whole recipe. Above all: a run that is killed anywhere, between any two file operations, in any step and
-// in any evaluation batch, and then resumed, ends with the same files as one that was never killed.
+// dev/recipe/train.h, independently of the real models: a stand-in, a bigram model of low rank with dropout and Adamax,
+// runs through the whole recipe. Above all: a run that is killed anywhere, between any two file operations, in any step
+// and in any evaluation batch, and then resumed, ends with the same files as one that was never killed.
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Training steps on this CPU, in turn with the machine's limit (OpenBLAS, if its headers are here) and with PyTorch (if it is
-# installed): dev/tools/bench_cpu.sh [ROUNDS] [MODEL] [BATCH]; MODEL is gpt [the default] or lstm. PyTorch runs with memory
-# settings without which it spends its time in page faults.
+# Training steps on this CPU, in turn with the machine's limit (OpenBLAS, if its headers are here) and with PyTorch (if
+# it is installed): dev/tools/bench_cpu.sh [ROUNDS] [MODEL] [BATCH]; MODEL is gpt [the default] or lstm. PyTorch runs
+# with memory settings without which it spends its time in page faults.
 cd "$(dirname "$0")/../.." || exit 1
 rounds=${1:-3} model=${2:-gpt} batch=${3:-8}
 case $model in

@@ -1,24 +1,28 @@
 #!/bin/sh
-# Everything that wants a real GPU, in one command of at most eight minutes: builds the CUDA trainers for the GPU at hand, compares
-# them with the CPU reference, runs them under compute-sanitizer, trains, and times them beside PyTorch and the card's own limits.
+# Everything that wants a real GPU, in one command of at most eight minutes: builds the CUDA trainers for the GPU at
+# hand, compares them with the CPU reference, runs them under compute-sanitizer, trains, and times them beside PyTorch
+# and the card's own limits.
 #
-#   dev/tools/gpu.sh [--data DIR] [--out DIR] [PART...]       PART: build compare sanitize train time limits [these]; profile
+#   dev/tools/gpu.sh [--data DIR] [--out DIR] [PART...]  PART: build compare sanitize train time limits [these]; profile
 #
 #   build      the programs; each kernel's registers and spills (a spill is a failure), tensor-core instructions
 #   compare    dev/tools/compare.sh: every activation, gradient and update of whole steps, against the CPU reference
-#   sanitize   memcheck, racecheck, initcheck and synccheck of short runs, fp32 and bf16, small odd sizes and the paper's widths
-#   train      the published recipe until the Transformer's test loss is below 1.30 (LSTM: 1.50), at most 10 epochs; and one
-#              short run twice, which must end with the same bytes
+#   sanitize   memcheck, racecheck, initcheck and synccheck of short runs, fp32 and bf16, small odd sizes and the
+#              paper's widths
+#   train      the published recipe until the Transformer's test loss is below 1.30 (LSTM: 1.50), at most 10 epochs;
+#              and one short run twice, which must end with the same bytes
 #   time       steps in bf16 and fp32, before and after every mode of dev/tools/torch_music.py, if PyTorch is here
 #   limits     what the card can do at most: copies, products, graph nodes, barriers (dev/tools/gpu_limits.cu)
 #   profile    each kernel's time and memory traffic in a step, by ncu
 #
-# DIR of --data holds MIDI files, or the folders train and test of them, or a prepared dataset [the starter corpus]. Into --out
-# [out/gpu] go the table gpu.txt, gpu.json with the command behind each figure, and gpu.log with all that the programs said.
-# A part that fails or takes too long is a line of the table; the others run, and the exit status is 1. From the environment:
+# DIR of --data holds MIDI files, or the folders train and test of them, or a prepared dataset [the starter corpus].
+# Into --out [out/gpu] go the table gpu.txt, gpu.json with the command behind each figure, and gpu.log with all that
+# the programs said. A part that fails or takes too long is a line of the table; the others run, and the exit status
+# is 1. From the environment:
 #   GPU_SECONDS   for all parts together [480]       GPU_BATCHES   for time and profile [8 64 512]
 #   GPU_EPOCHS    at most, for train [10]            GPU_MODES     of dev/tools/torch_music.py [all of them]
-#   GPU_FLAGS     for both trainers, and GPU_TORCH_FLAGS for dev/tools/torch_music.py, to try this script in small [none]
+#   GPU_FLAGS     for both trainers, and GPU_TORCH_FLAGS for dev/tools/torch_music.py, to try this script in small
+#                 [none]
 # shellcheck disable=SC2086  # flags are split into words
 set -u
 here=$(cd "$(dirname "$0")/../.." && pwd) || exit 1
@@ -44,7 +48,8 @@ figure() { printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >>"$scratch/figures"; }
 
 # Names of kernels without mangling, without the types of their arguments
 readable() {
-    { if command -v c++filt >/dev/null; then c++filt; else cat; fi; } 2>/dev/null | sed 's/ void / /; s/\((int)\|(bool)\)//g; s/(.*//'
+    { if command -v c++filt >/dev/null; then c++filt; else cat; fi; } 2>/dev/null |
+        sed 's/ void / /; s/\((int)\|(bool)\)//g; s/(.*//'
 }
 
 value_of() { awk -F '\t' -v name="$1" '$1 == name { v = $2 } END { print v }' "$scratch/figures"; } # NAME
@@ -73,18 +78,22 @@ build() {
     for model in $(models); do
         trainer=train_${model}_music report=$scratch/build.$model
         rm -f "$trainer"
-        # ptxas tells of each kernel: Compiling entry function 'NAME', .. stack frame, .. spill stores, Used .. registers
+        # ptxas tells of each kernel: Compiling entry function 'NAME', .. spill stores, Used .. registers
         NVCC_APPEND_FLAGS=-Xptxas=-v make DEVICE=cuda "$trainer" >"$report" 2>&1 || { cat "$report" && return 1; }
         grep -v 'ptxas info' "$report" | grep -v 'bytes stack frame'
         awk -F "'" '/Compiling entry function/ { name = $2 }
-            /bytes spill/ { n = split($0, w, /[ ,]+/); for (i = 3; i <= n; i++) if (w[i] == "spill") spills[name] += w[i - 2] }
+            /bytes spill/ {
+                n = split($0, w, /[ ,]+/)
+                for (i = 3; i <= n; i++) if (w[i] == "spill") spills[name] += w[i - 2]
+            }
             /Used [0-9]+ registers/ { sub(/.*Used /, ""); print $0 + 0, spills[name] + 0, name }' "$report" |
             readable >"$scratch/registers"
         echo "$trainer: registers and bytes of spills of each kernel"
         cat "$scratch/registers"
         command="NVCC_APPEND_FLAGS=-Xptxas=-v make DEVICE=cuda $trainer"
         figure "$trainer, kernels" "$(wc -l <"$scratch/registers" | tr -d ' ')" "" "$command"
-        figure "$trainer, most registers of one" "$(sort -n "$scratch/registers" | awk 'END { print $1 }')" "" "$command"
+        most=$(sort -n "$scratch/registers" | awk 'END { print $1 }')
+        figure "$trainer, most registers of one" "$most" "" "$command"
         spills=$(awk '{ n += $2 } END { print n + 0 }' "$scratch/registers")
         figure "$trainer, spills" "$spills" bytes "$command"
         [ "$spills" -eq 0 ] || { echo "$trainer: some kernel spills registers" && return 1; }
@@ -114,7 +123,8 @@ compare() {
             used=$(awk -v p="$precision," '$2 == "after" { on = $1 == p }
                 on && /^compare tensors=/ { sub(/.* used=/, ""); n++; if ($1 + 0 > u + 0) u = $1 }
                 END { if (n) print u }' "$scratch/compared")
-            [ -z "$used" ] || figure "$model $precision, largest difference from the CPU" "$used" "of the tolerance" "$command"
+            [ -z "$used" ] ||
+                figure "$model $precision, largest difference from the CPU" "$used" "of the tolerance" "$command"
         done
         grep ' FAIL' "$scratch/compared"
     done
@@ -122,7 +132,8 @@ compare() {
 }
 
 sanitize() {
-    command -v compute-sanitizer >/dev/null || { echo "there is no compute-sanitizer here; nothing was checked" && return 1; }
+    command -v compute-sanitizer >/dev/null ||
+        { echo "there is no compute-sanitizer here; nothing was checked" && return 1; }
     trainers || return 1
     music=$scratch/few bad=0
     data_prep/compose_music --pieces 6 --out "$music" &&
@@ -131,7 +142,10 @@ sanitize() {
         check="compute-sanitizer --tool $tool --error-exitcode 9" runs=''
         for model in $(models); do
             case $model in # odd sizes that no tile divides, then the published widths
-                gpt) odd="--layers 2 --width 20 --heads 4 --hidden 28 --rel 9 --window 65 --batch 3" paper="--layers 2 --window 64 --batch 2" ;;
+                gpt)
+                    odd="--layers 2 --width 20 --heads 4 --hidden 28 --rel 9 --window 65 --batch 3"
+                    paper="--layers 2 --window 64 --batch 2"
+                    ;;
                 lstm) odd="--embed 20 --width 36 --window 17 --batch 3" paper="--window 32 --batch 2" ;;
             esac
             for precision in fp32 bf16; do
@@ -157,7 +171,8 @@ sanitize() {
                 echo "compute-sanitizer refuses this device; nothing was checked" && return 1
             fi
         done
-        figure "$tool, runs with errors" "$found" "of $(echo $runs | wc -w | tr -d ' ')" "$check ./train_MODEL_music ... --steps 3"
+        figure "$tool, runs with errors" "$found" "of $(echo $runs | wc -w | tr -d ' ')" \
+            "$check ./train_MODEL_music ... --steps 3"
         [ $found -eq 0 ] || bad=1
     done
     return $bad
@@ -218,7 +233,8 @@ ours() {
             timeout --foreground -k 5 60 $command >"$scratch/bench" 2>&1 || bad=1
             tail -n 4 "$scratch/bench"
             nodes=$(grep -o '[0-9][0-9]* \(graph \)\{0,1\}nodes' "$scratch/bench" | head -n 1)
-            [ -z "$nodes" ] || [ "$2" -ne 1 ] || figure "$1 $precision, batch $batch, a step's graph" "${nodes%% *}" nodes "$command"
+            [ -z "$nodes" ] || [ "$2" -ne 1 ] ||
+                figure "$1 $precision, batch $batch, a step's graph" "${nodes%% *}" nodes "$command"
             sed -n 's/^bench .* ms_per_step=\([^ ]*\) .*gflop_per_s=\(.*\)/\1 \2/p' "$scratch/bench" |
                 while read -r ms rate; do
                     figure "$1 $precision, batch $batch, round $2" "$ms" ms "$command"
@@ -231,18 +247,21 @@ ours() {
 time_steps() {
     trainers || return 1
     bad=0 torch=yes n=$(models | wc -l)
-    python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null || [ -n "${GPU_TORCH_FLAGS:-}" ] || torch=''
+    python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null ||
+        [ -n "${GPU_TORCH_FLAGS:-}" ] || torch=''
     [ -n "$torch" ] || echo "there is no PyTorch that sees the GPU: nothing to compare with"
     for model in $(models); do
         begun=$(date +%s)
         ours "$model" 1
         took=$(($(date +%s) - begun + 3))
-        if [ -n "$torch" ]; then # as long as there is time, but for our own rounds; its rows come one by one, the slow modes last
+        # PyTorch has what time is left beside our own rounds. Its rows come one by one, the slow modes last.
+        if [ -n "$torch" ]; then
             command="python3 dev/tools/torch_music.py --model $model --modes $modes --batch $(echo $batches | tr ' ' ,)"
             command="$command ${GPU_TORCH_FLAGS:-}"
             limit=$(($(left) - took * (2 * n - 1)))
             limit=$((limit > 5 * n ? limit / n : 5))
-            timeout --foreground -k 5 $limit $command --json "$scratch/torch.json" >"$scratch/torch" 2>"$scratch/torch.err"
+            timeout --foreground -k 5 $limit $command --json "$scratch/torch.json" \
+                >"$scratch/torch" 2>"$scratch/torch.err"
             status=$?
             cat "$scratch/torch"
             case $status in
@@ -250,7 +269,8 @@ time_steps() {
                 124 | 137) echo "torch_music.py: stopped after $limit s; the modes above were measured" ;;
                 *) tail -n 5 "$scratch/torch.err" && bad=1 ;;
             esac
-            sed -n "s/.*'bf16_TFLOP_s': \([0-9.]*\).*'fp32_TFLOP_s': \([0-9.]*\).*/\1 \2/p" "$scratch/torch" >"$scratch/torch.limits"
+            sed -n "s/.*'bf16_TFLOP_s': \([0-9.]*\).*'fp32_TFLOP_s': \([0-9.]*\).*/\1 \2/p" "$scratch/torch" \
+                >"$scratch/torch.limits"
             awk -v model="$model" '$1 == model && $4 + 0 > 0 { print $2, $3, $4 }' "$scratch/torch" |
                 while read -r mode batch ms; do
                     figure "$model PyTorch $mode, batch $batch" "$ms" ms "$command"
@@ -311,7 +331,8 @@ profile() {
             metrics=gpu__time_duration.sum,dram__bytes.sum,sm__throughput.avg.pct_of_peak_sustained_elapsed
             command="ncu --csv --print-units base --clock-control none --cache-control none --metrics $metrics"
             command="$command ./train_${model}_music --bench 1 --batch $batch $flags"
-            timeout --foreground -k 5 "$(left)" $command >"$file" 2>"$scratch/ncu" || { bad=1 && tail -n 5 "$file" "$scratch/ncu" && continue; }
+            timeout --foreground -k 5 "$(left)" $command >"$file" 2>"$scratch/ncu" ||
+                { bad=1 && tail -n 5 "$file" "$scratch/ncu" && continue; }
             table=$scratch/profile
             # A row for each kernel and metric: "ID",...,"Kernel Name",...,"Metric Name","Metric Unit","Metric Value"
             awk -v steps=$steps 'BEGIN { FS = "\",\"" }
@@ -319,15 +340,22 @@ profile() {
                 !column["Kernel Name"] { next }
                 { kernel = $column["Kernel Name"]; sub(/\(.*/, "", kernel); sub(/^void /, "", kernel)
                   value = $column["Metric Value"]; gsub(/[",]/, "", value); metric = $column["Metric Name"] }
-                metric ~ /time_duration/ { us[kernel] += value / 1e3; count[kernel]++; all += value / 1e3; last = value / 1e3 }
+                metric ~ /time_duration/ { us[kernel] += value / 1e3; count[kernel]++; all += value / 1e3 }
                 metric ~ /dram__bytes/ { bytes[kernel] += value }
                 metric ~ /sm__throughput/ { busy[kernel] += value; n[kernel]++ }
-                END { printf "%8s %10s %7s %10s %8s %6s  kernel, per step\n", "launches", "us", "share", "MB", "GB/s", "SM %"
-                  for (k in us) printf "%8.2f %10.2f %6.1f%% %10.2f %8.0f %6.1f  %s\n", count[k] / steps, us[k] / steps, 100 * us[k] / all,
-                      bytes[k] / steps / 1e6, bytes[k] / us[k] / 1e3, n[k] ? busy[k] / n[k] : 0, k | "sort -k 2,2nr"
-                  close("sort -k 2,2nr"); printf "%8s %10.2f us of kernels in a step\n", "", all / steps }' "$file" >"$table"
+                END {
+                    printf "%8s %10s %7s %10s %8s %6s  kernel, per step\n",
+                        "launches", "us", "share", "MB", "GB/s", "SM %"
+                    for (k in us)
+                        printf "%8.2f %10.2f %6.1f%% %10.2f %8.0f %6.1f  %s\n", count[k] / steps, us[k] / steps,
+                            100 * us[k] / all, bytes[k] / steps / 1e6, bytes[k] / us[k] / 1e3,
+                            n[k] ? busy[k] / n[k] : 0, k | "sort -k 2,2nr"
+                    close("sort -k 2,2nr")
+                    printf "%8s %10.2f us of kernels in a step\n", "", all / steps
+                }' "$file" >"$table"
             { echo && echo "$model, batch $batch" && cat "$table"; } | tee -a "$scratch/profiles"
-            figure "$model, batch $batch, kernels of a step by ncu" "$(awk '/us of kernels/ { print $1 }' "$table")" us "$command"
+            figure "$model, batch $batch, kernels of a step by ncu" \
+                "$(awk '/us of kernels/ { print $1 }' "$table")" us "$command"
         done
     done
     return $bad
@@ -360,7 +388,9 @@ while [ $# -gt 0 ]; do
         --out) out=$2 && shift ;;
         build | compare | sanitize | train | time | limits | profile) parts="$parts $1" ;;
         -h | --help) sed -n '2,/^# shellcheck/{/^# shellcheck/d; s/^# \{0,1\}//p;}' "$0" && exit ;;
-        *) refuse 2 "$1: there is no such part or flag; the parts are build compare sanitize train time limits profile" ;;
+        *)
+            refuse 2 "$1: there is no such part or flag; the parts are build compare sanitize train time limits profile"
+            ;;
     esac
     shift
 done
@@ -368,12 +398,15 @@ parts=${parts:-build compare sanitize train time limits}
 [ -z "$data" ] || [ -d "$data" ] || refuse 1 "--data $data: there is no such folder"
 about=name,memory.total,driver_version,compute_cap
 gpu=$(nvidia-smi --query-gpu=$about --format=csv,noheader 2>/dev/null | head -n 1)
-[ -n "$gpu" ] ||
-    refuse 1 "there is no NVIDIA GPU here (nvidia-smi lists none); elsewhere make compare runs the CUDA source in the emulator"
-command -v nvcc >/dev/null || refuse 1 "there is no nvcc here; install the CUDA toolkit, 12 or newer, or put its bin folder into PATH"
+[ -n "$gpu" ] || refuse 1 "there is no NVIDIA GPU here (nvidia-smi lists none);\
+ elsewhere make compare runs the CUDA source in the emulator"
+command -v nvcc >/dev/null ||
+    refuse 1 "there is no nvcc here; install the CUDA toolkit, 12 or newer, or put its bin folder into PATH"
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
 [ -z "$data" ] || data=$(cd "$data" && pwd)
-case "$out$data${TMPDIR:-}" in *[[:space:]]*) refuse 2 "spaces in the names of folders are too much for this script" ;; esac
+case "$out$data${TMPDIR:-}" in
+    *[[:space:]]*) refuse 2 "spaces in the names of folders are too much for this script" ;;
+esac
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/gpu.XXXXXX") || exit 1
 child=''
 trap 'rm -rf "$scratch"' EXIT
@@ -405,7 +438,8 @@ for part in $parts; do
     if [ $limit -lt 1 ]; then
         status='no time was left'
     else
-        timeout -k 5 $limit "$here/dev/tools/gpu.sh" --inside "$scratch" $((begun + limit - 2)) "$out" "$data" $part >"$scratch/$part.log" 2>&1 &
+        timeout -k 5 $limit "$here/dev/tools/gpu.sh" --inside "$scratch" $((begun + limit - 2)) "$out" "$data" $part \
+            >"$scratch/$part.log" 2>&1 &
         child=$!
         wait $child
         code=$?
@@ -424,26 +458,39 @@ for part in $parts; do
     printf '%s\t%s\t%s\n' $part "$status" $(($(date +%s) - begun)) >>"$scratch/parts"
 done
 
-# ---- the table of steps: ours, the median (of two: the mean) of the rounds, beside the best of PyTorch and the card's rate
+# ---- the table of steps: the mean of our rounds, beside the best of PyTorch and the card's rate
 
 bf16=$(value_of "limit, product of 8192^3, bf16") fp32=$(value_of "limit, product of 8192^3, fp32")
 [ -n "$bf16" ] || [ ! -s "$scratch/torch.limits" ] || read -r bf16 fp32 <"$scratch/torch.limits"
 awk -v bf16="${bf16:-0}" -v fp32="${fp32:-0}" -v tab="$tab" -v figures="$scratch/figures" '
-    FILENAME ~ /theirs$/ { key = $1 " " $3; if (!(key in best) || $4 < best[key]) { best[key] = $4; mode[key] = $2 } next }
+    FILENAME ~ /theirs$/ {
+        key = $1 " " $3
+        if (!(key in best) || $4 < best[key]) { best[key] = $4; mode[key] = $2 }
+        next
+    }
     { key = $1 " " $2 " " $3; if (!(key in n)) order[++keys] = key
       n[key]++; ms[key] += $5; rate[key] += $6; rounds[key] = rounds[key] " " $5 }
     END {
-        if (keys) printf "%-5s %-5s %6s %10s  %-22s %22s %8s %8s\n", "model", "", "batch", "ms/step", "its rounds", "best of PyTorch, ms", "times", "of rate"
+        if (keys)
+            printf "%-5s %-5s %6s %10s  %-22s %22s %8s %8s\n", "model", "", "batch", "ms/step", "its rounds",
+                "best of PyTorch, ms", "times", "of rate"
         for (i = 1; i <= keys; i++) {
             key = order[i]; split(key, word, " "); peer = word[1] " " word[3]; card = word[2] == "bf16" ? bf16 : fp32
             mean = ms[key] / n[key]; share = card > 0 ? sprintf("%.1f %%", rate[key] / n[key] / card / 10) : "-"
-            theirs = peer in best ? sprintf("%s %.4g", mode[peer], best[peer]) : "-"; times = peer in best ? sprintf("%.2f", best[peer] / mean) : "-"
-            printf "%-5s %-5s %6d %10.4g %-23s %22s %8s %8s\n", word[1], word[2], word[3], mean, rounds[key], theirs, times, share
+            theirs = peer in best ? sprintf("%s %.4g", mode[peer], best[peer]) : "-"
+            times = peer in best ? sprintf("%.2f", best[peer] / mean) : "-"
+            printf "%-5s %-5s %6d %10.4g %-23s %22s %8s %8s\n", word[1], word[2], word[3], mean, rounds[key], theirs,
+                times, share
             name = word[1] " " word[2] ", batch " word[3]; why = "from the rounds above"
             print name tab mean tab "ms" tab why >>figures
-            if (peer in best) print name ", the best PyTorch mode (" mode[peer] ") takes" tab best[peer] / mean tab "times as long" tab why >>figures
-            if (card > 0) print name ", model FLOPs" tab rate[key] / n[key] / card / 1000 tab "of the measured matrix rate" tab why >>figures
-            if (word[1] == "lstm") print name ", a time step" tab 1000 * mean / 256 tab "us, forward and backward" tab why >>figures
+            if (peer in best)
+                print name ", the best PyTorch mode (" mode[peer] ") takes" tab best[peer] / mean tab "times as long" \
+                    tab why >>figures
+            if (card > 0)
+                print name ", model FLOPs" tab rate[key] / n[key] / card / 1000 tab "of the measured matrix rate" \
+                    tab why >>figures
+            if (word[1] == "lstm")
+                print name ", a time step" tab 1000 * mean / 256 tab "us, forward and backward" tab why >>figures
         }
     }' "$scratch/theirs" "$scratch/ours" >"$scratch/steps"
 
@@ -463,16 +510,21 @@ nvcc=$(nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
         printf "%-50s %s %s\n", $1, $2, $3 }' "$scratch/figures"
     [ ! -e "$scratch/profiles" ] || cat "$scratch/profiles"
 } >"$out/gpu.txt"
-awk -F '\t' -v gpu="$gpu" -v nvcc="${nvcc:-unknown}" -v commit="$commit" -v date="$(date -u +%Y-%m-%dT%H:%MZ)" -v parts="$scratch/parts" '
+date=$(date -u +%Y-%m-%dT%H:%MZ)
+awk -F '\t' -v gpu="$gpu" -v nvcc="${nvcc:-unknown}" -v commit="$commit" -v date="$date" -v parts="$scratch/parts" '
     function text(s) { gsub(/\\/, "\\\\", s); gsub(/"/, "\\\"", s); gsub(/[[:cntrl:]]/, " ", s); return "\"" s "\"" }
     function value(s) { return s ~ /^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$/ ? s : text(s) }
     BEGIN { split(gpu, g, ", ")
-        printf "{\"gpu\": %s, \"memory\": %s, \"driver\": %s, \"compute_capability\": %s,\n", text(g[1]), text(g[2]), text(g[3]), text(g[4])
+        printf "{\"gpu\": %s, \"memory\": %s, \"driver\": %s, \"compute_capability\": %s,\n", text(g[1]), text(g[2]),
+            text(g[3]), text(g[4])
         printf " \"nvcc\": %s, \"commit\": %s, \"date\": %s,\n \"parts\": [", text(nvcc), text(commit), text(date)
         while ((getline line <parts) > 0) { split(line, f, "\t")
-            printf "%s\n  {\"part\": %s, \"status\": %s, \"seconds\": %s}", comma, text(f[1]), text(f[2]), value(f[3]); comma = "," }
+            printf "%s\n  {\"part\": %s, \"status\": %s, \"seconds\": %s}", comma, text(f[1]), text(f[2]), value(f[3])
+            comma = "," }
         printf "],\n \"figures\": ["; comma = "" }
-    { printf "%s\n  {\"name\": %s, \"value\": %s, \"unit\": %s, \"command\": %s}", comma, text($1), value($2), text($3), text($4); comma = "," }
+    { printf "%s\n  {\"name\": %s, \"value\": %s, \"unit\": %s, \"command\": %s}", comma, text($1), value($2), text($3),
+          text($4)
+      comma = "," }
     END { print "]}" }' "$scratch/figures" >"$out/gpu.json"
 echo
 cat "$out/gpu.txt"

@@ -12,8 +12,8 @@ Time training steps as a PyTorch user would run them, from the plain way to the 
   compiled   and model, loss and optimizer through torch.compile, but for the LSTM's recurrence, which is cuDNN's
   tuned      and with its max-autotune, which takes minutes
   split      compiled, the LSTM's layers one by one, padded to what PyTorch takes cuDNN's persistent kernels for
-A row for each: the median of milliseconds per step, tokens and model FLOPs per second; on a GPU its own limits too, which
---limits shows alone. A CPU's figures are fair only with memory settings such as dev/tools/bench_cpu.sh makes.
+A row for each: the median of milliseconds per step, tokens and model FLOPs per second; on a GPU its own limits too,
+which --limits shows alone. A CPU's figures are fair only with memory settings such as dev/tools/bench_cpu.sh makes.
 
 The Transformer's attention cannot be PyTorch's fused one (SDPA, FlexAttention): each layer's raw scores go to the next.
 
@@ -187,8 +187,8 @@ class LSTM(nn.Module):
             w_ih, w_hh, b_ih, b_hh = self.lstm.all_weights[l]
             padding = (0, -x.shape[-1] % 128)
             x = F.dropout(x, self.lstm.dropout if l else 0.0, self.training)
-            x = torch._VF.lstm(F.pad(x, padding), (start, start), [F.pad(w_ih, padding), w_hh, b_ih, b_hh], True, 1, 0.0,
-                               self.training, False, True)[0]
+            weights = [F.pad(w_ih, padding), w_hh, b_ih, b_hh]
+            x = torch._VF.lstm(F.pad(x, padding), (start, start), weights, True, 1, 0.0, self.training, False, True)[0]
         return x
 
     def forward(self, x):

@@ -3,10 +3,10 @@
 
     torch_sample.py MODEL.safetensors [--context 256] [--tokens 1000] [--seed 1] [--check]
 
-The Transformer keeps keys and values of the last --context tokens in a ring, so that a token costs one pass; the LSTM is
-a TorchScript module that carries its state. Temperature 1, no grammar. Prints `peer model=gpt context=256
-tokens_per_s=...`, the median over tokens once the context is full. --check compares the logits with the full forward of
-dev/tools/torch_music.py.
+The Transformer keeps keys and values of the last --context tokens in a ring, so that a token costs one pass; the LSTM
+is a TorchScript module that carries its state. Temperature 1, no grammar. Prints `peer model=gpt context=256
+tokens_per_s=...`, the median over tokens once the context is full. --check compares the logits with the full forward
+of dev/tools/torch_music.py.
 """
 import argparse
 import math
