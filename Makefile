@@ -1,5 +1,6 @@
 # make                     the trainers, the sampler, and the two programs that prepare music
 # make train_gpt_music     the trainer, and the sampler beside it; DEVICE=cpu|cuda|emu forces one
+# make plain               both models in their plainest form, small programs to read first
 # make test                all checks, a few minutes; make test-long: the slow ones too
 # make check T=midi        the tests of one subject, with all that they print
 # make bench               the trainers' speed on this machine
@@ -78,7 +79,10 @@ build/player_page.h: dev/sample/player.html
 	@mkdir -p $(@D)
 	@{ echo 'static const char player_page[] ='; sed 's/[\\"?]/\\&/g; s/.*/    "&\\n"/' $<; echo '    ;'; } >$@
 
-$(PREPARE) dev/tools/compare_tensors dev/tools/paper: %: %.c build/flags
+PLAIN = dev/plain/plain_gpt dev/plain/plain_lstm
+plain: $(PLAIN) $(PREPARE)
+
+$(PLAIN) $(PREPARE) dev/tools/compare_tensors dev/tools/paper: %: %.c build/flags
 	$(COMPILE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 # ---- the CUDA sources on the CPU (dev/emu/cuda_emu.h): as C++ in build/emu, which is searched before the checkout
@@ -156,8 +160,8 @@ build/test_%_sanitized: test/test_%.c build/player_page.h build/flags
 	$(COMPILE) -Werror $(SANITIZE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 clean:
-	rm -rf build $(TRAINERS) sample_music $(PREPARE) dev/tools/compare_tensors dev/tools/paper
+	rm -rf build $(TRAINERS) sample_music $(PREPARE) $(PLAIN) dev/tools/compare_tensors dev/tools/paper
 
 -include $(wildcard build/dep/*.d)
 
-.PHONY: all bench check compare help paper test test-long clean FORCE
+.PHONY: all bench check compare help paper plain test test-long clean FORCE
