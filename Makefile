@@ -129,8 +129,9 @@ help:
 
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
 PROGRAMS = flags midi compose safetensors compare philox data train vector matmul gpt lstm gradients lstm_gradients \
-	sample synth player
-SANITIZED = flags midi compose safetensors compare data train vector matmul gpt lstm sample synth player
+	plain_gpt plain_lstm sample synth player
+SANITIZED = flags midi compose safetensors compare data train vector matmul gpt lstm plain_gpt plain_lstm sample \
+	synth player
 CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double \
 	build/test_matmul_plain build/test_lstm_plain
 SCRIPTS = test/test_headers.sh test/test_emu.sh test/test_prepare.sh test/test_cli.sh test/test_resume.sh \
