@@ -70,6 +70,11 @@ endif
 
 build/%_cpu: dev/%.c build/flags
 	$(COMPILE) $(LDFLAGS) -o $@ $< $(LDLIBS)
+build/%_cpu_sanitized: dev/%.c build/flags
+	$(COMPILE) $(SANITIZE) $(LDFLAGS) -o $@ $< $(LDLIBS)
+build/%_cpu_narrow: private NATIVE = # the narrowest vectors that the compiler assumes
+build/%_cpu_narrow: dev/%.c build/flags
+	$(COMPILE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 sample_music: sample_music.c build/player_page.h build/flags
 	$(COMPILE) $(LDFLAGS) -o $@ $< $(LDLIBS)
@@ -135,9 +140,9 @@ SANITIZED = flags midi compose safetensors compare data train vector matmul gpt 
 CHECKS = $(PROGRAMS:%=build/test_%) $(SANITIZED:%=build/test_%_sanitized) build/test_matmul_double \
 	build/test_matmul_plain build/test_lstm_plain
 SCRIPTS = test/test_headers.sh test/test_emu.sh test/test_prepare.sh test/test_cli.sh test/test_resume.sh \
-	test/test_paper.sh test/test_sampler.sh test/test_player.sh
-BUILT = all dev/tools/paper dev/tools/compare_tensors $(CHECKS) \
-	$(foreach build,cpu emu emu_sanitized emu_race,$(TRAINERS:%=build/%_$(build)))
+	test/test_plain.sh test/test_paper.sh test/test_sampler.sh test/test_player.sh
+BUILT = all plain dev/tools/paper dev/tools/compare_tensors $(CHECKS) build/plain_step_gpt build/plain_step_lstm \
+	$(foreach build,cpu cpu_sanitized cpu_narrow emu emu_sanitized emu_race,$(TRAINERS:%=build/%_$(build)))
 
 test: $(BUILT)
 	@CC='$(CC)' test/run $(CHECKS) $(SCRIPTS) test/test_matmul_gpu.sh 'test/test_gpu.sh gpt' 'test/test_gpu.sh lstm'
@@ -151,6 +156,8 @@ DOUBLE = build/test_gradients build/test_gradients_sanitized build/test_lstm_gra
 $(DOUBLE): override CFLAGS += -DREAL=double
 build/test_%_plain: NATIVE = # the narrowest vectors that the compiler assumes
 
+build/plain_step_%: test/plain_step.c build/flags
+	$(COMPILE) -Werror -DPLAIN_$* $(LDFLAGS) -o $@ $< $(LDLIBS)
 build/test_%: test/test_%.c build/player_page.h build/flags
 	$(COMPILE) -Werror $(LDFLAGS) -o $@ $< $(LDLIBS)
 build/test_%_double: test/test_%.c build/player_page.h build/flags
