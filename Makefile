@@ -220,7 +220,8 @@ build/test_%_sanitized: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(SANITIZE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 clean:
-	rm -rf build $(TRAINERS) sample_music $(PREPARE) $(PLAIN) dev/tools/compare_tensors dev/tools/paper compile_commands.json
+	rm -rf build compile_commands.json $(TRAINERS) sample_music $(PREPARE) $(PLAIN) \
+		dev/tools/compare_tensors dev/tools/paper
 
 -include $(wildcard build/dep/*.d)
 

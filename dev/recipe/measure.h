@@ -71,7 +71,8 @@ static inline bool run_dump(TrainRun *run) {
         input[i] = run->train.tokens[starts[i / T] + i % T];
         input[B * T + i] = run->train.tokens[starts[i / T] + i % T + 1];
     }
-    tensors_add(run, "new.", spec->state(run->model, STATE_PARAMS), list + states * n_params, names + states * n_params);
+    tensors_add(run, "new.", spec->state(run->model, STATE_PARAMS), list + states * n_params,
+                names + states * n_params);
     tensors_add(run, "grad.", spec->state(run->model, STATE_GRADS), list + (states + 1) * n_params,
                 names + (states + 1) * n_params);
     spec->activations(run->model, activations);
