@@ -1,13 +1,15 @@
 #!/bin/sh
 # The LSTM's recurrence in the emulator, test_recurrence.cu: plain, with sanitizers and with the race check, to the same
-# bytes in any order of threads; the published width in cooperative launches. test_recurrence.sh all: all sizes and orders.
+# bytes in any order of threads; the published width in cooperative launches.
+#   test_recurrence.sh [all]     all: all sizes and orders
 . "$(dirname "$0")/check.sh"
 ulimit -c 0 2>/dev/null
 emulate "-O1 -g -ffp-contract=fast -fno-math-errno -Wno-unknown-pragmas" test/test_recurrence.cu train_lstm_music.cu
 
 # run BUILD ORDER SIZES: all checks hold, and the bytes of all results are those of the build's first run of these sizes
 run() {
-    CUDA_EMU_ORDER=$2 CUDA_EMU_MULTIPROCESSORS=8 nice ./"$1" "$3" >stdout 2>stderr || { grep FAIL stdout; false; } || return 1
+    CUDA_EMU_ORDER=$2 CUDA_EMU_MULTIPROCESSORS=8 nice ./"$1" "$3" >stdout 2>stderr ||
+        { grep FAIL stdout; false; } || return 1
     grep '^bytes' stdout >bytes.txt && { test -f "$1.$3" || cp bytes.txt "$1.$3"; } && cmp bytes.txt "$1.$3"
 }
 runs="plain:fwd:some plain:rev:some plain:rand:some plain:rand:large sanitized:rev:quick race:fwd:quick race:rand:quick"
