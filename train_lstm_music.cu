@@ -1220,11 +1220,10 @@ static void lstm_backward(Lstm<Operand> *m) {
         sum_parts(&sums, side);
     }
     device_mark(device, 0);
-    const int n_table = V * 4 * H;
+    const int n_table = V * 4 * H, blocks = blocks_for(n_table, 256);
     embedding_backward(m->dtable, m->partial, m->acts[0].dgates, device->inputs, R, 4 * H, stream);
     if (BF16<Operand>) {
-        to_operands_kernel<Operand>
-            <<<blocks_for(n_table, 256), 256, 0, stream>>>(m->dtable_operand, m->dtable, n_table);
+        to_operands_kernel<Operand><<<blocks, 256, 0, stream>>>(m->dtable_operand, m->dtable, n_table);
         LAUNCHED(to_operands_kernel<Operand>);
     }
     const WeightGradient<Operand> table = lstm_table_weights(m);

@@ -146,8 +146,7 @@ static inline void check_adamax(const ModelSpec *spec, ModelConfig config) {
 }
 
 // Trains on a melody that repeats: the loss must fall from about ln 153 to almost nothing, to the same bytes with other
-// threads. Then `tensor` gets a number so large that what comes of it is not finite: that must be found in
-// `activation`.
+// threads. Then `tensor` gets a number so large that `activation` is not finite, which must be found.
 static inline void check_learning(const ModelSpec *spec, ModelConfig config, int64_t steps, double lr,
                                   const char *tensor, const char *activation) {
     enum { N = 400 };

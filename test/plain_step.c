@@ -1,5 +1,4 @@
-// plain_step_gpt DUMP OUT, plain_step_lstm DUMP OUT: repeats the training step of a trainer's --dump by the plain
-// model.
+// plain_step_gpt DUMP OUT, plain_step_lstm DUMP OUT: the plain model repeats the training step of a trainer's --dump.
 //
 // Weights, batch, seed, step, dropout and sizes are the dump's. OUT gets, in double and by the dump's names, every
 // activation that the dump has, logits, loss, grad.* and new.*, and at step 0 param.*, the plain model's own first
