@@ -171,9 +171,9 @@ C_TESTS = $(patsubst test/%.c,build/%,$(wildcard test/test_*.c))
 NOT_SANITIZED = build/test_philox build/test_gradients build/test_lstm_gradients
 TESTS = $(C_TESTS) $(filter-out test/test_gpu.sh test/test_recurrence.sh,$(wildcard test/test_*.sh)) \
 	test/test_gpu.sh:gpt test/test_gpu.sh:lstm $(patsubst %,%_sanitized,$(filter-out $(NOT_SANITIZED),$(C_TESTS))) \
-	build/test_matmul_double build/test_matmul_plain build/test_lstm_plain
+	build/test_matmul_double build/test_matmul_narrow build/test_lstm_narrow
 LONG_TESTS = $(filter-out test/test_gpu.sh:% test/test_matmul_gpu.sh,$(TESTS)) build/test_gradients_sanitized \
-	build/test_gpt_plain test/test_gpu.sh:gpt:all test/test_gpu.sh:lstm:all test/test_matmul_gpu.sh:all \
+	build/test_gpt_narrow test/test_gpu.sh:gpt:all test/test_gpu.sh:lstm:all test/test_matmul_gpu.sh:all \
 	test/test_recurrence.sh:all
 
 # The files of tests, their programs or scripts; and the tests of the subject T, which may have several files.
@@ -206,7 +206,7 @@ test/test_gpu.sh: $(PREPARE) dev/tools/compare_tensors $(foreach build,_cpu $(EM
 SANITIZE = -Og -g1 -fsanitize=address,undefined -fno-sanitize-recover=all
 DOUBLE = build/test_gradients build/test_gradients_sanitized build/test_lstm_gradients build/test_matmul_double
 $(DOUBLE): private override CFLAGS += -DREAL=double
-build/test_%_plain: private NATIVE = # the narrowest vectors that the compiler assumes
+build/test_%_narrow: private NATIVE = # the narrowest vectors that the compiler assumes
 
 build/plain_step_%: test/plain_step.c build/flags
 	$(COMPILE) -Werror -DPLAIN_$* $(LDFLAGS) -o $@ $< $(LDLIBS)
@@ -214,7 +214,7 @@ build/test_%: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(LDFLAGS) -o $@ $< $(LDLIBS)
 build/test_%_double: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(LDFLAGS) -o $@ $< $(LDLIBS)
-build/test_%_plain: test/test_%.c build/flags | build/player_page.h
+build/test_%_narrow: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(LDFLAGS) -o $@ $< $(LDLIBS)
 build/test_%_sanitized: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(SANITIZE) $(LDFLAGS) -o $@ $< $(LDLIBS)
