@@ -1,5 +1,6 @@
 # make                     the trainers, the sampler, and the two programs that prepare music
 # make train_gpt_music     the trainer, and the sampler beside it; DEVICE=cpu|cuda|emu forces one
+# make plain               both models in their plainest form, small programs to read first
 # make test                all checks, a few minutes; make test-long: the slow ones too
 # make check T=midi        the tests of one subject, with all that they print
 # make format              clang-format 14 over all C and CUDA; make lines: lines of code by room, and what to read
@@ -78,6 +79,11 @@ endif
 
 build/%_cpu: dev/%.c build/flags
 	$(COMPILE) $(LDFLAGS) -o $@ $< $(LDLIBS)
+build/%_cpu_sanitized: dev/%.c build/flags
+	$(COMPILE) $(SANITIZE) $(LDFLAGS) -o $@ $< $(LDLIBS)
+build/%_cpu_narrow: private NATIVE = # the narrowest vectors that the compiler assumes
+build/%_cpu_narrow: dev/%.c build/flags
+	$(COMPILE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 sample_music: sample_music.c build/player_page.h build/flags
 	$(COMPILE) $(LDFLAGS) -o $@ $< $(LDLIBS)
@@ -87,7 +93,10 @@ build/player_page.h: dev/sample/player.html
 	@mkdir -p $(@D)
 	@{ echo 'static const char player_page[] ='; sed 's/[\\"?]/\\&/g; s/.*/    "&\\n"/' $<; echo '    ;'; } >$@
 
-$(PREPARE) dev/tools/compare_tensors dev/tools/paper: %: %.c build/flags
+PLAIN = dev/plain/plain_gpt dev/plain/plain_lstm
+plain: $(PLAIN) $(PREPARE)
+
+$(PLAIN) $(PREPARE) dev/tools/compare_tensors dev/tools/paper: %: %.c build/flags
 	$(COMPILE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 # ---- the CUDA sources on the CPU (dev/emu/cuda_emu.h): as C++ in build/emu, which is searched before the checkout
@@ -162,9 +171,9 @@ C_TESTS = $(patsubst test/%.c,build/%,$(wildcard test/test_*.c))
 NOT_SANITIZED = build/test_philox build/test_gradients build/test_lstm_gradients
 TESTS = $(C_TESTS) $(filter-out test/test_gpu.sh test/test_recurrence.sh,$(wildcard test/test_*.sh)) \
 	test/test_gpu.sh:gpt test/test_gpu.sh:lstm $(patsubst %,%_sanitized,$(filter-out $(NOT_SANITIZED),$(C_TESTS))) \
-	build/test_matmul_double build/test_matmul_plain build/test_lstm_plain
+	build/test_matmul_double build/test_matmul_narrow build/test_lstm_narrow
 LONG_TESTS = $(filter-out test/test_gpu.sh:% test/test_matmul_gpu.sh,$(TESTS)) build/test_gradients_sanitized \
-	build/test_gpt_plain test/test_gpu.sh:gpt:all test/test_gpu.sh:lstm:all test/test_matmul_gpu.sh:all \
+	build/test_gpt_narrow test/test_gpu.sh:gpt:all test/test_gpu.sh:lstm:all test/test_matmul_gpu.sh:all \
 	test/test_recurrence.sh:all
 
 # The files of tests, their programs or scripts; and the tests of the subject T, which may have several files.
@@ -190,25 +199,30 @@ test/test_player.sh: build/test_player data_prep/compose_music
 test/test_prepare.sh test/test_resume.sh: $(PREPARE)
 test/test_headers.sh: build/player_page.h
 test/test_emu.sh test/test_matmul_gpu.sh test/test_recurrence.sh: test/%.sh: $(addprefix build/test/%,$(EMULATED))
+test/test_plain.sh: plain dev/tools/compare_tensors build/plain_step_gpt build/plain_step_lstm \
+	$(foreach build,cpu cpu_sanitized cpu_narrow emu,$(TRAINERS:%=build/%_$(build)))
 test/test_gpu.sh: $(PREPARE) dev/tools/compare_tensors $(foreach build,_cpu $(EMULATED),$(TRAINERS:%=build/%$(build)))
 
 SANITIZE = -Og -g1 -fsanitize=address,undefined -fno-sanitize-recover=all
 DOUBLE = build/test_gradients build/test_gradients_sanitized build/test_lstm_gradients build/test_matmul_double
 $(DOUBLE): private override CFLAGS += -DREAL=double
-build/test_%_plain: private NATIVE = # the narrowest vectors that the compiler assumes
+build/test_%_narrow: private NATIVE = # the narrowest vectors that the compiler assumes
 
+build/plain_step_%: test/plain_step.c build/flags
+	$(COMPILE) -Werror -DPLAIN_$* $(LDFLAGS) -o $@ $< $(LDLIBS)
 build/test_%: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(LDFLAGS) -o $@ $< $(LDLIBS)
 build/test_%_double: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(LDFLAGS) -o $@ $< $(LDLIBS)
-build/test_%_plain: test/test_%.c build/flags | build/player_page.h
+build/test_%_narrow: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(LDFLAGS) -o $@ $< $(LDLIBS)
 build/test_%_sanitized: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(SANITIZE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 clean:
-	rm -rf build $(TRAINERS) sample_music $(PREPARE) dev/tools/compare_tensors dev/tools/paper compile_commands.json
+	rm -rf build compile_commands.json $(TRAINERS) sample_music $(PREPARE) $(PLAIN) \
+		dev/tools/compare_tensors dev/tools/paper
 
 -include $(wildcard build/dep/*.d)
 
-.PHONY: all bench check compare format help lines paper test test-long clean FORCE
+.PHONY: all bench check compare format help lines paper plain test test-long clean FORCE

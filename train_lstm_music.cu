@@ -1,36 +1,55 @@
-// The LSTM on a GPU: every kernel, forward, backward, Adamax, and a training step as one CUDA graph, in the order of
-// train_gpt_music.cu. The CPU reference, dev/train_lstm_music.c, has the same functions in the same order.
+// The LSTM on a GPU: forward, backward and update, and a training step as one CUDA graph.
 //
 // It promises the published model exactly (4,426,457 parameters in its default sizes), the same random numbers as the
-// CPU, the same bytes from the same seed, and sizes as the flags allow. With --precision bf16 the operands of products
-// are rounded to bf16 and multiplied by tensor cores; sums, the cell state, gates, LayerNorm, the loss, weights and
-// optimizer stay in float. It leaves out more than one GPU. The recipe around a step (data, epochs, files, command
-// line) is dev/recipe/train.h, what both CUDA trainers share dev/cuda/device_model.cuh; matrix products are
-// dev/cuda/matmul.cuh.
+// CPU, the same bytes from the same seed, and any sizes that the flags allow. With --precision bf16 the operands of
+// products are rounded to bf16 and multiplied by tensor cores; sums, the cell state, gates, LayerNorm, the loss,
+// weights and optimizer stay in float. It runs in one process on one GPU. The recipe around a step (data, epochs,
+// files, command line) is dev/recipe/train.h.
 //
-// The model: token embedding, then L LSTM layers (Hochreiter and Schmidhuber, 1997; Gers et al., 2000), in each time
-// step
+// The model: token embedding, then L LSTM layers (Hochreiter and Schmidhuber, 1997; Gers et al., 2000). A layer takes
+// x_t to h_t in each time step, with h and c zero before the first:
 //     i, f, o = sigmoid(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh), each with its rows of W and b
 //     g = tanh(likewise)
 //     c_t = f c_(t-1) + i g
 //     h_t = o tanh(c_t)
 //
-// where h and c are zero before the first token, and dropout follows each layer; a head of two linear layers, 2H and H
-// wide, each with LayerNorm, ReLU and dropout; a linear layer to the logits. The rows of W and b are in the order i, f,
-// g, o. The optimizer is Adamax (Kingma and Ba, 2015, section 7.1).
+// The rows of W and b are in the order i, f, g, o. Dropout follows each layer. The head is two linear layers, 2H and H
+// wide, each with LayerNorm, ReLU and dropout, and a linear layer to the logits. The optimizer is Adamax (Kingma and
+// Ba, 2015, section 7.1), as PyTorch has it.
 //
-// Shapes: B batch, T positions, R = B*T rows, E embedding width, H units of a layer, L layers, V = 153 tokens. Row r is
-// position t = r / B of window b = r % B: the windows' rows of one time step lie side by side, unlike in the files.
-// All matrices are row-major; a linear layer's weight is [out, in]. Gradients are set (=) in every step.
-// A template parameter Half is the type of the operands of products: float, or __nv_bfloat16.
-// A launch stays on the line of its kernel, for dev/emu/cuda2cpp.sed, where clang-format would break it.
+// Shapes: B batch, T positions, R = B*T rows, E embedding, H units of a layer, L layers, V = 153 tokens; C is the width
+// of the rows of a stage that takes any. Row r is position t = r / B of window b = r % B, so that the rows of one time
+// step lie side by side, unlike in a dump. All matrices are row-major; a linear layer's weight is [out, in]. Gradients
+// are set (=) in every step. A template parameter Operand is the type of products' operands, float or __nv_bfloat16.
+//
+// dev/train_lstm_music.c, the reference, has the same sections in the same order, and the same names for what does the
+// same. The GPU goes another way where that saves launches or memory traffic:
+// - The recurrence of all layers and time steps is one launch where the GPU can hold the weights in registers, and a
+//   launch for each time step elsewhere. It includes the dropout after a layer. It also looks layer 0's input products
+//   up in their table, so there is no embedding_forward().
+// - dgates have a buffer of their own, because the gradients of weights are made from them later.
+// - The kernel of LayerNorm adds the bias of the product that it follows.
+// - The gradients of weights wait for nothing but the update: those of the head are one launch, those of up to three
+//   layers another, on a second stream.
+// - Batches, the mean loss, the search for what is not finite and the count of steps are kernels too; the step around
+//   forward, backward and update is device_train_step().
+// Both CUDA trainers share these last kernels (dev/cuda/device_model.cuh), with the memory and the dropout masks, and
+// the kernels of matrix products (dev/cuda/matmul.cuh). All other kernels of the model are here.
+//
+// The section on parameters is the same text in dev/train_lstm_music.c, the section on softmax, cross-entropy and
+// Adamax the same in train_gpt_music.cu, and embedding_backward() nearly so, so that each model can be read by itself.
+// test/test_copies.sh compares the copies.
 
 #include "recipe/model.h" // first: it chooses the system's interfaces
 
 #include "cuda/device_model.cuh"
 #include "models/lstm.h"
 
-enum { V = DATA_TOKENS };
+constexpr int V = DATA_TOKENS;
+
+// Whether operands are bf16, for tensor cores.
+template <typename Operand>
+constexpr bool BF16 = sizeof(Operand) == sizeof(__nv_bfloat16);
 
 // ---- parameters
 
@@ -92,32 +111,27 @@ static void lstm_point(LstmTensors *tensors, const ParamLayout *layout, int L, r
 
 // ---- embedding
 //
-// Layer 0's input product is a table [V,4H], a row for every token, whatever the batch: the recurrence looks it up. Its
-// gradient is a table too: the sums of the gates' gradients over each token's rows.
+// A token's input product in layer 0 is the same wherever the token stands, so it is made once for every token, in a
+// table [V,4H], and the recurrence looks it up. The gradient of a token's row is the sum of dgates over the rows of the
+// batch that have this token.
 
-// out[j] = a[j] + b[j], the sum of a layer's two biases; a thread owns an element.
-static __global__ void add_biases_kernel(float *out, const float *a, const float *b, int n) {
-    const int j = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    if (j < n) out[j] = a[j] + b[j];
-}
+constexpr int EMBEDDING_ROWS = 2048; // rows whose gradients are summed together, in ascending order
 
-enum { EMBEDDING_ROWS = 2048 }; // rows whose gradients are summed together, in ascending order
-
-// partial[chunk][v][c] = sum of d[r][c] over the chunk's rows r whose token is v. Block (chunk, v, 256 columns) first
+// partial[chunk][v][c] = sum of dx[r][c] over the chunk's rows r whose token is v. Block (chunk, v, 256 columns) first
 // lists those rows, in order: a warp looks at 256 tokens, in eight runs of 32. Then each thread owns a column.
-template <typename Half>
+template <typename Operand>
 static __global__ void __launch_bounds__(256)
-    embedding_backward_kernel(float *partial, const Half *d, const uint8_t *inputs, int R, int C) {
+    embedding_backward_kernel(float *partial, const Operand *dx, const uint8_t *tokens, int R, int C) {
     __shared__ int list[EMBEDDING_ROWS];
     __shared__ int counts[EMBEDDING_ROWS / 256];
-    const int v = (int)blockIdx.y, first = (int)blockIdx.x * EMBEDDING_ROWS, c = (int)(blockIdx.z * 256 + threadIdx.x);
-    const int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, run0 = first + warp * 256;
+    const int v = blockIdx.y, first = blockIdx.x * EMBEDDING_ROWS, c = blockIdx.z * 256 + threadIdx.x;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, run0 = first + warp * 256;
     unsigned found[8];
     int count = 0, before = 0, total = 0;
 #pragma unroll
     for (int run = 0; run < 8; run++) {
         const int r = run0 + run * WARP + lane;
-        found[run] = __ballot_sync(0xFFFFFFFFu, r < R && inputs[r] == v);
+        found[run] = __ballot_sync(~0u, r < R && tokens[r] == v);
         count += __popc(found[run]);
     }
     if (lane == 0) counts[warp] = count;
@@ -128,108 +142,128 @@ static __global__ void __launch_bounds__(256)
     }
 #pragma unroll
     for (int run = 0; run < 8; run++) {
-        const unsigned below = found[run] & ((1u << lane) - 1);
-        if (found[run] >> lane & 1) list[before + __popc(below)] = run0 + run * WARP + lane;
+        const unsigned lower = found[run] & ((1u << lane) - 1);
+        if (found[run] >> lane & 1) list[before + __popc(lower)] = run0 + run * WARP + lane;
         before += __popc(found[run]);
     }
     __syncthreads();
     if (c >= C) return;
     float sum = 0;
 #pragma unroll 8
-    for (int i = 0; i < total; i++) sum += to_float(d[(int64_t)list[i] * C + c]);
-    partial[((int64_t)blockIdx.x * V + v) * C + c] = sum;
+    for (int i = 0; i < total; i++) sum += to_float(dx[(size_t)list[i] * C + c]);
+    partial[((size_t)blockIdx.x * V + v) * C + c] = sum;
 }
 
 static size_t embedding_partial_size(int R, int C) { return (size_t)blocks_for(R, EMBEDDING_ROWS) * V * C; }
 
-// dtable [V,C] = the sums of d's rows, of C, by token
-template <typename Half>
-static void embedding_backward(float *dtable, float *partial, const Half *d, const uint8_t *inputs, int R, int C,
+// dtable [V,C] = the sums of the rows of dx [R,C] by token. partial: embedding_partial_size.
+template <typename Operand>
+static void embedding_backward(float *dtable, float *partial, const Operand *dx, const uint8_t *tokens, int R, int C,
                                cudaStream_t stream) {
     const int chunks = blocks_for(R, EMBEDDING_ROWS);
     const dim3 blocks(chunks, V, blocks_for(C, 256));
     SumList sums = {};
-    embedding_backward_kernel<Half><<<blocks, 256, 0, stream>>>(partial, d, inputs, R, C);
+    embedding_backward_kernel<Operand><<<blocks, 256, 0, stream>>>(partial, dx, tokens, R, C);
+    LAUNCHED(embedding_backward_kernel<Operand>);
     sums_add(&sums, dtable, partial, chunks, (size_t)V * C, (size_t)V * C);
     sum_parts(&sums, stream);
 }
 
 // ---- the recurrence
 //
-// In each layer, for t = 0, 1, ..., with h and c zero before, and the rows of W and bias in the order i, f, g, o:
-//     i, f, o = sigmoid(W_ih x_t + bias + W_hh h_(t-1)), g = tanh(likewise)
-//     c_t = f c_(t-1) + i g,  h_t = o tanh(c_t),  the layer above reads dropout(h_t)
-// and back, t = T-1, T-2, ..., with dgates the gradients of the sums:
-//     dh_t = dropout(dx_t) + dgates_(t+1) W_hh,  dx_t from above: of the layer above dgates_t W_ih
+// The backward, with dgates the gradients of the sums that the gates are functions of:
+//     dh_t = dropout(dx_t) + dgates_(t+1) W_hh, dx_t from above: dgates_t W_ih of the layer above
 //     dc_t = dc_(t+1) f_(t+1) + dh_t o (1 - tanh(c_t)^2)
-// Layer 0's input product is a table [V,4H] with a row for every token.
 //
-// Two sets of kernels. The plain one takes any size, in both precisions: a launch for each time step of each layer, the
-// input products of a layer beforehand, all time steps at once. At batch 8 a step's product takes less time than its
-// launch, so bf16 models that fit in the GPU have a fast one, a single launch in which all weights stay in registers.
+// There are two sets of kernels. The plain ones take any size, in both precisions. They need a launch for each time
+// step of each layer; a layer's input products are made beforehand, for all time steps at once. At batch 8 a time
+// step's product takes less time than its launch. So bf16 models that fit in the GPU have fast kernels: one launch for
+// all layers and time steps, with all weights in registers.
 
-// All begin at multiples of 16 bytes.
-template <typename Half>
+// A layer: its weights, and what its forward keeps for the backward. In layer 0 w_ih and bias are part of the table.
+// The plain kernels have gates as [gate][unit], the fast ones as [unit][gate]. All begin at multiples of 16 bytes.
+template <typename Operand>
 struct LayerRecurrence {
-    const Half *w_ih, *w_hh; // [4H,H], [4H,H]; w_ih and bias are in the table for layer 0
-    const float *bias;       // [4H] the sum of the two
+    const Operand *w_ih, *w_hh; // [4H,H]
+    float *bias;                // [4H] the sum of the two
     Dropout dropout;
-    float *gates; // [R,4H] i, f, g, o, for the backward: the plain kernels' [gate][unit], the fast ones' [unit][gate]
-    float *c;     // [R,H]
-    Half *h, *x;  // [R,H], x = dropout(h)
-    Half *dgates; // [R,4H] gradients of the gates' sums, [gate][unit]
-    float *dc;    // [B,H] scratch
+    float *gates;    // [R,4H] i, f, g, o
+    float *c;        // [R,H]
+    Operand *h, *x;  // [R,H], x = dropout(h)
+    Operand *dgates; // [R,4H] as [gate][unit]
+    float *dc;       // [B,H] scratch
 };
 
 typedef struct {
     int B, T, H, L;
+    int forward_sets, backward_sets; // that the fast kernels run in, see there; 0: the plain kernels
 } RecurrenceShape;
 
+// bias[j] = b_ih[j] + b_hh[j]; a thread owns an element.
+static __global__ void add_biases_kernel(float *bias, const float *b_ih, const float *b_hh, int n) {
+    const int j = blockIdx.x * blockDim.x + threadIdx.x;
+    if (j < n) bias[j] = b_ih[j] + b_hh[j];
+}
+
 static __device__ float sigmoid(float x) { return __fdividef(1, 1 + __expf(-x)); }
-static __device__ float tangent(float x) { return 2 * sigmoid(2 * x) - 1; } // tanh, to about 1e-7
+static __device__ float tanh_by_sigmoid(float x) { return 2 * sigmoid(2 * x) - 1; } // to about 1e-7
 
 typedef struct {
     float i, f, g, o;
 } Gates;
 
-// What comes from dh_t and dc_t; *dc becomes the gradient of c_(t-1).
+// *c comes as c_(t-1) and leaves as c_t. Returns h_t.
+static __device__ float cell_forward(Gates gate, float *c) {
+    *c = gate.f * *c + gate.i * gate.g;
+    return gate.o * tanh_by_sigmoid(*c);
+}
+
+// Returns dgates_t. *dc comes as the gradient of c_t from the time step after and leaves as that of c_(t-1).
 static __device__ Gates cell_backward(Gates gate, float *dc, float dh, float c, float c_before) {
-    const float tanh_c = tangent(c), dc_t = *dc + dh * gate.o * (1 - tanh_c * tanh_c);
+    const float tanh_c = tanh_by_sigmoid(c), dc_t = *dc + dh * gate.o * (1 - tanh_c * tanh_c);
     *dc = dc_t * gate.f;
     return {dc_t * gate.g * gate.i * (1 - gate.i), dc_t * c_before * gate.f * (1 - gate.f),
             dc_t * gate.i * (1 - gate.g * gate.g), dh * tanh_c * gate.o * (1 - gate.o)};
 }
 
-// The factor, 0 or 1/(1-p), of unit u
+// The factor, 0 or 1/(1-p), of unit u.
 static __device__ float dropout_one(Dropout dropout, const DeviceState *state, int b, int t, int u) {
-    const Four<float> kept = dropout_four(dropout, state->step, b, t, u / 4);
-    return u % 4 == 0 ? kept.at[0] : u % 4 == 1 ? kept.at[1] : u % 4 == 2 ? kept.at[2] : kept.at[3];
+    const Four<float> mask = dropout_four(dropout, state->step, b, t, u / 4);
+    return u % 4 == 0 ? mask.at[0] : u % 4 == 1 ? mask.at[1] : u % 4 == 2 ? mask.at[2] : mask.at[3];
 }
 
-// ---- the recurrence, plain: any size
+// ---- the recurrence: plain kernels, a launch for each time step
 
-enum { STEP_UNITS = 8, STEP_WINDOWS = 8 }; // of a block
+constexpr int PLAIN_UNITS = 8, PLAIN_WINDOWS = 8; // of a block
 
-// Step t of a layer. A warp owns a unit, in 8 windows: its lanes share k, each has sums for 4 gates x 8 windows. They
-// exchange halves of their sums, then quarters, ..., until lane 4 w + gate has the whole sum of one. Input products:
-// rows of `in`, of the token if there are tokens; `in` may be gates.
-template <typename Half>
+// Time step t of a layer. A warp owns a unit in 8 windows b0 .. b0 + 7. Its lanes share k: each has a part of all 32
+// sums, sum 4 w + gate for window b0 + w. To add the parts up, pairs of lanes exchange halves of what they have, and
+// lane 4 w + gate ends with sum 4 w + gate:
+//
+//     lane           0 .. 7       8 .. 15      16 .. 23     24 .. 31
+//     it has sums    0 .. 31      0 .. 31      0 .. 31      0 .. 31     of its own k
+//     with lane^16   0 .. 15      0 .. 15      16 .. 31     16 .. 31    of the pair's k
+//     with lane^8    0 .. 7       8 .. 15      16 .. 23     24 .. 31
+//     ...
+//
+// The input products are rows of `in`: row tokens[r] if there are tokens, else row r. `in` may be a.gates.
+template <typename Operand>
 static __global__ void __launch_bounds__(256)
-    recurrence_step_forward(LayerRecurrence<Half> a, const float *in, const uint8_t *tokens, const DeviceState *state,
-                            int B, int H, int t) {
-    const int lane = (int)threadIdx.x % WARP, u = (int)blockIdx.x * STEP_UNITS + (int)threadIdx.x / WARP;
-    const int b0 = (int)blockIdx.y * STEP_WINDOWS;
+    recurrence_forward_plain_kernel(LayerRecurrence<Operand> a, const float *in, const uint8_t *tokens,
+                                    const DeviceState *state, int B, int H, int t) {
+    const int lane = threadIdx.x % WARP, u = blockIdx.x * PLAIN_UNITS + threadIdx.x / WARP;
+    const int b0 = blockIdx.y * PLAIN_WINDOWS;
     if (u >= H) return;
-    float sum[4 * STEP_WINDOWS];
+    float sum[4 * PLAIN_WINDOWS];
 #pragma unroll
-    for (int i = 0; i < 4 * STEP_WINDOWS; i++) sum[i] = 0;
-    const Half *h_before = a.h + (int64_t)(t - 1) * B * H;
+    for (int i = 0; i < 4 * PLAIN_WINDOWS; i++) sum[i] = 0;
+    const Operand *h_before = a.h + (int64_t)(t - 1) * B * H;
     for (int k = lane; k < H && t > 0; k += WARP) {
         float w[4];
 #pragma unroll
         for (int gate = 0; gate < 4; gate++) w[gate] = to_float(a.w_hh[((int64_t)gate * H + u) * H + k]);
 #pragma unroll
-        for (int i = 0; i < STEP_WINDOWS; i++) { // those past the last window work on it in vain
+        for (int i = 0; i < PLAIN_WINDOWS; i++) { // past the last window the last one again, thrown away below
             const float h = to_float(h_before[(int64_t)min(b0 + i, B - 1) * H + k]);
 #pragma unroll
             for (int gate = 0; gate < 4; gate++) sum[4 * i + gate] = fmaf(w[gate], h, sum[4 * i + gate]);
@@ -249,48 +283,49 @@ static __global__ void __launch_bounds__(256)
     const int gate = lane % 4, b = b0 + lane / 4;
     const int64_t r = (int64_t)t * B + b, at = r * H + u;
     const float z = b < B ? sum[0] + in[((tokens ? tokens[r] : r) * 4 + gate) * H + u] : 0;
-    const float value = gate == 2 ? tangent(z) : sigmoid(z);
-    const float i = __shfl_sync(~0u, value, 0, 4), f = __shfl_sync(~0u, value, 1, 4), g = __shfl_sync(~0u, value, 2, 4),
-                o = __shfl_sync(~0u, value, 3, 4);
+    const float value = gate == 2 ? tanh_by_sigmoid(z) : sigmoid(z);
+    const Gates gates = {__shfl_sync(~0u, value, 0, 4), __shfl_sync(~0u, value, 1, 4), __shfl_sync(~0u, value, 2, 4),
+                         __shfl_sync(~0u, value, 3, 4)};
     if (b >= B) return;
     a.gates[(r * 4 + gate) * H + u] = value;
     if (gate > 0) return;
-    const float c = t > 0 ? f * a.c[at - (int64_t)B * H] + i * g : i * g;
-    const Half h = from_float<Half>(o * tangent(c));
+    float c = t > 0 ? a.c[at - (int64_t)B * H] : 0;
+    const Operand h = from_float<Operand>(cell_forward(gates, &c));
     a.c[at] = c;
     a.h[at] = h;
-    a.x[at] = from_float<Half>(to_float(h) * dropout_one(a.dropout, state, b, t, u));
+    a.x[at] = from_float<Operand>(to_float(h) * dropout_one(a.dropout, state, b, t, u));
 }
 
-// Step t of a layer, back; dx [R,H] from above. A block owns 8 units, in 8 windows. A thread sums every 32nd k of a
-// unit's column, so that 8 adjacent lanes read adjacent weights; 4 lanes and 8 warps hold parts of one sum.
-template <typename Half>
+// Time step t of a layer, back. dx [R,H] comes from above. A block owns 8 units in 8 windows. A thread sums every 32nd
+// k of a unit's column, so that 8 adjacent lanes read adjacent weights. Then 4 lanes in each of the 8 warps have parts
+// of the same sums.
+template <typename Operand>
 static __global__ void __launch_bounds__(256)
-    recurrence_step_backward(LayerRecurrence<Half> a, const float *dx, const DeviceState *state, int B, int T, int H,
-                             int t) {
-    __shared__ float parts[8][STEP_WINDOWS][STEP_UNITS];
-    const int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
-    const int u0 = (int)blockIdx.x * STEP_UNITS, b0 = (int)blockIdx.y * STEP_WINDOWS;
-    float sum[STEP_WINDOWS];
+    recurrence_backward_plain_kernel(LayerRecurrence<Operand> a, const float *dx, const DeviceState *state, int B,
+                                     int T, int H, int t) {
+    __shared__ float parts[8][PLAIN_WINDOWS][PLAIN_UNITS];
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int u0 = blockIdx.x * PLAIN_UNITS, b0 = blockIdx.y * PLAIN_WINDOWS;
+    float sum[PLAIN_WINDOWS];
 #pragma unroll
-    for (int i = 0; i < STEP_WINDOWS; i++) sum[i] = 0;
-    const Half *w = a.w_hh + min(u0 + lane % 8, H - 1), *dgates_after = a.dgates + (int64_t)(t + 1) * B * 4 * H;
+    for (int i = 0; i < PLAIN_WINDOWS; i++) sum[i] = 0;
+    const Operand *w = a.w_hh + min(u0 + lane % 8, H - 1), *dgates_after = a.dgates + (int64_t)(t + 1) * B * 4 * H;
     for (int k = warp * 4 + lane / 8; k < 4 * H && t < T - 1; k += 32) {
         const float w_k = to_float(w[(int64_t)k * H]);
 #pragma unroll
-        for (int i = 0; i < STEP_WINDOWS; i++) {
+        for (int i = 0; i < PLAIN_WINDOWS; i++) {
             sum[i] = fmaf(w_k, to_float(dgates_after[(int64_t)min(b0 + i, B - 1) * 4 * H + k]), sum[i]);
         }
     }
 #pragma unroll
-    for (int i = 0; i < STEP_WINDOWS; i++) {
+    for (int i = 0; i < PLAIN_WINDOWS; i++) {
         sum[i] += __shfl_xor_sync(~0u, sum[i], 8);
         sum[i] += __shfl_xor_sync(~0u, sum[i], 16);
         if (lane < 8) parts[warp][i][lane] = sum[i];
     }
     __syncthreads();
-    const int u = u0 + (int)threadIdx.x % 8, b = b0 + (int)threadIdx.x / 8;
-    if (threadIdx.x >= STEP_UNITS * STEP_WINDOWS || u >= H || b >= B) return;
+    const int u = u0 + threadIdx.x % 8, b = b0 + threadIdx.x / 8;
+    if (threadIdx.x >= PLAIN_UNITS * PLAIN_WINDOWS || u >= H || b >= B) return;
     const int64_t r = (int64_t)t * B + b, at = r * H + u;
     float dh = dx[at] * dropout_one(a.dropout, state, b, t, u);
     for (int part = 0; part < 8; part++) dh += parts[part][b - b0][u - u0];
@@ -299,91 +334,120 @@ static __global__ void __launch_bounds__(256)
     const Gates d = cell_backward({gate[0], gate[H], gate[2 * H], gate[3 * H]}, &dc, dh, a.c[at],
                                   t > 0 ? a.c[at - (int64_t)B * H] : 0);
     a.dc[(int64_t)b * H + u] = dc;
-    Half *to = a.dgates + r * 4 * H + u;
-    to[0] = from_float<Half>(d.i);
-    to[H] = from_float<Half>(d.f);
-    to[2 * H] = from_float<Half>(d.g);
-    to[3 * H] = from_float<Half>(d.o);
+    Operand *out = a.dgates + r * 4 * H + u;
+    out[0] = from_float<Operand>(d.i);
+    out[H] = from_float<Operand>(d.f);
+    out[2 * H] = from_float<Operand>(d.g);
+    out[3 * H] = from_float<Operand>(d.o);
 }
 
-template <typename Half>
-static void recurrence_forward_plain(const LayerRecurrence<Half> *layers, RecurrenceShape s, const float *table,
+template <typename Operand>
+static void recurrence_forward_plain(const LayerRecurrence<Operand> *layers, RecurrenceShape s, const float *table,
                                      const uint8_t *tokens, const DeviceState *state, cudaStream_t stream) {
-    const dim3 blocks((unsigned)divide_up(s.H, STEP_UNITS), (unsigned)divide_up(s.B, STEP_WINDOWS));
+    const dim3 blocks(divide_up(s.H, PLAIN_UNITS), divide_up(s.B, PLAIN_WINDOWS));
+    const float *in = table;
     for (int l = 0; l < s.L; l++) {
-        const LayerRecurrence<Half> *a = &layers[l];
-        if (l > 0) matmul_forward(a->gates, a[-1].x, a->w_ih, a->bias, false, s.B * s.T, s.H, 4 * s.H, stream);
+        const LayerRecurrence<Operand> *a = &layers[l];
+        if (l > 0) {
+            matmul_forward(a->gates, a[-1].x, a->w_ih, a->bias, false, s.B * s.T, s.H, 4 * s.H, stream);
+            in = a->gates;
+            tokens = nullptr;
+        }
         for (int t = 0; t < s.T; t++) {
-            recurrence_step_forward<Half><<<blocks, 256, 0, stream>>>(*a, l > 0 ? a->gates : table,
-                                                                      l > 0 ? nullptr : tokens, state, s.B, s.H, t);
+            recurrence_forward_plain_kernel<Operand><<<blocks, 256, 0, stream>>>(*a, in, tokens, state, s.B, s.H, t);
+            LAUNCHED(recurrence_forward_plain_kernel<Operand>);
         }
     }
 }
 
-// d [R,H] comes as dx of the last layer; it is scratch.
-template <typename Half>
-static void recurrence_backward_plain(const LayerRecurrence<Half> *layers, RecurrenceShape s, float *d,
+template <typename Operand>
+static void recurrence_backward_plain(const LayerRecurrence<Operand> *layers, RecurrenceShape s, float *dx,
                                       const DeviceState *state, cudaStream_t stream) {
-    const dim3 blocks((unsigned)divide_up(s.H, STEP_UNITS), (unsigned)divide_up(s.B, STEP_WINDOWS));
+    const dim3 blocks(divide_up(s.H, PLAIN_UNITS), divide_up(s.B, PLAIN_WINDOWS));
     for (int l = s.L - 1; l >= 0; l--) {
-        const LayerRecurrence<Half> *a = &layers[l];
+        const LayerRecurrence<Operand> *a = &layers[l];
         for (int t = s.T - 1; t >= 0; t--) {
-            recurrence_step_backward<Half><<<blocks, 256, 0, stream>>>(*a, d, state, s.B, s.T, s.H, t);
+            recurrence_backward_plain_kernel<Operand><<<blocks, 256, 0, stream>>>(*a, dx, state, s.B, s.T, s.H, t);
+            LAUNCHED(recurrence_backward_plain_kernel<Operand>);
         }
         if (l == 0) break;
-        matmul_backward_input(d, (const Half *)a->dgates, a->w_ih, (const Half *)nullptr, false, s.B * s.T, s.H,
-                              4 * s.H, stream);
+        matmul_backward_input<Operand>(dx, a->dgates, a->w_ih, nullptr, false, s.B * s.T, s.H, 4 * s.H, stream);
     }
 }
 
-// ---- the recurrence, fast: bf16, one launch for all layers and time steps
+// ---- the recurrence: fast kernels in bf16, one launch for all layers and time steps
 //
-// A block owns 8 units of every layer, and holds in registers all weights that lead to them: forward their 32 gates'
-// rows of W_hh, and of W_ih of the layers above the first, backward their 8 columns. In a round of the loop layer l
-// does step t - l, so that all layers work at the same time, each on what the last round gave. Windows go by tiles of
-// 8, the width of mma_bf16: weights are its A, h or dgates its B. Warps share k: each multiplies its part for all of
-// the block's rows, the sums of the parts go through shared memory, and a thread for each layer, unit and window adds
-// them, always in the same order, and does the rest of the cell. Blocks in several sets take windows of their own.
+// H / 8 blocks make a set. Where several sets fit in the GPU, each takes windows of its own. A block owns units
+// u0 .. u0 + 7 of every layer, and holds in registers all weights that lead to them: in the forward the rows of their
+// gates, of W_hh and, above layer 0, of W_ih; in the backward their columns. Windows go in tiles of 8, the width of
+// mma_bf16, whose A are weights and whose B are h, x or dgates. The 8 warps of a block share k in chunks of 32:
 //
-// What a round hands to other blocks (h, x; dgates) they take right from the tensor that the launch has to write
-// anyway, and it is its own signal: it is filled with ABSENT before the launch (dgates by the forward, on its way), and
-// who finds that reads again.
-// There is no barrier, so a round's cost is: a store's way to the L2 cache, a load's way from there, products, sums,
-// gates. All blocks run at the same time, or they would wait for ever: the launch is cooperative, which the GPU refuses
-// otherwise, and recurrence_is_fast() asks beforehand.
+//     rows of A:  forward             backward            k = 0    32    64        224   256
+//                 i of u0 .. u0+3     W_hh, column u0       +-----+-----+--   --+-----+-----+--
+//                 f of u0 .. u0+3      ... and u0+7         |warp |warp |       |warp |warp |
+//                 g of u0 .. u0+3     W_ih, column u0       |  0  |  1  |  ...  |  7  |  0  |  ...
+//                 o of u0 .. u0+3      ... and u0+7         +-----+-----+--   --+-----+-----+--
+//                 and a second tile   (W_ih above
+//                 of u0+4 .. u0+7     layer 0)
 //
-// Traffic from L2, per block, tile of windows and round: forward 16 H bytes for each product (3 for two layers),
-// backward 64 H for each layer. This is what limits large batches, and why blocks have not fewer units.
+// The warps' parts of the sums go through shared memory. Two warps for each layer, 2 l and 2 l + 1, have a thread for
+// each unit and window of the tile. It adds the parts, always in the same order, and does the rest of the cell.
+//
+// In a round of the loop every layer does one time step, each on what the round before handed on. So layer 1 is one
+// time step behind layer 0 in the forward, and layer 0 behind layer 1 in the backward:
+//
+//     forward  round    0       1       2    ...        backward  round     0         1         2    ...
+//              layer 0 t=0 --> t=1 --> t=2   ...                  layer 1 t=T-1 --> t=T-2 --> t=T-3  ...
+//                         \       \       \  ...                               \         \         \ ...
+//              layer 1     '-> t=0 --> t=1   ...                  layer 0       '-> t=T-1 --> t=T-2  ...
+//
+//     -->  h_t, for W_hh of the layer                             -->  dgates_t, for W_hh of the layer
+//     '->  x_t, for W_ih of the layer above                       '->  dgates_t, for W_ih, as dx of the layer below
+//
+// Every block of the set reads all units of what is handed on. It is read from the tensor that the launch has to write
+// anyway, and the tensor is its own signal: it is filled with ABSENT before the launch (dgates by the forward kernel),
+// and a reader that finds ABSENT reads again. There is no barrier between blocks, so a round costs a store's way to the
+// L2 cache, a load's way from there, products, sums and gates. All blocks must run at the same time, or they would wait
+// for each other for ever. So the launch is cooperative, which CUDA refuses where they cannot, and recurrence_shape()
+// asks beforehand how many can.
+//
+// Traffic from L2 for each block, tile of windows and round: forward 16 H bytes for each product (3 for two layers),
+// backward 64 H for each layer. It limits large batches, and it is why blocks do not have fewer units.
 
-enum { TILE_WINDOWS = 8, BLOCK_UNITS = 8, PARTS = 8, BLOCK_THREADS = PARTS * WARP, FAST_LAYERS = 2, FAST_WIDTH = 512 };
+constexpr int FAST_UNITS = 8, FAST_WINDOWS = 8;       // of a block, of a tile
+constexpr int PARTS = 8, FAST_THREADS = PARTS * WARP; // of a block: warps, each a part of k
+constexpr int FAST_LAYERS = 2, FAST_WIDTH = 512;      // the most that the fast kernels take
 
-// Two bf16 that rounding never gives: it makes every NaN 0x7FFF.
+// Two bf16 0xFFFF, a NaN that rounding never gives, because it makes every NaN 0x7FFF.
 #define ABSENT 0xFFFFFFFFu
 
-__device__ inline bool absent(uint4 v) { return v.x == ABSENT || v.z == ABSENT; } // 8 bytes come as a whole
+// Whether one of the two 8 bytes has not come yet. 8 bytes come as a whole.
+static __device__ bool absent(uint4 v) { return v.x == ABSENT || v.z == ABSENT; }
 
 template <int L>
 struct FastRecurrence {
     LayerRecurrence<__nv_bfloat16> layers[L];
-    RecurrenceShape s;
+    int B, T, H;
     int windows;           // of a set of blocks, a multiple of 8
     const float *table;    // forward: [V,4H]
     const uint8_t *tokens; // and [R]
     const float *dx;       // backward: [R,H]
 };
 
-// Between one look at what another block must give and the next. Should it never come, better an error than a hang.
-__device__ inline void look_again(int *looks) {
+// Waits a little before the next look at what another block must hand on. After 2^26 looks it ends the kernel with an
+// error: a block that never gets there is a mistake in this file, and an endless wait would hide it.
+static __device__ void look_again(int *looks) {
     __nanosleep(20);
     if (++*looks > 1 << 26) __trap();
 }
 
-// Fragments of B: b[i][j] = 8 of k, from rows[i] + 256 j on, for j < n; zeros where there is no row. Of a window's row
-// lane q of a group of 4 has k = 8 q .. 8 q + 7 of each 32, and warp w every 8th 32 from 32 w on. Waits for them: if
-// `early`, when they will hardly be there, for one first, as reading all again and again would delay the stores.
-template <int N, int KB>
-__device__ inline void fetch(uint4 (&b)[N][KB], const __nv_bfloat16 *const (&rows)[N], int n, bool early) {
-    bool missing = early && rows[0] && n > 0;
+// Waits for the B of N products and fetches the lane's share: found[i][j] is 8 k of the lane's window, of chunk j of
+// the warp, j < chunks. rows[i] points to those of chunk 0; it is nullptr where there is no such window or time step,
+// and found is zeros then. In a round's first tile the blocks are early, and a warp looks for one piece alone until it
+// is there: looking for all again and again would delay the stores.
+template <int N, int CHUNKS>
+static __device__ void fetch(uint4 (&found)[N][CHUNKS], const __nv_bfloat16 *const (&rows)[N], int chunks, bool early) {
+    bool missing = early && rows[0] && chunks > 0;
     int looks = 0;
     for (;;) {
         missing = absent(exchange_load(rows[0], missing));
@@ -395,45 +459,45 @@ __device__ inline void fetch(uint4 (&b)[N][KB], const __nv_bfloat16 *const (&row
 #pragma unroll
         for (int i = 0; i < N; i++) {
 #pragma unroll
-            for (int j = 0; j < KB; j++) {
+            for (int j = 0; j < CHUNKS; j++) {
                 const uintptr_t from = (uintptr_t)rows[i] + PARTS * 64 * j; // of a row that may not be there
-                b[i][j] = exchange_load((const void *)from, rows[i] && j < n);
+                found[i][j] = exchange_load((const void *)from, rows[i] && j < chunks);
             }
         }
 #pragma unroll
         for (int i = 0; i < N; i++) {
 #pragma unroll
-            for (int j = 0; j < KB; j++) missing |= absent(b[i][j]);
+            for (int j = 0; j < CHUNKS; j++) missing |= absent(found[i][j]);
         }
         if (!__any_sync(~0u, missing)) break;
         look_again(&looks);
     }
 }
 
-// sum [16][8] += A B, 32 of k. The order of k within a sum is free, so lane q takes 8 q .. 8 q + 7 as its columns of
-// two products: a[0..3] of row g, a[4..7] of row g + 8.
-__device__ inline void multiply_32(float *sum, const uint32_t *a, uint4 b) {
+// sum [16][8] += A B over a chunk of 32 k. The order of k within a sum is free, so lane 4 g + q takes the adjacent k
+// 8 q .. 8 q + 7 as its columns of two products: a[0..3] of row g, a[4..7] of row g + 8, b of window g.
+static __device__ void multiply_32(float *sum, const uint32_t *a, uint4 b) {
     const uint32_t a_low[4] = {a[0], a[4], a[1], a[5]}, b_low[2] = {b.x, b.y};
     const uint32_t a_high[4] = {a[2], a[6], a[3], a[7]}, b_high[2] = {b.z, b.w};
     mma_bf16(sum, a_low, b_low);
     mma_bf16(sum, a_high, b_high);
 }
 
-// The same where A has 8 rows only: sum = B^T A^T, [8 columns of B][8 rows of A], and half of the zeros to keep.
-__device__ inline void multiply_32_transposed(float *sum, const uint32_t *a, uint4 b) {
+// The same where A has 8 rows only: sum = B^T A^T, [8 windows][8 rows of A]. It saves the registers of 8 rows of zeros.
+static __device__ void multiply_32_transposed(float *sum, const uint32_t *a, uint4 b) {
     const uint32_t a_low[4] = {b.x, 0, b.y, 0}, a_high[4] = {b.z, 0, b.w, 0};
     mma_bf16(sum, a_low, a);
     mma_bf16(sum, a_high, a + 2);
 }
 
-// A warp's sums [16][8], row by row
-__device__ inline void store_part(float *part, const float *sum, int lane) {
+// part [16][8] = a warp's sums
+static __device__ void store_sums(float *part, const float *sum, int lane) {
     *(float2 *)&part[2 * lane] = make_float2(sum[0], sum[1]);
     *(float2 *)&part[64 + 2 * lane] = make_float2(sum[2], sum[3]);
 }
 
-// The values of lanes lane % 8 + 0, 8, 16, 24, four units of a window, in bf16
-__device__ inline uint2 pack_units(float value, int lane) {
+// The values of lanes lane % 8 + 0, 8, 16, 24, four units of a window, in bf16.
+static __device__ uint2 pack_units(float value, int lane) {
     const uint32_t mine = __bfloat16_as_ushort(from_float<__nv_bfloat16>(value));
     const uint32_t other = __shfl_xor_sync(~0u, mine, 8);
     const uint32_t pair = lane & 8 ? other | mine << 16 : mine | other << 16;
@@ -441,183 +505,198 @@ __device__ inline uint2 pack_units(float value, int lane) {
     return lane & 16 ? make_uint2(pair_of_others, pair) : make_uint2(pair, pair_of_others);
 }
 
-// Sums of 32 rows of each layer as two tiles of 16, rows [gate][4 units]. KB: 32s of k of a warp.
-template <int L, int KB>
-__global__ void __launch_bounds__(BLOCK_THREADS, 1)
-    recurrence_forward_fast(FastRecurrence<L> p, const DeviceState *state) {
-    __shared__ __align__(16) float parts[2][PARTS][L][2][128];
-    const int B = p.s.B, T = p.s.T, H = p.s.H, lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
-    const int u0 = (int)blockIdx.x % (H / BLOCK_UNITS) * BLOCK_UNITS,
-              first = (int)blockIdx.x / (H / BLOCK_UNITS) * p.windows;
-    const int end = min(first + p.windows, B), g = lane / 4, k0 = warp * 32 + lane % 4 * 8;
-    const int n = (H / 32 - warp + PARTS - 1) / PARTS;
-
-    // Product 2 l: h_(t-1) of layer l, product 2 l - 1: x_t of the layer below
-    uint32_t w[2 * L - 1][2][KB][8];
+// The lane's share of the block's rows of W_hh or W_ih, [4H,H]: w[tile][j] is its 8 k of chunk j, from k0 + 256 j on,
+// in rows lane / 4 and lane / 4 + 8 of the tile.
+template <int CHUNKS>
+static __device__ void load_rows(uint32_t (&w)[2][CHUNKS][8], const __nv_bfloat16 *weights, int H, int u0, int k0,
+                                 int chunks) {
+    const int group = threadIdx.x % WARP / 4;
 #pragma unroll
-    for (int i = 0; i < 2 * L - 1; i++) {
+    for (int half = 0; half < 4; half++) { // of tile half / 2: gates i and f, or g and o
+        const int row = (half % 2 * 2 + group / 4) * H + u0 + half / 2 * 4 + group % 4;
 #pragma unroll
-        for (int m = 0; m < 4; m++) { // halves of tiles: rows g and g + 8
-            const LayerRecurrence<__nv_bfloat16> &a = p.layers[(i + 1) / 2];
-            const int row = (m % 2 * 2 + g / 4) * H + u0 + m / 2 * 4 + g % 4;
-#pragma unroll
-            for (int j = 0; j < KB; j++) {
-                const __nv_bfloat16 *from = (i % 2 ? a.w_ih : a.w_hh) + (int64_t)row * H + k0 + PARTS * 32 * j;
-                const uint4 four = j < n ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
-                uint32_t *to = &w[i][m / 2][j][m % 2 * 4];
-                to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
-            }
+        for (int j = 0; j < CHUNKS; j++) {
+            const __nv_bfloat16 *from = weights + (int64_t)row * H + k0 + PARTS * 32 * j;
+            const uint4 four = j < chunks ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
+            uint32_t *to = &w[half / 2][j][half % 2 * 4];
+            to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
         }
     }
+}
 
-    const int cell_layer = warp / 2, u = u0 + (int)threadIdx.x % 64 / 8; // of the thread, where warp < 2 L
+// All layers and time steps. A warp has at most CHUNKS chunks of 32 k.
+template <int L, int CHUNKS>
+static __global__ void __launch_bounds__(FAST_THREADS, 1)
+    recurrence_forward_fast_kernel(FastRecurrence<L> args, const DeviceState *state) {
+    __shared__ __align__(16) float parts[2][PARTS][L][2][128];
+    const int B = args.B, T = args.T, H = args.H, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int u0 = blockIdx.x % (H / FAST_UNITS) * FAST_UNITS;
+    const int first = blockIdx.x / (H / FAST_UNITS) * args.windows, end = min(first + args.windows, B);
+    const int k0 = warp * 32 + lane % 4 * 8, chunks = (H / 32 - warp + PARTS - 1) / PARTS;
+    uint32_t w[2 * L - 1][2][CHUNKS][8]; // product 2 l has W_hh of layer l, product 2 l - 1 its W_ih
+#pragma unroll
+    for (int i = 0; i < 2 * L - 1; i++) {
+        const LayerRecurrence<__nv_bfloat16> &a = args.layers[(i + 1) / 2];
+        load_rows<CHUNKS>(w[i], i % 2 ? a.w_ih : a.w_hh, H, u0, k0, chunks);
+    }
+
+    const int cell_layer = warp / 2 % L, u = u0 + threadIdx.x % 64 / 8; // of the thread, where warp < 2 L
     int buffer = 0;
     for (int round = 0; round < T + L - 1; round++) {
-        for (int b0 = first; b0 < end; b0 += TILE_WINDOWS, buffer ^= 1) {
+        for (int b0 = first; b0 < end; b0 += FAST_WINDOWS, buffer ^= 1) {
             // What the cell needs besides the products
             const int t_cell = round - cell_layer, b_cell = b0 + lane % 8;
             const bool works = warp < 2 * L && t_cell >= 0 && t_cell < T, exists = works && b_cell < end;
-            const LayerRecurrence<__nv_bfloat16> &a = p.layers[min(cell_layer, L - 1)];
+            const LayerRecurrence<__nv_bfloat16> &a = args.layers[cell_layer];
             const int64_t r = (int64_t)t_cell * B + b_cell, at = r * H + u;
-            float z[4] = {0, 0, 0, 0}, c = 0, kept = 0;
+            float z[4] = {0, 0, 0, 0}, c = 0, mask = 0;
             if (exists) {
-                const float *in = cell_layer > 0 ? a.bias : p.table + (int64_t)p.tokens[r] * 4 * H;
+                const float *in = cell_layer > 0 ? a.bias : args.table + (int64_t)args.tokens[r] * 4 * H;
                 for (int gate = 0; gate < 4; gate++) z[gate] = in[gate * H + u];
                 c = t_cell > 0 ? a.c[at - (int64_t)B * H] : 0;
-                kept = dropout_one(a.dropout, state, b_cell, t_cell, u);
+                mask = dropout_one(a.dropout, state, b_cell, t_cell, u);
             }
 
+            // The warp's part of the products
             const __nv_bfloat16 *rows[2 * L - 1];
 #pragma unroll
             for (int i = 0; i < 2 * L - 1; i++) {
-                const int layer = (i + 1) / 2, t = round - layer, b = b0 + g; // of x_t, or h_(t-1)
+                const int layer = (i + 1) / 2, t = round - layer, b = b0 + lane / 4; // of x_t, or of h_(t-1)
                 const bool there = b < end && t < T && t >= (i % 2 ? 0 : 1);
-                const __nv_bfloat16 *from = i % 2 ? p.layers[layer - 1].x : p.layers[layer].h;
+                const __nv_bfloat16 *from = i % 2 ? args.layers[layer - 1].x : args.layers[layer].h;
                 rows[i] = there ? from + ((int64_t)(i % 2 ? t : t - 1) * B + b) * H + k0 : nullptr;
             }
-            uint4 b[2 * L - 1][KB];
-            fetch(b, rows, n, b0 == first);
+            uint4 found[2 * L - 1][CHUNKS];
+            fetch(found, rows, chunks, b0 == first);
             float sum[L][2][4] = {};
 #pragma unroll
-            for (int j = 0; j < KB; j++) {
+            for (int j = 0; j < CHUNKS; j++) {
 #pragma unroll
                 for (int i = 0; i < 2 * L - 1; i++) {
-                    multiply_32(sum[(i + 1) / 2][0], w[i][0][j], b[i][j]);
-                    multiply_32(sum[(i + 1) / 2][1], w[i][1][j], b[i][j]);
+                    multiply_32(sum[(i + 1) / 2][0], w[i][0][j], found[i][j]);
+                    multiply_32(sum[(i + 1) / 2][1], w[i][1][j], found[i][j]);
                 }
             }
 #pragma unroll
             for (int l = 0; l < L; l++) {
-                store_part(parts[buffer][warp][l][0], sum[l][0], lane);
-                store_part(parts[buffer][warp][l][1], sum[l][1], lane);
+                store_sums(parts[buffer][warp][l][0], sum[l][0], lane);
+                store_sums(parts[buffer][warp][l][1], sum[l][1], lane);
             }
-            __syncthreads(); // one is enough: who writes to a buffer again has passed the barrier of the other
+            __syncthreads(); // one is enough: the next writes go to the other buffer, and those after that barrier
 
+            // The cell
             if (!works) continue;
             for (int part = 0; part < PARTS; part++) {
                 const float *mine = &parts[buffer][part][cell_layer][warp % 2][lane];
                 for (int gate = 0; gate < 4; gate++) z[gate] += mine[32 * gate];
             }
-            const float i = sigmoid(z[0]), f = sigmoid(z[1]), g_ = tangent(z[2]), o = sigmoid(z[3]);
-            c = f * c + i * g_;
-            const float h = to_float(from_float<__nv_bfloat16>(o * tangent(c)));
-            const uint2 h_units = pack_units(h, lane), x_units = pack_units(h * kept, lane);
+            const Gates gate = {sigmoid(z[0]), sigmoid(z[1]), tanh_by_sigmoid(z[2]), sigmoid(z[3])};
+            const float h = to_float(from_float<__nv_bfloat16>(cell_forward(gate, &c)));
+            const uint2 h_units = pack_units(h, lane), x_units = pack_units(h * mask, lane);
             if (!exists) continue;
             if (lane / 8 == 0) exchange_store(&a.h[at], h_units);
             if (lane / 8 == 1) exchange_store(&a.x[at - 1], x_units);
             a.c[at] = c;
-            *(float4 *)&a.gates[4 * at] = make_float4(i, f, g_, o);
+            *(float4 *)&a.gates[4 * at] = make_float4(gate.i, gate.f, gate.g, gate.o);
             *(uint2 *)&a.dgates[(4 * r + lane / 8) * H + u - lane / 8] = make_uint2(ABSENT, ABSENT); // for the backward
         }
     }
 }
 
-// Sums of 16 rows of each layer: dgates_(t+1) times the columns of W_hh, then of W_ih for dx_(t+1) of the layer below.
-// KB: 128s of k of a warp.
-template <int L, int KB>
-__global__ void __launch_bounds__(BLOCK_THREADS, 1)
-    recurrence_backward_fast(FastRecurrence<L> p, const DeviceState *state) {
-    __shared__ __align__(16) float parts[2][PARTS][L][128];
-    const int B = p.s.B, T = p.s.T, H = p.s.H, lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
-    const int u0 = (int)blockIdx.x % (H / BLOCK_UNITS) * BLOCK_UNITS,
-              first = (int)blockIdx.x / (H / BLOCK_UNITS) * p.windows;
-    const int end = min(first + p.windows, B), g = lane / 4, k0 = warp * 32 + lane % 4 * 8;
-    const int n = (H / 8 - warp + PARTS - 1) / PARTS;
-
-    // Pairs of k of a column: 8 columns of 32 rows go through shared memory, in the order in which ldmatrix takes rows
-    uint32_t w[L][4 * KB][8];
-    uint4 *staged = (uint4 *)parts[0][warp];
+// The lane's share of the block's columns of W_hh or W_ih, [4H,H], as 8 rows of A: w[j][first .. first + 3] is its 8 k
+// of chunk j, of column u0 + lane / 4. Pairs of k of a column do not lie side by side, so a chunk of 8 columns goes
+// through `staged` [32], the warp's own shared memory, in the order in which ldmatrix takes rows.
+template <int CHUNKS>
+static __device__ void load_columns(uint32_t (&w)[CHUNKS][8], int first, const __nv_bfloat16 *weights, int H, int u0,
+                                    int chunks, uint4 *staged) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int k = warp * 32 + lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
+    const __nv_bfloat16 *from = weights + u0;
+    uint4 row[CHUNKS];
+#pragma unroll
+    for (int j = 0; j < CHUNKS; j++) {
+        row[j] = j < chunks ? *(const uint4 *)(from + (k + PARTS * 32 * j) * H) : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int j = 0; j < CHUNKS; j++) {
+        staged[lane] = row[j];
+        __syncwarp();
+        ldmatrix<4, true>(w[j] + first, &staged[lane]);
+        __syncwarp();
+    }
+}
+
+// All layers and time steps, back. A layer has one tile of 16 sums: dgates_(t+1) times the columns of W_hh, and times
+// those of W_ih, which gives dx_(t+1) of the layer below. A warp has at most CHUNKS chunks of 32 k.
+template <int L, int CHUNKS>
+static __global__ void __launch_bounds__(FAST_THREADS, 1)
+    recurrence_backward_fast_kernel(FastRecurrence<L> args, const DeviceState *state) {
+    __shared__ __align__(16) float parts[2][PARTS][L][128];
+    const int B = args.B, T = args.T, H = args.H, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int u0 = blockIdx.x % (H / FAST_UNITS) * FAST_UNITS;
+    const int first = blockIdx.x / (H / FAST_UNITS) * args.windows, end = min(first + args.windows, B);
+    const int k0 = warp * 32 + lane % 4 * 8, chunks = (H / 8 - warp + PARTS - 1) / PARTS;
+    uint32_t w[L][CHUNKS][8];
+    uint4 *staged = (uint4 *)parts[0][warp];
 #pragma unroll
     for (int l = 0; l < L; l++) {
-#pragma unroll
-        for (int m = 0; m < (l > 0 ? 2 : 1); m++) {
-            const __nv_bfloat16 *from = (m == 0 ? p.layers[l].w_hh : p.layers[l].w_ih) + u0;
-            uint4 row[4 * KB];
-#pragma unroll
-            for (int j = 0; j < 4 * KB; j++) {
-                row[j] = j < n ? *(const uint4 *)(from + (k + PARTS * 32 * j) * H) : make_uint4(0, 0, 0, 0);
-            }
-#pragma unroll
-            for (int j = 0; j < 4 * KB; j++) {
-                staged[lane] = row[j];
-                __syncwarp();
-                ldmatrix<4, true>(w[l][j] + 4 * m, &staged[lane]);
-                __syncwarp();
-            }
-        }
+        load_columns<CHUNKS>(w[l], 0, args.layers[l].w_hh, H, u0, chunks, staged);
+        if (l > 0) load_columns<CHUNKS>(w[l], 4, args.layers[l].w_ih, H, u0, chunks, staged);
     }
 
-    const int cell_layer = warp / 2, u = u0 + (int)threadIdx.x % 64 / 8;
+    const int cell_layer = warp / 2 % L, u = u0 + threadIdx.x % 64 / 8; // of the thread, where warp < 2 L
     int buffer = 0;
     for (int round = 0; round < T + L - 1; round++) {
-        for (int b0 = first; b0 < end; b0 += TILE_WINDOWS, buffer ^= 1) {
+        for (int b0 = first; b0 < end; b0 += FAST_WINDOWS, buffer ^= 1) {
+            // What the cell needs besides the products
             const int t_cell = T - 1 - round + (L - 1 - cell_layer), b_cell = b0 + lane % 8;
             const bool works = warp < 2 * L && t_cell >= 0 && t_cell < T, exists = works && b_cell < end;
-            const LayerRecurrence<__nv_bfloat16> &a = p.layers[min(cell_layer, L - 1)];
+            const LayerRecurrence<__nv_bfloat16> &a = args.layers[cell_layer];
             const int64_t r = (int64_t)t_cell * B + b_cell, at = r * H + u;
-            float dx = 0, dc = 0, c = 0, c_before = 0, kept = 0;
+            float dx = 0, dc = 0, c = 0, c_before = 0, mask = 0;
             float4 gate = make_float4(0, 0, 0, 0);
             if (exists) {
-                if (cell_layer == L - 1) dx = p.dx[at];
+                if (cell_layer == L - 1) dx = args.dx[at];
                 if (t_cell < T - 1) dc = a.dc[(int64_t)b_cell * H + u];
                 if (t_cell > 0) c_before = a.c[at - (int64_t)B * H];
                 c = a.c[at];
                 gate = *(const float4 *)&a.gates[4 * at];
-                kept = dropout_one(a.dropout, state, b_cell, t_cell, u);
+                mask = dropout_one(a.dropout, state, b_cell, t_cell, u);
             }
 
+            // The warp's part of the products
             const __nv_bfloat16 *rows[L];
 #pragma unroll
             for (int l = 0; l < L; l++) {
-                const int t_after = T - round + (L - 1 - l), b = b0 + g;
+                const int t_after = T - round + (L - 1 - l), b = b0 + lane / 4;
                 const bool there = b < end && t_after >= 0 && t_after < T;
-                rows[l] = there ? p.layers[l].dgates + ((int64_t)t_after * B + b) * 4 * H + k0 : nullptr;
+                rows[l] = there ? args.layers[l].dgates + ((int64_t)t_after * B + b) * 4 * H + k0 : nullptr;
             }
-            uint4 b[L][4 * KB];
-            fetch(b, rows, n, b0 == first);
-            float sum[L][2][4] = {}; // of even and of odd j: two chains of products are done sooner than one
+            uint4 found[L][CHUNKS];
+            fetch(found, rows, chunks, b0 == first);
+            float sum[L][2][4] = {}; // of even and of odd chunks: two chains of products are done sooner than one
 #pragma unroll
-            for (int j = 0; j < 4 * KB; j++) {
+            for (int j = 0; j < CHUNKS; j++) {
 #pragma unroll
-                for (int l = 1; l < L; l++) multiply_32(sum[l][j % 2], w[l][j], b[l][j]);
-                multiply_32_transposed(sum[0][j % 2], w[0][j], b[0][j]);
+                for (int l = 1; l < L; l++) multiply_32(sum[l][j % 2], w[l][j], found[l][j]);
+                multiply_32_transposed(sum[0][j % 2], w[0][j], found[0][j]);
             }
 #pragma unroll
             for (int l = 0; l < L; l++) {
                 for (int e = 0; e < 4; e++) sum[l][0][e] += sum[l][1][e];
-                if (l > 0) store_part(parts[buffer][warp][l], sum[l][0], lane);
+                if (l > 0) store_sums(parts[buffer][warp][l], sum[l][0], lane);
             }
-            for (int e = 0; e < 2; e++) parts[buffer][warp][0][(2 * (lane % 4) + e) * 8 + g] = sum[0][0][e];
+            for (int e = 0; e < 2; e++) parts[buffer][warp][0][(2 * (lane % 4) + e) * 8 + lane / 4] = sum[0][0][e];
             __syncthreads();
 
+            // The cell
             if (!works) continue;
             float dh = 0;
             for (int part = 0; part < PARTS; part++) {
                 dh += parts[buffer][part][cell_layer][threadIdx.x % 64];
                 if (cell_layer < L - 1) dx += parts[buffer][part][cell_layer + 1][64 + threadIdx.x % 64];
             }
-            const Gates d = cell_backward({gate.x, gate.y, gate.z, gate.w}, &dc, dh + dx * kept, c, c_before);
+            const Gates d = cell_backward({gate.x, gate.y, gate.z, gate.w}, &dc, dh + dx * mask, c, c_before);
             const float values[4] = {d.i, d.f, d.g, d.o};
 #pragma unroll
             for (int i = 0; i < 4; i++) { // the threads of four units store a gate each
@@ -629,9 +708,9 @@ __global__ void __launch_bounds__(BLOCK_THREADS, 1)
     }
 }
 
-// ---- the recurrence: which of the two, and the launches
+// ---- the recurrence: launches
 
-// Up to three tensors of n x 16 bytes := ABSENT; blockIdx.y tells which.
+// Up to three tensors of n x 16 bytes become ABSENT; blockIdx.y tells which.
 static __global__ void __launch_bounds__(256) absent_kernel(uint4 *first, uint4 *second, uint4 *third, int64_t n) {
     uint4 *tensor = blockIdx.y == 0 ? first : blockIdx.y == 1 ? second : third;
     for (int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x; i < n; i += (int64_t)gridDim.x * 256) {
@@ -641,175 +720,179 @@ static __global__ void __launch_bounds__(256) absent_kernel(uint4 *first, uint4 
 
 // How many sets of H / 8 blocks of this kernel run at the same time: 0 if not even one does.
 template <typename Kernel>
-static int recurrence_sets(Kernel *kernel, int H) {
-    int device = 0, multiprocessors = 0, cooperative = 0, major = 0, blocks = 0;
-    if (cudaGetDevice(&device) || cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device) ||
-        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) ||
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ||
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, BLOCK_THREADS, 0)) {
-        cudaGetLastError(); // it is dealt with
-        return 0;
-    }
-    return cooperative && major >= 8 ? multiprocessors * blocks / (H / BLOCK_UNITS) : 0;
+static int fast_sets(Kernel *kernel, int H) {
+    int device = 0, multiprocessors = 0, cooperative = 0, blocks = 0;
+    cuda_check(cudaGetDevice(&device));
+    cuda_check(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device));
+    cuda_check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, FAST_THREADS, 0));
+    return cooperative ? multiprocessors * blocks / (H / FAST_UNITS) : 0;
 }
 
-template <int L, int KB>
-static bool recurrence_fits(int H) {
-    return recurrence_sets(recurrence_forward_fast<L, KB>, H) && recurrence_sets(recurrence_backward_fast<L, KB>, H);
+template <int L, int CHUNKS>
+static void fast_shape(RecurrenceShape *s) {
+    const int forward_sets = fast_sets(recurrence_forward_fast_kernel<L, CHUNKS>, s->H);
+    const int backward_sets = fast_sets(recurrence_backward_fast_kernel<L, 4 * CHUNKS>, s->H);
+    if (!forward_sets || !backward_sets) return;
+    s->forward_sets = forward_sets;
+    s->backward_sets = backward_sets;
 }
 
-// Are the fast kernels for this model on this GPU? For any batch: their time grows with it, but no faster than the
-// plain ones'.
-template <typename Half>
-static bool recurrence_is_fast(RecurrenceShape s) {
-    if (sizeof(Half) != sizeof(__nv_bfloat16) || s.L > FAST_LAYERS || s.H % 32 || s.H > FAST_WIDTH) return false;
-    if (s.H <= 256) return s.L == 1 ? recurrence_fits<1, 1>(s.H) : recurrence_fits<2, 1>(s.H);
-    return s.L == 1 ? recurrence_fits<1, 2>(s.H) : recurrence_fits<2, 2>(s.H);
+// The sizes, and which kernels serve them on this GPU. The fast kernels serve any batch: their time grows with it, but
+// no faster than the plain ones'. They are compiled for each number of layers, and for H up to 256 and up to 512, which
+// is CHUNKS times 256.
+template <typename Operand>
+static RecurrenceShape recurrence_shape(int B, int T, int H, int L) {
+    RecurrenceShape s = {B, T, H, L, 0, 0};
+    if (!BF16<Operand> || L > FAST_LAYERS || H % 32 || H > FAST_WIDTH) return s;
+    decltype(fast_shape<1, 1>) *const shapes[FAST_LAYERS][2] = {{fast_shape<1, 1>, fast_shape<1, 2>},
+                                                                {fast_shape<2, 1>, fast_shape<2, 2>}};
+    shapes[L - 1][H > 256](&s);
+    return s;
 }
 
-// Windows of a set: tiles are dealt out evenly to as many sets as run.
+// Tiles of windows are dealt out evenly to as many sets of blocks as run.
 template <int L>
-static dim3 recurrence_deal(FastRecurrence<L> *p, int sets) {
-    const int tiles = divide_up(p->s.B, TILE_WINDOWS);
-    const int tiles_of_set = divide_up(tiles, sets < tiles ? sets : tiles);
-    p->windows = tiles_of_set * TILE_WINDOWS;
-    return dim3((unsigned)(divide_up(tiles, tiles_of_set) * (p->s.H / BLOCK_UNITS)));
+static FastRecurrence<L> fast_arguments(const LayerRecurrence<__nv_bfloat16> *layers, RecurrenceShape s, int sets) {
+    const int tiles = divide_up(s.B, FAST_WINDOWS);
+    FastRecurrence<L> args = {};
+    args.B = s.B, args.T = s.T, args.H = s.H;
+    args.windows = divide_up(tiles, min(sets, tiles)) * FAST_WINDOWS;
+    for (int l = 0; l < L; l++) args.layers[l] = layers[l];
+    return args;
 }
 
-template <int L>
-static FastRecurrence<L> recurrence_arguments(const LayerRecurrence<__nv_bfloat16> *layers, RecurrenceShape s) {
-    FastRecurrence<L> p = {};
-    for (int l = 0; l < L; l++) p.layers[l] = layers[l];
-    p.s = s;
-    return p;
-}
-
-template <int L, int KB>
-static void recurrence_forward_launch(const LayerRecurrence<__nv_bfloat16> *layers, RecurrenceShape s,
-                                      const float *table, const uint8_t *tokens, const DeviceState *state,
-                                      cudaStream_t stream) {
-    FastRecurrence<L> p = recurrence_arguments<L>(layers, s);
-    p.table = table;
-    p.tokens = tokens;
+template <int L, int CHUNKS>
+static void recurrence_forward_fast(const LayerRecurrence<__nv_bfloat16> *layers, RecurrenceShape s, const float *table,
+                                    const uint8_t *tokens, const DeviceState *state, cudaStream_t stream) {
+    FastRecurrence<L> args = fast_arguments<L>(layers, s, s.forward_sets);
+    args.table = table;
+    args.tokens = tokens;
     absent_kernel<<<dim3(256, 2 * L - 1), 256, 0, stream>>>((uint4 *)layers[0].h, (uint4 *)layers[0].x,
                                                             (uint4 *)layers[L - 1].h, (int64_t)s.B * s.T * s.H / 8);
-    const dim3 blocks = recurrence_deal(&p, recurrence_sets(recurrence_forward_fast<L, KB>, s.H));
-    void *arguments[] = {&p, &state};
-    cudaLaunchCooperativeKernel(recurrence_forward_fast<L, KB>, blocks, dim3(BLOCK_THREADS), arguments, 0, stream);
+    LAUNCHED(absent_kernel);
+    const dim3 blocks(divide_up(s.B, args.windows) * (s.H / FAST_UNITS)), threads(FAST_THREADS);
+    void *pointers[] = {&args, &state};
+    cudaLaunchCooperativeKernel(recurrence_forward_fast_kernel<L, CHUNKS>, blocks, threads, pointers, 0, stream);
+    LAUNCHED(recurrence_forward_fast_kernel<L, CHUNKS>);
 }
 
-template <int L, int KB>
-static void recurrence_backward_launch(const LayerRecurrence<__nv_bfloat16> *layers, RecurrenceShape s, const float *dx,
-                                       const DeviceState *state, cudaStream_t stream) {
-    FastRecurrence<L> p = recurrence_arguments<L>(layers, s);
-    p.dx = dx;
-    const dim3 blocks = recurrence_deal(&p, recurrence_sets(recurrence_backward_fast<L, KB>, s.H));
-    void *arguments[] = {&p, &state};
-    cudaLaunchCooperativeKernel(recurrence_backward_fast<L, KB>, blocks, dim3(BLOCK_THREADS), arguments, 0, stream);
+template <int L, int CHUNKS>
+static void recurrence_backward_fast(const LayerRecurrence<__nv_bfloat16> *layers, RecurrenceShape s, const float *dx,
+                                     const DeviceState *state, cudaStream_t stream) {
+    FastRecurrence<L> args = fast_arguments<L>(layers, s, s.backward_sets);
+    args.dx = dx;
+    const dim3 blocks(divide_up(s.B, args.windows) * (s.H / FAST_UNITS)), threads(FAST_THREADS);
+    void *pointers[] = {&args, &state};
+    cudaLaunchCooperativeKernel(recurrence_backward_fast_kernel<L, 4 * CHUNKS>, blocks, threads, pointers, 0, stream);
+    LAUNCHED(recurrence_backward_fast_kernel<L, 4 * CHUNKS>);
 }
 
-// gates, c, h, x of all layers, and what dgates must be for the backward, for tokens [R], time-major, and layer 0's
-// input products table [V,4H]. fast: as recurrence_is_fast() says, or false; the backward must be told the same.
-template <typename Half>
-static void recurrence_forward(const LayerRecurrence<Half> *layers, RecurrenceShape s, bool fast, const float *table,
+// gates, c, h, x of all layers, and what dgates must be for the backward, from tokens [R] and from table [V,4H], layer
+// 0's input product of each token.
+template <typename Operand>
+static void recurrence_forward(const LayerRecurrence<Operand> *layers, RecurrenceShape s, const float *table,
                                const uint8_t *tokens, const DeviceState *state, cudaStream_t stream) {
-    if constexpr (sizeof(Half) == sizeof(__nv_bfloat16)) {
-        auto launch = s.L == 1     ? s.H <= 256 ? recurrence_forward_launch<1, 1> : recurrence_forward_launch<1, 2>
-                          : s.H <= 256 ? recurrence_forward_launch<2, 1>
-                                   : recurrence_forward_launch<2, 2>;
-        if (fast) return launch(layers, s, table, tokens, state, stream);
+    if constexpr (BF16<Operand>) {
+        decltype(recurrence_forward_fast<1, 1>) *const fast[FAST_LAYERS][2] = {
+            {recurrence_forward_fast<1, 1>, recurrence_forward_fast<1, 2>},
+            {recurrence_forward_fast<2, 1>, recurrence_forward_fast<2, 2>}};
+        if (s.forward_sets) return fast[s.L - 1][s.H > 256](layers, s, table, tokens, state, stream);
     }
     recurrence_forward_plain(layers, s, table, tokens, state, stream);
 }
 
-// dgates of all layers, once after each forward. d [R,H]: the gradient of the last layer's x; it is scratch from then
-// on.
-template <typename Half>
-static void recurrence_backward(const LayerRecurrence<Half> *layers, RecurrenceShape s, bool fast, float *d,
+// dgates of all layers, once after each forward with the same s, from dx [R,H], the gradient of the last layer's x. dx
+// is used up.
+template <typename Operand>
+static void recurrence_backward(const LayerRecurrence<Operand> *layers, RecurrenceShape s, float *dx,
                                 const DeviceState *state, cudaStream_t stream) {
-    if constexpr (sizeof(Half) == sizeof(__nv_bfloat16)) {
-        auto launch = s.L == 1     ? s.H <= 256 ? recurrence_backward_launch<1, 1> : recurrence_backward_launch<1, 2>
-                          : s.H <= 256 ? recurrence_backward_launch<2, 1>
-                                   : recurrence_backward_launch<2, 2>;
-        if (fast) return launch(layers, s, d, state, stream);
+    if constexpr (BF16<Operand>) {
+        decltype(recurrence_backward_fast<1, 1>) *const fast[FAST_LAYERS][2] = {
+            {recurrence_backward_fast<1, 1>, recurrence_backward_fast<1, 2>},
+            {recurrence_backward_fast<2, 1>, recurrence_backward_fast<2, 2>}};
+        if (s.backward_sets) return fast[s.L - 1][s.H > 256](layers, s, dx, state, stream);
     }
-    recurrence_backward_plain(layers, s, d, state, stream);
+    recurrence_backward_plain(layers, s, dx, state, stream);
 }
 
 // ---- LayerNorm, ReLU, dropout
 //
-// y = dropout(relu(normalized * w + b)), normalized = (a - mean) * rstd, a = a product with its bias (Ba et al., 2016).
-// A row, up to 2H, is wider than a block's tile, so these are kernels of their own, a warp a row.
+// y = dropout(relu(normalized * w + b)), normalized = (x - mean) * rstd (Ba et al., 2016), x a product with its bias.
+// A row has up to 2H numbers, more than a tile of a product is wide, so LayerNorm has kernels of its own. A warp owns a
+// row, and a lane the channels 4 g .. 4 g + 3 with g = lane, lane + 32, ...
 
-template <typename Half>
+template <typename Operand>
 struct LayerNorm {      // at one place of the model
-    Half *y;            // [R,C]
-    float *normalized;  // [R,C], comes as the product
+    Operand *y;         // [R,C]
+    float *normalized;  // [R,C], comes as x without the bias
     float *rstd;        // [R]
     const float *w, *b; // [C]
     Dropout dropout;
 };
 
-enum { NORM_THREADS = 256, NORM_ROWS = 16 }; // rows of a block, back: they share their sums of dw and db
+constexpr int NORM_THREADS = 256; // of a block
+constexpr int NORM_ROWS = 16;     // of a block in the backward; they have one sum of dw and db
 
-template <typename Half>
+template <typename Operand>
 static __global__ void __launch_bounds__(NORM_THREADS)
-    layernorm_relu_dropout_forward_kernel(LayerNorm<Half> norm, const float *bias, const DeviceState *state, int R,
+    layernorm_relu_dropout_forward_kernel(LayerNorm<Operand> norm, const float *bias, const DeviceState *state, int R,
                                           int B, int C) {
-    const int r = (int)(blockIdx.x * (NORM_THREADS / WARP) + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    const int r = blockIdx.x * (NORM_THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (r >= R) return;
-    float *row = norm.normalized + (int64_t)r * C, sum = 0, squares = 0;
+    float *row = norm.normalized + (size_t)r * C, sum = 0, squares = 0;
     for (int g = lane; 4 * g < C; g += WARP) {
         const Four<float> add = get_four(bias, g, C);
-        Four<float> a = get_four(row, g, C);
+        Four<float> x = get_four(row, g, C);
         for (int e = 0; e < 4; e++) {
-            a.at[e] += add.at[e];
-            sum += a.at[e];
+            x.at[e] += add.at[e];
+            sum += x.at[e];
         }
-        put_four(row, g, C, a);
+        put_four(row, g, C, x);
     }
     const float mean = warp_sum(sum) / (float)C;
-    for (int g = lane; 4 * g < C; g += WARP) { // each lane what it has written itself
-        const Four<float> a = get_four(row, g, C);
+    for (int g = lane; 4 * g < C; g += WARP) { // each lane reads what it has written itself
+        const Four<float> x = get_four(row, g, C);
         for (int e = 0; e < 4; e++) {
-            const float past = 4 * g + e < C ? a.at[e] - mean : 0;
-            squares += past * past;
+            const float distance = 4 * g + e < C ? x.at[e] - mean : 0;
+            squares += distance * distance;
         }
     }
     const float scale = 1 / sqrtf(warp_sum(squares) / (float)C + 1e-5f);
     for (int g = lane; 4 * g < C; g += WARP) {
         const Four<float> w = get_four(norm.w, g, C), b = get_four(norm.b, g, C);
-        const Four<float> kept = dropout_four(norm.dropout, state->step, r % B, r / B, g);
-        Four<float> a = get_four(row, g, C), y;
+        const Four<float> mask = dropout_four(norm.dropout, state->step, r % B, r / B, g);
+        Four<float> x = get_four(row, g, C), y;
         for (int e = 0; e < 4; e++) {
-            a.at[e] = (a.at[e] - mean) * scale;
-            const float v = a.at[e] * w.at[e] + b.at[e];
-            y.at[e] = (v < 0 ? 0 : v) * kept.at[e]; // a NaN stays
+            x.at[e] = (x.at[e] - mean) * scale;
+            const float v = x.at[e] * w.at[e] + b.at[e];
+            y.at[e] = (v < 0 ? 0 : v) * mask.at[e]; // a NaN stays
         }
-        put_four(row, g, C, a);
-        put_four(norm.y + (int64_t)r * C, g, C, y);
+        put_four(row, g, C, x);
+        put_four(norm.y + (size_t)r * C, g, C, y);
     }
     if (lane == 0) norm.rstd[r] = scale;
 }
 
-// With dv = dy * mask where v = normalized * w + b > 0, and g = dv * w: dx = rstd * (g - mean(g) - normalized *
-// mean(g * normalized)). dy [R,C] is used up; dx [R,C] is the operand of the products that follow. The block's rows'
-// share of dw and db goes to sums [blocks][2][C], in which each thread owns columns.
-template <typename Half>
+// With dv = dy * mask where v = normalized * w + b > 0, and g = dv * w:
+//     dx = rstd * (g - mean(g) - normalized * mean(g * normalized))
+// dy [R,C] becomes dv; dx [R,C] is the operand of the products that follow. A block's share of dw and db goes to sums
+// [blocks][2][C]. For that, each thread owns columns.
+template <typename Operand>
 static __global__ void __launch_bounds__(NORM_THREADS)
-    layernorm_relu_dropout_backward_kernel(Half *dx, float *sums, float *dy, LayerNorm<Half> norm,
+    layernorm_relu_dropout_backward_kernel(Operand *dx, float *sums, float *dy, LayerNorm<Operand> norm,
                                            const DeviceState *state, int R, int B, int C) {
-    const int first = (int)blockIdx.x * NORM_ROWS, end = min(first + NORM_ROWS, R), lane = (int)threadIdx.x % WARP;
-    for (int r = first + (int)threadIdx.x / WARP; r < end; r += NORM_THREADS / WARP) {
-        const int64_t at = (int64_t)r * C;
+    const int first = blockIdx.x * NORM_ROWS, end = min(first + NORM_ROWS, R), lane = threadIdx.x % WARP;
+    for (int r = first + threadIdx.x / WARP; r < end; r += NORM_THREADS / WARP) {
+        const size_t at = (size_t)r * C;
         float sum = 0, product = 0;
         for (int g = lane; 4 * g < C; g += WARP) {
             const Four<float> n = get_four(norm.normalized + at, g, C), w = get_four(norm.w, g, C);
             const Four<float> b = get_four(norm.b, g, C);
-            const Four<float> kept = dropout_four(norm.dropout, state->step, r % B, r / B, g);
+            const Four<float> mask = dropout_four(norm.dropout, state->step, r % B, r / B, g);
             Four<float> dv = get_four(dy + at, g, C);
             for (int e = 0; e < 4; e++) {
-                dv.at[e] = n.at[e] * w.at[e] + b.at[e] > 0 ? dv.at[e] * kept.at[e] : 0;
+                dv.at[e] = n.at[e] * w.at[e] + b.at[e] > 0 ? dv.at[e] * mask.at[e] : 0;
                 sum += dv.at[e] * w.at[e];
                 product += dv.at[e] * w.at[e] * n.at[e];
             }
@@ -824,65 +907,59 @@ static __global__ void __launch_bounds__(NORM_THREADS)
         }
     }
     __syncthreads();
-    sums += (int64_t)blockIdx.x * 2 * C;
-    for (int c = (int)threadIdx.x; c < C; c += NORM_THREADS) {
+    sums += (size_t)blockIdx.x * 2 * C;
+    for (int c = threadIdx.x; c < C; c += NORM_THREADS) {
         float dw = 0, db = 0;
         for (int r = first; r < end; r++) {
-            dw += dy[(int64_t)r * C + c] * norm.normalized[(int64_t)r * C + c];
-            db += dy[(int64_t)r * C + c];
+            dw += dy[(size_t)r * C + c] * norm.normalized[(size_t)r * C + c];
+            db += dy[(size_t)r * C + c];
         }
         sums[c] = dw;
         sums[C + c] = db;
     }
 }
 
-// norm.y = dropout(relu(LN(x weight^T + bias))), x [R,K], weight [C,K]
-template <typename Half>
-static void linear_layernorm_relu_dropout_forward(LayerNorm<Half> norm, const Half *x, const Half *weight,
-                                                  const float *bias, const DeviceState *state, int R, int B, int K,
-                                                  int C, cudaStream_t stream) {
-    const int blocks = blocks_for(R, NORM_THREADS / WARP);
-    matmul_forward(norm.normalized, x, weight, (const float *)nullptr, false, R, K, C, stream);
-    // clang-format off
-    layernorm_relu_dropout_forward_kernel<Half><<<blocks, NORM_THREADS, 0, stream>>>(norm, bias, state, R, B, C);
-    // clang-format on
+// norm.y, normalized and rstd of all rows; bias [C] is the product's. eps is 1e-5.
+template <typename Operand>
+static void layernorm_relu_dropout_forward(LayerNorm<Operand> norm, const float *bias, const DeviceState *state, int R,
+                                           int B, int C, cudaStream_t stream) {
+    const int grid = blocks_for(R, NORM_THREADS / WARP), threads = NORM_THREADS;
+    layernorm_relu_dropout_forward_kernel<Operand><<<grid, threads, 0, stream>>>(norm, bias, state, R, B, C);
+    LAUNCHED(layernorm_relu_dropout_forward_kernel<Operand>);
 }
 
-// dx [R,C], and sums [R / NORM_ROWS rounded up][2][C], from dy = dout weight, dout [R,K], its rows dout_row apart
-// (0: K), weight [K,C]. dy [R,C]: scratch.
-template <typename Half>
-static void linear_layernorm_relu_dropout_backward(Half *dx, float *sums, LayerNorm<Half> norm, const Half *dout,
-                                                   const Half *weight, float *dy, const DeviceState *state, int R,
-                                                   int B, int K, int C, cudaStream_t stream, int dout_row = 0) {
-    const int blocks = blocks_for(R, NORM_ROWS);
-    matmul_backward_input(dy, dout, weight, (const Half *)nullptr, false, R, C, K, stream, dout_row);
-    // clang-format off
-    layernorm_relu_dropout_backward_kernel<Half><<<blocks, NORM_THREADS, 0, stream>>>(dx, sums, dy, norm, state, R, B, C);
-    // clang-format on
+// dx [R,C] from dy [R,C], which is used up; and sums, layernorm_sums_size.
+template <typename Operand>
+static void layernorm_relu_dropout_backward(Operand *dx, float *sums, float *dy, LayerNorm<Operand> norm,
+                                            const DeviceState *state, int R, int B, int C, cudaStream_t stream) {
+    const int grid = blocks_for(R, NORM_ROWS), threads = NORM_THREADS;
+    layernorm_relu_dropout_backward_kernel<Operand><<<grid, threads, 0, stream>>>(dx, sums, dy, norm, state, R, B, C);
+    LAUNCHED(layernorm_relu_dropout_backward_kernel<Operand>);
 }
 
 static size_t layernorm_sums_size(int R, int C) { return (size_t)blocks_for(R, NORM_ROWS) * 2 * C; }
 
-static void layernorm_sums(SumList *sums, float *dw, float *db, const float *norm_sums, int R, int C) {
-    sums_add(sums, dw, norm_sums, blocks_for(R, NORM_ROWS), (size_t)2 * C, C);
-    sums_add(sums, db, norm_sums + C, blocks_for(R, NORM_ROWS), (size_t)2 * C, C);
+// Appends to the list that dw and db [C] are the sums of the blocks' shares.
+static void layernorm_sums(SumList *list, float *dw, float *db, const float *sums, int R, int C) {
+    sums_add(list, dw, sums, blocks_for(R, NORM_ROWS), (size_t)2 * C, C);
+    sums_add(list, db, sums + C, blocks_for(R, NORM_ROWS), (size_t)2 * C, C);
 }
 
 // ---- softmax, cross-entropy, Adamax
 
-// Elements from row to row of dlogits: more than V, so that every row begins at 16 bytes, as copies want it.
-enum { DLOGITS_ROW = (V + 7) / 8 * 8 };
+// Elements from row to row of dlogits: more than V, so that every row begins at a multiple of 16 bytes, as copies want.
+constexpr int DLOGITS_ROW = (V + 7) / 8 * 8;
 
-enum { ROW_WARPS = 4 }; // rows, each of a warp, in a block
+constexpr int ROW_WARPS = 4; // rows, each of a warp, in a block
 
-// losses[r] = -log softmax(logits[r])[targets[r]]; dlogits[r] = (softmax - one at the target) / R, unless dlogits is
-// nullptr. A warp owns a row.
-template <typename Half>
-static __global__ void softmax_cross_entropy_kernel(float *losses, Half *dlogits, const float *logits,
+// losses[r] = -log softmax(logits[r])[targets[r]]
+// dlogits[r] = (softmax(logits[r]) - one at the target) / R, unless dlogits is nullptr. A warp owns a row.
+template <typename Operand>
+static __global__ void softmax_cross_entropy_kernel(float *losses, Operand *dlogits, const float *logits,
                                                     const uint8_t *targets, int R) {
-    const int r = (int)(blockIdx.x * ROW_WARPS + threadIdx.x / WARP), lane = (int)threadIdx.x % WARP;
+    const int r = blockIdx.x * ROW_WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (r >= R) return;
-    const float *x = logits + (int64_t)r * V;
+    const float *x = logits + (size_t)r * V;
     float max = -INFINITY, sum = 0;
     for (int v = lane; v < V; v += WARP) max = fmaxf(max, x[v]);
     max = warp_max(max);
@@ -891,16 +968,24 @@ static __global__ void softmax_cross_entropy_kernel(float *losses, Half *dlogits
     if (lane == 0) losses[r] = logf(sum) + max - x[targets[r]];
     const float scale = 1 / (sum * (float)R), one = 1 / (float)R;
     for (int v = lane; dlogits && v < V; v += WARP) {
-        dlogits[(int64_t)r * DLOGITS_ROW + v] =
-            from_float<Half>(expf(x[v] - max) * scale - (v == targets[r] ? one : 0));
+        dlogits[(size_t)r * DLOGITS_ROW + v] =
+            from_float<Operand>(expf(x[v] - max) * scale - (v == targets[r] ? one : 0));
     }
+}
+
+template <typename Operand>
+static void softmax_cross_entropy(float *losses, Operand *dlogits, const float *logits, const uint8_t *targets, int R,
+                                  cudaStream_t stream) {
+    const int blocks = blocks_for(R, ROW_WARPS), threads = ROW_WARPS * WARP;
+    softmax_cross_entropy_kernel<Operand><<<blocks, threads, 0, stream>>>(losses, dlogits, logits, targets, R);
+    LAUNCHED(softmax_cross_entropy_kernel<Operand>);
 }
 
 // Adamax, as PyTorch has it: exp_avg = 0.9 exp_avg + 0.1 g; exp_inf = max(0.999 exp_inf, |g| + 1e-8);
 // params -= lr / (1 - 0.9^t) * exp_avg / exp_inf, t = 1 in the first step. A thread owns an element of the flat arrays;
-// params_half is the copy that products read. Nothing changes in a bad step, nor after one.
-template <typename Half>
-static __global__ void adamax_kernel(float *params, Half *params_half, const float *grads, float *exp_avg,
+// weights is the copy of params that products read. Nothing changes in a bad step, nor after one.
+template <typename Operand>
+static __global__ void adamax_kernel(float *params, Operand *weights, const float *grads, float *exp_avg,
                                      float *exp_inf, const DeviceState *state, int64_t n) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
@@ -911,251 +996,241 @@ static __global__ void adamax_kernel(float *params, Half *params_half, const flo
     exp_avg[i] = avg;
     exp_inf[i] = inf;
     params[i] = p;
-    params_half[i] = from_float<Half>(p);
+    weights[i] = from_float<Operand>(p);
+}
+
+template <typename Operand>
+static void adamax(float *params, Operand *weights, const float *grads, float *exp_avg, float *exp_inf,
+                   const DeviceState *state, int64_t n, cudaStream_t stream) {
+    adamax_kernel<Operand><<<blocks_for(n, 256), 256, 0, stream>>>(params, weights, grads, exp_avg, exp_inf, state, n);
+    LAUNCHED(adamax_kernel<Operand>);
 }
 
 // ---- the model: memory
 
-typedef struct {      // what the backward needs of a layer's forward; h: as operands of products
-    float *gates, *c; // [R,4H], [R,H]
-    void *h0, *h, *x; // h [R+B,H], B rows of zeros before h; h [R,H]; h [R,H] dropout(h)
-    void *dgates;     // h [R,4H]
-    float *dc, *bias; // [B,H]; [4H]
-} LayerActivations;
-
-typedef struct {
+template <typename Operand>
+struct Lstm {
     DeviceModel device; // first
-    bool fast;          // the recurrence in one launch, see recurrence_is_fast()
+    RecurrenceShape shape;
     LstmTensors params, grads;
-    LayerActivations *acts;
-    float *table;                                  // [V,4H]
-    float *normalized1, *rstd1;                    // [R,2H], [R] of the head's first layer
+    LayerRecurrence<Operand> *acts;                // what the backward needs of a layer's forward, and its weights
+    float *table;                                  // [V,4H] layer 0's input product of each token
+    float *normalized1, *rstd1;                    // [R,2H], [R] of the head's first LayerNorm
     float *normalized2, *rstd2;                    // [R,H], [R] of its second
-    void *x1, *x2;                                 // h [R,2H], h [R,H] their outputs
+    Operand *x1, *x2;                              // [R,2H], [R,H] their outputs after dropout
     float *logits;                                 // [R,V]
-    void *dlogits, *dfc1, *dfc2;                   // h [R,DLOGITS_ROW], h [R,2H], h [R,H]
-    float *d;                                      // [R,2H] scratch; then the gradient of the last layer's x
-    float *dtable, *partial;                       // [V,4H]; partial sums of it
-    void *dtable_half;                             // h [V,4H]
-    float *sums1, *sums2;                          // layernorm_sums_size
+    Operand *dlogits, *dfc1, *dfc2;                // [R,DLOGITS_ROW], [R,2H], [R,H]
+    float *d;                                      // [R,2H] the gradient on its way down
+    float *dtable, *partial;                       // [V,4H]; embedding_partial_size
+    Operand *dtable_operand;                       // [V,4H]
+    float *norm_sums1, *norm_sums2;                // layernorm_sums_size
     float *head_parts, *layer_parts, *table_parts; // scratch for the weights' gradients
-    void *layers;                                  // LayerRecurrence of each layer, as the forward had them
-} Lstm;
+};
 
-static int lstm_layers(const Lstm *m) { return m->device.config.sizes[LSTM_LAYERS]; }
-
-enum { HEAD_WEIGHTS = 3 };
-
-// The products that give the gradients of the head's weights,
-template <typename Half>
-static void lstm_head_weights(const Lstm *m, WeightGradient<Half> *list) {
-    const int H = m->device.config.sizes[LSTM_WIDTH];
-    const LstmTensors *g = &m->grads;
-    const Half *x = (const Half *)m->acts[lstm_layers(m) - 1].x;
-    list[0] =
-        WeightGradient<Half>{g->fc3_w, g->fc3_b, (const Half *)m->dlogits, (const Half *)m->x2, H, V, DLOGITS_ROW};
-    list[1] = WeightGradient<Half>{g->fc2_w, g->fc2_b, (const Half *)m->dfc2, (const Half *)m->x1, 2 * H, H, 0};
-    list[2] = WeightGradient<Half>{g->fc1_w, g->fc1_b, (const Half *)m->dfc1, x, H, 2 * H, 0};
+template <typename Operand>
+static int lstm_layers(const Lstm<Operand> *m) {
+    return m->device.config.sizes[LSTM_LAYERS];
 }
 
-enum { GROUP_LAYERS = WEIGHT_GROUP / 2 }; // layers whose weights' gradients are one launch
+// What W_hh of layer l multiplied, [R,H]: B rows of zeros, which lie before h, then h of all time steps but the last.
+template <typename Operand>
+static Operand *lstm_h_before(const Lstm<Operand> *m, int l) {
+    Operand *h = m->acts[l].h;
+    return h ? h - (size_t)m->device.config.B * m->device.config.sizes[LSTM_WIDTH] : nullptr;
+}
 
-// of those of layers l0 .. l0 + GROUP_LAYERS - 1, as far as they exist (returns how many products),
-template <typename Half>
-static int lstm_layer_weights(const Lstm *m, int l0, WeightGradient<Half> *list) {
+constexpr int HEAD_WEIGHTS = 3;
+
+// The products that give the gradients of the head's weights.
+template <typename Operand>
+static void lstm_head_weights(const Lstm<Operand> *m, WeightGradient<Operand> *list) {
+    const int H = m->device.config.sizes[LSTM_WIDTH];
+    const LstmTensors *g = &m->grads;
+    list[0] = {g->fc3_w, g->fc3_b, m->dlogits, m->x2, H, V, DLOGITS_ROW};
+    list[1] = {g->fc2_w, g->fc2_b, m->dfc2, m->x1, 2 * H, H};
+    list[2] = {g->fc1_w, g->fc1_b, m->dfc1, m->acts[lstm_layers(m) - 1].x, H, 2 * H};
+}
+
+constexpr int GROUP_LAYERS = WEIGHT_GROUP / 2; // layers whose weights' gradients are one launch
+
+// The products that give the gradients of the weights of layers l0 .. l0 + GROUP_LAYERS - 1, as far as these exist, but
+// for W_ih of layer 0. Returns how many there are.
+template <typename Operand>
+static int lstm_layer_weights(const Lstm<Operand> *m, int l0, WeightGradient<Operand> *list) {
     const int H = m->device.config.sizes[LSTM_WIDTH], end = min(l0 + GROUP_LAYERS, lstm_layers(m));
     int n = 0;
     for (int l = l0; l < end; l++) {
-        const LayerTensors *d = &m->grads.layers[l];
-        const LayerActivations *a = &m->acts[l];
-        const Half *dgates = (const Half *)a->dgates, *h_before = (const Half *)a->h0;
-        list[n++] = WeightGradient<Half>{d->w_hh, nullptr, dgates, h_before, H, 4 * H, 0};
-        if (l > 0) list[n++] = WeightGradient<Half>{d->w_ih, d->b_ih, dgates, (const Half *)a[-1].x, H, 4 * H, 0};
+        const LayerTensors *dlayer = &m->grads.layers[l];
+        const LayerRecurrence<Operand> *a = &m->acts[l];
+        list[n++] = {dlayer->w_hh, nullptr, a->dgates, lstm_h_before(m, l), H, 4 * H};
+        if (l > 0) list[n++] = {dlayer->w_ih, dlayer->b_ih, a->dgates, a[-1].x, H, 4 * H};
     }
     return n;
 }
 
-// and of layer 0's W_ih, from the gradient of its table.
-template <typename Half>
-static WeightGradient<Half> lstm_table_weights(const Lstm *m) {
+// The product that gives the gradient of layer 0's W_ih, from that of the table.
+template <typename Operand>
+static WeightGradient<Operand> lstm_table_weights(const Lstm<Operand> *m) {
     const int *sizes = m->device.config.sizes;
-    const LayerTensors *d = &m->grads.layers[0];
-    const Half *emb = weight<Half>(&m->device, m->params.emb);
-    return WeightGradient<Half>{
-        d->w_ih, d->b_ih, (const Half *)m->dtable_half, emb, sizes[LSTM_EMBED], 4 * sizes[LSTM_WIDTH], 0};
+    const LayerTensors *dlayer = &m->grads.layers[0];
+    const Operand *emb = weight<Operand>(&m->device, m->params.emb);
+    return {dlayer->w_ih, dlayer->b_ih, m->dtable_operand, emb, sizes[LSTM_EMBED], 4 * sizes[LSTM_WIDTH]};
 }
 
-template <typename Half>
-static void lstm_carve_parts(Lstm *m, DeviceArena *arena, int R) {
-    WeightGradient<Half> head[HEAD_WEIGHTS], layers[WEIGHT_GROUP], table = lstm_table_weights<Half>(m);
-    double most = 0;
+// Points *piece to `count` elements of the arena.
+template <typename Element>
+static void take(DeviceArena *arena, Element **piece, double count) {
+    *piece = (Element *)device_take(arena, count, sizeof(Element));
+}
+
+template <typename Operand>
+static void lstm_carve(void *model, DeviceArena *arena) {
+    Lstm<Operand> *m = (Lstm<Operand> *)model;
+    const ModelConfig *config = &m->device.config;
+    const int B = config->B, H = config->sizes[LSTM_WIDTH], rows = B * config->T;
+    const double R = rows;
+    for (int l = 0; l < lstm_layers(m); l++) {
+        LayerRecurrence<Operand> *a = &m->acts[l];
+        take(arena, &a->gates, R * 4 * H);
+        take(arena, &a->c, R * H);
+        take(arena, &a->h, (R + B) * H);
+        if (a->h) a->h += (size_t)B * H; // after the zeros of lstm_h_before()
+        take(arena, &a->x, R * H);
+        take(arena, &a->dgates, R * 4 * H);
+        take(arena, &a->dc, (double)B * H);
+        take(arena, &a->bias, 4 * H);
+    }
+    take(arena, &m->table, (double)V * 4 * H);
+    take(arena, &m->normalized1, R * 2 * H);
+    take(arena, &m->rstd1, R);
+    take(arena, &m->normalized2, R * H);
+    take(arena, &m->rstd2, R);
+    take(arena, &m->x1, R * 2 * H);
+    take(arena, &m->x2, R * H);
+    take(arena, &m->logits, R * V);
+    take(arena, &m->dlogits, R * DLOGITS_ROW);
+    take(arena, &m->dfc1, R * 2 * H);
+    take(arena, &m->dfc2, R * H);
+    take(arena, &m->d, R * 2 * H);
+    take(arena, &m->dtable, (double)V * 4 * H);
+    m->dtable_operand = (Operand *)m->dtable;
+    if (BF16<Operand>) take(arena, &m->dtable_operand, (double)V * 4 * H);
+    take(arena, &m->partial, (double)embedding_partial_size(rows, 4 * H));
+    take(arena, &m->norm_sums1, (double)layernorm_sums_size(rows, 2 * H));
+    take(arena, &m->norm_sums2, (double)layernorm_sums_size(rows, H));
+    WeightGradient<Operand> head[HEAD_WEIGHTS], layers[WEIGHT_GROUP], table = lstm_table_weights(m);
+    size_t most = 0;
     lstm_head_weights(m, head);
     for (int l = 0; l < lstm_layers(m); l += GROUP_LAYERS) {
         const int n = lstm_layer_weights(m, l, layers);
-        most = fmax(most, (double)matmul_weights_scratch(layers, n, R));
+        most = max(most, matmul_weights_scratch(layers, n, rows));
     }
-    m->head_parts = device_floats(arena, (double)matmul_weights_scratch(head, HEAD_WEIGHTS, R));
-    m->layer_parts = device_floats(arena, most);
-    m->table_parts = device_floats(arena, (double)matmul_weights_scratch(&table, 1, V));
-}
-
-static void lstm_carve(void *model, DeviceArena *arena) {
-    Lstm *m = (Lstm *)model;
-    const ModelConfig *config = &m->device.config;
-    const int B = config->B, H = config->sizes[LSTM_WIDTH];
-    const double R = (double)B * config->T;
-    const size_t half = m->device.bf16 ? 2 : 4;
-    for (int l = 0; l < lstm_layers(m); l++) {
-        LayerActivations *a = &m->acts[l];
-        a->gates = device_floats(arena, R * 4 * H);
-        a->c = device_floats(arena, R * H);
-        a->h0 = device_take(arena, (R + B) * H, half);
-        a->h = arena->base ? (char *)a->h0 + (size_t)B * H * half : nullptr;
-        a->x = device_take(arena, R * H, half);
-        a->dgates = device_take(arena, R * 4 * H, half);
-        a->dc = device_floats(arena, (double)B * H);
-        a->bias = device_floats(arena, 4 * H);
-    }
-    m->table = device_floats(arena, (double)V * 4 * H);
-    m->normalized1 = device_floats(arena, R * 2 * H);
-    m->rstd1 = device_floats(arena, R);
-    m->normalized2 = device_floats(arena, R * H);
-    m->rstd2 = device_floats(arena, R);
-    m->x1 = device_take(arena, R * 2 * H, half);
-    m->x2 = device_take(arena, R * H, half);
-    m->logits = device_floats(arena, R * V);
-    m->dlogits = device_take(arena, R * DLOGITS_ROW, half);
-    m->dfc1 = device_take(arena, R * 2 * H, half);
-    m->dfc2 = device_take(arena, R * H, half);
-    m->d = device_floats(arena, R * 2 * H);
-    m->dtable = device_floats(arena, (double)V * 4 * H);
-    m->dtable_half = m->device.bf16 ? device_take(arena, (double)V * 4 * H, half) : m->dtable;
-    m->partial = device_floats(arena, (double)embedding_partial_size((int)R, 4 * H));
-    m->sums1 = device_floats(arena, (double)layernorm_sums_size((int)R, 2 * H));
-    m->sums2 = device_floats(arena, (double)layernorm_sums_size((int)R, H));
-    if (m->device.bf16) {
-        lstm_carve_parts<__nv_bfloat16>(m, arena, (int)R);
-    } else {
-        lstm_carve_parts<float>(m, arena, (int)R);
-    }
+    take(arena, &m->head_parts, (double)matmul_weights_scratch(head, HEAD_WEIGHTS, rows));
+    take(arena, &m->layer_parts, (double)most);
+    take(arena, &m->table_parts, (double)matmul_weights_scratch(&table, 1, V));
 }
 
 // ---- the model: forward, backward, update
 
-template <typename Half>
-static LayerRecurrence<Half> lstm_recurrence(const Lstm *m, int l, bool training) {
-    const LayerTensors *p = &m->params.layers[l];
-    const LayerActivations *a = &m->acts[l];
-    return LayerRecurrence<Half>{weight<Half>(&m->device, p->w_ih),
-                                 weight<Half>(&m->device, p->w_hh),
-                                 a->bias,
-                                 device_dropout(&m->device, training, l),
-                                 a->gates,
-                                 a->c,
-                                 (Half *)a->h,
-                                 (Half *)a->x,
-                                 (Half *)a->dgates,
-                                 a->dc};
-}
-
-template <typename Half>
-static LayerNorm<Half> lstm_norm1(const Lstm *m, bool training) {
+template <typename Operand>
+static LayerNorm<Operand> lstm_norm1(const Lstm<Operand> *m, bool training) {
     const Dropout dropout = device_dropout(&m->device, training, lstm_layers(m));
-    return LayerNorm<Half>{(Half *)m->x1, m->normalized1, m->rstd1, m->params.ln1_w, m->params.ln1_b, dropout};
+    return {m->x1, m->normalized1, m->rstd1, m->params.ln1_w, m->params.ln1_b, dropout};
 }
 
-template <typename Half>
-static LayerNorm<Half> lstm_norm2(const Lstm *m, bool training) {
+template <typename Operand>
+static LayerNorm<Operand> lstm_norm2(const Lstm<Operand> *m, bool training) {
     const Dropout dropout = device_dropout(&m->device, training, lstm_layers(m) + 1);
-    return LayerNorm<Half>{(Half *)m->x2, m->normalized2, m->rstd2, m->params.ln2_w, m->params.ln2_b, dropout};
+    return {m->x2, m->normalized2, m->rstd2, m->params.ln2_w, m->params.ln2_b, dropout};
 }
 
-// Logits of the first B windows of inputs, with the dropout of the step if training.
-template <typename Half>
-static void lstm_forward(Lstm *m, int B, bool training) {
+// Logits of the first B windows of inputs, with the dropout of the training step, or without.
+template <typename Operand>
+static void lstm_forward(Lstm<Operand> *m, int B, bool training) {
     const DeviceModel *device = &m->device;
-    const int T = device->config.T, R = B * T, E = device->config.sizes[LSTM_EMBED];
-    const int H = device->config.sizes[LSTM_WIDTH], L = lstm_layers(m);
+    const int *sizes = device->config.sizes, L = lstm_layers(m);
+    const int T = device->config.T, R = B * T, E = sizes[LSTM_EMBED], H = sizes[LSTM_WIDTH];
     const LstmTensors *p = &m->params;
     const cudaStream_t stream = device->stream;
-    const RecurrenceShape shape = {B, T, H, L};
-    LayerRecurrence<Half> *layers = (LayerRecurrence<Half> *)m->layers;
+    RecurrenceShape shape = m->shape;
+    shape.B = B;
     for (int l = 0; l < L; l++) {
-        const LayerTensors *q = &p->layers[l];
-        add_biases_kernel<<<blocks_for(4 * H, 256), 256, 0, stream>>>(m->acts[l].bias, q->b_ih, q->b_hh, 4 * H);
-        layers[l] = lstm_recurrence<Half>(m, l, training);
+        const LayerTensors *layer = &p->layers[l];
+        float *bias = m->acts[l].bias;
+        add_biases_kernel<<<blocks_for(4 * H, 256), 256, 0, stream>>>(bias, layer->b_ih, layer->b_hh, 4 * H);
+        LAUNCHED(add_biases_kernel);
+        m->acts[l].dropout = device_dropout(device, training, l);
     }
-    matmul_forward(m->table, weight<Half>(device, p->emb), weight<Half>(device, p->layers[0].w_ih), m->acts[0].bias,
-                   false, V, E, 4 * H, stream);
-    recurrence_forward(layers, shape, m->fast, m->table, device->inputs, device->state, stream);
-    linear_layernorm_relu_dropout_forward(lstm_norm1<Half>(m, training), (const Half *)m->acts[L - 1].x,
-                                          weight<Half>(device, p->fc1_w), p->fc1_b, device->state, R, B, H, 2 * H,
-                                          stream);
-    linear_layernorm_relu_dropout_forward(lstm_norm2<Half>(m, training), (const Half *)m->x1,
-                                          weight<Half>(device, p->fc2_w), p->fc2_b, device->state, R, B, 2 * H, H,
-                                          stream);
-    matmul_forward(m->logits, (const Half *)m->x2, weight<Half>(device, p->fc3_w), p->fc3_b, false, R, H, V, stream);
+    matmul_forward(m->table, weight<Operand>(device, p->emb), m->acts[0].w_ih, m->acts[0].bias, false, V, E, 4 * H,
+                   stream);
+    recurrence_forward(m->acts, shape, m->table, device->inputs, device->state, stream);
+    matmul_forward(m->normalized1, m->acts[L - 1].x, weight<Operand>(device, p->fc1_w), nullptr, false, R, H, 2 * H,
+                   stream);
+    layernorm_relu_dropout_forward(lstm_norm1(m, training), p->fc1_b, device->state, R, B, 2 * H, stream);
+    matmul_forward(m->normalized2, m->x1, weight<Operand>(device, p->fc2_w), nullptr, false, R, 2 * H, H, stream);
+    layernorm_relu_dropout_forward(lstm_norm2(m, training), p->fc2_b, device->state, R, B, H, stream);
+    matmul_forward(m->logits, m->x2, weight<Operand>(device, p->fc3_w), p->fc3_b, false, R, H, V, stream);
 }
 
 // The losses of the first R rows; with dlogits ready for the backward if asked.
-template <typename Half>
-static void lstm_loss(Lstm *m, int R, bool backward) {
-    Half *dlogits = backward ? (Half *)m->dlogits : nullptr;
-    softmax_cross_entropy_kernel<Half><<<blocks_for(R, ROW_WARPS), ROW_WARPS * WARP, 0, m->device.stream>>>(
-        m->device.losses, dlogits, m->logits, m->device.targets, R);
+template <typename Operand>
+static void lstm_loss(Lstm<Operand> *m, int R, bool backward) {
+    const DeviceModel *device = &m->device;
+    softmax_cross_entropy(device->losses, backward ? m->dlogits : nullptr, m->logits, device->targets, R,
+                          device->stream);
 }
 
 // Gradients of all parameters, after lstm_forward and lstm_loss of the same step. What only the update waits for runs
-// on the side stream: the gradients of the head's parameters and the mean loss, beside the recurrence; those of the
-// layers', beside the table's.
-template <typename Half>
-static void lstm_backward(Lstm *m) {
+// on the side stream: the gradients of the head's parameters and the mean loss beside the recurrence, then those of the
+// layers' weights beside the table's.
+template <typename Operand>
+static void lstm_backward(Lstm<Operand> *m) {
     DeviceModel *device = &m->device;
-    const int B = device->config.B, T = device->config.T, R = B * T, E = device->config.sizes[LSTM_EMBED];
-    const int H = device->config.sizes[LSTM_WIDTH], L = lstm_layers(m);
+    const int *sizes = device->config.sizes, L = lstm_layers(m);
+    const int B = device->config.B, R = B * device->config.T, E = sizes[LSTM_EMBED], H = sizes[LSTM_WIDTH];
     const LstmTensors *p = &m->params, *g = &m->grads;
     const cudaStream_t stream = device->stream, side = device->side;
-    Half *dfc1 = (Half *)m->dfc1, *dfc2 = (Half *)m->dfc2;
     // logits = fc3(dropout(relu(LN2(fc2(dropout(relu(LN1(fc1(x)))))))))
-    linear_layernorm_relu_dropout_backward(dfc2, m->sums2, lstm_norm2<Half>(m, true), (const Half *)m->dlogits,
-                                           weight<Half>(device, p->fc3_w), m->d, device->state, R, B, V, H, stream,
-                                           DLOGITS_ROW);
-    linear_layernorm_relu_dropout_backward(dfc1, m->sums1, lstm_norm1<Half>(m, true), (const Half *)dfc2,
-                                           weight<Half>(device, p->fc2_w), m->d, device->state, R, B, H, 2 * H, stream);
-    matmul_backward_input(m->d, (const Half *)dfc1, weight<Half>(device, p->fc1_w), (const Half *)nullptr, false, R, H,
-                          2 * H, stream);
+    matmul_backward_input<Operand>(m->d, m->dlogits, weight<Operand>(device, p->fc3_w), nullptr, false, R, H, V, stream,
+                                   DLOGITS_ROW);
+    layernorm_relu_dropout_backward(m->dfc2, m->norm_sums2, m->d, lstm_norm2(m, true), device->state, R, B, H, stream);
+    matmul_backward_input<Operand>(m->d, m->dfc2, weight<Operand>(device, p->fc2_w), nullptr, false, R, 2 * H, H,
+                                   stream);
+    layernorm_relu_dropout_backward(m->dfc1, m->norm_sums1, m->d, lstm_norm1(m, true), device->state, R, B, 2 * H,
+                                    stream);
+    matmul_backward_input<Operand>(m->d, m->dfc1, weight<Operand>(device, p->fc1_w), nullptr, false, R, H, 2 * H,
+                                   stream);
     device_fork(device);
-    WeightGradient<Half> head[HEAD_WEIGHTS];
+    WeightGradient<Operand> head[HEAD_WEIGHTS];
     SumList head_sums = {};
     lstm_head_weights(m, head);
     matmul_backward_weights(head, HEAD_WEIGHTS, R, m->head_parts, &head_sums, side);
-    layernorm_sums(&head_sums, g->ln2_w, g->ln2_b, m->sums2, R, H);
-    layernorm_sums(&head_sums, g->ln1_w, g->ln1_b, m->sums1, R, 2 * H);
+    layernorm_sums(&head_sums, g->ln2_w, g->ln2_b, m->norm_sums2, R, H);
+    layernorm_sums(&head_sums, g->ln1_w, g->ln1_b, m->norm_sums1, R, 2 * H);
     sum_parts(&head_sums, side);
     loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R);
-    const RecurrenceShape shape = {B, T, H, L};
-    recurrence_backward((const LayerRecurrence<Half> *)m->layers, shape, m->fast, m->d, device->state, stream);
+    LAUNCHED(loss_kernel);
+    recurrence_backward(m->acts, m->shape, m->d, device->state, stream);
     device_fork(device);
     for (int l = 0; l < L; l += GROUP_LAYERS) {
-        WeightGradient<Half> weights[WEIGHT_GROUP];
+        WeightGradient<Operand> weights[WEIGHT_GROUP];
         SumList sums = {};
         const int n = lstm_layer_weights(m, l, weights);
         matmul_backward_weights(weights, n, R, m->layer_parts, &sums, side);
         sum_parts(&sums, side);
     }
     device_mark(device, 0);
-    Half *dtable = (Half *)m->dtable_half;
-    const int n_table = V * 4 * H;
-    embedding_backward(m->dtable, m->partial, (const Half *)m->acts[0].dgates, device->inputs, R, 4 * H, stream);
-    if (device->bf16) {
-        to_operands_kernel<Half><<<blocks_for(n_table, 256), 256, 0, stream>>>(dtable, m->dtable, n_table);
+    const int n_table = V * 4 * H, blocks = blocks_for(n_table, 256);
+    embedding_backward(m->dtable, m->partial, m->acts[0].dgates, device->inputs, R, 4 * H, stream);
+    if (BF16<Operand>) {
+        to_operands_kernel<Operand><<<blocks, 256, 0, stream>>>(m->dtable_operand, m->dtable, n_table);
+        LAUNCHED(to_operands_kernel<Operand>);
     }
-    const WeightGradient<Half> table = lstm_table_weights<Half>(m);
+    const WeightGradient<Operand> table = lstm_table_weights(m);
     SumList table_sums = {};
     matmul_backward_weights(&table, 1, V, m->table_parts, &table_sums, stream);
     sum_parts(&table_sums, stream);
-    matmul_backward_input(g->emb, (const Half *)dtable, weight<Half>(device, p->layers[0].w_ih), (const Half *)nullptr,
-                          false, V, E, 4 * H, stream);
+    matmul_backward_input<Operand>(g->emb, m->dtable_operand, m->acts[0].w_ih, nullptr, false, V, E, 4 * H, stream);
     device_wait(device, 0);
     for (int l = 0; l < L; l++) { // both biases have one gradient
         cuda_check(cudaMemcpyAsync(g->layers[l].b_hh, g->layers[l].b_ih, 4 * (size_t)H * sizeof(float),
@@ -1163,184 +1238,189 @@ static void lstm_backward(Lstm *m) {
     }
 }
 
-// ---- what the recipe asks of a model (train.h, ModelSpec)
+// ---- what the recipe asks of a model (dev/recipe/model.h, ModelSpec; dev/cuda/device_model.cuh, DeviceHooks)
 
+// Forward and loss of the batch in inputs and targets, and the backward.
+template <typename Operand>
 static void lstm_enqueue_gradients(void *model) {
-    Lstm *m = (Lstm *)model;
-    const int B = m->device.config.B, R = B * m->device.config.T;
-    if (m->device.bf16) {
-        lstm_forward<__nv_bfloat16>(m, B, true);
-        lstm_loss<__nv_bfloat16>(m, R, true);
-        lstm_backward<__nv_bfloat16>(m);
-    } else {
-        lstm_forward<float>(m, B, true);
-        lstm_loss<float>(m, R, true);
-        lstm_backward<float>(m);
-    }
+    Lstm<Operand> *m = (Lstm<Operand> *)model;
+    const int B = m->device.config.B;
+    lstm_forward(m, B, true);
+    lstm_loss(m, B * m->device.config.T, true);
+    lstm_backward(m);
 }
 
-static void lstm_enqueue_losses(void *model, int n) {
-    Lstm *m = (Lstm *)model;
-    const int R = n * m->device.config.T;
-    if (m->device.bf16) {
-        lstm_forward<__nv_bfloat16>(m, n, false);
-        lstm_loss<__nv_bfloat16>(m, R, false);
-    } else {
-        lstm_forward<float>(m, n, false);
-        lstm_loss<float>(m, R, false);
-    }
-}
-
+template <typename Operand>
 static void lstm_enqueue_update(void *model) {
     const DeviceModel *m = (const DeviceModel *)model;
-    const int64_t n = m->layout.size;
-    const int blocks = blocks_for(n, 256);
-    float *params = m->flat[STATE_PARAMS], *avg = m->flat[STATE_EXP_AVG], *inf = m->flat[STATE_EXP_INF];
-    const float *grads = m->flat[STATE_GRADS];
-    if (m->bf16) {
-        __nv_bfloat16 *weights = (__nv_bfloat16 *)m->weights;
-        adamax_kernel<__nv_bfloat16><<<blocks, 256, 0, m->stream>>>(params, weights, grads, avg, inf, m->state, n);
-    } else {
-        adamax_kernel<float><<<blocks, 256, 0, m->stream>>>(params, params, grads, avg, inf, m->state, n);
-    }
+    adamax(m->flat[STATE_PARAMS], (Operand *)m->weights, m->flat[STATE_GRADS], m->flat[STATE_EXP_AVG],
+           m->flat[STATE_EXP_INF], m->state, m->layout.size, m->stream);
 }
 
-static const DeviceHooks lstm_hooks = {
-    "train_lstm_music", true, lstm_layout, lstm_carve, lstm_enqueue_gradients, lstm_enqueue_update,
-    lstm_enqueue_losses};
+template <typename Operand>
+static void lstm_enqueue_losses(void *model, int n) {
+    Lstm<Operand> *m = (Lstm<Operand> *)model;
+    lstm_forward(m, n, false);
+    lstm_loss(m, n * m->device.config.T, false);
+}
 
-static void lstm_destroy(void *model) {
-    Lstm *m = (Lstm *)model;
-    if (!m) return;
+template <typename Operand>
+static const DeviceHooks lstm_hooks = {
+    .program = "train_lstm_music",
+    .time_major = true,
+    .layout = lstm_layout,
+    .carve = lstm_carve<Operand>,
+    .enqueue_gradients = lstm_enqueue_gradients<Operand>,
+    .enqueue_update = lstm_enqueue_update<Operand>,
+    .enqueue_losses = lstm_enqueue_losses<Operand>,
+};
+
+template <typename Operand>
+static void lstm_destroy_as(Lstm<Operand> *m) {
     device_destroy(&m->device);
     free(m->params.layers);
     free(m->grads.layers);
     free(m->acts);
-    free(m->layers);
     free(m);
 }
 
-static void *lstm_create(const ModelConfig *config, char *error) {
-    static_assert(sizeof(LayerRecurrence<float>) == sizeof(LayerRecurrence<__nv_bfloat16>), "either fits");
-    Lstm *m = (Lstm *)allocate("the model", 1, sizeof *m, error);
+template <typename Operand>
+static void *lstm_create_as(const ModelConfig *config, char *error) {
+    Lstm<Operand> *m = (Lstm<Operand> *)allocate("the model", 1, sizeof *m, error);
     if (!m) return nullptr;
     const int L = config->sizes[LSTM_LAYERS], H = config->sizes[LSTM_WIDTH];
-    m->acts = (LayerActivations *)allocate("the model", L, sizeof(LayerActivations), error);
-    m->layers = allocate("the model", L, sizeof(LayerRecurrence<float>), error);
+    m->acts = (LayerRecurrence<Operand> *)allocate("the model", L, sizeof *m->acts, error);
     m->params.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
     m->grads.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
-    if (!m->acts || !m->layers || !m->params.layers || !m->grads.layers ||
-        !device_create(&m->device, config, &lstm_hooks, error)) {
-        lstm_destroy(m);
+    if (!m->acts || !m->params.layers || !m->grads.layers ||
+        !device_create(&m->device, config, &lstm_hooks<Operand>, error)) {
+        lstm_destroy_as(m);
         return nullptr;
     }
     lstm_point(&m->params, &m->device.layout, L, m->device.flat[STATE_PARAMS]);
     lstm_point(&m->grads, &m->device.layout, L, m->device.flat[STATE_GRADS]);
-    const RecurrenceShape shape = {config->B, config->T, H, L};
-    m->fast = m->device.bf16 && recurrence_is_fast<__nv_bfloat16>(shape);
-    fprintf(stderr, "the recurrence is %s\n",
-            m->fast ? "one launch, its weights in registers" : "a launch for every time step");
     for (int l = 0; l < L; l++) {
-        const size_t zeros = (size_t)config->B * H * (m->device.bf16 ? 2 : 4);
-        cuda_check(cudaMemsetAsync(m->acts[l].h0, 0, zeros, m->device.stream));
+        m->acts[l].w_ih = weight<Operand>(&m->device, m->params.layers[l].w_ih);
+        m->acts[l].w_hh = weight<Operand>(&m->device, m->params.layers[l].w_hh);
+        const size_t zeros = (size_t)config->B * H * sizeof(Operand);
+        cuda_check(cudaMemsetAsync(lstm_h_before(m, l), 0, zeros, m->device.stream));
     }
+    m->shape = recurrence_shape<Operand>(config->B, config->T, H, L);
+    fprintf(stderr, "the recurrence is %s\n",
+            m->shape.forward_sets ? "one launch, its weights in registers" : "a launch for every time step");
     return m;
 }
 
-// Rows of C numbers, float or bf16, from the device to `at`, in the order of the files; relu(x * w + b) of them where
-// there are w and b. Returns the end.
-static float *lstm_fetch_rows(const Lstm *m, float *at, const void *from, bool bf16, const float *w, const float *b,
-                              int C) {
-    const int B = m->device.config.B, T = m->device.config.T, R = B * T;
-    float *rows = (float *)malloc((size_t)R * C * sizeof(float));
-    if (!rows) abort();
-    device_fetch(rows, from, (int64_t)R * C, bf16);
-    for (int r = 0; r < R; r++) {
-        float *out = at + ((size_t)(r % B) * T + r / B) * C;
+// Copies R rows of C numbers from the device to out, in the order of files; if there is a w, relu(x * w + b) of them.
+// rows [R,C]: scratch. Returns the end.
+template <typename Operand, typename Number>
+static float *lstm_keep_rows(const Lstm<Operand> *m, float *out, float *rows, const Number *x, const float *w,
+                             const float *b, int C) {
+    const int B = m->device.config.B, T = m->device.config.T;
+    device_fetch(rows, x, (int64_t)B * T * C, BF16<Number>);
+    for (int r = 0; r < B * T; r++) {
+        float *out_r = out + ((size_t)(r % B) * T + r / B) * C;
+        const float *x_r = rows + (size_t)r * C;
         for (int c = 0; c < C; c++) {
-            const float x = rows[(size_t)r * C + c], v = w ? x * w[c] + b[c] : x;
-            out[c] = w && v < 0 ? 0 : v;
+            const float v = w ? x_r[c] * w[c] + b[c] : x_r[c];
+            out_r[c] = w && v < 0 ? 0 : v;
         }
     }
-    free(rows);
-    return at + (size_t)R * C;
+    return out + (size_t)B * T * C;
 }
 
-// The activations of the last step. Called with list NULL before it, it makes room for them, and keeps the LayerNorms'
-// weights and biases, from which their outputs are made again: w1, b1 [2H], w2, b2 [H].
-static int lstm_activations(void *model, Activation *list) {
-    Lstm *m = (Lstm *)model;
+// Activation i of 2 L + 3: its name, its shape and where it lies. Returns its width.
+static int lstm_describe(Activation *out, const real *data, const ModelConfig *config, int i) {
+    const int H = config->sizes[LSTM_WIDTH], head = i - 2 * config->sizes[LSTM_LAYERS];
+    const char *const names[] = {"act.head.3", "act.head.7", "logits"};
+    const int widths[] = {2 * H, H, V}, C = head < 0 ? H : widths[head];
+    *out = Activation{"", 3, {config->B, config->T, C}, data};
+    if (head < 0) {
+        snprintf(out->name, sizeof out->name, "act.%c_l%d", "hc"[i % 2], i / 2);
+    } else {
+        strcpy(out->name, names[head]);
+    }
+    return C;
+}
+
+// Before the step, this also keeps the LayerNorms' weights and biases, which the update changes: ln1_w, ln1_b [2H],
+// ln2_w, ln2_b [H].
+template <typename Operand>
+static int lstm_activations_as(Lstm<Operand> *m, Activation *list) {
     DeviceModel *device = &m->device;
     const int L = lstm_layers(m), count = 2 * L + 3, H = device->config.sizes[LSTM_WIDTH];
-    const int64_t B = device->config.B, T = device->config.T, size = B * T * ((2 * L + 3) * H + V);
-    if (!device->kept) device->kept = (float *)calloc((size_t)(size + 6 * H), sizeof(float));
+    const int64_t R = (int64_t)device->config.B * device->config.T, size = R * ((2 * L + 3) * H + V);
+    if (!device->kept) device->kept = (float *)calloc((size_t)(size + 6 * H + R * max(2 * H, V)), sizeof(float));
     if (!device->kept) return -1;
-    float *at = device->kept, *norms = at + size;
+    float *out = device->kept, *ln1_w = out + size, *ln1_b = ln1_w + 2 * H, *ln2_w = ln1_b + 2 * H, *ln2_b = ln2_w + H;
+    float *rows = ln2_b + H;
     cuda_check(cudaStreamSynchronize(device->stream));
     if (!list) {
-        device_fetch(norms, m->params.ln1_w, 2 * H, false);
-        device_fetch(norms + 2 * H, m->params.ln1_b, 2 * H, false);
-        device_fetch(norms + 4 * H, m->params.ln2_w, H, false);
-        device_fetch(norms + 5 * H, m->params.ln2_b, H, false);
+        device_fetch(ln1_w, m->params.ln1_w, 2 * H, false);
+        device_fetch(ln1_b, m->params.ln1_b, 2 * H, false);
+        device_fetch(ln2_w, m->params.ln2_w, H, false);
+        device_fetch(ln2_b, m->params.ln2_b, H, false);
         return count;
     }
-    for (int i = 0; i < count; i++) {
-        const LayerActivations *a = &m->acts[i / 2 < L ? i / 2 : 0];
-        const int C = i == 2 * L ? 2 * H : i < count - 1 ? H : (int)V;
-        memset(&list[i], 0, sizeof list[i]);
-        list[i].rank = 3;
-        list[i].shape[0] = B;
-        list[i].shape[1] = T;
-        list[i].shape[2] = C;
-        list[i].data = at;
-        if (i < 2 * L) {
-            snprintf(list[i].name, sizeof list[i].name, "act.%c_l%d", "hc"[i % 2], i / 2);
-            const bool h = i % 2 == 0;
-            at = lstm_fetch_rows(m, at, h ? a->h : a->c, h && device->bf16, nullptr, nullptr, C);
-        } else if (i == 2 * L) {
-            strcpy(list[i].name, "act.head.3");
-            at = lstm_fetch_rows(m, at, m->normalized1, false, norms, norms + 2 * H, C);
-        } else if (i == 2 * L + 1) {
-            strcpy(list[i].name, "act.head.7");
-            at = lstm_fetch_rows(m, at, m->normalized2, false, norms + 4 * H, norms + 5 * H, C);
-        } else {
-            strcpy(list[i].name, "logits");
-            at = lstm_fetch_rows(m, at, m->logits, false, nullptr, nullptr, C);
-        }
+    const float *data = out;
+    for (int i = 0; i < count; i++) data += R * lstm_describe(&list[i], data, &device->config, i);
+    for (int l = 0; l < L; l++) {
+        out = lstm_keep_rows(m, out, rows, m->acts[l].h, nullptr, nullptr, H);
+        out = lstm_keep_rows(m, out, rows, m->acts[l].c, nullptr, nullptr, H);
     }
+    out = lstm_keep_rows(m, out, rows, m->normalized1, ln1_w, ln1_b, 2 * H);
+    out = lstm_keep_rows(m, out, rows, m->normalized2, ln2_w, ln2_b, H);
+    lstm_keep_rows(m, out, rows, m->logits, nullptr, nullptr, V);
     return count;
 }
 
-static ModelSpec lstm_spec_make(void) {
-    ModelSpec s;
-    memset(&s, 0, sizeof s);
-    s.name = "lstm";
-    s.device = DEVICE_NAME;
-    s.precisions = DEVICE_PRECISIONS;
-    s.size_flags = lstm_size_flags;
-    s.n_sizes = LSTM_SIZES;
-    s.lr = 5e-4;
-    s.lr_decay = 0.8;
-    s.lr_min = 5e-5;
-    s.check_sizes = lstm_check_sizes;
-    s.layout = lstm_layout;
-    s.sizes_of_file = lstm_sizes_of_file;
-    s.step_flops = lstm_step_flops;
-    s.create = lstm_create;
-    s.destroy = lstm_destroy;
-    s.state = device_state;
-    s.state_changed = device_state_changed;
-    s.set_data = device_set_data;
-    s.train_step = device_train_step;
-    s.get_loss = device_get_loss;
-    s.set_loss = device_set_loss;
-    s.eval_batch = device_eval_batch;
-    s.gradients = device_gradients;
-    s.activations = lstm_activations;
-    return s;
+static void *lstm_create(const ModelConfig *config, char *error) {
+    return strcmp(config->precision, "bf16") ? lstm_create_as<float>(config, error)
+                                             : lstm_create_as<__nv_bfloat16>(config, error);
 }
 
-static const ModelSpec lstm_spec = lstm_spec_make();
+static bool lstm_is_bf16(void *model) { return ((DeviceModel *)model)->bf16; }
+
+static void lstm_destroy(void *model) {
+    if (!model) return;
+    if (lstm_is_bf16(model)) {
+        lstm_destroy_as((Lstm<__nv_bfloat16> *)model);
+    } else {
+        lstm_destroy_as((Lstm<float> *)model);
+    }
+}
+
+// The activations of the last step. Called with list NULL before that step, it makes room for them.
+static int lstm_activations(void *model, Activation *list) {
+    return lstm_is_bf16(model) ? lstm_activations_as((Lstm<__nv_bfloat16> *)model, list)
+                               : lstm_activations_as((Lstm<float> *)model, list);
+}
+
+static const ModelSpec lstm_spec = {
+    .name = "lstm",
+    .device = DEVICE_NAME,
+    .precisions = DEVICE_PRECISIONS,
+    .size_flags = lstm_size_flags,
+    .n_sizes = LSTM_SIZES,
+    .lr = 5e-4,
+    .lr_decay = 0.8,
+    .lr_min = 5e-5,
+    .check_sizes = lstm_check_sizes,
+    .layout = lstm_layout,
+    .sizes_of_file = lstm_sizes_of_file,
+    .step_flops = lstm_step_flops,
+    .create = lstm_create,
+    .destroy = lstm_destroy,
+    .state = device_state,
+    .state_changed = device_state_changed,
+    .set_data = device_set_data,
+    .train_step = device_train_step,
+    .get_loss = device_get_loss,
+    .set_loss = device_set_loss,
+    .eval_batch = device_eval_batch,
+    .gradients = device_gradients,
+    .activations = lstm_activations,
+};
 
 #ifndef TESTING
 #include "recipe/train.h"

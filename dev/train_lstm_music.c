@@ -1,32 +1,36 @@
-// The LSTM on the CPU: forward, backward and Adamax, whole, in the order of train_gpt_music.c. A trainer in its own
-// right, and the reference for any faster one.
+// The LSTM on the CPU: a trainer in its own right, and the reference for train_lstm_music.cu.
 //
 // It promises the published model exactly (4,426,457 parameters in its default sizes), every gradient checked against
-// finite differences when built with -DREAL=double, the same bytes for any number of threads, and no allocation in a
-// step. It leaves out more than one machine. The recipe around a step (data, epochs, files, command
-// line) is train.h, what it needs to know of a model on the host host_model.h; matrix products are matmul.h.
+// finite differences when built with -DREAL=double (test/test_lstm_gradients.c), the same bytes for any number of
+// threads, and no allocation in a step. It runs in one process on one machine. The recipe around a step (data, epochs,
+// files, command line) is recipe/train.h, what CPU models share cpu/host_model.h; matrix products are cpu/matmul.h.
 //
-// The model: token embedding, then L LSTM layers (Hochreiter and Schmidhuber, 1997; Gers et al., 2000), in each time
-// step
+// The model: token embedding, then L LSTM layers (Hochreiter and Schmidhuber, 1997; Gers et al., 2000). A layer takes
+// x_t to h_t in each time step, with h and c zero before the first:
 //     i, f, o = sigmoid(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh), each with its rows of W and b
 //     g = tanh(likewise)
 //     c_t = f c_(t-1) + i g
 //     h_t = o tanh(c_t)
 //
-// where h and c are zero before the first token, and dropout follows each layer; a head of two linear layers, 2H and H
-// wide, each with LayerNorm, ReLU and dropout; a linear layer to the logits. The rows of W and b are in the order i, f,
-// g, o. The optimizer is Adamax (Kingma and Ba, 2015, section 7.1).
+// The rows of W and b are in the order i, f, g, o. Dropout follows each layer. The head is two linear layers, 2H and H
+// wide, each with LayerNorm, ReLU and dropout, and a linear layer to the logits. The optimizer is Adamax (Kingma and
+// Ba, 2015, section 7.1), as PyTorch has it.
 //
-// How it is fast: all that does not depend on the step before is done for all time steps at once, as large products.
-// What remains, W_hh h_(t-1) forward and dgates_(t+1) W_hh backward, is a small product in each time step, on weights
-// packed once beforehand, with the cell's update fused to it while the sums are in the nearest cache. Each thread owns
-// some units, with all four gates of them, so that the threads meet once in a time step.
+// Shapes: B batch, T positions, R = B*T rows, E embedding, H units of a layer, L layers, V = 153 tokens; C is the width
+// of the rows of a stage that takes any. All matrices are row-major; a linear layer's weight is [out, in]. The rows of
+// one time step lie side by side, unlike in files, where the rows of a window do:
 //
-// Shapes: B batch, T positions, R = B*T rows, E embedding width, H units of a layer, L layers, V = 153 tokens. Row r is
-// position t = r / B of window b = r % B: the windows' rows of one time step lie side by side, unlike in the files,
-// where all of a window lies together. All matrices are row-major; a linear layer's weight is [out, in].
-// In a backward, gradients of parameters are added to (+=), but that of the second bias, which is the first's;
-// gradients of activations are set (=), save where it is said.
+//     row        0    1   ...  B-1 |  B   B+1  ... 2B-1 | 2B  ...         row r is position t = r / B
+//     window b   0    1   ...  B-1 |  0    1   ...  B-1 |  0  ...         of window b = r % B
+//     position t 0    0   ...   0  |  1    1   ...   1  |  2  ...
+//
+// In a backward, gradients of parameters are added to (+=), except that of the second bias, which is a copy of the
+// first's. Gradients of activations are set (=), except where a comment says otherwise.
+//
+// train_lstm_music.cu has the same sections in the same order, and the same names for what does the same; its head says
+// where the GPU goes another way. The section on parameters is the same text there. embedding_forward(),
+// embedding_backward(), softmax_cross_entropy() and adamax() are also in train_gpt_music.c, so that each model can be
+// read by itself. test/test_copies.sh compares the copies.
 #include "recipe/model.h" // first: it chooses the system's interfaces
 
 #include "cpu/host_model.h"
@@ -112,27 +116,53 @@ static void embedding_backward(real *demb, const real *dx, const uint8_t *tokens
 }
 
 // ---- the recurrence
+//
+// All that does not depend on the time step before is done for all time steps at once, as large products. What remains
+// is a small product in each time step, W_hh h_(t-1) forward and dgates_(t+1) W_hh backward, followed by the cell's
+// update while the sums are still in the nearest cache. A thread owns blocks of TILE_N units, with all four gates of
+// them, so that the threads wait for each other once in a time step. The weights of a block are packed beforehand, in
+// the order in which a time step reads them, into panels (matmul.h):
+//
+//     forward: gates_t += W_hh h_(t-1)            backward: dh_t += dgates_(t+1) W_hh
+//
+//     row      column 0               H           row      column 0   u0        H
+//     0     i         +---------------+           0     i         +---+-----+---+
+//     u0              |### panel 0 ###|                           |   |#####|   |
+//     H     f         |               |           H     f         |   |#####|   |
+//     H+u0            |### panel 1 ###|                           |   | one |   |
+//     2H    g         |               |           2H    g         |   |panel|   |
+//     2H+u0           |### panel 2 ###|                           |   |#####|   |
+//     3H    o         |               |           3H    o         |   |#####|   |
+//     3H+u0           |### panel 3 ###|                           |   |#####|   |
+//     4H              +---------------+           4H              +---+-----+---+
+//
+// The backward, with dgates the gradients of the sums that the gates are functions of:
+//     dh_t = gradient from above + dgates_(t+1) W_hh
+//     dc_t = dc_(t+1) f_(t+1) + dh_t o (1 - tanh(c_t)^2)
 
-// Units are worked on in blocks of TILE_N, one panel for each gate: how many units there are with the last block whole.
-static int block_units(int H) { return round_up(H, TILE_N); }
+static void add_biases(real *bias, const real *b_ih, const real *b_hh, int n) {
+    for (int j = 0; j < n; j++) bias[j] = b_ih[j] + b_hh[j];
+}
 
-// panels [H / TILE_N][4][H][TILE_N]: of each block of units, gate after gate, W_hh transposed: what a step forward
-// reads, in its order. In bf16 each panel takes half of its room.
+static int padded_units(int H) { return round_up(H, TILE_N); } // whole blocks
+
+// panels [H / TILE_N][4][H][TILE_N]: of each block the rows of each gate, transposed. H / TILE_N is rounded up. In bf16
+// a panel fills half of its place.
 static void pack_recurrent_forward(real *panels, const real *w_hh, int H, bool bf16) {
 #pragma omp parallel for schedule(static)
-    for (int q = 0; q < block_units(H) / TILE_N * 4; q++) {
-        int u0 = q / 4 * TILE_N, width = min_int(TILE_N, H - u0);
-        const real *from = w_hh + ((size_t)(q % 4) * H + u0) * H;
-        real *panel = panels + (size_t)q * H * TILE_N;
+    for (int i = 0; i < padded_units(H) / TILE_N * 4; i++) {
+        const int u0 = i / 4 * TILE_N, gate = i % 4, width = min_int(TILE_N, H - u0);
+        const real *rows = w_hh + ((size_t)gate * H + u0) * H;
+        real *panel = panels + (size_t)i * H * TILE_N;
         if (bf16) {
-            pack_panel_bf16((uint32_t *)panel, from, 1, H, H, width);
+            pack_panel_bf16((uint32_t *)panel, rows, 1, H, H, width);
         } else {
-            pack_panel(panel, from, 1, H, H, width);
+            pack_panel(panel, rows, 1, H, H, width);
         }
     }
 }
 
-// panels [H / TILE_N][4H][TILE_N]: of each block of units, the columns of W_hh.
+// panels [H / TILE_N][4H][TILE_N]: of each block the columns.
 static void pack_recurrent_backward(real *panels, const real *w_hh, int H, bool bf16) {
 #pragma omp parallel for schedule(static)
     for (int u0 = 0; u0 < H; u0 += TILE_N) {
@@ -145,11 +175,11 @@ static void pack_recurrent_backward(real *panels, const real *w_hh, int H, bool 
     }
 }
 
-// The left operand of a step's product: rows of x [B,K] as they are, or in bf16 in a thread's own scratch.
+// The left operand of a time step's product: rows of x [B,K] where they lie, or in bf16 in a thread's own scratch.
 typedef struct {
     const real *x;
     const uint32_t *pairs; // or NULL
-    int row;               // elements from row to row
+    int stride;            // elements from row to row
 } StepRows;
 
 static size_t step_scratch_size(int B, int H) { return (size_t)round_up(B, TILE_M) * (2 * (size_t)H + 16); }
@@ -157,34 +187,35 @@ static size_t step_scratch_size(int B, int H) { return (size_t)round_up(B, TILE_
 static StepRows step_rows(const real *x, int B, int K, bool bf16, real *scratch) {
     if (!bf16) return (StepRows){x, NULL, K};
     uint32_t *pairs = (uint32_t *)scratch;
-    const int row = (K + 1) / 2 + 16; // lines of a whole power of two apart would compete for a place in the cache
-    for (int b = 0; b < B; b++) bf16_pack(pairs + (size_t)b * row, x + (size_t)b * K, K);
-    return (StepRows){NULL, pairs, row};
+    const int stride = (K + 1) / 2 + 16; // rows a power of two apart would compete for the same places in the cache
+    for (int b = 0; b < B; b++) bf16_pack(pairs + (size_t)b * stride, x + (size_t)b * K, K);
+    return (StepRows){NULL, pairs, stride};
 }
 
 // out [B][width] += rows [B,K] panel [K][TILE_N]
 static void step_product(real *out, int out_row, int B, int width, int K, StepRows rows, const real *panel) {
     if (rows.pairs) {
-        matmul_panel_add_bf16(out, out_row, B, width, K, rows.pairs, rows.row, (const uint32_t *)panel);
+        matmul_panel_add_bf16(out, out_row, B, width, K, rows.pairs, rows.stride, (const uint32_t *)panel);
     } else {
-        matmul_panel_add(out, out_row, B, width, K, rows.x, rows.row, panel);
+        matmul_panel_add(out, out_row, B, width, K, rows.x, rows.stride, panel);
     }
 }
 
-// One row of a block of units: gates come as sums and leave as i, f, g, o, each H apart. c_before is NULL at the start.
+// One row of a block of units. gates comes as sums and leaves as i, f, g, o, each H apart. c_before is NULL at t = 0.
 ALWAYS_INLINE void cell_forward(real *gates, real *c, real *h, const real *c_before, int H, int width) {
     for (int u = 0; u < width; u += LANES) {
-        const int n = width - u;
-        vector i = sigmoid_vector(load_part(gates + u, n)), f = sigmoid_vector(load_part(gates + H + u, n));
-        vector g = tanh_vector(load_part(gates + 2 * H + u, n)), o = sigmoid_vector(load_part(gates + 3 * H + u, n));
+        const int left = width - u;
+        vector i = sigmoid_vector(load_part(gates + u, left)), f = sigmoid_vector(load_part(gates + H + u, left));
+        vector g = tanh_vector(load_part(gates + 2 * H + u, left));
+        vector o = sigmoid_vector(load_part(gates + 3 * H + u, left));
         vector c_u = i * g;
-        if (c_before) c_u += f * load_part(c_before + u, n);
-        store_part(gates + u, i, n);
-        store_part(gates + H + u, f, n);
-        store_part(gates + 2 * H + u, g, n);
-        store_part(gates + 3 * H + u, o, n);
-        store_part(c + u, c_u, n);
-        store_part(h + u, o * tanh_vector(c_u), n);
+        if (c_before) c_u += f * load_part(c_before + u, left);
+        store_part(gates + u, i, left);
+        store_part(gates + H + u, f, left);
+        store_part(gates + 2 * H + u, g, left);
+        store_part(gates + 3 * H + u, o, left);
+        store_part(c + u, c_u, left);
+        store_part(h + u, o * tanh_vector(c_u), left);
     }
 }
 
@@ -192,137 +223,147 @@ ALWAYS_INLINE void cell_forward(real *gates, real *c, real *h, const real *c_bef
 // scratch: step_scratch_size for each thread.
 static void recurrence_forward(real *gates, real *c, real *h, const real *panels, int B, int T, int H, bool bf16,
                                real *scratch) {
-    const size_t row = (size_t)H, step = (size_t)B * H;
+    const size_t BH = (size_t)B * H;
 #pragma omp parallel
     for (int t = 0; t < T; t++) {
-        real *gates_t = gates + 4 * step * t, *c_t = c + step * t, *h_t = h + step * t;
+        real *gates_t = gates + 4 * BH * t, *c_t = c + BH * t, *h_t = h + BH * t;
         StepRows rows = {0};
-        if (t > 0) rows = step_rows(h_t - step, B, H, bf16, scratch + thread_number() * step_scratch_size(B, H));
-#pragma omp for schedule(static) // and the threads wait for each other at its end
+        if (t > 0) rows = step_rows(h_t - BH, B, H, bf16, scratch + thread_number() * step_scratch_size(B, H));
+#pragma omp for schedule(static) // the threads wait for each other at its end
         for (int u0 = 0; u0 < H; u0 += TILE_N) {
             const int width = min_int(TILE_N, H - u0);
             for (int gate = 0; gate < 4 && t > 0; gate++) {
-                step_product(gates_t + gate * row + u0, 4 * H, B, width, H, rows,
+                step_product(gates_t + (size_t)gate * H + u0, 4 * H, B, width, H, rows,
                              panels + (4 * (size_t)u0 + (size_t)gate * TILE_N) * H);
             }
             for (int b = 0; b < B; b++) {
-                size_t at = b * row + u0;
-                cell_forward(gates_t + 4 * b * row + u0, c_t + at, h_t + at, t > 0 ? c_t - step + at : NULL, H, width);
+                size_t at = (size_t)b * H + u0;
+                cell_forward(gates_t + 4 * (size_t)b * H + u0, c_t + at, h_t + at, t > 0 ? c_t - BH + at : NULL, H,
+                             width);
             }
         }
     }
 }
 
-// One row of a block of units: gates come as i, f, g, o and leave as the gradients of their sums; dh is complete;
-// dc comes as the gradient of c_t from the step after and leaves as that of c_(t-1).
+// One row of a block of units. gates comes as i, f, g, o and leaves as the gradients of their sums; dc comes as the
+// gradient of c_t from the time step after and leaves as that of c_(t-1). dh is complete.
 ALWAYS_INLINE void cell_backward(real *gates, real *dc, const real *dh, const real *c, const real *c_before, int H,
                                  int width) {
     for (int u = 0; u < width; u += LANES) {
-        const int n = width - u;
-        vector i = load_part(gates + u, n), f = load_part(gates + H + u, n), g = load_part(gates + 2 * H + u, n),
-               o = load_part(gates + 3 * H + u, n);
-        vector tanh_c = tanh_vector(load_part(c + u, n)), dh_u = load_part(dh + u, n);
-        vector dc_u = load_part(dc + u, n) + dh_u * o * (1 - tanh_c * tanh_c);
-        vector before = c_before ? load_part(c_before + u, n) : zero;
-        store_part(gates + u, dc_u * g * i * (1 - i), n);
-        store_part(gates + H + u, dc_u * before * f * (1 - f), n);
-        store_part(gates + 2 * H + u, dc_u * i * (1 - g * g), n);
-        store_part(gates + 3 * H + u, dh_u * tanh_c * o * (1 - o), n);
-        store_part(dc + u, dc_u * f, n);
+        const int left = width - u;
+        vector i = load_part(gates + u, left), f = load_part(gates + H + u, left);
+        vector g = load_part(gates + 2 * H + u, left), o = load_part(gates + 3 * H + u, left);
+        vector tanh_c = tanh_vector(load_part(c + u, left)), dh_u = load_part(dh + u, left);
+        vector dc_u = load_part(dc + u, left) + dh_u * o * (1 - tanh_c * tanh_c);
+        vector c_before_u = c_before ? load_part(c_before + u, left) : zero;
+        store_part(gates + u, dc_u * g * i * (1 - i), left);
+        store_part(gates + H + u, dc_u * c_before_u * f * (1 - f), left);
+        store_part(gates + 2 * H + u, dc_u * i * (1 - g * g), left);
+        store_part(gates + 3 * H + u, dh_u * tanh_c * o * (1 - o), left);
+        store_part(dc + u, dc_u * f, left);
     }
 }
 
-// gates [R,4H] comes as i, f, g, o and leaves as the gradients of the gates' sums. dh [R,H] comes as the gradient of h
-// from above; what comes from the step after is added to it: dgates_(t+1) W_hh. dc [B,H]: scratch.
+// gates [R,4H] comes as i, f, g, o and leaves as dgates. dh [R,H] comes as the gradient of h from above; the part from
+// the time step after is added to it. dc [B,H]: scratch.
 static void recurrence_backward(real *gates, real *dh, real *dc, const real *c, const real *panels, int B, int T, int H,
                                 bool bf16, real *scratch) {
-    const size_t row = (size_t)H, step = (size_t)B * H;
-    memset(dc, 0, step * sizeof(real));
+    const size_t BH = (size_t)B * H;
+    memset(dc, 0, BH * sizeof(real));
 #pragma omp parallel
     for (int t = T - 1; t >= 0; t--) {
-        real *gates_t = gates + 4 * step * t, *dh_t = dh + step * t;
-        const real *c_t = c + step * t;
+        real *gates_t = gates + 4 * BH * t, *dh_t = dh + BH * t;
+        const real *c_t = c + BH * t;
         StepRows rows = {0};
         if (t < T - 1) {
-            rows = step_rows(gates_t + 4 * step, B, 4 * H, bf16, scratch + thread_number() * step_scratch_size(B, H));
+            rows = step_rows(gates_t + 4 * BH, B, 4 * H, bf16, scratch + thread_number() * step_scratch_size(B, H));
         }
 #pragma omp for schedule(static)
         for (int u0 = 0; u0 < H; u0 += TILE_N) {
             const int width = min_int(TILE_N, H - u0);
             if (t < T - 1) step_product(dh_t + u0, H, B, width, 4 * H, rows, panels + (size_t)u0 * 4 * H);
             for (int b = 0; b < B; b++) {
-                size_t at = b * row + u0;
-                cell_backward(gates_t + 4 * b * row + u0, dc + at, dh_t + at, c_t + at, t > 0 ? c_t - step + at : NULL,
-                              H, width);
+                size_t at = (size_t)b * H + u0;
+                cell_backward(gates_t + 4 * (size_t)b * H + u0, dc + at, dh_t + at, c_t + at,
+                              t > 0 ? c_t - BH + at : NULL, H, width);
             }
         }
     }
 }
 
-// ---- dropout, LayerNorm and ReLU
+// ---- LayerNorm, ReLU, dropout
+//
+// y = dropout(relu(normalized * w + b)), normalized = (x - mean) * rstd (Ba et al., 2016), x a product with its bias.
 
-// y = dropout(x), x, y [R,C], y may be x; and its backward, as dx = dropout(dy).
+// y = dropout(x), x, y [R,C], y may be x. It is its own backward, dx = dropout(dy).
 static void dropout_forward(real *y, const real *x, Dropout dropout, int R, int B, int C, real *scratch) {
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < R; r++) {
-        real *kept = scratch + thread_number() * dropout_scratch_size(C);
-        dropout_row(kept, dropout, r % B, r / B, C);
-        for (int c = 0; c < C; c++) y[(size_t)r * C + c] = x[(size_t)r * C + c] * kept[c];
+        real *mask = scratch + thread_number() * dropout_scratch_size(C);
+        dropout_row(mask, dropout, r % B, r / B, C);
+        for (int c = 0; c < C; c++) y[(size_t)r * C + c] = x[(size_t)r * C + c] * mask[c];
     }
 }
 
-// y = dropout(relu(normalized * w + b)), normalized = (x - mean) * rstd, eps = 1e-5 (Ba et al., 2016). normalized [R,C]
-// comes as x; y [R,C], rstd [R].
-static void layernorm_relu_dropout_forward(real *y, real *normalized, real *rstd, const real *w, const real *b,
-                                           Dropout dropout, int R, int B, int C, real *scratch) {
+typedef struct {       // at one place of the model
+    real *y;           // [R,C]
+    real *normalized;  // [R,C], comes as x
+    real *rstd;        // [R]
+    const real *w, *b; // [C]
+    Dropout dropout;
+} LayerNorm;
+
+// y, normalized and rstd of all rows; eps is 1e-5. scratch: dropout_scratch_size for each thread.
+static void layernorm_relu_dropout_forward(LayerNorm norm, int R, int B, int C, real *scratch) {
+    const real *w = norm.w, *b = norm.b;
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < R; r++) {
-        real *kept = scratch + thread_number() * dropout_scratch_size(C);
-        real *y_r = y + (size_t)r * C, *normalized_r = normalized + (size_t)r * C;
-        dropout_row(kept, dropout, r % B, r / B, C);
+        real *mask = scratch + thread_number() * dropout_scratch_size(C);
+        real *y_r = norm.y + (size_t)r * C, *normalized_r = norm.normalized + (size_t)r * C;
+        dropout_row(mask, norm.dropout, r % B, r / B, C);
         vector sum = zero, squares = zero;
         for (int c = 0; c < C; c += LANES) sum += load_part(normalized_r + c, C - c);
         const real mean = sum_lanes(sum) / (real)C;
         for (int c = 0; c < C; c++) normalized_r[c] -= mean;
         for (int c = 0; c < C; c += LANES) {
-            vector v = load_part(normalized_r + c, C - c);
-            squares += v * v;
+            vector x = load_part(normalized_r + c, C - c);
+            squares += x * x;
         }
         const real scale = 1 / (real)sqrt((double)(sum_lanes(squares) / (real)C + (real)1e-5));
         for (int c = 0; c < C; c += LANES) {
             vector n = load_part(normalized_r + c, C - c) * scale;
             vector v = n * load_part(w + c, C - c) + load_part(b + c, C - c);
             store_part(normalized_r + c, n, C - c);
-            store_part(y_r + c, keep_where(~(v < 0), v) * load_part(kept + c, C - c), C - c);
+            store_part(y_r + c, keep_where(~(v < 0), v) * load_part(mask + c, C - c), C - c);
         }
-        rstd[r] = scale;
+        norm.rstd[r] = scale;
     }
 }
 
 // Rows whose gradients of w and b are summed together: a fixed number, so that threads change nothing.
 enum { LAYERNORM_ROWS = 64 };
 
-// d [R,C] comes as dy and becomes dx; dw, db +=. partial: [R / LAYERNORM_ROWS rounded up, 2, C].
+// d [R,C] comes as dy and becomes dx; dw, db [C] +=. partial: [R / LAYERNORM_ROWS rounded up, 2, C].
 // With dv = dy * mask where v = normalized * w + b > 0, and g = dv * w:
-// dx = rstd * (g - mean(g) - normalized * mean(g * normalized)).
-static void layernorm_relu_dropout_backward(real *d, real *dw, real *db, const real *normalized, const real *rstd,
-                                            const real *w, const real *b, Dropout dropout, int R, int B, int C,
+//     dx = rstd * (g - mean(g) - normalized * mean(g * normalized))
+static void layernorm_relu_dropout_backward(real *d, real *dw, real *db, LayerNorm norm, int R, int B, int C,
                                             real *partial, real *scratch) {
     const int chunks = divide_up(R, LAYERNORM_ROWS);
+    const real *w = norm.w, *b = norm.b;
 #pragma omp parallel for schedule(static)
     for (int chunk = 0; chunk < chunks; chunk++) {
-        real *kept = scratch + thread_number() * dropout_scratch_size(C);
+        real *mask = scratch + thread_number() * dropout_scratch_size(C);
         real *dw_chunk = partial + (size_t)chunk * 2 * C, *db_chunk = dw_chunk + C;
         memset(dw_chunk, 0, 2 * (size_t)C * sizeof(real));
         for (int r = chunk * LAYERNORM_ROWS; r < min_int((chunk + 1) * LAYERNORM_ROWS, R); r++) {
             real *d_r = d + (size_t)r * C;
-            const real *normalized_r = normalized + (size_t)r * C;
-            dropout_row(kept, dropout, r % B, r / B, C);
+            const real *normalized_r = norm.normalized + (size_t)r * C;
+            dropout_row(mask, norm.dropout, r % B, r / B, C);
             vector sum = zero, product = zero;
             for (int c = 0; c < C; c += LANES) {
                 const int left = C - c;
                 vector n = load_part(normalized_r + c, left), w_c = load_part(w + c, left);
-                vector dv = load_part(d_r + c, left) * load_part(kept + c, left);
+                vector dv = load_part(d_r + c, left) * load_part(mask + c, left);
                 dv = keep_where(n * w_c + load_part(b + c, left) > 0, dv);
                 store_part(dw_chunk + c, load_part(dw_chunk + c, left) + dv * n, left);
                 store_part(db_chunk + c, load_part(db_chunk + c, left) + dv, left);
@@ -332,7 +373,8 @@ static void layernorm_relu_dropout_backward(real *d, real *dw, real *db, const r
                 product += g * n;
             }
             const real mean = sum_lanes(sum) / (real)C, mean_product = sum_lanes(product) / (real)C;
-            for (int c = 0; c < C; c++) d_r[c] = rstd[r] * (d_r[c] - mean - normalized_r[c] * mean_product);
+            const real scale = norm.rstd[r];
+            for (int c = 0; c < C; c++) d_r[c] = scale * (d_r[c] - mean - normalized_r[c] * mean_product);
         }
     }
     for (int chunk = 0; chunk < chunks; chunk++) {
@@ -345,8 +387,8 @@ static void layernorm_relu_dropout_backward(real *d, real *dw, real *db, const r
 
 // ---- softmax, cross-entropy, Adamax
 
-// losses[r] = -log softmax(logits[r])[targets[r]]; dlogits[r] = (softmax - one at the target) / R, unless dlogits is
-// NULL.
+// losses[r] = -log softmax(logits[r])[targets[r]]
+// dlogits[r] = (softmax(logits[r]) - one at the target) / R, unless dlogits is NULL
 static void softmax_cross_entropy(real *losses, real *dlogits, const real *logits, const uint8_t *targets, int R) {
 #pragma omp parallel for schedule(static)
     for (int r = 0; r < R; r++) {
@@ -393,16 +435,16 @@ typedef struct {         // what the backward needs of a layer's forward
 } LayerActivations;
 
 typedef struct {
-    HostModel host;
+    HostModel host; // first
     LstmTensors params, grads;
     LayerActivations *acts;
-    real *table, *bias;              // [V,4H] layer 0's gates of each token; [4H] sum of a layer's two biases
-    real *normalized1, *rstd1, *x1;  // [R,2H], [R], [R,2H] of the head's first layer; x1 after dropout
+    real *table, *bias;              // [V,4H] layer 0's input product of each token; [4H] sum of a layer's two biases
+    real *normalized1, *rstd1, *x1;  // [R,2H], [R], [R,2H] of the head's first LayerNorm; x1 after dropout
     real *normalized2, *rstd2, *x2;  // [R,H], [R], [R,H] of its second
     real *logits, *dlogits, *losses; // [R,V], [R,V], [R]
     real *d, *d_wide, *dc;           // [R,H], [R,2H], [B,H]: gradients on their way down
     real *panels;                    // the recurrent weights of the layer at work, packed
-    real *ln_partial, *scratch;
+    real *norm_partial, *scratch;    // LayerNorm's sums of w and b; the threads' own
     MatmulSpace mm;
 } Lstm;
 
@@ -410,12 +452,12 @@ static int lstm_layers(const Lstm *m) { return m->host.config.sizes[LSTM_LAYERS]
 
 // Points into the block of memory at base and returns its elements; with base NULL it only counts.
 static double lstm_carve(Lstm *m, real *base) {
-    const double R = (double)m->host.config.B * m->host.config.T, E = m->host.config.sizes[LSTM_EMBED],
-                 H = m->host.config.sizes[LSTM_WIDTH];
+    const ModelConfig *config = &m->host.config;
+    const double B = config->B, R = B * config->T, E = config->sizes[LSTM_EMBED], H = config->sizes[LSTM_WIDTH];
+    const double larger = fmax(4 * H, V), smaller = fmax(fmax(2 * H, E), V); // sizes that no weight exceeds
+    const double weights = fmax((double)matmul_scratch_size((size_t)larger, (size_t)smaller),
+                                (double)matmul_scratch_size((size_t)smaller, (size_t)larger));
     const double inputs = (double)matmul_scratch_size((size_t)R, (size_t)fmax(E, 2 * H));
-    const double w = fmax(4 * H, V), n = fmax(fmax(2 * H, E), V); // the larger and the smaller size of a weight
-    const double weights =
-        (double)fmax(matmul_scratch_size((size_t)w, (size_t)n), matmul_scratch_size((size_t)n, (size_t)w));
     Arena arena = {base, 0};
     for (int i = 0; i < 4; i++) m->host.state[i] = arena_take(&arena, (double)m->host.layout.size);
     for (int l = 0; l < lstm_layers(m); l++) {
@@ -438,85 +480,38 @@ static double lstm_carve(Lstm *m, real *base) {
     m->losses = arena_take(&arena, R);
     m->d = arena_take(&arena, R * H);
     m->d_wide = arena_take(&arena, R * 2 * H);
-    m->dc = arena_take(&arena, m->host.config.B * H);
-    m->panels = arena_take(&arena, 4 * H * block_units((int)H));
-    m->ln_partial = arena_take(&arena, ceil(R / LAYERNORM_ROWS) * 4 * H);
-    const double rows = (double)step_scratch_size(m->host.config.B, (int)H);
-    m->scratch = arena_take(&arena, (double)thread_count() * fmax(rows, (double)dropout_scratch_size((int)(2 * H))));
+    m->dc = arena_take(&arena, B * H);
+    m->panels = arena_take(&arena, 4 * H * padded_units((int)H));
+    m->norm_partial = arena_take(&arena, ceil(R / LAYERNORM_ROWS) * 4 * H);
+    const double of_thread =
+        fmax((double)step_scratch_size(config->B, (int)H), (double)dropout_scratch_size((int)(2 * H)));
+    m->scratch = arena_take(&arena, (double)thread_count() * of_thread);
     m->mm.scratch = arena_take(&arena, fmax(inputs, weights));
     return arena.used;
 }
 
-static void lstm_destroy(void *model) {
-    Lstm *m = (Lstm *)model;
-    if (!m) return;
-    host_destroy(&m->host);
-    free(m->params.layers);
-    free(m->grads.layers);
-    free(m->acts);
-    free(m);
-}
-
-static void *lstm_create(const ModelConfig *config, char *error) {
-    Lstm *m = (Lstm *)allocate("the model", 1, sizeof *m, error);
-    if (!m) return NULL;
-    const int L = config->sizes[LSTM_LAYERS];
-    bool ok = host_create(&m->host, config, lstm_layout, error);
-    m->acts = (LayerActivations *)allocate("the model", L, sizeof(LayerActivations), error);
-    m->params.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
-    m->grads.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
-    if (ok && m->acts && m->params.layers && m->grads.layers) {
-        m->host.memory = allocate("the model and its activations", lstm_carve(m, NULL), sizeof(real), error);
-    }
-    if (!m->host.memory) {
-        lstm_destroy(m);
-        return NULL;
-    }
-    lstm_carve(m, (real *)m->host.memory);
-    m->mm.bf16 = !strcmp(config->precision, "bf16");
-    lstm_point(&m->params, &m->host.layout, L, m->host.state[STATE_PARAMS]);
-    lstm_point(&m->grads, &m->host.layout, L, m->host.state[STATE_GRADS]);
-    return m;
-}
-
 // ---- the model: forward, backward, update
 
-// Copies the rows of x to `at`, in the order of the files; relu(x * w + b) of them where there is a w. Returns the end.
-static real *keep_rows(real *at, const real *x, const real *w, const real *b, int B, int T, int C) {
-    for (int r = 0; r < B * T; r++) {
-        real *out = at + ((size_t)(r % B) * T + r / B) * C;
-        const real *x_r = x + (size_t)r * C;
-        for (int c = 0; c < C; c++) {
-            real v = w ? x_r[c] * w[c] + b[c] : x_r[c];
-            out[c] = w && v < 0 ? 0 : v;
-        }
-    }
-    return at + (size_t)B * T * C;
+static LayerNorm lstm_norm1(const Lstm *m, int64_t step) {
+    const Dropout dropout = host_dropout(&m->host, step, lstm_layers(m));
+    return (LayerNorm){m->x1, m->normalized1, m->rstd1, m->params.ln1_w, m->params.ln1_b, dropout};
 }
 
-static void lstm_keep(Lstm *m, int B) {
-    const int T = m->host.config.T, H = m->host.config.sizes[LSTM_WIDTH];
-    real *at = m->host.kept;
-    for (int l = 0; l < lstm_layers(m); l++) {
-        at = keep_rows(at, m->acts[l].h, NULL, NULL, B, T, H);
-        at = keep_rows(at, m->acts[l].c, NULL, NULL, B, T, H);
-    }
-    at = keep_rows(at, m->normalized1, m->params.ln1_w, m->params.ln1_b, B, T, 2 * H);
-    at = keep_rows(at, m->normalized2, m->params.ln2_w, m->params.ln2_b, B, T, H);
-    keep_rows(at, m->logits, NULL, NULL, B, T, V);
+static LayerNorm lstm_norm2(const Lstm *m, int64_t step) {
+    const Dropout dropout = host_dropout(&m->host, step, lstm_layers(m) + 1);
+    return (LayerNorm){m->x2, m->normalized2, m->rstd2, m->params.ln2_w, m->params.ln2_b, dropout};
 }
 
-// Logits of m->host.tokens, B windows, with the dropout of a step, or without for step < 0.
+// Logits of m->host.tokens, B windows, with the dropout of a training step, or without for step < 0.
 static void lstm_forward(Lstm *m, int B, int64_t step) {
-    const int T = m->host.config.T, R = B * T, E = m->host.config.sizes[LSTM_EMBED],
-              H = m->host.config.sizes[LSTM_WIDTH];
-    const int L = lstm_layers(m);
+    const int *sizes = m->host.config.sizes, L = lstm_layers(m);
+    const int T = m->host.config.T, R = B * T, E = sizes[LSTM_EMBED], H = sizes[LSTM_WIDTH];
     const LstmTensors *p = &m->params;
     for (int l = 0; l < L; l++) {
         const LayerTensors *layer = &p->layers[l];
         LayerActivations *a = &m->acts[l];
-        for (int j = 0; j < 4 * H; j++) m->bias[j] = layer->b_ih[j] + layer->b_hh[j];
-        if (l == 0) { // a token's input product is the same wherever it stands
+        add_biases(m->bias, layer->b_ih, layer->b_hh, 4 * H);
+        if (l == 0) { // a token's input product is the same wherever the token stands
             matmul_forward(m->table, p->emb, layer->w_ih, m->bias, false, V, E, 4 * H, m->mm);
             embedding_forward(a->gates, m->host.tokens, m->table, R, 4 * H);
         } else {
@@ -527,13 +522,10 @@ static void lstm_forward(Lstm *m, int B, int64_t step) {
         dropout_forward(a->x, a->h, host_dropout(&m->host, step, l), R, B, H, m->scratch);
     }
     matmul_forward(m->normalized1, m->acts[L - 1].x, p->fc1_w, p->fc1_b, false, R, H, 2 * H, m->mm);
-    layernorm_relu_dropout_forward(m->x1, m->normalized1, m->rstd1, p->ln1_w, p->ln1_b, host_dropout(&m->host, step, L),
-                                   R, B, 2 * H, m->scratch);
+    layernorm_relu_dropout_forward(lstm_norm1(m, step), R, B, 2 * H, m->scratch);
     matmul_forward(m->normalized2, m->x1, p->fc2_w, p->fc2_b, false, R, 2 * H, H, m->mm);
-    layernorm_relu_dropout_forward(m->x2, m->normalized2, m->rstd2, p->ln2_w, p->ln2_b,
-                                   host_dropout(&m->host, step, L + 1), R, B, H, m->scratch);
+    layernorm_relu_dropout_forward(lstm_norm2(m, step), R, B, H, m->scratch);
     matmul_forward(m->logits, m->x2, p->fc3_w, p->fc3_b, false, R, H, V, m->mm);
-    if (m->host.kept) lstm_keep(m, B);
 }
 
 // The mean loss of the batch; with dlogits ready for the backward if asked.
@@ -546,21 +538,20 @@ static double lstm_loss(Lstm *m, int R, bool backward) {
 
 // Gradients of all parameters, from zero, after lstm_forward and lstm_loss of the same step.
 static void lstm_backward(Lstm *m, int B, int64_t step) {
-    const int T = m->host.config.T, R = B * T, E = m->host.config.sizes[LSTM_EMBED],
-              H = m->host.config.sizes[LSTM_WIDTH];
-    const int L = lstm_layers(m);
+    const int *sizes = m->host.config.sizes, L = lstm_layers(m);
+    const int T = m->host.config.T, R = B * T, E = sizes[LSTM_EMBED], H = sizes[LSTM_WIDTH];
     const LstmTensors *p = &m->params, *g = &m->grads;
     const MatmulSpace mm = m->mm;
     memset(m->host.state[STATE_GRADS], 0, (size_t)m->host.layout.size * sizeof(real));
     // logits = fc3(dropout(relu(LN2(fc2(dropout(relu(LN1(fc1(x)))))))))
     matmul_backward_weight(g->fc3_w, g->fc3_b, m->dlogits, m->x2, R, H, V, mm);
     matmul_backward_input(m->d, m->dlogits, p->fc3_w, NULL, false, R, H, V, mm);
-    layernorm_relu_dropout_backward(m->d, g->ln2_w, g->ln2_b, m->normalized2, m->rstd2, p->ln2_w, p->ln2_b,
-                                    host_dropout(&m->host, step, L + 1), R, B, H, m->ln_partial, m->scratch);
+    layernorm_relu_dropout_backward(m->d, g->ln2_w, g->ln2_b, lstm_norm2(m, step), R, B, H, m->norm_partial,
+                                    m->scratch);
     matmul_backward_weight(g->fc2_w, g->fc2_b, m->d, m->x1, R, 2 * H, H, mm);
     matmul_backward_input(m->d_wide, m->d, p->fc2_w, NULL, false, R, 2 * H, H, mm);
-    layernorm_relu_dropout_backward(m->d_wide, g->ln1_w, g->ln1_b, m->normalized1, m->rstd1, p->ln1_w, p->ln1_b,
-                                    host_dropout(&m->host, step, L), R, B, 2 * H, m->ln_partial, m->scratch);
+    layernorm_relu_dropout_backward(m->d_wide, g->ln1_w, g->ln1_b, lstm_norm1(m, step), R, B, 2 * H, m->norm_partial,
+                                    m->scratch);
     matmul_backward_weight(g->fc1_w, g->fc1_b, m->d_wide, m->acts[L - 1].x, R, H, 2 * H, mm);
     matmul_backward_input(m->d, m->d_wide, p->fc1_w, NULL, false, R, H, 2 * H, mm);
     for (int l = L - 1; l >= 0; l--) {
@@ -570,7 +561,7 @@ static void lstm_backward(Lstm *m, int B, int64_t step) {
         dropout_forward(m->d, m->d, host_dropout(&m->host, step, l), R, B, H, m->scratch);
         pack_recurrent_backward(m->panels, layer->w_hh, H, m->mm.bf16);
         recurrence_backward(dgates, m->d, m->dc, a->c, m->panels, B, T, H, m->mm.bf16, m->scratch);
-        // Gates of step t met h of step t - 1, and zeros at t = 0.
+        // W_hh multiplied h of the time step before, and zeros at t = 0.
         matmul(dlayer->w_hh, 4 * H, H, R - B, dgates + (size_t)B * 4 * H, 1, 4 * H, a->h, H, 1, (Epilogue){.add = true},
                mm);
         if (l == 0) {
@@ -587,7 +578,7 @@ static void lstm_backward(Lstm *m, int B, int64_t step) {
     }
 }
 
-// ---- what the recipe asks of a model (train.h, ModelSpec)
+// ---- what the recipe asks of a model (recipe/model.h, ModelSpec)
 
 static void lstm_load_windows(Lstm *m, const Dataset *data, const int64_t *starts, int n) {
     for (int r = 0; r < n * m->host.config.T; r++) {
@@ -597,22 +588,51 @@ static void lstm_load_windows(Lstm *m, const Dataset *data, const int64_t *start
     }
 }
 
+// Copies the rows of x to out, in the order of files; if there is a w, relu(x * w + b) of them. Returns the end.
+static real *lstm_keep_rows(const Lstm *m, real *out, const real *x, const real *w, const real *b, int C) {
+    const int B = m->host.config.B, T = m->host.config.T;
+    for (int r = 0; r < B * T; r++) {
+        real *out_r = out + ((size_t)(r % B) * T + r / B) * C;
+        const real *x_r = x + (size_t)r * C;
+        for (int c = 0; c < C; c++) {
+            const real v = w ? x_r[c] * w[c] + b[c] : x_r[c];
+            out_r[c] = w && v < 0 ? 0 : v;
+        }
+    }
+    return out + (size_t)B * T * C;
+}
+
+// Copies the activations that a dump holds, before the update changes the parameters that some are made from.
+static void lstm_keep(Lstm *m) {
+    const LstmTensors *p = &m->params;
+    const int H = m->host.config.sizes[LSTM_WIDTH];
+    real *out = m->host.kept;
+    for (int l = 0; l < lstm_layers(m); l++) {
+        out = lstm_keep_rows(m, out, m->acts[l].h, NULL, NULL, H);
+        out = lstm_keep_rows(m, out, m->acts[l].c, NULL, NULL, H);
+    }
+    out = lstm_keep_rows(m, out, m->normalized1, p->ln1_w, p->ln1_b, 2 * H);
+    out = lstm_keep_rows(m, out, m->normalized2, p->ln2_w, p->ln2_b, H);
+    lstm_keep_rows(m, out, m->logits, NULL, NULL, V);
+}
+
 // Forward and loss of a planned step, and the backward if the loss is finite.
 static double lstm_gradients(void *model, const StepPlan *plan) {
-    Lstm *m = (Lstm *)model;
+    Lstm *m = model;
     const int B = m->host.config.B;
     epoch_batch(m->host.data, m->host.config.seed, plan->epoch, plan->index, B, m->host.starts);
     lstm_load_windows(m, m->host.data, m->host.starts, B);
     lstm_forward(m, B, plan->step);
-    double loss = lstm_loss(m, B * m->host.config.T, true);
+    if (m->host.kept) lstm_keep(m);
+    const double loss = lstm_loss(m, B * m->host.config.T, true);
     if (isfinite(loss)) lstm_backward(m, B, plan->step);
     return loss;
 }
 
 static void lstm_train_step(void *model, const StepPlan *plan) {
-    Lstm *m = (Lstm *)model;
+    Lstm *m = model;
     if (m->host.bad_step >= 0) return;
-    double loss = lstm_gradients(m, plan);
+    const double loss = lstm_gradients(m, plan);
     if (!isfinite(loss) || !all_finite(m->host.state[STATE_GRADS], m->host.layout.size)) {
         m->host.bad_step = plan->step;
         return;
@@ -623,30 +643,68 @@ static void lstm_train_step(void *model, const StepPlan *plan) {
 }
 
 static void lstm_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
-    Lstm *m = (Lstm *)model;
+    Lstm *m = model;
     lstm_load_windows(m, test, starts, n);
     lstm_forward(m, n, -1);
     lstm_loss(m, n * m->host.config.T, false);
     eval_add(add, m->losses, m->host.targets, n * m->host.config.T);
 }
 
+static void lstm_destroy(void *model) {
+    Lstm *m = model;
+    if (!m) return;
+    host_destroy(&m->host);
+    free(m->params.layers);
+    free(m->grads.layers);
+    free(m->acts);
+    free(m);
+}
+
+static void *lstm_create(const ModelConfig *config, char *error) {
+    Lstm *m = allocate("the model", 1, sizeof *m, error);
+    if (!m) return NULL;
+    const int L = config->sizes[LSTM_LAYERS];
+    bool ok = host_create(&m->host, config, lstm_layout, error);
+    m->acts = allocate("the model", L, sizeof *m->acts, error);
+    m->params.layers = allocate("the model", L, sizeof(LayerTensors), error);
+    m->grads.layers = allocate("the model", L, sizeof(LayerTensors), error);
+    if (ok && m->acts && m->params.layers && m->grads.layers) {
+        m->host.memory = allocate("the model and its activations", lstm_carve(m, NULL), sizeof(real), error);
+    }
+    if (!m->host.memory) {
+        lstm_destroy(m);
+        return NULL;
+    }
+    lstm_carve(m, m->host.memory);
+    m->mm.bf16 = !strcmp(config->precision, "bf16");
+    lstm_point(&m->params, &m->host.layout, L, m->host.state[STATE_PARAMS]);
+    lstm_point(&m->grads, &m->host.layout, L, m->host.state[STATE_GRADS]);
+    return m;
+}
+
+// Activation i of 2 L + 3: its name, its shape and where it lies. Returns its width.
+static int lstm_describe(Activation *out, const real *data, const ModelConfig *config, int i) {
+    const int H = config->sizes[LSTM_WIDTH], head = i - 2 * config->sizes[LSTM_LAYERS];
+    const char *const names[] = {"act.head.3", "act.head.7", "logits"};
+    const int widths[] = {2 * H, H, V}, C = head < 0 ? H : widths[head];
+    *out = (Activation){"", 3, {config->B, config->T, C}, data};
+    if (head < 0) {
+        snprintf(out->name, sizeof out->name, "act.%c_l%d", "hc"[i % 2], i / 2);
+    } else {
+        strcpy(out->name, names[head]);
+    }
+    return C;
+}
+
 // The activations of the last step. Called with list NULL before a step, it makes that step keep them.
 static int lstm_activations(void *model, Activation *list) {
-    Lstm *m = (Lstm *)model;
+    Lstm *m = model;
     const int L = lstm_layers(m), count = 2 * L + 3;
-    const int64_t B = m->host.config.B, T = m->host.config.T, H = m->host.config.sizes[LSTM_WIDTH];
-    if (!list && !m->host.kept) m->host.kept = (real *)calloc((size_t)(B * T * ((2 * L + 3) * H + V)), sizeof(real));
+    const int64_t R = (int64_t)m->host.config.B * m->host.config.T, H = m->host.config.sizes[LSTM_WIDTH];
+    if (!list && !m->host.kept) m->host.kept = calloc((size_t)(R * ((2 * L + 3) * H + V)), sizeof(real));
     if (!m->host.kept) return -1;
-    const real *at = m->host.kept;
-    for (int i = 0; i < count && list; i++) {
-        const int64_t C = i == 2 * L ? 2 * H : i < count - 1 ? H : V;
-        list[i] = (Activation){"", 3, {B, T, C}, at};
-        if (i < 2 * L) snprintf(list[i].name, sizeof list[i].name, "act.%c_l%d", "hc"[i % 2], i / 2);
-        at += B * T * C;
-    }
-    for (int i = 2 * L; i < count && list; i++) {
-        strcpy(list[i].name, i == 2 * L ? "act.head.3" : i < count - 1 ? "act.head.7" : "logits");
-    }
+    const real *data = m->host.kept;
+    for (int i = 0; i < count && list; i++) data += R * lstm_describe(&list[i], data, &m->host.config, i);
     return count;
 }
 

@@ -1,7 +1,6 @@
-// What every model file is checked by, through its ModelSpec alone (dev/recipe/train.h), so that one writing serves all models
-// and devices. Include it after the model file.
+// What every model file is checked by, through its ModelSpec alone (dev/recipe/train.h), so that one writing serves all
+// models and devices. Include it after the model file.
 //   check_gradients   every gradient against central differences; for -DREAL=double
-//   check_plain       logits, loss and gradients of the float model against a plain writing of it in double
 //   check_adamax      three updates against the formula
 //   check_learning    a melody is learnt, to the same bytes on other threads; a number that is not finite is found
 #ifndef MODEL_TEST_H
@@ -121,55 +120,6 @@ static inline void check_gradients(const ModelSpec *spec, ModelConfig config) {
     model_test_free(&m);
 }
 
-// A second writing of the model: params in the layout's order; tokens, targets [B,T]; fills logits [B,T,V] and returns
-// the mean loss, with the dropout of a step.
-typedef double PlainLoss(const ModelTest *m, const double *params, int64_t step, double *logits);
-
-static inline void check_plain(const ModelSpec *spec, ModelConfig config, PlainLoss *plain_loss) {
-    ModelTest m;
-    model_test(&m, spec, config, 0.1);
-    const int64_t n = m.layout.size, n_logits = (int64_t)config.B * config.T * DATA_TOKENS;
-    double *params = (double *)calloc((size_t)n, sizeof *params);
-    double *logits = (double *)calloc((size_t)n_logits, sizeof *logits), worst = 0;
-    for (int64_t i = 0; i < n; i++) params[i] = (double)m.params[i];
-    int count = spec->activations(m.model, NULL);
-    Activation *list = (Activation *)calloc((size_t)count, sizeof *list);
-    double loss = spec->gradients(m.model, &m.plan), expected = plain_loss(&m, params, m.plan.step, logits);
-    spec->activations(m.model, list);
-    CHECK(!strcmp(list[count - 1].name, "logits"), "the last activation is %s", list[count - 1].name);
-    for (int64_t i = 0; i < n_logits; i++) worst = fmax(worst, fabs((double)list[count - 1].data[i] - logits[i]));
-    free(list);
-    model_print(&m);
-    printf(": logits within %.1e, loss within %.1e\n", worst, fabs(loss - expected));
-    const double coarser = strcmp(config.precision, "bf16") ? 1 : 300; // 8 bits an operand in place of 24: up to 65,536
-    CHECK(worst < 5e-4 * coarser, "logits differ by %g", worst);
-    CHECK(fabs(loss - expected) < 5e-6 * coarser * expected, "loss %.9g instead of %.9g", loss, expected);
-    const real *grads = spec->state(m.model, STATE_GRADS);
-    double largest = 0;
-    for (int k = 0; k < m.layout.n; k++) {
-        largest = fmax(largest, model_norm(grads + m.layout.list[k].offset, m.layout.list[k].count));
-    }
-    for (int k = 0; k < m.layout.n; k++) { // along its own direction, a gradient's derivative is its norm
-        const ParamTensor *tensor = &m.layout.list[k];
-        const int64_t first = tensor->offset, end = first + tensor->count;
-        double size = model_norm(grads + first, tensor->count), slope[2], h = 1e-7;
-        if (size < 1e-3 * largest) continue; // one that is exactly zero, but for rounding
-        for (int side = 0; side < 2; side++) {
-            for (int64_t i = first; i < end; i++) {
-                params[i] = (double)m.params[i] + (side ? h : -h) * (double)grads[i] / size;
-            }
-            slope[side] = plain_loss(&m, params, m.plan.step, logits);
-        }
-        for (int64_t i = first; i < end; i++) params[i] = (double)m.params[i];
-        double derivative = (slope[1] - slope[0]) / (2 * h);
-        CHECK(fabs(derivative / size - 1) < 1e-4 * coarser, "gradient of %s: norm %.6g, but the loss changes by %.6g",
-              tensor->name, size, derivative);
-    }
-    free(params);
-    free(logits);
-    model_test_free(&m);
-}
-
 // Three steps of the model against Adamax's formulas on its own gradients.
 static inline void check_adamax(const ModelSpec *spec, ModelConfig config) {
     ModelTest m;
@@ -196,8 +146,7 @@ static inline void check_adamax(const ModelSpec *spec, ModelConfig config) {
 }
 
 // Trains on a melody that repeats: the loss must fall from about ln 153 to almost nothing, to the same bytes with other
-// threads. Then `tensor` gets a number so large that what comes of it is not finite: that must be found in
-// `activation`.
+// threads. Then `tensor` gets a number so large that `activation` is not finite, which must be found.
 static inline void check_learning(const ModelSpec *spec, ModelConfig config, int64_t steps, double lr,
                                   const char *tensor, const char *activation) {
     enum { N = 400 };

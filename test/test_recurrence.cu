@@ -1,7 +1,7 @@
 // The recurrence of train_lstm_music.cu, forward and backward, plain and fast, against plain C in double.
 //   test_recurrence quick|some|large|all     large wants CUDA_EMU_MULTIPROCESSORS=8
-// With bf16 the C rounds where the kernels do (weights, h, x, dgates), so that what is left is the error of sums in
-// fp32, and now and then an operand that this makes round to the other side.
+// With bf16 the plain C rounds where the kernels do (weights, h, x, dgates), so that what is left is the error of sums
+// in fp32, and now and then an operand that this makes round to the other side.
 #define TESTING
 #include "train_lstm_music.cu"
 
@@ -42,23 +42,23 @@ static float get(__nv_bfloat16 x) {
     return f;
 }
 
-template <typename T>
+template <typename Number>
 struct Array { // of the host and of the device
-    std::vector<T> host;
-    T *device = nullptr;
-    explicit Array(size_t n) : host(n) { cuda_check(cudaMalloc(&device, (n ? n : 1) * sizeof(T))); }
+    std::vector<Number> host;
+    Number *device = nullptr;
+    explicit Array(size_t n) : host(n) { cuda_check(cudaMalloc(&device, bytes())); }
     Array(const Array &) = delete;
     ~Array() { cudaFree(device); }
-    void up() { cuda_check(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice)); }
-    void down() {
-        cuda_check(cudaMemcpy((void *)host.data(), device, host.size() * sizeof(T), cudaMemcpyDeviceToHost));
-    }
-    void poison() { cuda_check(cudaMemset(device, 0xff, (host.size() ? host.size() : 1) * sizeof(T))); }
+    size_t bytes() const { return host.size() * sizeof(Number); }
+    void up() { cuda_check(cudaMemcpy(device, host.data(), bytes(), cudaMemcpyHostToDevice)); }
+    void down() { cuda_check(cudaMemcpy((void *)host.data(), device, bytes(), cudaMemcpyDeviceToHost)); }
+    void poison() { cuda_check(cudaMemset(device, 0xff, bytes())); }
 };
 
 // ||a - b|| / ||b|| within the tolerance
-template <typename T>
-static void compare(const char *what, const char *where, Array<T> &a, const std::vector<double> &b, double tolerance) {
+template <typename Number>
+static void compare(const char *what, const char *where, Array<Number> &a, const std::vector<double> &b,
+                    double tolerance) {
     a.down();
     double difference = 0, size = 0;
     for (size_t i = 0; i < b.size(); i++) {
@@ -80,207 +80,254 @@ static void compare(const char *what, const char *where, Array<T> &a, const std:
     }
 }
 
+// ---- a case: its tensors on the device, and what they should be
+
+template <typename Operand>
+struct Layer {
+    Array<Operand> w_ih, w_hh, h, x, dgates;
+    Array<float> bias, gates, c, dc;
+    Dropout dropout;
+    struct {
+        std::vector<double> w_ih, w_hh, gates, c, h, x, dgates; // gates as [unit][gate]
+    } plain;
+
+    // p: how likely dropout is
+    Layer(size_t H, size_t R, size_t B, int l, double p)
+        : w_ih(4 * H * H), w_hh(4 * H * H), h(R * H), x(R * H), dgates(4 * R * H), bias(4 * H), gates(4 * R * H),
+          c(R * H), dc(B * H) {
+        dropout = {philox_key(7, PHILOX_DROPOUT, (uint32_t)l), (uint32_t)(p * 4294967296.0), (float)(1 / (1 - p))};
+        plain = {{},
+                 {},
+                 std::vector<double>(4 * R * H),
+                 std::vector<double>(R * H),
+                 std::vector<double>(R * H),
+                 std::vector<double>(R * H),
+                 std::vector<double>(4 * R * H)};
+        fill(w_ih, plain.w_ih, H);
+        fill(w_hh, plain.w_hh, H);
+        for (auto &number : bias.host) number = (float)(random_uniform() / sqrt((double)H));
+        bias.up();
+    }
+    static void fill(Array<Operand> &weights, std::vector<double> &copy, size_t H) {
+        for (auto &weight : weights.host) {
+            const float value = round_half((float)(1.5 * random_uniform() / sqrt((double)H)), BF16<Operand>);
+            set(&weight, value);
+            copy.push_back((double)value);
+        }
+        weights.up();
+    }
+    void poison() {
+        for (Array<Operand> *array : {&h, &x, &dgates}) array->poison();
+        for (Array<float> *array : {&gates, &c, &dc}) array->poison();
+    }
+};
+
+template <typename Operand>
+struct Case {
+    int B, T, H, L;
+    double p;
+    Array<float> table, d; // d: the gradient of the last layer's x
+    Array<uint8_t> tokens;
+    Array<DeviceState> state;
+    std::vector<std::unique_ptr<Layer<Operand>>> layers;
+
+    Case(int B, int T, int H, int L, double p)
+        : B(B), T(T), H(H), L(L), p(p), table((size_t)V * 4 * H), d((size_t)B * T * H), tokens((size_t)B * T),
+          state(1) {
+        random_state = (uint64_t)(B * 1000003 + T * 10007 + H * 101 + L * 7 + (p > 0));
+        state.host[0].step = 12345;
+        for (auto &number : table.host) number = (float)random_uniform();
+        for (auto &number : d.host) number = (float)random_uniform();
+        for (auto &token : tokens.host) token = (uint8_t)((random_uniform() + 1) / 2 * V);
+        state.up();
+        table.up();
+        d.up();
+        tokens.up();
+        for (int l = 0; l < L; l++) {
+            layers.push_back(std::make_unique<Layer<Operand>>((size_t)H, (size_t)B * T, (size_t)B, l, p));
+        }
+    }
+    double mask(int l, int b, int t, int u) const {
+        const Dropout dropout = layers[l]->dropout;
+        if (dropout.threshold == 0) return (double)dropout.scale;
+        const int64_t step = state.host[0].step;
+        const Philox4 words = philox(dropout.key, (uint32_t)u / 4, (uint32_t)t, (uint32_t)b, (uint32_t)step);
+        return words.x[u % 4] >= dropout.threshold ? (double)dropout.scale : 0;
+    }
+};
+
 static double sigmoid_double(double x) { return 1 / (1 + exp(-x)); }
 
-template <typename Half>
-static void run(int B, int T, int H, int L, double p) {
-    const bool bf16 = sizeof(Half) == 2;
-    const int R = B * T, G = 4 * H;
-    const size_t RH = (size_t)R * H;
-    random_state = (uint64_t)(B * 1000003 + T * 10007 + H * 101 + L * 7 + (p > 0));
-    Array<float> table((size_t)V * G), d(RH), d_work(RH);
-    Array<uint8_t> tokens(R);
-    Array<DeviceState> state(1);
-    state.host[0].step = 12345;
-    state.up();
-    for (auto &x : table.host) x = (float)random_uniform();
-    for (auto &x : d.host) x = (float)random_uniform();
-    for (auto &x : tokens.host) x = (uint8_t)((random_uniform() + 1) / 2 * V);
-    table.up();
-    d.up();
-    tokens.up();
-    struct Layer {
-        Array<Half> w_ih, w_hh, h, x, dgates;
-        Array<float> bias, gates, c, dc;
-        std::vector<double> gate, c_d, h_d, x_d, dgates_d, tanh_c;
-        Layer(size_t H, size_t R, size_t B)
-            : w_ih(4 * H * H), w_hh(4 * H * H), h(R * H), x(R * H), dgates(4 * R * H), bias(4 * H), gates(4 * R * H),
-              c(R * H), dc(B * H), gate(4 * R * H), c_d(R * H), h_d(R * H), x_d(R * H), dgates_d(4 * R * H),
-              tanh_c(R * H) {}
-    };
-    std::vector<std::unique_ptr<Layer>> layer;
-    std::vector<LayerRecurrence<Half>> layers;
-    std::vector<double> w_ih[3], w_hh[3];
-    for (int l = 0; l < L; l++) {
-        layer.push_back(std::make_unique<Layer>((size_t)H, (size_t)R, (size_t)B));
-        Layer &a = *layer[l];
-        for (int m = 0; m < 2; m++) {
-            for (auto &x : (m ? a.w_hh : a.w_ih).host) {
-                float value = round_half((float)(1.5 * random_uniform() / sqrt(H)), bf16);
-                set(&x, value);
-                (m ? w_hh : w_ih)[l].push_back((double)value);
-            }
-        }
-        for (auto &x : a.bias.host) x = (float)(random_uniform() / sqrt(H));
-        a.w_ih.up();
-        a.w_hh.up();
-        a.bias.up();
-        const Dropout dropout = {philox_key(7, PHILOX_DROPOUT, (uint32_t)l), (uint32_t)(p * 4294967296.0),
-                                 (float)(1 / (1 - p))};
-        layers.push_back({a.w_ih.device, a.w_hh.device, a.bias.device, dropout, a.gates.device, a.c.device, a.h.device,
-                          a.x.device, a.dgates.device, a.dc.device});
-    }
-    auto kept = [&](int l, int b, int t, int u) {
-        const Dropout d = layers[l].dropout;
-        if (d.threshold == 0) return (double)d.scale;
-        const Philox4 words = philox(d.key, (uint32_t)u / 4, (uint32_t)t, (uint32_t)b, (uint32_t)state.host[0].step);
-        return words.x[u % 4] >= d.threshold ? (double)d.scale : 0;
-    };
+// x as the kernels store it
+template <typename Operand>
+static double stored(double x) {
+    return BF16<Operand> ? (double)round_half((float)x, true) : x;
+}
 
-    // In double
-    for (int l = 0; l < L; l++) {
-        Layer &a = *layer[l];
+template <typename Operand>
+static void plain_forward(const Case<Operand> &m) {
+    const int B = m.B, T = m.T, H = m.H;
+    for (int l = 0; l < m.L; l++) {
+        const Layer<Operand> &a = *m.layers[l];
+        auto &out = m.layers[l]->plain;
         for (int t = 0; t < T; t++) {
             for (int b = 0; b < B; b++) {
                 const size_t r = (size_t)t * B + b;
-                std::vector<double> z(G);
-                for (int j = 0; j < G; j++) {
-                    double sum = l ? a.bias.host[j] : table.host[(size_t)tokens.host[r] * G + j];
-                    for (int k = 0; k < H && l > 0; k++)
-                        sum += w_ih[l][(size_t)j * H + k] * layer[l - 1]->x_d[r * H + k];
-                    for (int k = 0; k < H && t > 0; k++) sum += w_hh[l][(size_t)j * H + k] * a.h_d[(r - B) * H + k];
+                std::vector<double> z(4 * H);
+                for (int j = 0; j < 4 * H; j++) {
+                    double sum = l ? a.bias.host[j] : m.table.host[(size_t)m.tokens.host[r] * 4 * H + j];
+                    for (int k = 0; k < H && l > 0; k++) {
+                        sum += out.w_ih[(size_t)j * H + k] * m.layers[l - 1]->plain.x[r * H + k];
+                    }
+                    for (int k = 0; k < H && t > 0; k++) sum += out.w_hh[(size_t)j * H + k] * out.h[(r - B) * H + k];
                     z[j] = sum;
                 }
                 for (int u = 0; u < H; u++) {
-                    double i = sigmoid_double(z[u]), f = sigmoid_double(z[H + u]), g = tanh(z[2 * H + u]),
-                           o = sigmoid_double(z[3 * H + u]), *gate = &a.gate[(r * H + u) * 4];
+                    const double i = sigmoid_double(z[u]), f = sigmoid_double(z[H + u]), g = tanh(z[2 * H + u]),
+                                 o = sigmoid_double(z[3 * H + u]);
+                    const double c = (t > 0 ? f * out.c[(r - B) * H + u] : 0) + i * g;
+                    double *gate = &out.gates[(r * H + u) * 4];
                     gate[0] = i, gate[1] = f, gate[2] = g, gate[3] = o;
-                    const double c = (t > 0 ? f * a.c_d[(r - B) * H + u] : 0) + i * g;
-                    a.c_d[r * H + u] = c;
-                    a.tanh_c[r * H + u] = tanh(c);
-                    const double h = o * tanh(c);
-                    a.h_d[r * H + u] = bf16 ? (double)round_half((float)h, true) : h;
-                    const double x = a.h_d[r * H + u] * kept(l, b, t, u);
-                    a.x_d[r * H + u] = bf16 ? (double)round_half((float)x, true) : x;
+                    out.c[r * H + u] = c;
+                    out.h[r * H + u] = stored<Operand>(o * tanh(c));
+                    out.x[r * H + u] = stored<Operand>(out.h[r * H + u] * m.mask(l, b, t, u));
                 }
             }
         }
-    }
-    std::vector<double> dx(d.host.begin(), d.host.end());
-    for (int l = L - 1; l >= 0; l--) {
-        Layer &a = *layer[l];
-        std::vector<double> dc((size_t)B * H);
-        for (int t = T - 1; t >= 0; t--) {
-            for (int b = 0; b < B; b++) {
-                const size_t r = (size_t)t * B + b;
-                std::vector<double> dh(H);
-                for (int u = 0; u < H; u++) dh[u] = dx[r * H + u] * kept(l, b, t, u);
-                for (int j = 0; j < G && t < T - 1; j++) {
-                    const double dgate = a.dgates_d[(r + B) * G + j];
-                    for (int u = 0; u < H; u++) dh[u] += dgate * w_hh[l][(size_t)j * H + u];
-                }
-                for (int u = 0; u < H; u++) {
-                    const double *gate = &a.gate[(r * H + u) * 4], i = gate[0], f = gate[1], g = gate[2], o = gate[3];
-                    const double tanh_c = a.tanh_c[r * H + u];
-                    const double dc_u = dc[(size_t)b * H + u] + dh[u] * o * (1 - tanh_c * tanh_c);
-                    const double out[4] = {dc_u * g * i * (1 - i),
-                                           t > 0 ? dc_u * a.c_d[(r - B) * H + u] * f * (1 - f) : 0,
-                                           dc_u * i * (1 - g * g), dh[u] * tanh_c * o * (1 - o)};
-                    for (int k = 0; k < 4; k++)
-                        a.dgates_d[r * G + (size_t)k * H + u] = bf16 ? (double)round_half((float)out[k], true) : out[k];
-                    dc[(size_t)b * H + u] = dc_u * f;
-                }
-            }
-        }
-        if (l == 0) break;
-        for (int r = 0; r < R; r++) {
-            for (int u = 0; u < H; u++) dx[(size_t)r * H + u] = 0;
-            for (int j = 0; j < G; j++)
-                for (int u = 0; u < H; u++)
-                    dx[(size_t)r * H + u] += a.dgates_d[(size_t)r * G + j] * w_ih[l][(size_t)j * H + u];
-        }
-    }
-
-    // fp32: a sum of K products has an error of about eps sqrt(K) of its size, gates some 3e-7 more, and steps and
-    // layers add theirs. bf16: with a relative error e, an operand rounds to the other side with probability 2^8 e and
-    // is then off by 2^-8 of itself: sqrt(2^-8 e) in the norm, and this error goes into the next rounding, one after
-    // the other along layers and steps. It tends to 2^-8.
-    const double exact = 1e-6 * sqrt((double)T * L) * (1 + sqrt(4.0 * H) / 32);
-    double forward_tolerance = exact, backward_tolerance = 2 * exact;
-    for (int i = 0; bf16 && i < T + L; i++) forward_tolerance = sqrt(ldexp(forward_tolerance, -8));
-    for (int i = 0; bf16 && i < 2 * (T + L); i++) backward_tolerance = sqrt(ldexp(backward_tolerance, -8));
-    const RecurrenceShape shape = {B, T, H, L};
-    for (int fast = 0; fast < 2; fast++) {
-        if (fast && !recurrence_is_fast<Half>(shape)) continue;
-        for (auto &a : layer) {
-            a->h.poison();
-            a->x.poison();
-            a->dgates.poison();
-            a->gates.poison();
-            a->c.poison();
-            a->dc.poison();
-        }
-        cuda_check(cudaMemcpy(d_work.device, d.device, RH * sizeof(float), cudaMemcpyDeviceToDevice));
-        recurrence_forward<Half>(layers.data(), shape, fast, table.device, tokens.device, state.device, nullptr);
-        cuda_check(cudaGetLastError());
-        cuda_check(cudaDeviceSynchronize());
-        recurrence_backward<Half>(layers.data(), shape, fast, d_work.device, state.device, nullptr);
-        cuda_check(cudaGetLastError());
-        cuda_check(cudaDeviceSynchronize());
-        char where[200];
-        snprintf(where, sizeof where, "%s %s B=%d T=%d H=%d L=%d p=%g", bf16 ? "bf16" : "fp32", fast ? "fast" : "plain",
-                 B, T, H, L, p);
-        const double before = worst;
-        worst = 0;
-        for (int l = 0; l < L; l++) {
-            char name[40];
-            const char *names[] = {"h", "x", "c", "dgates"};
-            for (int i = 0; i < 4; i++) {
-                snprintf(name, sizeof name, "%s of layer %d", names[i], l);
-                if (i == 0) compare(name, where, layer[l]->h, layer[l]->h_d, forward_tolerance);
-                if (i == 1) compare(name, where, layer[l]->x, layer[l]->x_d, forward_tolerance);
-                if (i == 2) compare(name, where, layer[l]->c, layer[l]->c_d, forward_tolerance);
-                if (i == 3) compare(name, where, layer[l]->dgates, layer[l]->dgates_d, backward_tolerance);
-            }
-        }
-        printf("%-44s %.2f of the tolerance %.1e\n", where, worst, forward_tolerance);
-        fflush(stdout);
-        worst = fmax(worst, before);
     }
 }
 
-template <typename Half>
+// Time step t of layer l in window b. dc [H] comes as the gradient of c_t and leaves as that of c_(t-1).
+template <typename Operand>
+static void plain_backward_step(const Case<Operand> &m, int l, int b, int t, double *dc, const double *dx) {
+    const int B = m.B, H = m.H;
+    const size_t r = (size_t)t * B + b;
+    auto &out = m.layers[l]->plain;
+    std::vector<double> dh(H);
+    for (int u = 0; u < H; u++) dh[u] = dx[r * H + u] * m.mask(l, b, t, u);
+    for (int j = 0; j < 4 * H && t < m.T - 1; j++) {
+        const double dgate = out.dgates[(r + B) * 4 * H + j];
+        for (int u = 0; u < H; u++) dh[u] += dgate * out.w_hh[(size_t)j * H + u];
+    }
+    for (int u = 0; u < H; u++) {
+        const double *gate = &out.gates[(r * H + u) * 4], i = gate[0], f = gate[1], g = gate[2], o = gate[3];
+        const double tanh_c = tanh(out.c[r * H + u]), c_before = t > 0 ? out.c[(r - B) * H + u] : 0;
+        const double dc_u = dc[u] + dh[u] * o * (1 - tanh_c * tanh_c);
+        const double d[4] = {dc_u * g * i * (1 - i), dc_u * c_before * f * (1 - f), dc_u * i * (1 - g * g),
+                             dh[u] * tanh_c * o * (1 - o)};
+        for (int k = 0; k < 4; k++) out.dgates[r * 4 * H + (size_t)k * H + u] = stored<Operand>(d[k]);
+        dc[u] = dc_u * f;
+    }
+}
+
+template <typename Operand>
+static void plain_backward(const Case<Operand> &m) {
+    const int B = m.B, T = m.T, H = m.H;
+    std::vector<double> dx(m.d.host.begin(), m.d.host.end());
+    for (int l = m.L - 1; l >= 0; l--) {
+        std::vector<double> dc((size_t)B * H);
+        for (int t = T - 1; t >= 0; t--) {
+            for (int b = 0; b < B; b++) plain_backward_step(m, l, b, t, &dc[(size_t)b * H], dx.data());
+        }
+        const auto &out = m.layers[l]->plain;
+        for (size_t r = 0; r < (size_t)B * T; r++) {
+            for (int u = 0; u < H; u++) dx[r * H + u] = 0;
+            for (int j = 0; j < 4 * H; j++) {
+                for (int u = 0; u < H; u++) dx[r * H + u] += out.dgates[r * 4 * H + j] * out.w_ih[(size_t)j * H + u];
+            }
+        }
+    }
+}
+
+// ---- the kernels against it
+
+template <typename Operand>
+static void check(Case<Operand> &m, const std::vector<LayerRecurrence<Operand>> &layers, RecurrenceShape shape,
+                  double forward_tolerance, double backward_tolerance) {
+    Array<float> dx(m.d.host.size());
+    for (auto &a : m.layers) a->poison();
+    cuda_check(cudaMemcpy(dx.device, m.d.device, dx.bytes(), cudaMemcpyDeviceToDevice));
+    recurrence_forward<Operand>(layers.data(), shape, m.table.device, m.tokens.device, m.state.device, nullptr);
+    cuda_check(cudaDeviceSynchronize());
+    recurrence_backward<Operand>(layers.data(), shape, dx.device, m.state.device, nullptr);
+    cuda_check(cudaDeviceSynchronize());
+    char where[200], name[40];
+    snprintf(where, sizeof where, "%s %s B=%d T=%d H=%d L=%d p=%g", BF16<Operand> ? "bf16" : "fp32",
+             shape.forward_sets ? "fast" : "plain", m.B, m.T, m.H, m.L, m.p);
+    const double before = worst;
+    worst = 0;
+    for (int l = 0; l < m.L; l++) {
+        Layer<Operand> &a = *m.layers[l];
+        auto of_layer = [&](const char *what) {
+            snprintf(name, sizeof name, "%s of layer %d", what, l);
+            return name;
+        };
+        compare(of_layer("h"), where, a.h, a.plain.h, forward_tolerance);
+        compare(of_layer("x"), where, a.x, a.plain.x, forward_tolerance);
+        compare(of_layer("c"), where, a.c, a.plain.c, forward_tolerance);
+        compare(of_layer("dgates"), where, a.dgates, a.plain.dgates, backward_tolerance);
+    }
+    printf("%-44s %.2f of the tolerance %.1e\n", where, worst, forward_tolerance);
+    fflush(stdout);
+    worst = fmax(worst, before);
+}
+
+template <typename Operand>
+static void run(int B, int T, int H, int L, double p) {
+    Case<Operand> m(B, T, H, L, p);
+    std::vector<LayerRecurrence<Operand>> layers;
+    for (auto &a : m.layers) {
+        layers.push_back({a->w_ih.device, a->w_hh.device, a->bias.device, a->dropout, a->gates.device, a->c.device,
+                          a->h.device, a->x.device, a->dgates.device, a->dc.device});
+    }
+    plain_forward(m);
+    plain_backward(m);
+    // fp32: a sum of K products has an error of about eps sqrt(K) of its size, gates some 3e-7 more, and time steps and
+    // layers add theirs. bf16: with a relative error e, an operand rounds to the other side with probability 2^8 e and
+    // is then off by 2^-8 of itself: sqrt(2^-8 e) in the norm, and this error goes into the next rounding, one after
+    // the other along layers and time steps. It tends to 2^-8.
+    const double exact = 1e-6 * sqrt((double)T * L) * (1 + sqrt(4.0 * H) / 32);
+    double forward_tolerance = exact, backward_tolerance = 2 * exact;
+    for (int i = 0; BF16<Operand> && i < T + L; i++) forward_tolerance = sqrt(ldexp(forward_tolerance, -8));
+    for (int i = 0; BF16<Operand> && i < 2 * (T + L); i++) backward_tolerance = sqrt(ldexp(backward_tolerance, -8));
+    const RecurrenceShape fast = recurrence_shape<Operand>(B, T, H, L), plain = {B, T, H, L, 0, 0};
+    check(m, layers, plain, forward_tolerance, backward_tolerance);
+    if (fast.forward_sets) check(m, layers, fast, forward_tolerance, backward_tolerance);
+}
+
+template <typename Operand>
 static void all(const char *which) {
     const int Bs[] = {1, 3, 8, 9, 17}, Ts[] = {1, 2, 7, 33}, Hs[] = {32, 48, 64};
     if (!strcmp(which, "quick")) {
-        run<Half>(3, 3, 32, 1, 0.5);
-        run<Half>(9, 3, 32, 2, 0.25);
-        run<Half>(1, 2, 48, 2, 0);
+        run<Operand>(3, 3, 32, 1, 0.5);
+        run<Operand>(9, 3, 32, 2, 0.25);
+        run<Operand>(1, 2, 48, 2, 0);
         return;
     }
     if (!strcmp(which, "large")) {
-        run<Half>(9, 3, 512, 2, 0.5);
-        run<Half>(17, 2, 288, 2, 0);
-        run<Half>(3, 3, 512, 1, 0.5);
-        run<Half>(2, 2, 512, 3, 0.5);
+        run<Operand>(9, 3, 512, 2, 0.5);
+        run<Operand>(17, 2, 288, 2, 0);
+        run<Operand>(3, 3, 512, 1, 0.5);
+        run<Operand>(2, 2, 512, 3, 0.5);
         return;
     }
     if (!strcmp(which, "some")) {
-        run<Half>(1, 33, 32, 2, 0.5);
-        run<Half>(9, 7, 48, 3, 0.5);
-        run<Half>(17, 7, 64, 1, 0);
-        run<Half>(17, 3, 128, 2, 0.5);
-        run<Half>(3, 1, 96, 2, 0.25);
+        run<Operand>(1, 33, 32, 2, 0.5);
+        run<Operand>(9, 7, 48, 3, 0.5);
+        run<Operand>(17, 7, 64, 1, 0);
+        run<Operand>(17, 3, 128, 2, 0.5);
+        run<Operand>(3, 1, 96, 2, 0.25);
         return;
     }
     int n = 0;
-    for (int H : Hs)
-        for (int T : Ts)
-            for (int B : Bs)
-                for (int L = 1; L <= 3; L++) {
-                    run<Half>(B, T, H, L, (n++ % 3) * 0.25);
-                }
-    run<Half>(9, 7, 128, 2, 0.5);
+    for (int H : Hs) {
+        for (int T : Ts) {
+            for (int B : Bs) {
+                for (int L = 1; L <= 3; L++) run<Operand>(B, T, H, L, (n++ % 3) * 0.25);
+            }
+        }
+    }
+    run<Operand>(9, 7, 128, 2, 0.5);
 }
 
 int main(int argc, char **argv) {

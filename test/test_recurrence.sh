@@ -1,7 +1,7 @@
 #!/bin/sh
-# The LSTM's recurrence in the emulator, test_recurrence.cu: plain, with sanitizers and with the race check, to the
-# same bytes in any order of threads; the published width in cooperative launches. test_recurrence.sh all: all
-# sizes and orders.
+# The LSTM's recurrence in the emulator, test_recurrence.cu: plain, with sanitizers and with the race check, to the same
+# bytes in any order of threads; the published width in cooperative launches.
+#   test_recurrence.sh [all]     all: all sizes and orders
 . "$(dirname "$0")/check.sh"
 emulated test_recurrence
 

@@ -926,6 +926,11 @@ static void test_dump_and_bench(void) {
     st_free(&dump);
     CHECK(trainer("--out @/unbroken --resume --dump @/dump2.safetensors") == 0 && said("stdout", "step "),
           "--dump --resume");
+    snprintf(path, sizeof path, "%s/dump2.safetensors", scratch);
+    CHECK(st_read(&dump, path, error), "%s", error);
+    CHECK(dump.n_tensors == 5 * 3 + 5 && st_find(&dump, "adamax.exp_inf.out.bias"), "%d tensors", dump.n_tensors);
+    CHECK(st_meta(&dump, "lr") && st_meta(&dump, "dropout") && st_meta(&dump, "seed"), "the dump's metadata");
+    st_free(&dump);
     CHECK(same_results("unbroken", "before"), "--dump has changed the run");
     CHECK(trainer("--bench 5 --batch 2 --window 16") == 0, "--bench");
     CHECK(said("stdout", "\nbench model=bigram device=cpu precision=fp32 batch=2 ms_per_step="), "its last line");

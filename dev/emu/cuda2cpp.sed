@@ -1,11 +1,10 @@
-# CUDA to C++ for dev/emu/cuda_emu.h, line for line, so that compilers, sanitizers and debuggers name the lines of the
-# .cu:
+# CUDA to C++ for dev/emu/cuda_emu.h, line for line: compilers, sanitizers and debuggers name the lines of the .cu.
 #   kernel<T><<<grid, block>>>(x)        emu::launch("kernel<T>", kernel<T>, grid, block)(x)
 #   __shared__ float tile[4][N];         a reference of that name to the block's own copy
 #   extern __shared__ float tile[];      a pointer of that name to the block's dynamic shared memory
-# The forms that it knows: a kernel's name and `<<<` on one line, `>>>(` on one line, no nested <> before `<<<`, no cast
-# of the kernel in cudaLaunchCooperativeKernel, one __shared__ variable a declaration and line, and __align__ before the
-# variable's type.
+# A launch needs the kernel's name and `<<<` on one line, `>>>(` on one line, and no nested <> before `<<<`.
+# cudaLaunchCooperativeKernel takes the kernel without a cast. A declaration holds one __shared__ variable, on one line,
+# and __align__ stands before its type.
 s/#include <cuda_[a-z0-9_]*\.h>/#include "emu\/cuda_emu.h"/
 s/#include <cooperative_groups\.h>/#include "emu\/cuda_emu.h"/
 s/^ *#pragma unroll.*//

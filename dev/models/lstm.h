@@ -1,5 +1,5 @@
-// About a file of the LSTM, once: its sizes as flags, which of them go together, the sizes that a file's tensors
-// have, and the arithmetic of a training step. The tensors themselves are listed in the trainers.
+// What is known about an LSTM's file, in one place: its sizes as flags, which of them go together, the sizes that the
+// tensors of a file have, and the arithmetic of a training step. The trainers list the tensors themselves.
 //
 // C11 and C++17. Include it before any system header.
 #ifndef LSTM_SIZES_H
@@ -22,7 +22,7 @@ static inline bool lstm_check_sizes(const ModelConfig *config, char *error) { re
 // The sizes of a model file, from its tensors' names and shapes.
 static inline bool lstm_sizes_of_file(const StFile *file, int *sizes, char *error) {
     const char *names[] = {"emb.weight", "lstm.weight_hh_l0"};
-    for (int i = 0; i < 2; i++) { // the columns are the width of the embedding, the units
+    for (int i = 0; i < 2; i++) { // their columns are the embedding's width and the units
         const StTensor *tensor = st_find(file, names[i]);
         if (!tensor && st_find(file, "layers.0.attn.rel")) {
             return fail(error, "it holds a Transformer; that is for train_gpt_music");
@@ -42,12 +42,12 @@ static inline bool lstm_sizes_of_file(const StFile *file, int *sizes, char *erro
     return true;
 }
 
-// Three times the forward's products. (Layer 0's input product counts for every row, though the table needs it for
-// every token only.)
+// Three times the forward's products. Layer 0's input product counts for every row, though the trainers make it once
+// for every token.
 static inline double lstm_step_flops(const ModelConfig *config) {
     const double B = config->B, T = config->T, L = config->sizes[LSTM_LAYERS], E = config->sizes[LSTM_EMBED],
-                 H = config->sizes[LSTM_WIDTH];
-    return 3 * 2 * B * T * (4 * H * (E + H) + (L - 1) * 4 * H * 2 * H + 2 * H * H + 2 * H * H + H * DATA_TOKENS);
+                 H = config->sizes[LSTM_WIDTH], V = DATA_TOKENS;
+    return 3 * 2 * B * T * (4 * H * (E + H) + (L - 1) * 4 * H * 2 * H + 2 * H * H + 2 * H * H + H * V);
 }
 
 #endif

@@ -45,15 +45,22 @@ static inline bool run_dump(TrainRun *run) {
     int64_t B = run->config.B, T = run->config.T;
     int n_activations = spec->activations(run->model, NULL);
     if (n_activations < 0) return fail(run->error, "--dump: there is not enough memory to keep the activations");
-    int n = 3 * run->layout.n, total = n + n_activations + 3;
+    // What the step begins with: the weights and, after step 0, Adamax's averages, which are zero before.
+    static const char *const begins[] = {"param.", "adamax.exp_avg.", "adamax.exp_inf."};
+    const int states = run->step > 0 ? 3 : 1, n_params = run->layout.n;
+    const size_t size = (size_t)run->layout.size;
+    int n = (states + 2) * n_params, total = n + n_activations + 3;
     StTensor *list = (StTensor *)calloc((size_t)total, sizeof *list);
     TensorName *names = (TensorName *)malloc((size_t)n * sizeof *names);
     Activation *activations = (Activation *)calloc((size_t)n_activations + 1, sizeof *activations);
-    real *before = (real *)malloc((size_t)run->layout.size * sizeof *before);
+    real *before = (real *)malloc((size_t)states * size * sizeof *before);
     int64_t *starts = (int64_t *)malloc((size_t)B * sizeof *starts);
     int64_t *input = (int64_t *)malloc((size_t)(2 * B * T) * sizeof *input);
     if (!list || !names || !activations || !before || !starts || !input) abort();
-    memcpy(before, spec->state(run->model, STATE_PARAMS), (size_t)run->layout.size * sizeof *before);
+    for (int k = 0; k < states; k++) {
+        memcpy(before + (size_t)k * size, spec->state(run->model, STATE_PARAMS + k), size * sizeof *before);
+        tensors_add(run, begins[k], before + (size_t)k * size, list + k * n_params, names + k * n_params);
+    }
     StepPlan plan = plan_of(run, run->step);
     spec->set_loss(run->model, 0);
     spec->train_step(run->model, &plan);
@@ -64,10 +71,10 @@ static inline bool run_dump(TrainRun *run) {
         input[i] = run->train.tokens[starts[i / T] + i % T];
         input[B * T + i] = run->train.tokens[starts[i / T] + i % T + 1];
     }
-    tensors_add(run, "param.", before, list, names);
-    tensors_add(run, "new.", spec->state(run->model, STATE_PARAMS), list + run->layout.n, names + run->layout.n);
-    tensors_add(run, "grad.", spec->state(run->model, STATE_GRADS), list + 2 * run->layout.n,
-                names + 2 * run->layout.n);
+    tensors_add(run, "new.", spec->state(run->model, STATE_PARAMS), list + states * n_params,
+                names + states * n_params);
+    tensors_add(run, "grad.", spec->state(run->model, STATE_GRADS), list + (states + 1) * n_params,
+                names + (states + 1) * n_params);
     spec->activations(run->model, activations);
     for (int i = 0; i < n_activations; i++) {
         const Activation *a = &activations[i];
@@ -80,6 +87,10 @@ static inline bool run_dump(TrainRun *run) {
     MetaList meta;
     meta.n = 0;
     meta_common(run, &meta);
+    for (int i = 0; i < spec->n_sizes; i++) meta_add(&meta, spec->size_flags[i].flag, "%d", run->config.sizes[i]);
+    meta_add(&meta, "seed", "%llu", (unsigned long long)run->o.seed);
+    meta_add(&meta, "dropout", "%.17g", run->o.dropout);
+    meta_add(&meta, "lr", "%.17g", plan.lr);
     bool ok = st_write(run->o.dump, list, n, meta.list, meta.n, run->error);
     meta_free(&meta);
     free(list);

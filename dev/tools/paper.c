@@ -195,8 +195,8 @@ static void print_losses(TextBuffer *out, const Result *results) {
         snprintf(best, sizeof best, "%lld of %d", (long long)r->best_epoch, r->n);
         snprintf(time, sizeof time, "%s%s", r->timed ? "" : "over ", duration_text(text, r->seconds));
         text_print(out, "| %-11s | %10s | %13s | %9.4f | %11.4f | %10s | %13s | %.3f after %d epochs |\n", r->name,
-                 thousands(parameters, r->parameters), windows, r->loss, r->best_loss, best, time, r->published,
-                 r->published_epochs);
+                   thousands(parameters, r->parameters), windows, r->loss, r->best_loss, best, time, r->published,
+                   r->published_epochs);
     }
     text_print(
         out,
@@ -207,8 +207,8 @@ static void print_losses(TextBuffer *out, const Result *results) {
 static void print_kinds(TextBuffer *out, const Result *results) {
     double all = 0;
     text_print(out,
-             "## Test loss by kind of token\n\n| model           |    bar | offset |  pitch | duration |    all |\n"
-             "|-----------------|-------:|-------:|-------:|---------:|-------:|\n");
+               "## Test loss by kind of token\n\n| model           |    bar | offset |  pitch | duration |    all |\n"
+               "|-----------------|-------:|-------:|-------:|---------:|-------:|\n");
     for (int k = 0; k < N_MODELS; k++) {
         text_print(out, "| %-15s |", results[k].name);
         for (int i = 0; i < 4; i++) text_print(out, " %*.4f |", i == 3 ? 8 : 6, results[k].kind_loss[i]);
@@ -221,15 +221,16 @@ static void print_kinds(TextBuffer *out, const Result *results) {
 }
 
 static void print_samples(TextBuffer *out, const Result *results, const Dataset *test) {
-    text_print(out, "## Samples\n\nBy each model, at temperature 1, two pieces of 1,024 tokens, and two continuations of "
-                  "768 tokens\n"
-                  "after the first 256 (grey) of two test pieces. Each picture is also a .mid file of that name.\n");
+    text_print(out,
+               "## Samples\n\nBy each model, at temperature 1, two pieces of 1,024 tokens, and two continuations of "
+               "768 tokens\n"
+               "after the first 256 (grey) of two test pieces. Each picture is also a .mid file of that name.\n");
     for (int k = 0; k < N_PRIMES; k++) {
         int64_t p = prime_piece(test, k);
         const char *name = test->names;
         for (int64_t i = 0; i < p && *name; i++) name += strcspn(name, "\n") + 1;
         text_print(out, "- prime-%d.mid: test piece %lld, %.*s\n", k + 1, (long long)p + 1, (int)strcspn(name, "\n"),
-                 name);
+                   name);
     }
     for (int k = 0; k < N_MODELS; k++) {
         text_print(out, "\n### %s\n\n", results[k].name);
@@ -260,15 +261,16 @@ static bool print_settings(TextBuffer *out, const char *folder, char *error) {
 }
 
 static void print_csv(TextBuffer *out, const Result *results) {
-    text_print(out, "model,parameters,test_loss,seen_test_loss,best_epoch,epochs,seconds,published_loss,published_epochs,"
-                  "windows,window");
+    text_print(out,
+               "model,parameters,test_loss,seen_test_loss,best_epoch,epochs,seconds,published_loss,published_epochs,"
+               "windows,window");
     for (int i = 0; i < 4; i++) text_print(out, ",%s_loss,%s_tokens", train_kinds[i], train_kinds[i]);
     text_print(out, "\n");
     for (int k = 0; k < N_MODELS; k++) {
         const Result *r = &results[k];
         text_print(out, "%s,%lld,%#.7g,%.9g,%lld,%d,%.1f,%g,%d,%lld,%lld", r->folder, (long long)r->parameters, r->loss,
-                 r->best_loss, (long long)r->best_epoch, r->n, r->seconds, r->published, r->published_epochs,
-                 (long long)r->windows, (long long)r->window);
+                   r->best_loss, (long long)r->best_epoch, r->n, r->seconds, r->published, r->published_epochs,
+                   (long long)r->windows, (long long)r->window);
         for (int i = 0; i < 4; i++) text_print(out, ",%.4f,%lld", r->kind_loss[i], (long long)r->tokens[i]);
         text_print(out, "\n");
     }

@@ -1,5 +1,5 @@
-// The machine's limit for float matrix products, by OpenBLAS: cc -O2 dev/tools/sgemm_limit.c -lopenblas && ./a.out 2048 768
-// 256 Prints the median and the best rate of C[M,N] = A[M,K] B[N,K]^T over a second of products.
+// The machine's limit for float matrix products, by OpenBLAS: cc -O2 dev/tools/sgemm_limit.c -lopenblas && ./a.out 2048
+// 768 256 Prints the median and the best rate of C[M,N] = A[M,K] B[N,K]^T over a second of products.
 #include <cblas.h>
 #include <stdio.h>
 #include <stdlib.h>

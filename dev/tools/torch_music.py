@@ -299,8 +299,7 @@ def repeat_step(model, dump, metadata, lr, path):
     if metadata.get("step", "0") == "0":
         tensors.update(("new." + name, p) for name, p in model.named_parameters())
     else:
-        print("torch_music.py: the dump is of a later step, whose Adamax averages it lacks: new.* is left out",
-              file=sys.stderr)
+        print("torch_music.py: the dump is of a later step: new.* is left out", file=sys.stderr)
     write(path, tensors, metadata)
     print("loss %.9g: %s" % (loss.item(), path))
 
