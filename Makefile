@@ -53,28 +53,28 @@ CXX_WARNINGS = -Wall -Wextra \
 	$(addprefix -Wno-deprecated-,enum-enum-conversion anon-enum-enum-conversion enum-float-conversion)
 CUDA = -std=c++20 -Xcompiler '$(CXX_WARNINGS) -Wno-unknown-pragmas'
 
-# Changes only when the compiler or its flags do, so that everything is built again then.
-build/flags: FORCE
+# Files that change only when their text does, so that what depends on them is built again then.
+build/flags: TEXT = $(CC) $(CXX) $(CFLAGS) $(PARALLEL)
+build/device: TEXT = $(DEVICE) $(ARCH)
+build/flags build/device: FORCE
 	@mkdir -p build/dep
-	@echo '$(CC) $(CXX) $(CFLAGS) $(PARALLEL)' | cmp -s - $@ || echo '$(CC) $(CXX) $(CFLAGS) $(PARALLEL)' > $@
+	@echo '$(TEXT)' | cmp -s - $@ || echo '$(TEXT)' > $@
 FORCE:
 
 # ---- programs
 
 THREADS = $(if $(filter yes,$(OPENMP)),all cores,ONE THREAD: $(or $(OPENMP:%=OPENMP=%),the compiler has no OpenMP))
 
-ifeq ($(DEVICE),cpu)
-$(TRAINERS): %: dev/%.c build/flags | $(PREPARE) sample_music
-	$(COMPILE) $(LDFLAGS) -o $@ $< $(LDLIBS)
-	@echo "$@: built for the CPU ($(WHY)), $(THREADS)"
-else ifeq ($(DEVICE),cuda)
-$(TRAINERS): %: %.cu build/flags | $(PREPARE) sample_music
+ifeq ($(DEVICE),cuda)
+$(TRAINERS): %: %.cu build/flags build/device | $(PREPARE) sample_music
 	nvcc -O3 $(CUDA) -arch=$(ARCH) $(INCLUDES) $(DEPENDENCIES) -o $@ $<
 	@echo "$@: built for the GPU, $(ARCH) ($(WHY))"
 else
-$(TRAINERS): %: build/%_emu | $(PREPARE) sample_music
+BUILT_FOR_cpu = built for the CPU ($(WHY)), $(THREADS)
+BUILT_FOR_emu = built for the emulator, DEVICE=emu: the CUDA source on the CPU, slowly
+$(TRAINERS): %: build/%_$(DEVICE) build/device | $(PREPARE) sample_music
 	cp $< $@
-	@echo "$@: built for the emulator, DEVICE=emu: the CUDA source on the CPU, slowly"
+	@echo "$@: $(BUILT_FOR_$(DEVICE))"
 endif
 
 build/%_cpu: dev/%.c build/flags

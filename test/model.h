@@ -146,10 +146,13 @@ static inline void check_adamax(const ModelSpec *spec, ModelConfig config) {
 }
 
 // Trains on a melody that repeats: the loss must fall from about ln 153 to almost nothing, to the same bytes with other
-// threads. Then `tensor` gets a number so large that `activation` is not finite, which must be found.
+// threads. With AddressSanitizer it takes an eighth of the steps, after which the loss has fallen somewhat. At last
+// `tensor` gets a number so large that `activation` is not finite, which must be found.
 static inline void check_learning(const ModelSpec *spec, ModelConfig config, int64_t steps, double lr,
                                   const char *tensor, const char *activation) {
     enum { N = 400 };
+    const double learnt = CHECK_SANITIZED ? 5 : 0.1;
+    if (CHECK_SANITIZED) steps /= 8;
     static uint8_t tokens[N];
     const uint8_t phrase[] = {1, 60, 124, 5, 64, 124, 9, 67, 128, 17, 0, 1, 55, 136, 9, 72, 122};
     for (int i = 0; i < N; i++) tokens[i] = phrase[i % (int)sizeof phrase];
@@ -192,9 +195,9 @@ static inline void check_learning(const ModelSpec *spec, ModelConfig config, int
                    mean);
         }
         CHECK(before > 4.5 && before < 7, "loss %g before training", before);
-        CHECK(last[run] < 0.1, "loss %g after training", last[run]);
-        CHECK(count == (min_int(config.B, 4) + 1) * config.T && mean < 0.05, "evaluation: loss %g of %d tokens", mean,
-              (int)count);
+        CHECK(last[run] < learnt, "loss %g after training", last[run]);
+        CHECK(count == (min_int(config.B, 4) + 1) * config.T && mean < learnt / 2, "evaluation: loss %g of %d tokens",
+              mean, (int)count);
         size_t bytes = (size_t)m.layout.size * sizeof(real);
         weights[run] = (real *)malloc(bytes);
         memcpy(weights[run], spec->state(m.model, STATE_PARAMS), bytes);
