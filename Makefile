@@ -109,7 +109,7 @@ EMU_COMPILE = $(CXX) -std=c++20 $(CXX_WARNINGS) -ffp-contract=fast -fno-math-err
 build/emu/%: % dev/emu/cuda2cpp.sed
 	@mkdir -p $(@D)
 	@{ echo '#line 1 "$<"'; sed -f dev/emu/cuda2cpp.sed $<; } >$@
-# Tests of single kernels compare the bytes of all three builds, so none of these may fuse multiplications with additions.
+# Tests of single kernels compare the bytes of all three builds, so none of these may fuse a product with a sum.
 build/test/%_emu: private NATIVE =
 build/%_emu: build/emu/%.cu build/flags | $(EMU_SOURCES)
 	@mkdir -p $(@D)
