@@ -25,12 +25,12 @@
 //
 // How to build, for x86-64 and 64-bit ARM (not run on the latter yet):
 //   { echo '#line 1 "x.cu"'; sed -f dev/emu/cuda2cpp.sed x.cu; } >x.cpp
-//   g++ -std=c++17 -O2 -fopenmp -Idev x.cpp                        to run it
-//   g++ -std=c++17 -g -Idev x.cpp && gdb a.out                     to step through it, after
-//                                                                  break x.cu:37 if threadIdx.x == 5
-//   g++ -std=c++17 -g -fsanitize=address,undefined -Idev x.cpp     to find accesses out of bounds, of any memory
-//   g++ -std=c++17 -g -fsanitize=thread -Idev -c x.cpp             to find missing barriers, and missing events in
-//   graphs g++ -std=c++17 -O2 -Idev x.o dev/emu/cuda_emu_race.cpp
+//   g++ -std=c++20 -O2 -fopenmp -Idev x.cpp                       to run it
+//   g++ -std=c++20 -g -Idev x.cpp && gdb a.out                    to step through it, after
+//                                                                 break x.cu:37 if threadIdx.x == 5
+//   g++ -std=c++20 -g -fsanitize=address,undefined -Idev x.cpp    to find accesses out of bounds, of any memory
+//   g++ -std=c++20 -g -fsanitize=thread -Idev -c x.cpp            to find missing barriers, missing events in graphs
+//   g++ -std=c++20 -O2 -Idev x.o dev/emu/cuda_emu_race.cpp
 //
 // What every build finds: launches that CUDA refuses, barriers that only some threads reach, deadlocks, shuffles from
 // lanes that are absent, copies past an allocation. A kernel's mistake ends the program with the line of the .cu; a
