@@ -165,14 +165,21 @@ for model in gpt lstm; do
     sed '/^"emb.weight"/s/\[153,12\]/[1836]  /; /^"emb.weight"/s/\[153,16\]/[2448]  /' model >flat
     refuses 1 "flat: tensor 'emb.weight' has 1 dimensions instead of 2" --eval --init flat
     case $model in
-    gpt) head='head' ;;
+    gpt)
+        head='head' key=layers.1.attn.qkv.weight shape='[48, 16]'
+        sed 's/"layers.1.ln1.bias"/"layers.99999.bias"/' model >many
+        ;;
     lstm)
-        head=head.9
+        head=head.9 key=lstm.weight_hh_l1 shape='[64, 16]'
+        sed 's/"lstm.bias_hh_l1"/"lstm.bia_l99999"/' model >many
         sed '/^"lstm.weight_ih_l1"/s/\[64,16\]/[16,64]/' model >misshaped
         refuses 1 "misshaped: tensor 'lstm.weight_ih_l1' has the shape [16, 64] instead of [64, 16]" \
             --eval --init misshaped
         ;;
     esac
+    refuses 1 "many: its tensors name 100000 layers; a model has at most 1000" --eval --init many
+    sed "s/\"$key\"/\"$(echo $key | sed s/weight/wright/)\"/" model >missing
+    refuses 1 "missing: tensor '$key' $shape is missing" --eval --init missing
     sed "s/\"$head.bias\"/\"$head.bios\"/" model >missing
     refuses 1 "missing: tensor '$head.bias' [153] is missing" --eval --init missing
     sed "/^\"$head.weight\"/s/\[153,16\]/[16,153]/" model >misshaped

@@ -12,6 +12,7 @@
 #include "base/data.h"
 #include "base/files.h"
 #include "base/philox.h"
+#include "base/safetensors.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -148,6 +149,24 @@ static inline bool all_finite(const real *values, int64_t n) {
         }
     }
     return !bad;
+}
+
+// The layers of a model in a file: 1 + the largest number behind `mark` in the names of tensors that begin with `kind`,
+// or 0. A layer counts if it has any of its tensors, so that the others, if they are missing, are missed.
+static inline int count_layers(const StFile *file, const char *kind, const char *mark) {
+    int layers = 0, layer;
+    for (int i = 0; i < file->n_tensors; i++) {
+        const char *name = file->tensors[i].name;
+        const char *at = strncmp(name, kind, strlen(kind)) ? NULL : strstr(name, mark);
+        bool has = at && sscanf(at + strlen(mark), "%5d", &layer) == 1;
+        if (has && layer >= layers) layers = layer + 1;
+    }
+    return layers;
+}
+
+static inline bool layers_check(int layers, const SizeFlag *flag, char *error) {
+    if (layers <= flag->max) return true;
+    return fail(error, "its tensors name %d layers; a model has at most %d", layers, flag->max);
 }
 
 // ---- memory

@@ -49,16 +49,12 @@ static inline bool gpt_sizes_of_file(const StFile *file, int *sizes, char *error
                     "the width %d is not a multiple of the head size %d, the last dimension of 'layers.0.attn.rel'",
                     (int)emb->shape[1], (int)rel->shape[1]);
     }
-    char name[64];
-    sizes[GPT_LAYERS] = 0;
-    do {
-        snprintf(name, sizeof name, "layers.%d.attn.qkv.weight", ++sizes[GPT_LAYERS]);
-    } while (st_find(file, name) && sizes[GPT_LAYERS] < gpt_size_flags[GPT_LAYERS].max);
+    sizes[GPT_LAYERS] = count_layers(file, "layers.", ".");
     sizes[GPT_WIDTH] = (int)emb->shape[1];
     sizes[GPT_HEADS] = (int)(emb->shape[1] / rel->shape[1]);
     sizes[GPT_HIDDEN] = (int)fc1->shape[0];
     sizes[GPT_REL] = (int)rel->shape[0];
-    return true;
+    return layers_check(sizes[GPT_LAYERS], &gpt_size_flags[GPT_LAYERS], error);
 }
 
 // Three times the forward's products. Attention's three, q.k, q.rel and a.v, count up to the diagonal only.

@@ -34,12 +34,8 @@ static inline bool lstm_sizes_of_file(const StFile *file, int *sizes, char *erro
         }
         sizes[i == 0 ? LSTM_EMBED : LSTM_WIDTH] = (int)tensor->shape[1];
     }
-    char name[64];
-    sizes[LSTM_LAYERS] = 0;
-    do {
-        snprintf(name, sizeof name, "lstm.weight_hh_l%d", ++sizes[LSTM_LAYERS]);
-    } while (st_find(file, name) && sizes[LSTM_LAYERS] < lstm_size_flags[LSTM_LAYERS].max);
-    return true;
+    sizes[LSTM_LAYERS] = count_layers(file, "lstm.", "_l");
+    return layers_check(sizes[LSTM_LAYERS], &lstm_size_flags[LSTM_LAYERS], error);
 }
 
 // Three times the forward's products. Layer 0's input product counts for every row, though the trainers make it once

@@ -107,7 +107,7 @@ static inline void gpt_sizes(GptDecoder *m, Loader *from) {
     int sizes[GPT_SIZES] = {0};
     if (!load_sizes(from, gpt_sizes_of_file, sizes)) return;
     m->C = sizes[GPT_WIDTH];
-    m->L = count_layers(from->file, "layers.", ".");
+    m->L = sizes[GPT_LAYERS];
     m->NH = sizes[GPT_HEADS];
     m->HS = m->C / m->NH;
     m->F = sizes[GPT_HIDDEN];
@@ -510,7 +510,7 @@ static inline void lstm_sizes(LstmDecoder *m, Loader *from) {
     if (!load_sizes(from, lstm_sizes_of_file, sizes)) return;
     m->E = sizes[LSTM_EMBED];
     m->H = sizes[LSTM_WIDTH];
-    m->L = count_layers(from->file, "lstm.", "_l");
+    m->L = sizes[LSTM_LAYERS];
     const StTensor *fc1 = load_tensor(from, "head.1.weight", 2, 0, m->H);
     const StTensor *fc2 = load_tensor(from, "head.5.weight", 2, 0, fc1 ? fc1->shape[0] : 0);
     if (!from->ok) return;

@@ -60,19 +60,6 @@ static inline bool load_no_memory(const Loader *from) {
     return fail(from->error, "%s: does not fit into memory", from->path);
 }
 
-// 1 + the largest number behind `mark` in the names of tensors that begin with `kind`; 0: there is none. A layer counts
-// if it has any of its tensors, so that the others, if they are missing, are missed.
-static inline int count_layers(const StFile *file, const char *kind, const char *mark) {
-    int layers = 0, layer;
-    for (int i = 0; i < file->n_tensors; i++) {
-        const char *name = file->tensors[i].name;
-        const char *at = strncmp(name, kind, strlen(kind)) ? NULL : strstr(name, mark);
-        bool has = at && sscanf(at + strlen(mark), "%5d", &layer) == 1;
-        if (has && layer >= layers) layers = layer + 1;
-    }
-    return layers;
-}
-
 // The sizes of a model, as sizes_of_file of its kind reads them out of the tensors' shapes.
 static inline bool load_sizes(Loader *from, bool (*sizes_of_file)(const StFile *, int *, char *), int *sizes) {
     from->ok = sizes_of_file(from->file, sizes, from->error) || fail(from->error, "%s: %s", from->path, from->error);
