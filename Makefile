@@ -188,7 +188,7 @@ test: $(call needed,$(TESTS))
 	@$(RUN_TESTS) $(TESTS)
 
 test-long: $(call needed,$(LONG_TESTS)) $(addprefix build/test/test_matmul_gpu_all,$(EMULATED))
-	@$(RUN_TESTS) $(LONG_TESTS)
+	@TEST_LONG=yes $(RUN_TESTS) $(LONG_TESTS)
 
 CHECKS = $(or $(call chosen,$(TESTS)),$(call chosen,$(LONG_TESTS)))
 check: $(call needed,$(CHECKS))

@@ -10,7 +10,7 @@
 
 static int check_passed, check_failed;
 
-// Whether AddressSanitizer makes the program slow. Long loops then take some of their steps.
+// Whether AddressSanitizer makes the program slow, see check_brief.
 #ifdef __has_feature
 #define CHECK_SANITIZED __has_feature(address_sanitizer)
 #elif defined __SANITIZE_ADDRESS__
@@ -18,6 +18,9 @@ static int check_passed, check_failed;
 #else
 #define CHECK_SANITIZED 0
 #endif
+
+// Whether long loops take some of their steps only: with AddressSanitizer, unless the slow tests are asked for.
+static inline int check_brief(void) { return CHECK_SANITIZED && !getenv("TEST_LONG"); }
 
 // CHECK(condition, "what was expected, printf style", ...)
 #define CHECK(condition, ...)                                                                                          \

@@ -566,7 +566,7 @@ static void resume_and_compare(const char *flags, const char *what, int n) {
 
 // Killed at every single place where the state of the disk or of the run can differ; with AddressSanitizer at some.
 static void test_kills(void) {
-    const int stride = CHECK_SANITIZED ? 4 : 1;
+    const int stride = check_brief() ? 4 : 1;
     CHECK(trainer(RUN "--out @/unbroken") == 0, "its status or its words");
     char *log = read_text("%s/%s", "unbroken/log.csv");
     int steps = 0;
@@ -725,7 +725,7 @@ static void test_parts(void) {
     int better = 0, kept = 0, chosen = 0;
     char flags[256], path[256];
     snprintf(path, sizeof path, "%s/part/model.whole.safetensors", scratch);
-    const int stride = CHECK_SANITIZED ? 3 : 1;
+    const int stride = check_brief() ? 3 : 1;
     for (int64_t step = last - 1; step > 0; step -= stride * (last / 16 + 1)) {
         shell("rm -rf %s/part %s/part2", scratch, scratch);
         snprintf(flags, sizeof flags, PATIENT "--out @/part --steps %lld", (long long)step);
