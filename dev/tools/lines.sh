@@ -47,7 +47,7 @@ if [ $# -gt 0 ]; then
     count "$@"
     exit
 fi
-# shellcheck disable=SC2046 # no name here has a space
+# shellcheck disable=SC2046,SC2086 # no name here has a space
 {
     echo "rooms"
     row "top level" $(files .)
@@ -60,10 +60,11 @@ fi
     row test $(files test)
     echo
     echo "to follow a training step"
-    [ ! -d dev/plain ] || row "plain models" $(files dev/plain)
+    row "plain models" $(files dev/plain)
     for model in gpt lstm; do
-        row "$model, CPU" "dev/train_${model}_music.c" $(files dev/cpu) dev/recipe/model.h
-        row "$model, GPU" "train_${model}_music.cu" $(files dev/cuda)
+        interface="dev/models/$model.h dev/recipe/model.h dev/base/params.h"
+        row "$model, CPU" "dev/train_${model}_music.c" $(files dev/cpu) $interface
+        row "$model, GPU" "train_${model}_music.cu" $(files dev/cuda) $interface
     done
     echo
     echo "flags"
