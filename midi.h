@@ -266,66 +266,45 @@ static int midi__fail(midi_error *error, size_t offset, const char *format, ...)
 
 static int midi__no_memory(midi_error *error) { return midi__fail(error, MIDI_NO_OFFSET, "out of memory"); }
 
-// An array of n items with room for one more, or NULL. Arrays have room for 16 items, then double whenever n is a power
-// of two, so that n tells the room.
-static void *midi__room(void *array, size_t n, size_t item) {
-    if (n >= 16 ? (n & (n - 1)) != 0 : n > 0) return array;
-    size_t room = n < 16 ? 16 : 2 * n;
-    return room > SIZE_MAX / 2 / item ? NULL : MIDI_REALLOC(array, room * item);
+// Appends a copy of an item of size bytes to an array of *n such items; list points to the pointer to it. Arrays have
+// room for 16 items, then double whenever n is a power of two, so that n tells the room. 0 = no memory, nothing
+// changed.
+static int midi__append(void *list, size_t *n, const void *item, size_t size) {
+    uint8_t *array;
+    memcpy(&array, list, sizeof array);
+    if (*n == 0 || (*n >= 16 && (*n & (*n - 1)) == 0)) {
+        size_t room = *n ? 2 * *n : 16;
+        array = room > SIZE_MAX / 2 / size ? NULL : (uint8_t *)MIDI_REALLOC(array, room * size);
+        if (!array) return 0;
+        memcpy(list, &array, sizeof array);
+    }
+    memcpy(array + size * (*n)++, item, size);
+    return 1;
 }
 
 MIDI_DEF int midi_add_note(midi_song *song, int64_t start, int64_t end, int key, int velocity, int channel, int track) {
-    midi_note *notes = (midi_note *)midi__room(song->notes, song->n_notes, sizeof *notes);
-    if (!notes) return 0;
-    song->notes = notes;
-    midi_note *note = &notes[song->n_notes++];
-    note->start = start;
-    note->end = end;
-    note->key = (uint8_t)key;
-    note->velocity = (uint8_t)velocity;
-    note->channel = (uint8_t)channel;
-    note->track = track;
-    return 1;
+    midi_note note = {start, end, (uint8_t)key, (uint8_t)velocity, (uint8_t)channel, track};
+    return midi__append(&song->notes, &song->n_notes, &note, sizeof note);
 }
 
 MIDI_DEF int midi_add_tempo(midi_song *song, int64_t tick, int us_per_quarter, int track) {
-    midi_tempo *tempos = (midi_tempo *)midi__room(song->tempos, song->n_tempos, sizeof *tempos);
-    if (!tempos) return 0;
-    song->tempos = tempos;
-    midi_tempo *tempo = &tempos[song->n_tempos++];
-    tempo->tick = tick;
-    tempo->us_per_quarter = us_per_quarter;
-    tempo->track = track;
-    return 1;
+    midi_tempo tempo = {tick, us_per_quarter, track};
+    return midi__append(&song->tempos, &song->n_tempos, &tempo, sizeof tempo);
 }
 
 MIDI_DEF int midi_add_meter(midi_song *song, int64_t tick, int numerator, int exponent, int track) {
-    midi_meter *meters = (midi_meter *)midi__room(song->meters, song->n_meters, sizeof *meters);
-    if (!meters) return 0;
-    song->meters = meters;
-    midi_meter *meter = &meters[song->n_meters++];
-    meter->tick = tick;
-    meter->numerator = (uint8_t)numerator;
-    meter->exponent = (uint8_t)exponent;
-    meter->track = track;
-    return 1;
+    midi_meter meter = {tick, (uint8_t)numerator, (uint8_t)exponent, track};
+    return midi__append(&song->meters, &song->n_meters, &meter, sizeof meter);
 }
 
 static int midi__add_text(midi_song *song, int64_t tick, int type, const void *bytes, size_t length, int track) {
-    midi_text *texts = (midi_text *)midi__room(song->texts, song->n_texts, sizeof *texts);
-    if (!texts) return 0;
-    song->texts = texts;
-    char *copy = (char *)MIDI_MALLOC(length + 1);
-    if (!copy) return 0;
-    memcpy(copy, bytes, length);
-    copy[length] = 0;
-    midi_text *text = &texts[song->n_texts++];
-    text->tick = tick;
-    text->type = (uint8_t)type;
-    text->text = copy;
-    text->length = length;
-    text->track = track;
-    return 1;
+    midi_text text = {tick, (uint8_t)type, (char *)MIDI_MALLOC(length + 1), length, track};
+    if (!text.text) return 0;
+    memcpy(text.text, bytes, length);
+    text.text[length] = 0;
+    if (midi__append(&song->texts, &song->n_texts, &text, sizeof text)) return 1;
+    MIDI_FREE(text.text);
+    return 0;
 }
 
 MIDI_DEF int midi_add_text(midi_song *song, int64_t tick, int type, const char *text, int track) {
@@ -434,14 +413,11 @@ static int midi__events(midi__reader *reader, size_t end, int track, int64_t *ti
         *tick += delta;
         if (reader->at >= reader->size) return midi__ends(reader, "a track");
         size_t start = reader->at;
-        int status = bytes[start];
-        if (status >= 0x80) {
-            reader->at++;
-        } else if (!running) {
+        int status = bytes[start] < 0x80 ? running : bytes[start];
+        if (!status) {
             return midi__fail(reader->error, start, "a message without a status byte has none before it in its track");
-        } else {
-            status = running;
         }
+        reader->at += bytes[start] >= 0x80;
 
         if (status == 0xFF || status == 0xF0 || status == 0xF7) {
             int type = -1;
@@ -568,12 +544,7 @@ static int midi__chunks(midi__reader *reader) {
 
 MIDI_DEF int midi_read(midi_song *song, const void *bytes, size_t size, midi_error *error) {
     memset(song, 0, sizeof *song);
-    midi__reader reader;
-    reader.bytes = (const uint8_t *)bytes;
-    reader.size = size;
-    reader.at = 0;
-    reader.song = song;
-    reader.error = error;
+    midi__reader reader = {(const uint8_t *)bytes, size, 0, song, error, {0}, {0}};
     for (int i = 0; i < 16 * 128; i++) reader.first[i] = reader.last[i] = -1;
     int done = midi__chunks(&reader);
     if (!done) midi_free(song);
@@ -619,25 +590,14 @@ enum { MIDI__TEXT, MIDI__TEMPO, MIDI__METER, MIDI__OFF, MIDI__ON_OFF, MIDI__ON }
 
 typedef struct {
     uint8_t *bytes;
-    size_t n, room;
+    size_t n;
     int failed;
 } midi__buffer;
 
 static void midi__put(midi__buffer *buffer, const void *bytes, size_t n) {
-    if (buffer->failed || n == 0) return;
-    if (n > buffer->room - buffer->n) {
-        size_t room = buffer->room;
-        while (room - buffer->n < n && room <= SIZE_MAX / 4) room = room < 256 ? 256 : 2 * room;
-        uint8_t *larger = room - buffer->n < n ? NULL : (uint8_t *)MIDI_REALLOC(buffer->bytes, room);
-        if (!larger) {
-            buffer->failed = 1;
-            return;
-        }
-        buffer->bytes = larger;
-        buffer->room = room;
+    for (size_t i = 0; i < n && !buffer->failed; i++) {
+        buffer->failed = !midi__append(&buffer->bytes, &buffer->n, (const uint8_t *)bytes + i, 1);
     }
-    memcpy(buffer->bytes + buffer->n, bytes, n);
-    buffer->n += n;
 }
 
 static void midi__put_big_endian(midi__buffer *buffer, uint32_t value, int n) {
@@ -663,6 +623,13 @@ static int midi__before(const void *left, const void *right) {
     return a->index < b->index ? -1 : a->index > b->index;
 }
 
+static int midi__check_event(int good, const char *what, size_t i, int64_t tick, int track, midi_error *error) {
+    if (good && tick >= 0 && track >= 0 && track < MIDI_MAX_TRACKS) return 1;
+    midi__fail(error, MIDI_NO_OFFSET, "%s %llu of the song has a field out of its range", what, (unsigned long long)i);
+    if (error) error->offset = i;
+    return 0;
+}
+
 static int midi__check(const midi_song *song, midi_error *error) {
     if (song->format < 0 || song->format > 1) return midi__fail(error, MIDI_NO_OFFSET, "the format is not 0 or 1");
     if (song->division < 1 || song->division > 32767) {
@@ -671,66 +638,45 @@ static int midi__check(const midi_song *song, midi_error *error) {
     if (song->n_tracks < 0 || song->n_tracks > MIDI_MAX_TRACKS) {
         return midi__fail(error, MIDI_NO_OFFSET, "the song has %d tracks, not 0 to 65535", song->n_tracks);
     }
-    const char *what = NULL;
-    size_t i = 0;
-    for (size_t k = 0; k < song->n_notes && !what; k++) {
-        const midi_note *note = &song->notes[i = k];
-        if (note->start < 0 || note->end < note->start || note->key > 127 || note->velocity < 1 ||
-            note->velocity > 127 || note->channel > 15 || note->track < 0 || note->track >= MIDI_MAX_TRACKS) {
-            what = "note";
-        }
+    int good = 1;
+    for (size_t i = 0; i < song->n_notes && good; i++) {
+        const midi_note *note = &song->notes[i];
+        good = note->end >= note->start && note->key <= 127 && note->channel <= 15;
+        good = good && note->velocity >= 1 && note->velocity <= 127;
+        good = midi__check_event(good, "note", i, note->start, note->track, error);
     }
-    for (size_t k = 0; k < song->n_tempos && !what; k++) {
-        const midi_tempo *tempo = &song->tempos[i = k];
-        if (tempo->tick < 0 || tempo->us_per_quarter < 0 || tempo->us_per_quarter >= 1 << 24 || tempo->track < 0 ||
-            tempo->track >= MIDI_MAX_TRACKS) {
-            what = "tempo";
-        }
+    for (size_t i = 0; i < song->n_tempos && good; i++) {
+        const midi_tempo *tempo = &song->tempos[i];
+        good = tempo->us_per_quarter >= 0 && tempo->us_per_quarter < 1 << 24;
+        good = midi__check_event(good, "tempo", i, tempo->tick, tempo->track, error);
     }
-    for (size_t k = 0; k < song->n_meters && !what; k++) {
-        const midi_meter *meter = &song->meters[i = k];
-        if (meter->tick < 0 || meter->numerator < 1 || meter->exponent > 7 || meter->track < 0 ||
-            meter->track >= MIDI_MAX_TRACKS) {
-            what = "meter";
-        }
+    for (size_t i = 0; i < song->n_meters && good; i++) {
+        const midi_meter *meter = &song->meters[i];
+        good = meter->numerator >= 1 && meter->exponent <= 7;
+        good = midi__check_event(good, "meter", i, meter->tick, meter->track, error);
     }
-    for (size_t k = 0; k < song->n_texts && !what; k++) {
-        const midi_text *text = &song->texts[i = k];
-        if (text->tick < 0 || text->type < 1 || text->type > 15 || text->length >= 1 << 28 || text->track < 0 ||
-            text->track >= MIDI_MAX_TRACKS) {
-            what = "text";
-        }
+    for (size_t i = 0; i < song->n_texts && good; i++) {
+        const midi_text *text = &song->texts[i];
+        good = text->type >= 1 && text->type <= 15 && text->length < 1 << 28;
+        good = midi__check_event(good, "text", i, text->tick, text->track, error);
     }
-    if (!what) return 1;
-    midi__fail(error, MIDI_NO_OFFSET, "%s %llu of the song has a field out of its range", what, (unsigned long long)i);
-    if (error) error->offset = i;
-    return 0;
+    return good;
 }
 
 // All events of the song, in the order of the file to be. Note-ons of one tick are sorted by their ends, so that the
 // reader's first in, first out gives each its own.
-static midi__event *midi__sorted_events(const midi_song *song, size_t *n, midi_error *error) {
-    size_t most = SIZE_MAX / sizeof(midi__event) / 8;
-    midi__event *events = NULL;
-    if (song->n_notes < most && song->n_tempos < most && song->n_meters < most && song->n_texts < most) {
-        size_t count = 2 * song->n_notes + song->n_tempos + song->n_meters + song->n_texts;
-        events = (midi__event *)MIDI_MALLOC((count + 1) * sizeof *events);
-    }
-    if (!events) {
-        midi__no_memory(error);
-        return NULL;
-    }
-    midi__event *event = events;
+static int midi__sorted_events(const midi_song *song, midi__event **events, size_t *n, midi_error *error) {
+    *n = 2 * song->n_notes + song->n_tempos + song->n_meters + song->n_texts;
+    *events = *n < SIZE_MAX / sizeof **events ? (midi__event *)MIDI_MALLOC((*n + 1) * sizeof **events) : NULL;
+    if (!*events) return midi__no_memory(error);
+    midi__event *event = *events;
     for (size_t i = 0; i < song->n_notes; i++) {
         const midi_note *note = &song->notes[i];
-        midi__event on = {note->start, note->end, i, note->track, MIDI__ON};
+        int empty = note->start == note->end;
+        midi__event on = {note->start, note->end, i, note->track, (uint8_t)(empty ? MIDI__ON_OFF : MIDI__ON)};
         midi__event off = {note->end, note->start, i, note->track, MIDI__OFF};
-        if (note->start == note->end) {
-            on.rank = MIDI__ON_OFF;
-        } else {
-            *event++ = off;
-        }
         *event++ = on;
+        if (!empty) *event++ = off;
     }
     for (size_t i = 0; i < song->n_tempos; i++) {
         midi__event tempo = {song->tempos[i].tick, 0, i, song->tempos[i].track, MIDI__TEMPO};
@@ -744,12 +690,10 @@ static midi__event *midi__sorted_events(const midi_song *song, size_t *n, midi_e
         midi__event text = {song->texts[i].tick, 0, i, song->texts[i].track, MIDI__TEXT};
         *event++ = text;
     }
-    *n = (size_t)(event - events);
-    if (song->format == 0) {
-        for (size_t i = 0; i < *n; i++) events[i].track = 0;
-    }
-    qsort(events, *n, sizeof *events, midi__before);
-    return events;
+    *n = (size_t)(event - *events);
+    for (size_t i = 0; i < *n && song->format == 0; i++) (*events)[i].track = 0;
+    qsort(*events, *n, sizeof **events, midi__before);
+    return 1;
 }
 
 static void midi__put_meta(midi__buffer *buffer, int type, const void *data, size_t length) {
@@ -761,11 +705,8 @@ static void midi__put_meta(midi__buffer *buffer, int type, const void *data, siz
 // *running is the status that the reader will have; a meta event ends it for readers that are strict.
 static void midi__put_note(midi__buffer *buffer, const midi_note *note, int velocity, int *running) {
     uint8_t bytes[3] = {(uint8_t)(0x90 | note->channel), note->key, (uint8_t)velocity};
-    if (bytes[0] == *running) {
-        midi__put(buffer, bytes + 1, 2);
-    } else {
-        midi__put(buffer, bytes, 3);
-    }
+    int left_out = bytes[0] == *running;
+    midi__put(buffer, bytes + left_out, (size_t)(3 - left_out));
     *running = bytes[0];
 }
 
@@ -821,13 +762,12 @@ static int midi__put_track(midi__buffer *buffer, const midi_song *song, const mi
 MIDI_DEF int midi_write(const midi_song *song, uint8_t **bytes, size_t *size, midi_error *error) {
     *bytes = NULL;
     *size = 0;
-    if (!midi__check(song, error)) return 0;
     size_t n;
-    midi__event *events = midi__sorted_events(song, &n, error);
-    if (!events) return 0;
+    midi__event *events;
+    if (!midi__check(song, error) || !midi__sorted_events(song, &events, &n, error)) return 0;
     int tracks = song->format == 0 || song->n_tracks < 1 ? 1 : song->n_tracks;
     if (n > 0 && events[n - 1].track >= tracks) tracks = events[n - 1].track + 1;
-    midi__buffer buffer = {NULL, 0, 0, 0};
+    midi__buffer buffer = {NULL, 0, 0};
     midi__put(&buffer, "MThd\0\0\0\6", 8);
     midi__put_big_endian(&buffer, (uint32_t)song->format, 2);
     midi__put_big_endian(&buffer, (uint32_t)tracks, 2);
@@ -840,13 +780,13 @@ MIDI_DEF int midi_write(const midi_song *song, uint8_t **bytes, size_t *size, mi
         first = next;
     }
     MIDI_FREE(events);
-    if (!done) {
+    if (done) {
+        *bytes = buffer.bytes;
+        *size = buffer.n;
+    } else {
         MIDI_FREE(buffer.bytes);
-        return 0;
     }
-    *bytes = buffer.bytes;
-    *size = buffer.n;
-    return 1;
+    return done;
 }
 
 // ---- tokens
@@ -894,17 +834,13 @@ static int midi__bar_lines(const midi_song *song, int64_t steps, uint8_t *lines,
                               meters[i].numerator, 1 << exponent,
                               count > MIDI_MAX_STEPS ? MIDI_MAX_STEPS : MIDI_MAX_LINES);
         }
-        for (int64_t line = start; line < limit; line += bar) {
-            int64_t whole = line >> exponent, twice_rest = 2 * (line - (whole << exponent)),
-                    unit = (int64_t)1 << exponent;
-            lines[whole + (twice_rest > unit || (twice_rest == unit && whole % 2 == 1))] = 1;
-        }
+        for (int64_t line = start; line < limit; line += bar) lines[midi_steps(line, 4 << exponent)] = 1;
     }
     return 1;
 }
 
-// Merges bar lines and note pieces (time << 12 | pitch << 5 | duration - 1, sorted) into tokens; returns how many. With
-// tokens NULL it only counts.
+// Merges bar lines and note pieces (time << 12 | pitch << 5 | duration - 1, sorted) into tokens; returns how many:
+// three a piece, and two a bar item, each of which goes on by a step at least.
 static size_t midi__merge(const uint8_t *lines, int64_t steps, const uint64_t *pieces, size_t n, uint8_t *tokens,
                           size_t *bars) {
     size_t count = 0, i = 0;
@@ -920,31 +856,19 @@ static size_t midi__merge(const uint8_t *lines, int64_t steps, const uint64_t *p
         int64_t stop = line >= 0 && line <= base + 31 ? line : base + 31;
         // A bar item: on the way to the next line as soon as its turn comes, behind the last line only for a note.
         if (line >= 0 ? stop <= time : time > stop) {
-            if (tokens) {
-                tokens[count] = (uint8_t)(MIDI_OFFSET + stop - base);
-                tokens[count + 1] = MIDI_BAR;
-            }
+            tokens[count++] = (uint8_t)(MIDI_OFFSET + stop - base);
+            tokens[count++] = MIDI_BAR;
             base = stop;
             ++*bars;
-            count += 2;
         } else {
-            if (tokens) {
-                tokens[count] = (uint8_t)(MIDI_OFFSET + time - base);
-                tokens[count + 1] = (uint8_t)(MIDI_PITCH + (pieces[i] >> 5 & 127));
-                tokens[count + 2] = (uint8_t)(MIDI_DURATION + (pieces[i] & 31));
-            }
-            i++;
-            count += 3;
+            tokens[count++] = (uint8_t)(MIDI_OFFSET + time - base);
+            tokens[count++] = (uint8_t)(MIDI_PITCH + (pieces[i] >> 5 & 127));
+            tokens[count++] = (uint8_t)(MIDI_DURATION + (pieces[i++] & 31));
         }
     }
 }
 
-static int midi__later(const midi_song *song, int64_t tick, int64_t *end, midi_error *error) {
-    int64_t step = midi_steps(tick, song->division);
-    if (step > *end) *end = step;
-    if (step <= MIDI_MAX_STEPS) return 1;
-    return midi__fail(error, MIDI_NO_OFFSET, "the piece is longer than %d steps (16th notes)", MIDI_MAX_STEPS);
-}
+static int64_t midi__later(int64_t a, int64_t b) { return a > b ? a : b; }
 
 MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, midi_report *report, midi_error *error) {
     midi_report own;
@@ -954,18 +878,17 @@ MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, mid
     *n = 0;
     if (!midi__check(song, error)) return 0;
 
-    int64_t end = 0;
+    int64_t last = song->last_mark;
     size_t n_pieces = 0;
-    if (!midi__later(song, song->last_mark, &end, error)) return 0;
-    for (size_t i = 0; i < song->n_tempos; i++) {
-        if (!midi__later(song, song->tempos[i].tick, &end, error)) return 0;
-    }
-    for (size_t i = 0; i < song->n_meters; i++) {
-        if (!midi__later(song, song->meters[i].tick, &end, error)) return 0;
+    for (size_t i = 0; i < song->n_tempos; i++) last = midi__later(last, song->tempos[i].tick);
+    for (size_t i = 0; i < song->n_meters; i++) last = midi__later(last, song->meters[i].tick);
+    for (size_t i = 0; i < song->n_notes; i++) last = midi__later(last, song->notes[i].end);
+    int64_t end = midi_steps(last, song->division);
+    if (end > MIDI_MAX_STEPS) {
+        return midi__fail(error, MIDI_NO_OFFSET, "the piece is longer than %d steps (16th notes)", MIDI_MAX_STEPS);
     }
     for (size_t i = 0; i < song->n_notes; i++) {
         const midi_note *note = &song->notes[i];
-        if (!midi__later(song, note->end, &end, error)) return 0;
         int64_t duration = midi_steps(note->end, song->division) - midi_steps(note->start, song->division);
         if (note->key < MIDI_LOWEST_KEY || note->key > MIDI_HIGHEST_KEY) {
             report->out_of_range++;
@@ -986,7 +909,8 @@ MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, mid
 
     uint8_t *lines = (uint8_t *)MIDI_MALLOC((size_t)end + 1);
     uint64_t *both = (uint64_t *)MIDI_MALLOC((2 * n_pieces + 1) * sizeof *both);
-    int done = lines && both ? 1 : midi__no_memory(error);
+    uint8_t *stream = (uint8_t *)MIDI_MALLOC(3 * n_pieces + 2 * (size_t)end + 1);
+    int done = lines && both && stream ? 1 : midi__no_memory(error);
     if (done) {
         memset(lines, 0, (size_t)end + 1);
         done = midi__bar_lines(song, end, lines, error);
@@ -999,22 +923,19 @@ MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, mid
             if (note->key < MIDI_LOWEST_KEY || note->key > MIDI_HIGHEST_KEY) continue;
             int64_t time = midi_steps(note->start, song->division), stop = midi_steps(note->end, song->division);
             for (; time < stop; time += 32) {
-                int64_t duration = stop - time < 32 ? stop - time : 32;
-                pieces[k++] =
-                    (uint64_t)time << 12 | (uint64_t)(note->key - MIDI_LOWEST_KEY) << 5 | (uint64_t)(duration - 1);
+                uint64_t pitch = (uint64_t)(note->key - MIDI_LOWEST_KEY), duration = (uint64_t)(stop - time);
+                pieces[k++] = (uint64_t)time << 12 | pitch << 5 | ((duration < 32 ? duration : 32) - 1);
             }
         }
         midi__sort(&pieces, &spare, n_pieces);
-        size_t count = midi__merge(lines, end, pieces, n_pieces, NULL, &report->bars);
-        *tokens = (uint8_t *)MIDI_MALLOC(count + 1);
-        if (*tokens) {
-            *n = midi__merge(lines, end, pieces, n_pieces, *tokens, &report->bars);
-        } else {
-            done = midi__no_memory(error);
-        }
+        *n = midi__merge(lines, end, pieces, n_pieces, stream, &report->bars);
+        *tokens = (uint8_t *)MIDI_REALLOC(stream, *n + 1); // smaller, so it may fail
+        if (!*tokens) *tokens = stream;
+        stream = NULL;
     }
     MIDI_FREE(lines);
     MIDI_FREE(both);
+    MIDI_FREE(stream);
     return done;
 }
 
@@ -1042,27 +963,20 @@ MIDI_DEF int midi_decode(const uint8_t *tokens, size_t n, midi_song *song, midi_
             return 0;
         }
         midi_kind kind = midi_token_kind(token);
-        if (kind == MIDI_KIND_OFFSET) {
-            offset = token - MIDI_OFFSET;
-            pitch = -1;
-        } else if (kind == MIDI_KIND_PITCH) {
+        if (kind == MIDI_KIND_PITCH) {
             if (offset >= 0) pitch = token - MIDI_PITCH;
-        } else {
-            if (kind == MIDI_KIND_BAR && offset >= 0) {
-                base += offset;
-                int64_t *bars = (int64_t *)midi__room(song->bars, song->n_bars, sizeof *bars);
-                if (bars) {
-                    song->bars = bars;
-                    bars[song->n_bars++] = base * MIDI_STEP;
-                } else {
-                    done = 0;
-                }
-            } else if (kind == MIDI_KIND_DURATION && offset >= 0 && pitch >= 0) {
-                int64_t start = (base + offset) * MIDI_STEP, duration = (token - MIDI_DURATION + 1) * MIDI_STEP;
-                done = midi_add_note(song, start, start + duration, MIDI_LOWEST_KEY + pitch, 80, 0, 0);
-            }
-            offset = pitch = -1;
+            continue;
         }
+        if (kind == MIDI_KIND_BAR && offset >= 0) {
+            base += offset;
+            int64_t tick = base * MIDI_STEP;
+            done = midi__append(&song->bars, &song->n_bars, &tick, sizeof tick);
+        } else if (kind == MIDI_KIND_DURATION && pitch >= 0) {
+            int64_t start = (base + offset) * MIDI_STEP, duration = (token - MIDI_DURATION + 1) * MIDI_STEP;
+            done = midi_add_note(song, start, start + duration, MIDI_LOWEST_KEY + pitch, 80, 0, 0);
+        }
+        offset = kind == MIDI_KIND_OFFSET ? token - MIDI_OFFSET : -1;
+        pitch = -1;
     }
     if (!done) {
         midi_free(song);
@@ -1074,20 +988,13 @@ MIDI_DEF int midi_decode(const uint8_t *tokens, size_t n, midi_song *song, midi_
 }
 
 MIDI_DEF midi_kind midi_token_kind(int token) {
-    return token < MIDI_OFFSET     ? MIDI_KIND_BAR
-           : token < MIDI_PITCH    ? MIDI_KIND_OFFSET
-           : token < MIDI_DURATION ? MIDI_KIND_PITCH
-                                   : MIDI_KIND_DURATION;
+    return (midi_kind)((token >= MIDI_OFFSET) + (token >= MIDI_PITCH) + (token >= MIDI_DURATION));
 }
 
 MIDI_DEF int midi_may_follow(int previous, int next) {
-    midi_kind kind = midi_token_kind(next);
-    if (previous < 0) return kind == MIDI_KIND_OFFSET;
-    switch (midi_token_kind(previous)) {
-    case MIDI_KIND_OFFSET: return kind == MIDI_KIND_BAR || kind == MIDI_KIND_PITCH;
-    case MIDI_KIND_PITCH: return kind == MIDI_KIND_DURATION;
-    default: return kind == MIDI_KIND_OFFSET;
-    }
+    midi_kind kind = midi_token_kind(next), before = previous < 0 ? MIDI_KIND_BAR : midi_token_kind(previous);
+    if (before == MIDI_KIND_OFFSET) return kind == MIDI_KIND_BAR || kind == MIDI_KIND_PITCH;
+    return kind == (before == MIDI_KIND_PITCH ? MIDI_KIND_DURATION : MIDI_KIND_OFFSET);
 }
 
 #endif // MIDI_IMPLEMENTATION
