@@ -27,8 +27,9 @@ static bool is_number(const StTensor *tensor) {
            tensor->type != ST_F8_E8M0;
 }
 
-// Element i; whole numbers beyond 2^53 are rounded.
+// Element i, or 0 where it is no number; whole numbers beyond 2^53 are rounded.
 static double value_of(const StTensor *tensor, int64_t i) {
+    if (st_is_float(tensor) || !is_number(tensor)) return st_get(tensor, i);
     int64_t bits = 0; // little-endian: a short element fills the low bytes
     size_t size = (size_t)st_size(tensor->type);
     memcpy(&bits, (const char *)tensor->data + (size_t)i * size, size);
@@ -37,12 +38,7 @@ static double value_of(const StTensor *tensor, int64_t i) {
     case ST_I16: return (double)(int16_t)bits;
     case ST_I32: return (double)(int32_t)bits;
     case ST_U64: return (double)(uint64_t)bits;
-    case ST_BOOL:
-    case ST_U8:
-    case ST_U16:
-    case ST_U32:
-    case ST_I64: return (double)bits;
-    default: return st_get(tensor, i);
+    default: return (double)bits;
     }
 }
 
@@ -67,23 +63,17 @@ static void print_text(const char *text, int width) { // up to width bytes, cont
 }
 
 static const char *index_text(const StTensor *tensor, int64_t at, char text[200]) { // of element number at
-    StTensor index = *tensor;
-    for (int d = tensor->rank - 1; d >= 0; d--) {
-        index.shape[d] = at % tensor->shape[d];
-        at /= tensor->shape[d];
-    }
-    return st_shape_text(text, index.rank, index.shape);
+    int64_t index[ST_MAX_RANK];
+    for (int d = tensor->rank - 1; d >= 0; at /= tensor->shape[d--]) index[d] = at % tensor->shape[d];
+    return st_shape_text(text, tensor->rank, index);
 }
 
-static int name_width(const StFile *a, const StFile *b) {
-    size_t width = 6;
-    for (const StFile *file = a; file; file = file == a ? b : NULL) {
-        for (int i = 0; i < file->n_tensors; i++) {
-            size_t length = strlen(file->tensors[i].name);
-            if (length > width && length <= 60) width = length;
-        }
+static int name_width(int width, const StFile *file) { // at least width
+    for (int i = 0; i < file->n_tensors; i++) {
+        int length = (int)strlen(file->tensors[i].name);
+        if (length > width && length <= 60) width = length;
     }
-    return (int)width;
+    return width;
 }
 
 static void print_name(const char *name, int width) {
@@ -123,7 +113,7 @@ static void show_tensor(const StTensor *tensor, int width) {
 static bool show(const char *path, char *error) {
     StFile file;
     if (!st_read(&file, path, error)) return false;
-    int width = name_width(&file, NULL);
+    int width = name_width(6, &file);
     long long elements = 0;
     for (int i = 0; i < file.n_tensors; i++) elements += file.tensors[i].count;
     printf("%s: %d tensors, %lld elements, %zu bytes\n", path, file.n_tensors, elements, file.size);
@@ -151,10 +141,14 @@ typedef struct { // the beginning of names; * in it fits anything
 } Pattern;
 
 typedef struct {
+    Pattern list[MAX_TEXTS];
+    int n;
+} Patterns;
+
+typedef struct {
     StFile a, b;
     long double *norms; // of b's tensors
-    Pattern tolerances[MAX_TEXTS], required[MAX_TEXTS], relus[MAX_TEXTS];
-    int n_tolerances, n_required, n_relus;
+    Patterns tolerances, required, relus;
     double relu_rtol; // by which gradients may differ because of them
     bool quiet;
     int width, compared, failed, only_one, missing;
@@ -162,34 +156,30 @@ typedef struct {
     const char *worst;
 } Comparison;
 
-static bool fits(const Pattern *pattern, const char *name) { return !fnmatch(pattern->glob, name, 0); }
+static const Pattern *last_fitting(const Patterns *patterns, const char *name) { // or NULL
+    for (int i = patterns->n - 1; i >= 0; i--) {
+        if (!fnmatch(patterns->list[i].glob, name, 0)) return &patterns->list[i];
+    }
+    return NULL;
+}
 
-static bool pattern_read(Pattern *pattern, const char *text, size_t length, char *error) {
-    if (length > MAX_PATTERN) return fail(error, "%.60s...: a pattern has at most %d bytes", text, MAX_PATTERN);
-    snprintf(pattern->glob, sizeof pattern->glob, "%.*s*", (int)length, text);
+// Each text is PATTERN, or with rtol F or PATTERN=F.
+static bool patterns_read(Patterns *patterns, const Texts *texts, bool rtol, char *error) {
+    for (; patterns->n < texts->n; patterns->n++) {
+        Pattern *pattern = &patterns->list[patterns->n];
+        const char *text = texts->list[patterns->n], *equals = strrchr(text, '=');
+        size_t length = strlen(text);
+        if (rtol) {
+            Flags scratch = {0};
+            Flag *number = flag_number(&scratch, "rtol", &pattern->rtol, 0, "[0, inf)", "");
+            const char *value = equals ? equals + 1 : text;
+            if (!flag_set(number, value, error)) return fail(error, "--rtol %.60s: %s", text, error);
+            length = equals ? (size_t)(equals - text) : 0;
+        }
+        if (length > MAX_PATTERN) return fail(error, "%.60s...: a pattern has at most %d bytes", text, MAX_PATTERN);
+        snprintf(pattern->glob, sizeof pattern->glob, "%.*s*", (int)length, text);
+    }
     return true;
-}
-
-static bool tolerance_read(Pattern *pattern, const char *text, char *error) { // F, or PATTERN=F
-    Flags scratch = {0};
-    Flag *number = flag_number(&scratch, "rtol", &pattern->rtol, 0, "[0, inf)", "");
-    const char *equals = strrchr(text, '='), *value = equals ? equals + 1 : text;
-    if (!flag_set(number, value, error)) return fail(error, "--rtol %.60s: %s", text, error);
-    return pattern_read(pattern, text, equals ? (size_t)(equals - text) : 0, error);
-}
-
-static double tolerance_of(const Comparison *c, const char *name) { // the last that fits
-    for (int i = c->n_tolerances - 1; i >= 0; i--) {
-        if (fits(&c->tolerances[i], name)) return c->tolerances[i].rtol;
-    }
-    return 1e-5;
-}
-
-static bool any_fits(const Pattern *list, int n, const char *name) {
-    for (int i = 0; i < n; i++) {
-        if (fits(&list[i], name)) return true;
-    }
-    return false;
 }
 
 // Of N ReLUs about half are open. Where k of them are open in one file only, ||a - b|| / ||b|| of what comes back
@@ -200,7 +190,7 @@ static void find_relus(Comparison *c) {
     double squares = 0;
     for (int i = 0; i < c->a.n_tensors; i++) {
         const StTensor *a = &c->a.tensors[i], *b = st_find(&c->b, a->name);
-        if (!any_fits(c->relus, c->n_relus, a->name) || !b || a->count != b->count) continue;
+        if (!last_fitting(&c->relus, a->name) || !b || a->count != b->count) continue;
         long long k = 0;
         for (int64_t e = 0; e < a->count; e++) k += (value_of(a, e) > 0) != (value_of(b, e) > 0);
         all += a->count;
@@ -208,7 +198,7 @@ static void find_relus(Comparison *c) {
         if (a->count) squares += 2 * (double)k / (double)a->count;
     }
     if (differ) c->relu_rtol = sqrt(squares) * (1 + 3 / sqrt((double)differ));
-    if (c->n_relus) printf("%lld of %lld ReLUs differ: %.2g more for grad.\n", differ, all, c->relu_rtol);
+    if (c->relus.n) printf("%lld of %lld ReLUs differ: %.2g more for grad.\n", differ, all, c->relu_rtol);
 }
 
 // The largest norm of the same family in b.
@@ -250,7 +240,8 @@ static void compare_tensor(Comparison *c, const StTensor *a, const StTensor *b) 
             worst = i;
         }
     }
-    double rtol = floats ? tolerance_of(c, a->name) : 0;
+    const Pattern *tolerance = last_fitting(&c->tolerances, a->name);
+    double rtol = !floats ? 0 : tolerance ? tolerance->rtol : 1e-5;
     if (!strncmp(a->name, "grad.", 5)) rtol += c->relu_rtol;
     long double norm = fmaxl(c->norms[b - c->b.tensors], family_norm(c, a->name) / 1000);
     double relative = max == 0 ? 0 : floats && isfinite(max) ? (double)(sqrtl(sum) / norm) : INFINITY;
@@ -271,7 +262,7 @@ static void compare_tensor(Comparison *c, const StTensor *a, const StTensor *b) 
 }
 
 static void one_sided(Comparison *c, const StTensor *tensor, const char *path) {
-    bool required = any_fits(c->required, c->n_required, tensor->name);
+    bool required = last_fitting(&c->required, tensor->name);
     c->only_one++;
     if (required) c->missing++;
     if (c->quiet && !required) return;
@@ -279,11 +270,10 @@ static void one_sided(Comparison *c, const StTensor *tensor, const char *path) {
     printf("only in %s%s\n", path, required ? ", and required  FAIL" : "");
 }
 
-static bool in_file(const Pattern *pattern, const StFile *file) {
-    for (int i = 0; i < file->n_tensors; i++) {
-        if (fits(pattern, file->tensors[i].name)) return true;
-    }
-    return false;
+static bool in_file(const char *glob, const StFile *file) {
+    int i = 0;
+    while (i < file->n_tensors && fnmatch(glob, file->tensors[i].name, 0)) i++;
+    return i < file->n_tensors;
 }
 
 static bool compare(Comparison *c, const char *path_a, const char *path_b, char *error) {
@@ -292,7 +282,7 @@ static bool compare(Comparison *c, const char *path_a, const char *path_b, char 
     if (!c->norms) return fail(error, "%s: there is no memory for its %d norms", path_b, c->b.n_tensors);
     for (int i = 0; i < c->b.n_tensors; i++) c->norms[i] = norm_of(&c->b.tensors[i]);
     find_relus(c);
-    c->width = name_width(&c->a, &c->b);
+    c->width = name_width(name_width(6, &c->a), &c->b);
     printf("%-*s  %-14s %9s %9s %9s  %s\n", c->width, "tensor", "shape", "max diff", "relative", "of rtol",
            "farthest element, in A, in B");
     for (int i = 0, j = 0; i < c->a.n_tensors || j < c->b.n_tensors;) { // both are sorted by name
@@ -305,9 +295,10 @@ static bool compare(Comparison *c, const char *path_a, const char *path_b, char 
         i += order <= 0;
         j += order >= 0;
     }
-    for (int i = 0; i < c->n_required; i++) {
-        if (in_file(&c->required[i], &c->a) || in_file(&c->required[i], &c->b)) continue;
-        printf("%s is required, and in neither file  FAIL\n", c->required[i].glob);
+    for (int i = 0; i < c->required.n; i++) {
+        const char *glob = c->required.list[i].glob;
+        if (in_file(glob, &c->a) || in_file(glob, &c->b)) continue;
+        printf("%s is required, and in neither file  FAIL\n", glob);
         c->missing++;
     }
     printf("compare tensors=%d failed=%d only_one=%d missing=%d used=%.3g worst=", c->compared, c->failed, c->only_one,
@@ -347,18 +338,8 @@ int main(int argc, char **argv) {
     flag_texts(&flags, "require", "PATTERN", &required, MAX_TEXTS, "both files must have these tensors");
     flag_texts(&flags, "relu", "PATTERN", &relus, MAX_TEXTS, "outputs of ReLUs; see above");
     flag_switch(&flags, "quiet", &c.quiet, "print only what fails, and the last line");
-    bool good = flags_parse(&flags, argc, argv, error);
-    for (; good && c.n_tolerances < tolerances.n; c.n_tolerances++) {
-        good = tolerance_read(&c.tolerances[c.n_tolerances], tolerances.list[c.n_tolerances], error);
-    }
-    for (; good && c.n_required < required.n; c.n_required++) {
-        const char *text = required.list[c.n_required];
-        good = pattern_read(&c.required[c.n_required], text, strlen(text), error);
-    }
-    for (; good && c.n_relus < relus.n; c.n_relus++) {
-        const char *text = relus.list[c.n_relus];
-        good = pattern_read(&c.relus[c.n_relus], text, strlen(text), error);
-    }
+    bool good = flags_parse(&flags, argc, argv, error) && patterns_read(&c.tolerances, &tolerances, true, error) &&
+                patterns_read(&c.required, &required, false, error) && patterns_read(&c.relus, &relus, false, error);
     if (good && (flags.help || flags.version)) {
         if (flags.help) print_help(&flags);
         if (flags.version) printf("compare_tensors %s\n", MUSIC_VERSION);
