@@ -39,8 +39,8 @@ typedef struct {
 static bool read_model(Result *result, const char *path, char *error) {
     StFile file;
     if (!st_read(&file, path, error)) return false;
-    const char *epoch = st_meta(&file, "epoch"), *loss = st_meta(&file, "test_loss"),
-               *window = st_meta(&file, "window");
+    const char *epoch = st_meta(&file, "epoch"), *window = st_meta(&file, "window");
+    const char *loss = st_meta(&file, "test_loss");
     for (int i = 0; i < file.n_tensors; i++) result->parameters += file.tensors[i].count;
     if (epoch) result->best_epoch = atoll(epoch);
     if (loss) result->best_loss = strtod(loss, NULL);
@@ -96,10 +96,7 @@ static bool read_eval(Result *result, const char *path, char *error) {
                 result->tokens[i] = tokens;
             }
         }
-        if (!strncmp(line, "eval ", 5)) {
-            sscanf(line, "eval loss=%lf windows=%lld tokens=%lld stride=%lld", &result->loss, &windows, &tokens,
-                   &stride);
-        }
+        sscanf(line, "eval loss=%lf windows=%lld tokens=%lld stride=%lld", &result->loss, &windows, &tokens, &stride);
     }
     free(text);
     result->windows = windows;
@@ -227,8 +224,7 @@ static void print_samples(TextBuffer *out, const Result *results, const Dataset 
                "after the first 256 (grey) of two test pieces. Each picture is also a .mid file of that name.\n");
     for (int k = 0; k < N_PRIMES; k++) {
         int64_t p = prime_piece(test, k);
-        const char *name = test->names;
-        for (int64_t i = 0; i < p && *name; i++) name += strcspn(name, "\n") + 1;
+        const char *name = dataset_name(test, p);
         text_print(out, "- prime-%d.mid: test piece %lld, %.*s\n", k + 1, (long long)p + 1, (int)strcspn(name, "\n"),
                    name);
     }
@@ -243,21 +239,19 @@ static void print_samples(TextBuffer *out, const Result *results, const Dataset 
 
 // What the runs were made with, as paper.sh has written it down.
 static bool print_settings(TextBuffer *out, const char *folder, char *error) {
-    char *path = path_join(folder, "settings.txt"), *text = NULL;
+    char *path = path_join(folder, "settings.txt"), *text;
     size_t size;
     bool ok = read_file(path, (void **)&text, &size, error);
-    if (ok) {
-        text_print(
-            out,
-            "\n## Settings\n\nThe published recipe is the trainers' own; flags beside it make another experiment.\n\n");
-    }
-    for (char *line = text, *end; ok && *line; line = end + (*end == '\n')) {
+    free(path);
+    if (!ok) return false;
+    text_print(out, "\n## Settings\n\n"
+                    "The published recipe is the trainers' own; flags beside it make another experiment.\n\n");
+    for (const char *line = text, *end; *line; line = end + (*end == '\n')) {
         end = line + strcspn(line, "\n");
         text_print(out, "    %.*s\n", (int)(end - line), line);
     }
     free(text);
-    free(path);
-    return ok;
+    return true;
 }
 
 static void print_csv(TextBuffer *out, const Result *results) {
@@ -282,8 +276,7 @@ static void print_curves(TextBuffer *out, const Result *results) {
     bool alike = true;
     for (int k = 0; k < N_MODELS; k++) {
         const Result *r = &results[k];
-        const LossCurve curve = {r->name, r->points, r->n, r->published, r->published_epochs};
-        curves[k] = curve;
+        curves[k] = (LossCurve){r->name, r->points, r->n, r->published, r->published_epochs};
         alike &= r->epoch_steps == results[0].epoch_steps;
     }
     if (alike) snprintf(epochs, sizeof epochs, "epoch (%s steps each)", thousands(count, results[0].epoch_steps));
@@ -306,14 +299,10 @@ static bool report_write(const Dataset *test, const char *out, char *error) {
     TextBuffer text = {0};
     bool ok = true;
     for (int k = 0; ok && k < N_MODELS; k++) ok = read_result(&results[k], out, error);
-    if (ok) {
-        print_curves(&text, results);
-        ok = write_text(&text, out, "losses.svg", error);
-    }
-    if (ok) {
-        print_csv(&text, results);
-        ok = write_text(&text, out, "table.csv", error);
-    }
+    if (ok) print_curves(&text, results);
+    ok = ok && write_text(&text, out, "losses.svg", error);
+    if (ok) print_csv(&text, results);
+    ok = ok && write_text(&text, out, "table.csv", error);
     if (ok) {
         print_losses(&text, results);
         print_kinds(&text, results);
