@@ -11,7 +11,7 @@ lstm) shape="$((batch * 256)) 2048 512" ;; # the input product of a layer
 esac
 make -s "train_${model}_music" || exit 1
 limit=$(mktemp) && trap 'rm -f "$limit"' EXIT
-${CC:-cc} -O2 dev/tools/sgemm_limit.c -o "$limit" -lopenblas 2>/dev/null || limit=
+${CC:-cc} -O2 -Idev dev/tools/sgemm_limit.c -o "$limit" -lopenblas 2>/dev/null || limit=
 tunables=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296
 peer=yes
 python3 -c 'import torch' 2>/dev/null || peer=
