@@ -128,13 +128,11 @@ static void barriers(cudaStream_t stream, int multiprocessors) {
 }
 
 #ifdef CUBLAS
-#define check_cublas(call)                                                                                             \
-    do {                                                                                                               \
-        if ((call) != CUBLAS_STATUS_SUCCESS) {                                                                         \
-            fprintf(stderr, "gpu_limits.cu:%d: %s: cuBLAS refuses\n", __LINE__, #call);                                \
-            exit(1);                                                                                                   \
-        }                                                                                                              \
-    } while (0)
+static void check_status(cublasStatus_t status, const char *call, int line) {
+    if (status == CUBLAS_STATUS_SUCCESS) return;
+    fprintf(stderr, "gpu_limits.cu:%d: %s: cuBLAS refuses\n", line, call);
+    exit(1);
+}
 
 template <typename T>
 static void product(cublasHandle_t cublas, cudaStream_t stream, const char *name, cudaDataType type) {
@@ -148,8 +146,8 @@ static void product(cublasHandle_t cublas, cudaStream_t stream, const char *name
     fill_kernel<T><<<1024, 256, 0, stream>>>(a, size);
     fill_kernel<T><<<1024, 256, 0, stream>>>(b, size);
     const float ms = milliseconds(stream, [&] {
-        check_cublas(cublasGemmEx(cublas, CUBLAS_OP_N, CUBLAS_OP_N, n, n, n, &one, a, type, n, b, type, n, &zero, c,
-                                  type, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+        check(cublasGemmEx(cublas, CUBLAS_OP_N, CUBLAS_OP_N, n, n, n, &one, a, type, n, b, type, n, &zero, c, type, n,
+                           CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
     });
     printf("%s %.1f\n", name, 2.0 * n * n * n / ms / 1e9);
     check(cudaFree(a));
@@ -174,11 +172,11 @@ int main() {
     barriers(stream, about.multiProcessorCount);
 #ifdef CUBLAS
     cublasHandle_t cublas;
-    check_cublas(cublasCreate(&cublas));
-    check_cublas(cublasSetStream(cublas, stream));
+    check(cublasCreate(&cublas));
+    check(cublasSetStream(cublas, stream));
     product<__nv_bfloat16>(cublas, stream, "bf16_TFLOP_s", CUDA_R_16BF);
     product<float>(cublas, stream, "fp32_TFLOP_s", CUDA_R_32F);
-    check_cublas(cublasDestroy(cublas));
+    check(cublasDestroy(cublas));
 #endif
     check(cudaStreamDestroy(stream));
     return 0;
