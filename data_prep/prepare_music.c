@@ -11,9 +11,9 @@ Leaves out: judging the music. Each file is a piece, long or short, good or bad,
 #include "base/flags.h"
 #include "base/program.h"
 
-#include <ctype.h>
 #include <dirent.h>
 #include <math.h>
+#include <strings.h>
 
 #define MIDI_STATIC
 #define MIDI_IMPLEMENTATION
@@ -89,12 +89,9 @@ static void line(const char *what, const char *path, const char *why) {
 static bool is_midi_name(const char *name) {
     static const char *const suffixes[] = {".mid", ".midi", ".kar", ".rmi"};
     const char *dot = strrchr(name, '.');
-    for (int i = 0; dot && i < 4; i++) {
-        const char *a = dot, *b = suffixes[i];
-        while (*a && tolower((unsigned char)*a) == *b) a++, b++;
-        if (!*a && !*b) return true;
-    }
-    return false;
+    bool found = false;
+    for (int i = 0; dot && i < 4; i++) found |= !strcasecmp(dot, suffixes[i]);
+    return found;
 }
 
 static int by_path(const void *a, const void *b) { // strcmp compares unsigned bytes
@@ -118,7 +115,7 @@ static void add_entry(Search *search, char *path, const char *problem) {
 
 static void search_folder(Search *search, const char *root, char *relative) {
     char *path = path_join(root, relative);
-    DIR *folder = opendir(*relative ? path : root);
+    DIR *folder = opendir(path);
     if (!folder) {
         char why[200];
         snprintf(why, sizeof why, "this folder cannot be searched: %s", strerror(errno));
@@ -177,40 +174,41 @@ static void free_search(Search *search) {
 
 // ---- reading them
 
-static void note_change(char changes[], size_t size, const char *what, size_t count) {
+enum { CHANGES_SIZE = 600 };
+
+static void note_change(char changes[CHANGES_SIZE], const char *what, size_t count) {
     size_t length = strlen(changes);
-    if (count > 0) snprintf(changes + length, size - length, "%s%s: %zu", length ? "; " : "", what, count);
+    if (count > 0) snprintf(changes + length, CHANGES_SIZE - length, "%s%s: %zu", length ? "; " : "", what, count);
 }
 
 // Appends the piece in a file. changes becomes how it differs from the file, or "". On failure problem is why.
-static bool add_piece(Corpus *corpus, const char *root, const char *name, char changes[600], midi_error *problem) {
+static bool add_piece(Corpus *corpus, const char *root, const char *name, bool test, char changes[CHANGES_SIZE],
+                      midi_error *problem) {
     midi_song song;
     midi_report report;
-    Piece piece = {NULL, NULL, 0, false};
+    Piece piece = {NULL, NULL, 0, test};
     char *path = path_join(root, name);
-    bool good = midi_read_file(&song, path, MOST_FILE_BYTES, problem);
+    bool good = midi_read_file(&song, path, MOST_FILE_BYTES, problem) &&
+                midi_encode(&song, &piece.tokens, &piece.n_tokens, &report, problem);
     free(path);
-    if (!good) return false;
-    good = midi_encode(&song, &piece.tokens, &piece.n_tokens, &report, problem);
     changes[0] = 0;
     if (good) {
         if (report.assumed_meter) strcpy(changes, "no time signature, read as 4/4");
-        note_change(changes, 600, "notes outside the piano's keys dropped", report.out_of_range);
-        note_change(changes, 600, "notes too short for the grid dropped", report.vanished);
-        note_change(changes, 600, "notes never ended, ended with their track", song.open_notes);
-        note_change(changes, 600, "ends of notes that never began ignored", song.unmatched_offs);
-        note_change(changes, 600, "senseless time signatures ignored", song.ignored_meters);
-        note_change(changes, 600, "tracks announced and missing", song.missing_tracks);
-        note_change(changes, 600, "chunks that are no tracks ignored", song.skipped_chunks);
-        note_change(changes, 600, "bytes after the last track ignored", song.trailing_bytes);
-        if (piece.n_tokens == 0) {
-            good = false;
-            problem->offset = MIDI_NO_OFFSET;
-            snprintf(problem->text, sizeof problem->text, "gives no tokens%s%.150s%s", *changes ? " (" : "", changes,
-                     *changes ? ")" : "");
-        } else if (report.notes == 0) {
-            note_change(changes, 600, "holds no notes, only bar lines", report.bars);
-        }
+        note_change(changes, "notes outside the piano's keys dropped", report.out_of_range);
+        note_change(changes, "notes too short for the grid dropped", report.vanished);
+        note_change(changes, "notes never ended, ended with their track", song.open_notes);
+        note_change(changes, "ends of notes that never began ignored", song.unmatched_offs);
+        note_change(changes, "senseless time signatures ignored", song.ignored_meters);
+        note_change(changes, "tracks announced and missing", song.missing_tracks);
+        note_change(changes, "chunks that are no tracks ignored", song.skipped_chunks);
+        note_change(changes, "bytes after the last track ignored", song.trailing_bytes);
+    }
+    if (good && piece.n_tokens == 0) {
+        good = false;
+        snprintf(problem->text, sizeof problem->text, "gives no tokens%s%.150s%s", *changes ? " (" : "", changes,
+                 *changes ? ")" : "");
+    } else if (good && report.notes == 0) {
+        note_change(changes, "holds no notes, only bar lines", report.bars);
     }
     midi_free(&song);
     if (!good) {
@@ -226,31 +224,22 @@ static bool add_piece(Corpus *corpus, const char *root, const char *name, char c
 // Appends the pieces of a folder, as training or test pieces; false (with a sentence on stderr) if there are none.
 static bool add_folder(Corpus *corpus, const char *root, bool test) {
     Search search;
-    size_t before = corpus->n, skipped = 0, changed = 0;
+    size_t before = corpus->n, changed = 0;
     bool found = find_files(root, &search);
     for (size_t i = 0; found && i < search.n; i++) {
         const Entry *entry = &search.entries[i];
-        char changes[600];
+        char changes[CHANGES_SIZE] = "";
         midi_error problem;
-        if (entry->problem) {
-            line("skipped", entry->path, entry->problem);
-        } else if (!add_piece(corpus, root, entry->path, changes, &problem)) {
-            line("skipped", entry->path, problem.text);
-        } else if (*changes) {
-            line("changed", entry->path, changes);
-            changed++;
-            continue;
-        } else {
-            continue;
-        }
-        skipped++;
+        bool kept = !entry->problem && add_piece(corpus, root, entry->path, test, changes, &problem);
+        if (!kept) line("skipped", entry->path, entry->problem ? entry->problem : problem.text);
+        if (kept && *changes) line("changed", entry->path, changes);
+        changed += kept && *changes;
     }
     size_t kept = corpus->n - before;
-    for (size_t i = before; i < corpus->n; i++) corpus->pieces[i].test = test;
     if (found) {
         print_name(stdout, root);
         printf(": %zu files, %zu kept (%zu of them changed), %zu skipped, %zu of other kinds\n",
-               search.n + search.others, kept, changed, skipped, search.others);
+               search.n + search.others, kept, changed, search.n - kept, search.others);
         if (kept == 0) complain(root, "none of its MIDI files can be used; the lines above say why");
     }
     free_search(&search);
@@ -270,20 +259,15 @@ static void split(Corpus *corpus, double test, uint64_t seed) {
 
 // Writes PATH.new, which takes PATH's place once its sibling is written as well.
 static bool save(const Corpus *corpus, bool test, const char *path, char *error) {
-    size_t n_tokens = 0, n_pieces = 0, names_size = 0, name_bytes = 0, too_short = 0;
-    int64_t windows = 0;
-    for (size_t i = 0; i < corpus->n; i++) {
-        name_bytes += 3 * strlen(corpus->pieces[i].name) + 2;
-        n_tokens += corpus->pieces[i].n_tokens;
-    }
-    uint8_t *tokens = grow(NULL, n_tokens, 1);
-    int64_t *starts = grow(NULL, corpus->n + 1, sizeof *starts);
-    char *names = grow(NULL, name_bytes + 1, 1);
-    n_tokens = 0;
-    names[0] = 0;
+    size_t n_tokens = 0, n_pieces = 0, names_size = 0, too_short = 0;
+    int64_t windows = 0, *starts = grow(NULL, corpus->n + 1, sizeof *starts);
+    uint8_t *tokens = NULL;
+    char *names = NULL;
     for (size_t i = 0; i < corpus->n; i++) {
         const Piece *piece = &corpus->pieces[i];
         if (piece->test != test) continue;
+        tokens = grow(tokens, n_tokens + piece->n_tokens, 1);
+        names = grow(names, names_size + 3 * strlen(piece->name) + 2, 1);
         if (n_pieces > 0) names[names_size++] = '\n';
         names_size += name_escape(piece->name, names + names_size);
         starts[n_pieces++] = (int64_t)n_tokens;
@@ -306,29 +290,29 @@ static bool save(const Corpus *corpus, bool test, const char *path, char *error)
 
 static bool save_both(const Corpus *corpus, const char *out, char *error) {
     static const char *const names[2] = {"train.safetensors", "test.safetensors"};
+    static const char *const fresh_names[2] = {"train.safetensors.new", "test.safetensors.new"};
     char *path[2], *fresh[2];
     struct stat status;
     size_t existing = existing_folders(out);
     bool saved = make_folders(out, error);
     for (int i = 0; i < 2; i++) {
         path[i] = path_join(out, names[i]);
-        fresh[i] = grow(NULL, strlen(path[i]) + 5, 1);
-        sprintf(fresh[i], "%s.new", path[i]);
+        fresh[i] = path_join(out, fresh_names[i]);
         if (saved && !stat(path[i], &status) && !S_ISREG(status.st_mode)) {
             saved = fail(error, "%s: is in the way; a dataset would replace it, but it is not a regular file", path[i]);
         }
     }
-    if (saved) {
-        saved = save(corpus, false, fresh[0], error) && save(corpus, true, fresh[1], error);
-        for (int i = 0; i < 2 && !saved; i++) { // say it of the file that was asked for
-            size_t length = strlen(fresh[i]);
-            if (!strncmp(error, fresh[i], length)) fail(error, "%s%s", path[i], error + length);
-        }
-        for (int i = 0; i < 2 && saved; i++) {
-            if (rename(fresh[i], path[i])) saved = fail(error, "%s: cannot be replaced: %s", path[i], strerror(errno));
-        }
-        if (!saved) remove(fresh[0]), remove(fresh[1]);
+    const bool ready = saved;
+    for (int i = 0; i < 2 && saved; i++) {
+        size_t length = strlen(fresh[i]);
+        saved = save(corpus, i == 1, fresh[i], error);
+        bool of_fresh = !saved && !strncmp(error, fresh[i], length);
+        if (of_fresh) fail(error, "%s%s", path[i], error + length); // say it of the file that was asked for
     }
+    for (int i = 0; i < 2 && saved; i++) {
+        if (rename(fresh[i], path[i])) saved = fail(error, "%s: cannot be replaced: %s", path[i], strerror(errno));
+    }
+    for (int i = 0; i < 2 && ready && !saved; i++) remove(fresh[i]);
     if (saved) printf("wrote %s and %s\n", path[0], path[1]);
     if (!saved) remove_empty_folders(out, existing);
     for (int i = 0; i < 2; i++) {
@@ -402,14 +386,10 @@ int main(int argc, char **argv) {
 
     Corpus corpus = {NULL, 0};
     for (int i = 0; i < folders.n && status == 0; i++) status = !add_folder(&corpus, folders.list[i], i == 1);
-    if (status == 0 && folders.n == 1) {
-        if (corpus.n < 2) {
-            status =
-                complain(folders.list[0], "holds only one piece; two are needed, one to train on and one to test on");
-        } else {
-            split(&corpus, test, seed);
-        }
+    if (status == 0 && folders.n == 1 && corpus.n < 2) {
+        status = complain(folders.list[0], "holds only one piece; two are needed, one to train on and one to test on");
     }
+    if (status == 0 && folders.n == 1) split(&corpus, test, seed);
     if (status == 0 && !save_both(&corpus, out, error)) status = 1;
     for (size_t i = 0; i < corpus.n; i++) {
         free(corpus.pieces[i].name);
