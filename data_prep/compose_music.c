@@ -62,6 +62,7 @@ static int modulo(int a, int n) { return ((a % n) + n) % n; }
 // chord degrees, so that they return in another key, or in minor, without being composed again.
 
 enum { MAJOR, MINOR, DORIAN, MIXOLYDIAN, LYDIAN, MODES };
+static const char mode_letters[] = "Mmdxl";
 static const char *const mode_names[MODES] = {"major", "minor", "dorian", "mixolydian", "lydian"};
 static const int scales[MODES][7] = {{0, 2, 4, 5, 7, 9, 11},
                                      {0, 2, 3, 5, 7, 8, 10},
@@ -124,9 +125,8 @@ static int step_at(const Chord *chord, int key) { // the highest scale step that
 
 // The n-th chord tone below a key (n = 1: the next one), leaving at least `gap` semitones to the first.
 static int tone_below(const Chord *chord, int key, int n, int gap) {
-    for (key -= gap; n > 0; key--) {
-        if (is_tone(chord, key) && --n == 0) return key;
-    }
+    key -= gap;
+    while (!is_tone(chord, key) || --n > 0) key--;
     return key;
 }
 
@@ -205,27 +205,24 @@ typedef struct {
 
 // Appends the chords of a string of bars, beginning at a bar of the theme; returns the bar after the last.
 static int add_harmony(Theme *theme, const char *text, int bar, const Meter *meter, int sevenths, Dice *dice) {
-    while (*text) {
-        for (bool second = false;; second = true) {
-            Symbol chord = {.start = bar * meter->bar, .length = meter->bar};
-            chord.six_four = *text == 'c';
-            chord.dominant = *text == '/';
-            text += chord.dominant;
-            chord.degree = chord.six_four ? 0 : (*text - '1' + 4 * chord.dominant) % 7;
-            bool leads = chord.dominant || (theme->mode <= MINOR && chord.degree == 4);
-            int percent = leads ? 45 + sevenths / 2 : chord.degree ? sevenths : sevenths / 3;
-            chord.seventh = !chord.six_four && chance(dice, percent);
-            if (second) {
-                theme->chords[theme->n_chords - 1].length = meter->half;
-                chord.start += meter->half;
-                chord.length -= meter->half;
-            }
-            theme->chords[theme->n_chords++] = chord;
-            if (*++text != '.') break;
-            text++;
+    for (bool second = false; *text; text += *text != 0) {
+        Symbol chord = {.start = bar * meter->bar, .length = meter->bar};
+        chord.six_four = *text == 'c';
+        chord.dominant = *text == '/';
+        text += chord.dominant;
+        chord.degree = chord.six_four ? 0 : (*text - '1' + 4 * chord.dominant) % 7;
+        text++;
+        bool leads = chord.dominant || (theme->mode <= MINOR && chord.degree == 4);
+        int percent = leads ? 45 + sevenths / 2 : chord.degree ? sevenths : sevenths / 3;
+        chord.seventh = !chord.six_four && chance(dice, percent);
+        if (second) {
+            theme->chords[theme->n_chords - 1].length = meter->half;
+            chord.start += meter->half;
+            chord.length -= meter->half;
         }
-        bar++;
-        if (*text == ' ') text++;
+        theme->chords[theme->n_chords++] = chord;
+        second = *text == '.';
+        bar += !second;
     }
     return bar;
 }
@@ -328,7 +325,7 @@ static int weight_at(int place, const Meter *meter) {
 static Motif make_motif(const Style *style, Dice *dice) {
     Motif motif = {0}, rolled;
     const Meter *meter = &meters[style->meter];
-    int wanted = most(2, style->activity * meter->bar / 16 + between(dice, -1, 1)), best = 1000;
+    int wanted = most(2, style->activity * meter->bar / 16 + between(dice, -1, 1));
     for (int try = 0; try < 6; try++) {
         rolled.n = 0;
         for (int filled = 0; filled < meter->bar;) {
@@ -339,11 +336,7 @@ static Motif make_motif(const Style *style, Dice *dice) {
                 rolled.length[rolled.n++] = digit(*c);
             }
         }
-        int distance = abs(rolled.n - wanted);
-        if (distance < best) {
-            best = distance;
-            motif = rolled;
-        }
+        if (try == 0 || abs(rolled.n - wanted) < abs(motif.n - wanted)) motif = rolled;
     }
     int kind = roll(dice, 6), sign = chance(dice, 55) ? 1 : -1, leap = between(dice, 3, 5);
     motif.move[0] = FREE;
@@ -435,16 +428,7 @@ static int turn_cost(bool dissonant, int in, int out) {
 // of successive notes. A little chance in every cost keeps similar phrases from being the same.
 static void choose_steps(Theme *theme, const Chord *chords, int from, int to, const Phrase *phrase, Dice *dice) {
     enum { FAR = 1 << 28, MAX_PHRASE = 128 };
-    static int turns[2][2 * RANGE - 1][2 * RANGE - 1]; // turn_cost, once for all
     static uint8_t back[MAX_PHRASE][RANGE][RANGE];
-    static bool turns_ready;
-    for (int in = 1 - RANGE; in < RANGE && !turns_ready; in++) {
-        for (int out = 1 - RANGE; out < RANGE; out++) {
-            turns[0][in + RANGE - 1][out + RANGE - 1] = turn_cost(false, in, out);
-            turns[1][in + RANGE - 1][out + RANGE - 1] = turn_cost(true, in, out);
-        }
-    }
-    turns_ready = true;
     MelodyNote *notes = theme->melody;
     int best[RANGE][RANGE], next[RANGE][RANGE]; // cheapest path that ends in notes [p], [q] above the floor
     to = least(to, from + MAX_PHRASE);
@@ -460,11 +444,11 @@ static void choose_steps(Theme *theme, const Chord *chords, int from, int to, co
             int cost = note_cost(theme, phrase, note, q, chord, after) + roll(dice, 7);
             for (int p = 0; p < RANGE; p++) {
                 int key_before = key_of(before, theme->floor + p), key = key_of(chord, theme->floor + q);
-                const int(*turn)[2 * RANGE - 1] = turns[i > 0 && !is_tone(before, key_before)];
+                bool dissonant = i > 0 && !is_tone(before, key_before);
                 next[p][q] = FAR;
                 back[i - from][p][q] = 0;
                 for (int o = 0; o < RANGE; o++) {
-                    int sum = best[o][p] + turn[p - o + RANGE - 1][q - p + RANGE - 1];
+                    int sum = best[o][p] + turn_cost(dissonant, p - o, q - p);
                     if (sum < next[p][q]) {
                         next[p][q] = sum;
                         back[i - from][p][q] = (uint8_t)o;
@@ -565,21 +549,20 @@ static Theme make_theme(const Style *style, int tonic, int mode, int bars, const
             }
         }
         // A phrase with an earlier letter echoes that phrase as far as its harmony lets it, up to its close.
-        for (int earlier = 0; earlier < phrase; earlier++) {
-            if (plan[2 * earlier] != letter) continue;
-            for (int i = first[phrase]; i < theme.n_melody; i++) {
-                if (theme.melody[i].start >= (4 * phrase + 3) * meter->bar) break;
-                theme.melody[i].echo = first[earlier] + i - first[phrase];
-            }
-            break;
+        int earlier = 0, close_start = (4 * phrase + 3) * meter->bar;
+        while (plan[2 * earlier] != letter) earlier++;
+        for (int i = first[phrase]; earlier < phrase && theme.melody[i].start < close_start; i++) {
+            theme.melody[i].echo = first[earlier] + i - first[phrase];
         }
         // The highest climax belongs to the third phrase of four, else to the first of two.
         static const int gaps[2][2] = {{3, 6}, {1, 5}};
         int begin = theme.melody[first[phrase]].start;
-        Phrase wish = {.begin = begin, .length = 4 * (phrase + 1) * meter->bar - begin, .base = base};
-        wish.height = between(dice, 4, 6) + (phrase == (theme.phrases - 1) * 2 / 3 ? 2 : 0);
-        wish.cadence = last ? 'F' : cadence;
-        wish.avoided = pentatonic ? gaps[mode == DORIAN] : NULL;
+        Phrase wish = {.begin = begin,
+                       .length = 4 * (phrase + 1) * meter->bar - begin,
+                       .base = base,
+                       .height = between(dice, 4, 6) + (phrase == (theme.phrases - 1) * 2 / 3 ? 2 : 0),
+                       .cadence = last ? 'F' : cadence,
+                       .avoided = pentatonic ? gaps[mode == DORIAN] : NULL};
         choose_steps(&theme, chords, first[phrase], theme.n_melody, &wish, dice);
     }
     return theme;
@@ -670,6 +653,15 @@ typedef struct {
     int meter, unit;
     const char *signs, *moods;
 } Accompaniment;
+
+typedef struct { // a theme as it is played
+    const Theme *theme;
+    int tonic, mode;
+    const Accompaniment *pattern;
+    char texture; // of the right hand
+    int variation, octave, loudness;
+    bool above; // the accompaniment lies above the melody
+} Section;
 
 // clang-format off
 static const Accompaniment accompaniments[] = {
@@ -779,8 +771,9 @@ static void accompany(Composition *piece, bool above, int start, int length, int
     put(piece, 1, start, length, key, velocity);
 }
 
-static void play_pattern(Composition *piece, const Accompaniment *pattern, const Chord *chord, int next_bass,
-                         int offset, bool above, int loudness) {
+static void play_pattern(Composition *piece, const Section *section, const Accompaniment *pattern, const Chord *chord,
+                         int next_bass) {
+    bool above = section->above;
     int n_signs = (int)strcspn(pattern->signs, " ");
     for (int layer = 0; layer < (pattern->signs[n_signs] ? 2 : 1); layer++) {
         const char *signs = pattern->signs + layer * (n_signs + 1);
@@ -791,17 +784,14 @@ static void play_pattern(Composition *piece, const Accompaniment *pattern, const
             int held = 1;
             while (at % n_signs + held < n_signs && signs[at % n_signs + held] == '-') held++;
             int start = at * pattern->unit, length = least(held * pattern->unit, chord->length - start);
-            int time = offset + chord->start + start, accent = start == 0 ? 5 : 0;
-            int soft = loudness - 16 + accent, bass = loudness - 9 + accent;
+            int time = piece->end + chord->start + start, accent = start == 0 ? 5 : 0;
+            int soft = section->loudness - 16 + accent, bass = section->loudness - 9 + accent;
             int fifth = chord->bass - modulo(chord->bass - chord->tones[2], 12);
             const int *v = chord->voices;
             switch (sign) {
             case 'B': accompany(piece, above, time, length, chord->bass, bass); break;
+            case 'O': accompany(piece, above, time, length, chord->bass, bass - 4); // fall through
             case 'V': accompany(piece, above, time, length, chord->bass - 12, bass); break;
-            case 'O':
-                accompany(piece, above, time, length, chord->bass, bass - 4);
-                accompany(piece, above, time, length, chord->bass - 12, bass);
-                break;
             case 'F': accompany(piece, above, time, length, fifth < 28 ? fifth + 12 : fifth, bass); break;
             case 'C': accompany(piece, above, time, length, v[0], soft); // fall through
             case 'P': accompany(piece, above, time, length, v[1], soft); // fall through
@@ -829,19 +819,20 @@ static void play_pattern(Composition *piece, const Accompaniment *pattern, const
 
 // ---- the right hand
 
-static void play_melody(Composition *piece, const MelodyNote *notes, int n, const Chord *chords, int n_chords,
-                        int offset, int octave, char texture, int loudness) {
+static void play_melody(Composition *piece, const Section *section, const MelodyNote *notes, int n, const Chord *chords,
+                        int n_chords) {
     static const int offers[4] = {2, 5, 3, 4};
     for (int i = 0; i < n; i++) {
         const MelodyNote *note = &notes[i];
         const Chord *chord = chord_at(chords, n_chords, note->start);
-        int key = key_of(chord, note->step) + octave, time = offset + note->start, length = note->length;
+        int octave = section->octave, key = key_of(chord, note->step) + octave;
+        int time = piece->end + note->start, length = note->length;
         int phrase = 4 * piece->meter->bar; // each swells to its climax
-        int velocity = loudness + arch(note->start % phrase, phrase, 9) + note->weight * 3 / 2;
+        int velocity = section->loudness + arch(note->start % phrase, phrase, 9) + note->weight * 3 / 2;
         put(piece, 0, time, length, key, velocity);
         bool heard = note->weight > 0 || length >= 4; // strong or long: a note that stands out
         int unit = piece->tempo > 112 ? 2 : 1, filler = tone_below(chord, key, 1, 3), below = 2;
-        switch (texture) {
+        switch (section->texture) {
         case 'o': put(piece, 0, time, length, key + 12, velocity - 4); break;
         case 'G':
             put(piece, 0, time, length, key + 12, velocity);
@@ -869,7 +860,6 @@ static void play_melody(Composition *piece, const MelodyNote *notes, int n, cons
                 put(piece, 0, time + late, unit, tone_below(chord, key, rung == 3 ? 2 : rung + 1, 3), velocity - 16);
             }
             break;
-        default: break;
         }
     }
 }
@@ -877,15 +867,6 @@ static void play_melody(Composition *piece, const MelodyNote *notes, int n, cons
 // ---- form
 
 enum { THEME_A, THEME_B, THEME_C, THEME_INTRO, THEME_CODA, THEMES };
-
-typedef struct {
-    const Theme *theme;
-    int tonic, mode;
-    const Accompaniment *pattern;
-    char texture; // of the right hand
-    int variation, octave, loudness;
-    bool above; // the accompaniment lies above the melody
-} Section;
 
 // Plays a section. Where the next one is in another key, the last half bar is already its dominant; `run` fills that
 // half bar with a scale up or down to the next melody.
@@ -910,7 +891,7 @@ static void play_section(Composition *piece, const Section *section, const Secti
         while (n > 0 && melody[n - 1].start >= cut) n--;
         melody[n - 1].length = least(melody[n - 1].length, cut - melody[n - 1].start);
     }
-    play_melody(piece, melody, n, chords, n_chords, offset, section->octave, section->texture, section->loudness);
+    play_melody(piece, section, melody, n, chords, n_chords);
     if (run && next && next->theme->n_melody && theme->n_melody) {
         Chord home = realise(next->theme->chords[0], next->tonic, next->mode);
         const Chord *scale = modulates ? &chords[n_chords - 1] : &home;
@@ -940,8 +921,8 @@ static void play_section(Composition *piece, const Section *section, const Secti
     bool breathes = next && next->theme != theme && theme->n_melody && !run && chance(&piece->dice, 60);
     for (int i = 0; i < n_chords; i++) {
         bool closing = breathes && chords[i].start >= length - meter->bar;
-        play_pattern(piece, closing ? &breath : section->pattern, &chords[i], chords[i + 1 < n_chords ? i + 1 : 0].bass,
-                     offset, section->above, section->loudness);
+        int next_bass = chords[i + 1 < n_chords ? i + 1 : 0].bass;
+        play_pattern(piece, section, closing ? &breath : section->pattern, &chords[i], next_bass);
     }
     piece->end += length;
 }
@@ -955,12 +936,10 @@ static int climb(const Theme *theme) { // scale steps from the floor to the high
 // Of eight throws of the dice the texture whose notes per second come nearest to what is wanted, but not the last one.
 static void dress(Composition *piece, Section *section, const Section *before, int wanted_tenths) {
     int best = 1 << 20, bar_ms = piece->meter->bar * 15000 / piece->tempo;
-    for (int try = 0; try < 8; try++) {
+    for (int tries = 0; tries < 8;) {
         const Accompaniment *pattern = &accompaniments[roll(&piece->dice, COUNT(accompaniments))];
-        if (pattern->meter != piece->style->meter || !strpbrk(pattern->moods, piece->style->moods)) {
-            try--;
-            continue;
-        }
+        if (pattern->meter != piece->style->meter || !strpbrk(pattern->moods, piece->style->moods)) continue;
+        tries++;
         char texture = piece->style->right_hand[roll(&piece->dice, (int)strlen(piece->style->right_hand))];
         int line = section->theme->n_melody * 10 / section->theme->bars, notes = pattern_notes(pattern) * 10 + line;
         if (strchr("oTca", texture)) notes += line;
@@ -1067,7 +1046,7 @@ static int make_sections(Composition *piece, const Theme *themes, const char *fo
             section.variation = roll(dice, 3);
             if (climb(section.theme) < 10 && !strchr("oGl", section.texture) && chance(dice, 35)) section.octave = 12;
         }
-        if (variations && place == 2 && (piece->mode == MAJOR || piece->mode == MINOR)) {
+        if (variations && place == 2 && (piece->mode <= MINOR)) {
             section.mode = MAJOR + MINOR - piece->mode; // the minore of a set of variations, or its maggiore
         }
         section.loudness = clamp(between(dice, 68, 84) + (t ? between(dice, -8, 8) : 0) + 8 * place / units, 60, 94);
@@ -1103,7 +1082,7 @@ static void compose(Composition *piece, uint64_t seed, int number) {
     int tonic = chance(dice, 60) ? common_tonics[roll(dice, 12)] : roll(dice, 12);
     piece->tonic = 60 + (tonic > 5 ? tonic - 12 : tonic);
     char mode = style->modes[roll(dice, (int)strlen(style->modes))];
-    piece->mode = mode == 'M' ? MAJOR : mode == 'm' ? MINOR : mode == 'd' ? DORIAN : mode == 'x' ? MIXOLYDIAN : LYDIAN;
+    piece->mode = (int)(strchr(mode_letters, mode) - mode_letters);
     piece->pentatonic = piece->mode != MINOR && chance(dice, 20);
 
     // How long: bars of a theme so that it takes some 12 to 28 seconds, and as many themes as fit.
@@ -1125,8 +1104,7 @@ static void compose(Composition *piece, uint64_t seed, int number) {
     themes[THEME_CODA] = make_theme(style, piece->tonic, piece->mode, 4, motifs[THEME_A], piece->pentatonic, dice);
     Theme *intro = &themes[THEME_INTRO];
     *intro = (Theme){.bars = 2, .mode = piece->mode};
-    add_harmony(intro, piece->mode == MAJOR || piece->mode == MINOR ? (chance(dice, 50) ? "1 5" : "1 4.5") : "1 1", 0,
-                meter, 0, dice);
+    add_harmony(intro, piece->mode <= MINOR ? (chance(dice, 50) ? "1 5" : "1 4.5") : "1 1", 0, meter, 0, dice);
 
     Section sections[16];
     int n = make_sections(piece, themes, form, between(dice, 98, 142), sections);
@@ -1149,19 +1127,17 @@ static void compose(Composition *piece, uint64_t seed, int number) {
 
 // The piece as a Standard MIDI File: a track with names, meter and tempo, and one a hand. The last bars slow down.
 static bool to_midi(const Composition *piece, int number, uint64_t seed, uint8_t **bytes, size_t *size, char *error) {
-    midi_song song;
-    midi_error problem = {0};
+    midi_song song = {.format = 1, .division = 4 * MIDI_STEP};
+    midi_error problem = {.text = "no memory"};
     char text[128];
-    memset(&song, 0, sizeof song);
-    song.format = 1;
-    song.division = 4 * MIDI_STEP;
     snprintf(text, sizeof text, "%s", piece->title);
     for (char *c = text; *c; c++) {
         if (*c == '_') *c = ' ';
         if (c == text) *c = (char)(*c - 'a' + 'A');
     }
     int us = 60000000 / piece->tempo;
-    bool ok = midi_add_text(&song, 0, 3, text, 0);
+    // midi.h writes no key signatures: a text of two bytes holds the place of one, as the first event of the file.
+    bool ok = midi_add_text(&song, 0, 1, "??", 0) && midi_add_text(&song, 0, 3, text, 0);
     snprintf(text, sizeof text, SIGNATURE " " MUSIC_VERSION ", seed %llu, piece %d", (unsigned long long)seed, number);
     ok = ok && midi_add_text(&song, 0, 1, text, 0) && midi_add_text(&song, 0, 3, "right hand", 1) &&
          midi_add_text(&song, 0, 3, "left hand", 2) &&
@@ -1180,29 +1156,18 @@ static bool to_midi(const Composition *piece, int number, uint64_t seed, uint8_t
     }
     ok = ok && midi_write(&song, bytes, size, &problem);
     midi_free(&song);
-    if (!ok) return fail(error, "piece %d: %s", number, problem.text[0] ? problem.text : "no memory");
-    // midi.h writes no key signatures, so this one is put at the head of the first track.
+    if (!ok) return fail(error, "piece %d: %s", number, problem.text);
     static const size_t first_event = 14 + 8;
-    uint8_t *longer = MIDI_REALLOC(*bytes, *size + 6);
-    if (!longer) {
-        MIDI_FREE(*bytes);
-        return fail(error, "piece %d: no memory", number);
-    }
-    memmove(longer + first_event + 6, longer + first_event, *size - first_event);
     uint8_t signature[6] = {
         0, 0xFF, 0x59, 2, (uint8_t)sharps_of(piece->tonic, piece->mode), piece->mode == MINOR || piece->mode == DORIAN};
-    memcpy(longer + first_event, signature, 6);
-    uint32_t length =
-        ((uint32_t)longer[18] << 24 | (uint32_t)longer[19] << 16 | (uint32_t)longer[20] << 8 | longer[21]) + 6;
-    for (int i = 0; i < 4; i++) longer[18 + i] = (uint8_t)(length >> (24 - 8 * i));
-    *bytes = longer;
-    *size += 6;
+    memcpy(*bytes + first_event, signature, 6);
     return true;
 }
 
 // Removes the pieces that an earlier run with another seed or number left in a folder, so that two corpora do not mix.
 // Only files that are named as this program names them and say inside that it wrote them.
 static int remove_stale(const char *folder, char (*names)[96], int pieces) {
+    enum { MOST_HEAD = 199 }; // bytes in which the signature stands
     DIR *directory = opendir(folder);
     int removed = 0;
     for (struct dirent *entry; directory && (entry = readdir(directory));) {
@@ -1212,14 +1177,14 @@ static int remove_stale(const char *folder, char (*names)[96], int pieces) {
             continue;
         int number = atoi(name);
         if (number >= 1 && number <= pieces && !strcmp(name, names[number - 1])) continue;
-        char path[8192 + 300], head[200] = {0};
-        snprintf(path, sizeof path, "%s/%s", folder, name);
-        struct stat about;
-        FILE *file = !stat(path, &about) && S_ISREG(about.st_mode) ? fopen(path, "rb") : NULL;
-        if (!file) continue;
-        size_t got = fread(head, 1, sizeof head - 1, file);
-        fclose(file);
-        if (memmem(head, got, SIGNATURE, strlen(SIGNATURE)) && !unlink(path)) removed++;
+        void *bytes;
+        size_t size;
+        char *path = path_join(folder, name);
+        bool ours = read_file(path, &bytes, &size, NULL) &&
+                    memmem(bytes, size < MOST_HEAD ? size : MOST_HEAD, SIGNATURE, strlen(SIGNATURE));
+        free(bytes);
+        if (ours && !unlink(path)) removed++;
+        free(path);
     }
     if (directory) closedir(directory);
     return removed;
@@ -1230,18 +1195,16 @@ static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *err
     static Composition piece;
     char folders[2][4096], path[4096 + 200];
     size_t existing[2];
-    int written[2] = {0, 0}, removed = 0, n_folders = 0;
+    int written[2] = {0, 0}, removed = 0;
     double notes = 0, seconds = 0;
+    for (int part = 0; part < 2; part++) {
+        int length = snprintf(folders[part], sizeof folders[part], "%s/%s", out, parts[part]);
+        if (length >= (int)sizeof folders[part]) return fail(error, "%.60s...: the path is too long", out);
+        existing[part] = existing_folders(folders[part]);
+    }
     char(*names)[96] = calloc((size_t)pieces, sizeof *names);
     bool ok = names || fail(error, "no memory for the names of %d pieces", pieces);
-    for (int part = 0; part < 2 && ok; part++) {
-        if (snprintf(folders[part], sizeof folders[part], "%s/%s", out, parts[part]) >= (int)sizeof folders[part]) {
-            ok = fail(error, "%.60s...: the path is too long", out);
-        }
-        if (!ok) break;
-        existing[n_folders++] = existing_folders(folders[part]);
-        ok = make_folders(folders[part], error);
-    }
+    for (int part = 0; part < 2 && ok; part++) ok = make_folders(folders[part], error);
     for (int number = 1; number <= pieces && ok; number++) {
         int part = number % 10 == 2;
         uint8_t *bytes = NULL;
@@ -1249,9 +1212,7 @@ static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *err
         compose(&piece, seed, number);
         snprintf(names[number - 1], sizeof names[0], "%03d_%s.mid", number, piece.title);
         snprintf(path, sizeof path, "%s/%s", folders[part], names[number - 1]);
-        ok = to_midi(&piece, number, seed, &bytes, &size, error);
-        if (!ok) break;
-        ok = write_file_atomically(path, bytes, size, error);
+        ok = to_midi(&piece, number, seed, &bytes, &size, error) && write_file_atomically(path, bytes, size, error);
         MIDI_FREE(bytes);
         written[part]++;
         notes += piece.n_notes;
@@ -1259,7 +1220,7 @@ static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *err
     }
     for (int part = 0; part < 2 && ok; part++) removed += remove_stale(folders[part], names, pieces);
     free(names);
-    while (!ok && n_folders-- > 0) remove_empty_folders(folders[n_folders], existing[n_folders]);
+    for (int part = 0; part < 2 && !ok; part++) remove_empty_folders(folders[part], existing[part]);
     if (!ok) return false;
     printf("composed %d pieces into %s and %d into %s: %.0f notes, %.1f hours", written[0], folders[0], written[1],
            folders[1], notes, seconds / 3600);
