@@ -177,7 +177,7 @@ static const Harmony harmonies[MODES] = {
      {"1 2 1 2 5 6", "1 5 2 6 3 2", "1 3 2 6 1 5", "1 2 3 6 2 5", "6 3 1 2 6 3", "1 5 6 2 1 2"}},
 };
 
-enum { FOUR_FOUR, THREE_FOUR, TWO_FOUR, SIX_EIGHT, METERS };
+enum { IN_44, IN_34, IN_24, IN_68, METERS };
 typedef struct {
     int numerator, exponent; // 6/8 is 6 and 3
     int bar, half, beat;     // steps; `half` is where the second chord of a bar begins
@@ -244,28 +244,28 @@ typedef struct {
 } Style;
 
 static const Style styles[] = {
-    {"waltz", THREE_FOUR, 126, 150, "d", "poTcaa", "MMMmmm", 5, 8},
-    {"minuet", THREE_FOUR, 108, 126, "gb", "pTTca", "MMMMm", 7, 4},
-    {"sarabande", THREE_FOUR, 70, 84, "gh", "ccTrG", "Mmmmd", 5, 6},
-    {"mazurka", THREE_FOUR, 120, 144, "d", "poTcG", "mmmMMl", 7, 6},
-    {"romance", THREE_FOUR, 84, 104, "gf", "parrTl", "Mmmm", 6, 14},
-    {"lullaby", SIX_EIGHT, 88, 104, "gf", "pTarl", "MMMl", 5, 12},
-    {"barcarolle", SIX_EIGHT, 96, 120, "gf", "poTTl", "Mmmd", 6, 10},
-    {"jig", SIX_EIGHT, 132, 150, "db", "poTc", "MMdxx", 11, 0},
-    {"siciliana", SIX_EIGHT, 84, 100, "g", "pTTcr", "mmmMd", 7, 6},
-    {"march", FOUR_FOUR, 104, 124, "d", "ocGTc", "MMMmx", 7, 2},
-    {"ballad", FOUR_FOUR, 72, 92, "gf", "pacrrlT", "MMMmmmdx", 7, 20},
-    {"nocturne", FOUR_FOUR, 70, 88, "f", "paorTl", "MMmmm", 7, 14},
-    {"sonatina", FOUR_FOUR, 116, 140, "b", "ppoTa", "MMMMm", 9, 4},
-    {"hymn", FOUR_FOUR, 76, 96, "h", "ccGT", "MMMMxmd", 5, 4},
-    {"rag", TWO_FOUR, 80, 98, "j", "oGcTp", "MMMMm", 15, 6},
-    {"polka", TWO_FOUR, 100, 124, "d", "poTcG", "MMMm", 13, 2},
-    {"tango", TWO_FOUR, 80, 104, "t", "poTcG", "mmmmMd", 12, 8},
-    {"gallop", TWO_FOUR, 116, 140, "db", "pocT", "MMm", 13, 0},
-    {"stroll", FOUR_FOUR, 96, 126, "w", "pcaTG", "MMmxd", 8, 40},
-    {"prelude", FOUR_FOUR, 72, 96, "f", "prpro", "MMmmmdl", 4, 20},
-    {"air", FOUR_FOUR, 88, 112, "ghf", "pTarl", "ddxxMml", 8, 4},
-    {"etude", FOUR_FOUR, 96, 126, "bf", "poTrr", "MMmmm", 6, 10},
+    {"waltz", IN_34, 126, 150, "d", "poTcaa", "MMMmmm", 5, 8},
+    {"minuet", IN_34, 108, 126, "gb", "pTTca", "MMMMm", 7, 4},
+    {"sarabande", IN_34, 70, 84, "gh", "ccTrG", "Mmmmd", 5, 6},
+    {"mazurka", IN_34, 120, 144, "d", "poTcG", "mmmMMl", 7, 6},
+    {"romance", IN_34, 84, 104, "gf", "parrTl", "Mmmm", 6, 14},
+    {"lullaby", IN_68, 88, 104, "gf", "pTarl", "MMMl", 5, 12},
+    {"barcarolle", IN_68, 96, 120, "gf", "poTTl", "Mmmd", 6, 10},
+    {"jig", IN_68, 132, 150, "db", "poTc", "MMdxx", 11, 0},
+    {"siciliana", IN_68, 84, 100, "g", "pTTcr", "mmmMd", 7, 6},
+    {"march", IN_44, 104, 124, "d", "ocGTc", "MMMmx", 7, 2},
+    {"ballad", IN_44, 72, 92, "gf", "pacrrlT", "MMMmmmdx", 7, 20},
+    {"nocturne", IN_44, 70, 88, "f", "paorTl", "MMmmm", 7, 14},
+    {"sonatina", IN_44, 116, 140, "b", "ppoTa", "MMMMm", 9, 4},
+    {"hymn", IN_44, 76, 96, "h", "ccGT", "MMMMxmd", 5, 4},
+    {"rag", IN_24, 80, 98, "j", "oGcTp", "MMMMm", 15, 6},
+    {"polka", IN_24, 100, 124, "d", "poTcG", "MMMm", 13, 2},
+    {"tango", IN_24, 80, 104, "t", "poTcG", "mmmmMd", 12, 8},
+    {"gallop", IN_24, 116, 140, "db", "pocT", "MMm", 13, 0},
+    {"stroll", IN_44, 96, 126, "w", "pcaTG", "MMmxd", 8, 40},
+    {"prelude", IN_44, 72, 96, "f", "prpro", "MMmmmdl", 4, 20},
+    {"air", IN_44, 88, 112, "ghf", "pTarl", "ddxxMml", 8, 4},
+    {"etude", IN_44, 96, 126, "bf", "poTrr", "MMmmm", 6, 10},
 };
 
 // ---- rhythm
@@ -279,24 +279,20 @@ typedef struct {
 
 // clang-format off
 static const Rhythm rhythms[] = {
-    {FOUR_FOUR, "8", ""}, {FOUR_FOUR, "44", ""}, {FOUR_FOUR, "62", ""}, {FOUR_FOUR, "422", ""},
-    {FOUR_FOUR, "224", ""}, {FOUR_FOUR, "2222", ""}, {FOUR_FOUR, "4211", "bfg"}, {FOUR_FOUR, "314", "dh"},
-    {FOUR_FOUR, "3131", "d"}, {FOUR_FOUR, "242", "wgfb"}, {FOUR_FOUR, "332", "w"}, {FOUR_FOUR, "111122", "b"},
-    {FOUR_FOUR, "41111", "bf"}, {FOUR_FOUR, "22211", "bd"}, {FOUR_FOUR, "611", "gf"}, {FOUR_FOUR, "2114", "bd"},
-    {FOUR_FOUR, "1124", "b"}, {FOUR_FOUR, "11112211", "b"},
-    {THREE_FOUR, "84", ""}, {THREE_FOUR, "c", "dgf"}, {THREE_FOUR, "444", ""}, {THREE_FOUR, "624", ""},
-    {THREE_FOUR, "4422", ""}, {THREE_FOUR, "42222", ""}, {THREE_FOUR, "222222", "bdg"}, {THREE_FOUR, "48", "hg"},
-    {THREE_FOUR, "3144", "d"}, {THREE_FOUR, "4224", ""}, {THREE_FOUR, "822", "dgf"}, {THREE_FOUR, "66", "d"},
-    {THREE_FOUR, "4431", "dh"}, {THREE_FOUR, "411112", "b"}, {THREE_FOUR, "22422", "gb"}, {THREE_FOUR, "21144", "db"},
-    {THREE_FOUR, "462", "hgf"}, {THREE_FOUR, "2244", "bdg"},
-    {TWO_FOUR, "44", ""}, {TWO_FOUR, "422", ""}, {TWO_FOUR, "224", ""}, {TWO_FOUR, "2222", ""},
-    {TWO_FOUR, "21122", "dj"}, {TWO_FOUR, "112112", "db"}, {TWO_FOUR, "12122", "jt"}, {TWO_FOUR, "1214", "jt"},
-    {TWO_FOUR, "242", "jt"}, {TWO_FOUR, "332", "tj"}, {TWO_FOUR, "3122", "t"}, {TWO_FOUR, "121121", "j"},
-    {TWO_FOUR, "41111", "db"}, {TWO_FOUR, "11112112", "db"}, {TWO_FOUR, "121211", "j"}, {TWO_FOUR, "314", "dt"},
-    {TWO_FOUR, "611", "t"}, {TWO_FOUR, "11114", "db"}, {TWO_FOUR, "112211", "djb"},
-    {SIX_EIGHT, "6", ""}, {SIX_EIGHT, "42", ""}, {SIX_EIGHT, "222", ""}, {SIX_EIGHT, "312", "g"},
-    {SIX_EIGHT, "24", "g"}, {SIX_EIGHT, "2211", "gfb"}, {SIX_EIGHT, "21111", "b"}, {SIX_EIGHT, "2112", "bf"},
-    {SIX_EIGHT, "411", "gf"},
+    {IN_44, "8", ""}, {IN_44, "44", ""}, {IN_44, "62", ""}, {IN_44, "422", ""}, {IN_44, "224", ""}, {IN_44, "2222", ""},
+    {IN_44, "4211", "bfg"}, {IN_44, "314", "dh"}, {IN_44, "3131", "d"}, {IN_44, "242", "wgfb"}, {IN_44, "332", "w"},
+    {IN_44, "111122", "b"}, {IN_44, "41111", "bf"}, {IN_44, "22211", "bd"}, {IN_44, "611", "gf"}, {IN_44, "2114", "bd"},
+    {IN_44, "1124", "b"}, {IN_44, "11112211", "b"},
+    {IN_34, "84", ""}, {IN_34, "c", "dgf"}, {IN_34, "444", ""}, {IN_34, "624", ""}, {IN_34, "4422", ""},
+    {IN_34, "42222", ""}, {IN_34, "222222", "bdg"}, {IN_34, "48", "hg"}, {IN_34, "3144", "d"}, {IN_34, "4224", ""},
+    {IN_34, "822", "dgf"}, {IN_34, "66", "d"}, {IN_34, "4431", "dh"}, {IN_34, "411112", "b"}, {IN_34, "22422", "gb"},
+    {IN_34, "21144", "db"}, {IN_34, "462", "hgf"}, {IN_34, "2244", "bdg"},
+    {IN_24, "44", ""}, {IN_24, "422", ""}, {IN_24, "224", ""}, {IN_24, "2222", ""}, {IN_24, "21122", "dj"},
+    {IN_24, "112112", "db"}, {IN_24, "12122", "jt"}, {IN_24, "1214", "jt"}, {IN_24, "242", "jt"}, {IN_24, "332", "tj"},
+    {IN_24, "3122", "t"}, {IN_24, "121121", "j"}, {IN_24, "41111", "db"}, {IN_24, "11112112", "db"},
+    {IN_24, "121211", "j"}, {IN_24, "314", "dt"}, {IN_24, "611", "t"}, {IN_24, "11114", "db"}, {IN_24, "112211", "djb"},
+    {IN_68, "6", ""}, {IN_68, "42", ""}, {IN_68, "222", ""}, {IN_68, "312", "g"}, {IN_68, "24", "g"},
+    {IN_68, "2211", "gfb"}, {IN_68, "21111", "b"}, {IN_68, "2112", "bf"}, {IN_68, "411", "gf"},
 };
 // clang-format on
 
@@ -557,12 +553,10 @@ static Theme make_theme(const Style *style, int tonic, int mode, int bars, const
         // The highest climax belongs to the third phrase of four, else to the first of two.
         static const int gaps[2][2] = {{3, 6}, {1, 5}};
         int begin = theme.melody[first[phrase]].start;
-        Phrase wish = {.begin = begin,
-                       .length = 4 * (phrase + 1) * meter->bar - begin,
-                       .base = base,
-                       .height = between(dice, 4, 6) + (phrase == (theme.phrases - 1) * 2 / 3 ? 2 : 0),
-                       .cadence = last ? 'F' : cadence,
-                       .avoided = pentatonic ? gaps[mode == DORIAN] : NULL};
+        Phrase wish = {.begin = begin, .length = 4 * (phrase + 1) * meter->bar - begin, .base = base};
+        wish.height = between(dice, 4, 6) + (phrase == (theme.phrases - 1) * 2 / 3 ? 2 : 0);
+        wish.cadence = last ? 'F' : cadence;
+        wish.avoided = pentatonic ? gaps[mode == DORIAN] : NULL;
         choose_steps(&theme, chords, first[phrase], theme.n_melody, &wish, dice);
     }
     return theme;
@@ -665,31 +659,27 @@ typedef struct { // a theme as it is played
 
 // clang-format off
 static const Accompaniment accompaniments[] = {
-    {FOUR_FOUR, 2, "lhmhlhmh", "bg"}, {FOUR_FOUR, 1, "lhmhlhmhlhmhlhmh", "b"},
-    {FOUR_FOUR, 2, "B---B--- .mhm.mhm", "gb"}, {FOUR_FOUR, 2, "B------- .lmhmlml", "gf"},
-    {FOUR_FOUR, 2, "B------- .2345432", "gf"}, {FOUR_FOUR, 1, "B-------B------- .2345432.2345432", "f"},
-    {FOUR_FOUR, 1, "B--------------- .234565432345432", "f"},
-    {FOUR_FOUR, 1, "O--------------- .lmhlmhlmhlmhlmh", "f"}, {FOUR_FOUR, 4, "B-B- CCCC", "gh"},
-    {FOUR_FOUR, 4, "O--- .CCC", "h"}, {FOUR_FOUR, 8, "OO CC", "h"}, {FOUR_FOUR, 4, "BwBw C-C-", "h"},
-    {FOUR_FOUR, 2, "O------- .CCCCCCC", "gb"}, {FOUR_FOUR, 2, "O--OO--- .PPP.PPP", "b"}, {FOUR_FOUR, 4, "OCFC", "dj"},
-    {FOUR_FOUR, 2, "O.C.F.CC", "d"}, {FOUR_FOUR, 2, "O.CCO.CC", "d"}, {FOUR_FOUR, 2, "w-w-w-w- .P.P.P.P", "w"},
-    {FOUR_FOUR, 2, "w-w-w-w- C-.C--.P", "w"}, {FOUR_FOUR, 4, "wwww .C.C", "w"},
-    {FOUR_FOUR, 2, "O--BO--B ..lm..lm", "g"}, {FOUR_FOUR, 2, "VBVBVBVB", "bd"},
-    {THREE_FOUR, 4, "BCC", "d"}, {THREE_FOUR, 4, "OCC", "d"}, {THREE_FOUR, 2, "O-C-CC", "d"},
-    {THREE_FOUR, 4, "OPC", "d"}, {THREE_FOUR, 2, "lhmhmh", "bg"}, {THREE_FOUR, 2, "B----- .mhmhm", "gb"},
-    {THREE_FOUR, 2, "B----- .23432", "gf"}, {THREE_FOUR, 2, "023454", "gf"},
-    {THREE_FOUR, 1, "B----------- .23454323432", "f"}, {THREE_FOUR, 1, "B----------- .lmhmlmhmlmh", "fb"},
-    {THREE_FOUR, 2, "O----- .PPPPP", "gb"}, {THREE_FOUR, 4, "BC-", "h"}, {THREE_FOUR, 4, "www P--", "b"},
-    {THREE_FOUR, 4, "O-w CCC", "h"}, {THREE_FOUR, 2, "w-w-w- .P.P.P", "b"},
-    {TWO_FOUR, 2, "BCFC", "dj"}, {TWO_FOUR, 2, "OCFC", "dj"}, {TWO_FOUR, 2, "OCOC", "j"},
-    {TWO_FOUR, 1, "O.CCO.C.", "d"}, {TWO_FOUR, 1, "lhmhlhmh", "b"}, {TWO_FOUR, 2, "lhmh", "bd"},
-    {TWO_FOUR, 1, "O--P--P-", "t"}, {TWO_FOUR, 1, "O--CF-C-", "t"}, {TWO_FOUR, 1, "B--2h-m-", "t"},
-    {TWO_FOUR, 1, "B------- .2345432", "t"}, {TWO_FOUR, 1, "V-B-V-B-", "db"}, {TWO_FOUR, 2, "ww.w .C.C", "j"},
-    {SIX_EIGHT, 2, "B----- .23432", "gf"}, {SIX_EIGHT, 2, "B--B-- .mh.mh", "gb"},
-    {SIX_EIGHT, 2, "O--O-- .CC.CC", "gd"}, {SIX_EIGHT, 2, "lmhmhm", "gb"}, {SIX_EIGHT, 2, "024542", "gf"},
-    {SIX_EIGHT, 1, "B----------- .23454323432", "f"}, {SIX_EIGHT, 1, "B-----B----- .lmhml.lmhml", "f"},
-    {SIX_EIGHT, 2, "O-CO-C", "d"}, {SIX_EIGHT, 2, "O.CF.C", "d"}, {SIX_EIGHT, 1, "B---C-B---C-", "g"},
-    {SIX_EIGHT, 2, "w-wwCw", "b"},
+    {IN_44, 2, "lhmhlhmh", "bg"}, {IN_44, 1, "lhmhlhmhlhmhlhmh", "b"}, {IN_44, 2, "B---B--- .mhm.mhm", "gb"},
+    {IN_44, 2, "B------- .lmhmlml", "gf"}, {IN_44, 2, "B------- .2345432", "gf"},
+    {IN_44, 1, "B-------B------- .2345432.2345432", "f"}, {IN_44, 1, "B--------------- .234565432345432", "f"},
+    {IN_44, 1, "O--------------- .lmhlmhlmhlmhlmh", "f"}, {IN_44, 4, "B-B- CCCC", "gh"}, {IN_44, 4, "O--- .CCC", "h"},
+    {IN_44, 8, "OO CC", "h"}, {IN_44, 4, "BwBw C-C-", "h"}, {IN_44, 2, "O------- .CCCCCCC", "gb"},
+    {IN_44, 2, "O--OO--- .PPP.PPP", "b"}, {IN_44, 4, "OCFC", "dj"}, {IN_44, 2, "O.C.F.CC", "d"},
+    {IN_44, 2, "O.CCO.CC", "d"}, {IN_44, 2, "w-w-w-w- .P.P.P.P", "w"}, {IN_44, 2, "w-w-w-w- C-.C--.P", "w"},
+    {IN_44, 4, "wwww .C.C", "w"}, {IN_44, 2, "O--BO--B ..lm..lm", "g"}, {IN_44, 2, "VBVBVBVB", "bd"},
+    {IN_34, 4, "BCC", "d"}, {IN_34, 4, "OCC", "d"}, {IN_34, 2, "O-C-CC", "d"}, {IN_34, 4, "OPC", "d"},
+    {IN_34, 2, "lhmhmh", "bg"}, {IN_34, 2, "B----- .mhmhm", "gb"}, {IN_34, 2, "B----- .23432", "gf"},
+    {IN_34, 2, "023454", "gf"}, {IN_34, 1, "B----------- .23454323432", "f"},
+    {IN_34, 1, "B----------- .lmhmlmhmlmh", "fb"}, {IN_34, 2, "O----- .PPPPP", "gb"}, {IN_34, 4, "BC-", "h"},
+    {IN_34, 4, "www P--", "b"}, {IN_34, 4, "O-w CCC", "h"}, {IN_34, 2, "w-w-w- .P.P.P", "b"},
+    {IN_24, 2, "BCFC", "dj"}, {IN_24, 2, "OCFC", "dj"}, {IN_24, 2, "OCOC", "j"}, {IN_24, 1, "O.CCO.C.", "d"},
+    {IN_24, 1, "lhmhlhmh", "b"}, {IN_24, 2, "lhmh", "bd"}, {IN_24, 1, "O--P--P-", "t"}, {IN_24, 1, "O--CF-C-", "t"},
+    {IN_24, 1, "B--2h-m-", "t"}, {IN_24, 1, "B------- .2345432", "t"}, {IN_24, 1, "V-B-V-B-", "db"},
+    {IN_24, 2, "ww.w .C.C", "j"},
+    {IN_68, 2, "B----- .23432", "gf"}, {IN_68, 2, "B--B-- .mh.mh", "gb"}, {IN_68, 2, "O--O-- .CC.CC", "gd"},
+    {IN_68, 2, "lmhmhm", "gb"}, {IN_68, 2, "024542", "gf"}, {IN_68, 1, "B----------- .23454323432", "f"},
+    {IN_68, 1, "B-----B----- .lmhml.lmhml", "f"}, {IN_68, 2, "O-CO-C", "d"}, {IN_68, 2, "O.CF.C", "d"},
+    {IN_68, 1, "B---C-B---C-", "g"}, {IN_68, 2, "w-wwCw", "b"},
 };
 // clang-format on
 
@@ -1046,7 +1036,7 @@ static int make_sections(Composition *piece, const Theme *themes, const char *fo
             section.variation = roll(dice, 3);
             if (climb(section.theme) < 10 && !strchr("oGl", section.texture) && chance(dice, 35)) section.octave = 12;
         }
-        if (variations && place == 2 && (piece->mode <= MINOR)) {
+        if (variations && place == 2 && piece->mode <= MINOR) {
             section.mode = MAJOR + MINOR - piece->mode; // the minore of a set of variations, or its maggiore
         }
         section.loudness = clamp(between(dice, 68, 84) + (t ? between(dice, -8, 8) : 0) + 8 * place / units, 60, 94);
@@ -1131,36 +1121,31 @@ static bool to_midi(const Composition *piece, int number, uint64_t seed, uint8_t
     midi_error problem = {.text = "no memory"};
     char text[128];
     snprintf(text, sizeof text, "%s", piece->title);
-    for (char *c = text; *c; c++) {
-        if (*c == '_') *c = ' ';
-        if (c == text) *c = (char)(*c - 'a' + 'A');
-    }
+    for (char *c; (c = strchr(text, '_'));) *c = ' ';
+    text[0] = (char)toupper(text[0]);
     int us = 60000000 / piece->tempo;
     // midi.h writes no key signatures: a text of two bytes holds the place of one, as the first event of the file.
     bool ok = midi_add_text(&song, 0, 1, "??", 0) && midi_add_text(&song, 0, 3, text, 0);
     snprintf(text, sizeof text, SIGNATURE " " MUSIC_VERSION ", seed %llu, piece %d", (unsigned long long)seed, number);
     ok = ok && midi_add_text(&song, 0, 1, text, 0) && midi_add_text(&song, 0, 3, "right hand", 1) &&
-         midi_add_text(&song, 0, 3, "left hand", 2) &&
-         midi_add_meter(&song, 0, piece->meter->numerator, piece->meter->exponent, 0) &&
-         midi_add_tempo(&song, 0, us, 0);
+         midi_add_text(&song, 0, 3, "left hand", 2) && midi_add_tempo(&song, 0, us, 0) &&
+         midi_add_meter(&song, 0, piece->meter->numerator, piece->meter->exponent, 0);
     for (int bar = 0; bar < 3 && ok; bar++) {
         static const int percent[3] = {106, 116, 130};
-        ok = midi_add_tempo(&song, (int64_t)MIDI_STEP * (piece->end - (3 - bar) * piece->meter->bar),
-                            us / 100 * percent[bar], 0);
+        int step = piece->end - (3 - bar) * piece->meter->bar;
+        ok = midi_add_tempo(&song, MIDI_STEP * step, us / 100 * percent[bar], 0);
     }
     for (int i = 0; i < piece->n_notes && ok; i++) {
         const Note *note = &piece->notes[i];
-        int64_t start = (int64_t)MIDI_STEP * note->start;
-        ok = midi_add_note(&song, start, start + (int64_t)MIDI_STEP * note->length, note->key, note->velocity,
-                           note->hand, 1 + note->hand);
+        int start = MIDI_STEP * note->start, end = start + MIDI_STEP * note->length;
+        ok = midi_add_note(&song, start, end, note->key, note->velocity, note->hand, 1 + note->hand);
     }
     ok = ok && midi_write(&song, bytes, size, &problem);
     midi_free(&song);
     if (!ok) return fail(error, "piece %d: %s", number, problem.text);
-    static const size_t first_event = 14 + 8;
-    uint8_t signature[6] = {
-        0, 0xFF, 0x59, 2, (uint8_t)sharps_of(piece->tonic, piece->mode), piece->mode == MINOR || piece->mode == DORIAN};
-    memcpy(*bytes + first_event, signature, 6);
+    bool minor = piece->mode == MINOR || piece->mode == DORIAN;
+    const uint8_t signature[6] = {0, 0xFF, 0x59, 2, (uint8_t)sharps_of(piece->tonic, piece->mode), minor};
+    memcpy(*bytes + 14 + 8, signature, 6); // behind the heads of the file and of its first track
     return true;
 }
 
