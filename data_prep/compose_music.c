@@ -139,8 +139,7 @@ typedef struct {
     const char *openings[14]; // two bars that leave home or stay there
     const char *half[7];      // two bars that end open, on the dominant or its like
     const char *full[6];      // two bars that come home
-    const char *evaded[3];    // two bars that promise home and go elsewhere
-    const char *plagal[3];    // home by the subdominant
+    const char *rare[2][3];   // evaded: two bars that promise home and go elsewhere; plagal: home by the subdominant
     const char *sequences[6]; // six bars, before a full close: the old favourites
 } Harmony;
 
@@ -148,36 +147,31 @@ static const Harmony harmonies[MODES] = {
     {{"1 1", "1 4", "1 5", "1 6", "1.5 1", "1 2", "1.4 1", "1 3", "1.6 2.5", "6 4", "1 /4", "4 1", "1 /6", "1.5 6.3"},
      {"4 5", "2 5", "6.4 5", "/5 5", "1 5", "4.2 5", "6./5 5"},
      {"5 1", "2.5 1", "4.5 1", "c.5 1", "6.5 1", "2.5 1"},
-     {"5 6", "4.5 6", "/6 6"},
-     {"4 1", "2.4 1", "6.4 1"},
+     {{"5 6", "4.5 6", "/6 6"}, {"4 1", "2.4 1", "6.4 1"}},
      {"1 5 6 3 4 1", "1 6 4 5 1 6", "1 4 5 3 6 4", "1 3 4 5 1 4", "1 /6 6 /5 5 1", "1 6 2 5 1 /4"}},
     {{"1 1", "1 4", "1 5", "1 6", "1.7 6", "1 2.5", "1 7", "1.5 1", "1 3", "1.4 1", "6 3", "1 /4", "4 1", "1.6 4.5"},
      {"4 5", "6 5", "2 5", "4.6 5", "7.6 5", "1 5", "/5 5"},
      {"5 1", "4.5 1", "2.5 1", "c.5 1", "6.5 1", "4.5 1"},
-     {"5 6", "4.5 6", "7 3"},
-     {"4 1", "6.4 1", "2.4 1"},
+     {{"5 6", "4.5 6", "7 3"}, {"4 1", "6.4 1", "2.4 1"}},
      {"1 7 6 5 1 7", "1 4 7 3 6 2", "1 6 3 7 1 6", "1 5 1 7 3 7", "1 7 3 4 6 1", "1 4 1 5 6 3"}},
     {{"1 4", "1 7", "1 3", "1.7 1", "1 2", "3 4", "1.4 1", "1 1", "3 7", "1.3 4", "1 5", "4 1", "7 1", "1 7.4"},
      {"4 5", "7 5", "3 4", "1 7", "4 7", "3.7 5", "1 5"},
      {"7 1", "4 1", "3.7 1", "5 1", "4.7 1", "4.5 1"},
-     {"7 3", "5 3", "7 4"},
-     {"4 1", "2.4 1", "3.4 1"},
+     {{"7 3", "5 3", "7 4"}, {"4 1", "2.4 1", "3.4 1"}},
      {"1 7 4 1 3 7", "1 3 7 4 1 5", "1 4 1 7 1 4", "1 5 3 7 4 1", "3 7 1 4 3 7", "1 7 3 4 1 7"}},
     {{"1 7", "1 4", "1.7 4", "1 2", "1 5", "1.4 1", "7 4", "1 1", "1.7 1", "4 1", "6 4", "1 6", "1 7.4", "2 7"},
      {"4 5", "7 4", "1 7", "2 7", "4.7 5", "2 5", "6 5"},
      {"7 1", "4.7 1", "7.4 1", "5 1", "2.7 1", "4.5 1"},
-     {"7 6", "5 6", "7 2"},
-     {"4 1", "7.4 1", "2.4 1"},
+     {{"7 6", "5 6", "7 2"}, {"4 1", "7.4 1", "2.4 1"}},
      {"1 7 4 1 6 7", "1 5 7 4 1 2", "1 4 1 7 1 4", "1 2 4 1 7 4", "6 7 1 4 6 7", "1 7 1 5 4 2"}},
     {{"1 2", "1 1", "1.2 1", "3 2", "6 2", "1 5", "1 3", "1 6", "1 2.5", "5 1", "1.5 2", "6 3", "1 7.5", "3 6"},
      {"2 5", "6 2", "3 2", "1 2", "6 5", "1 5", "3 5"},
      {"5 1", "2.5 1", "2 1", "7.5 1", "3.5 1", "6.5 1"},
-     {"5 6", "2 6", "5 3"},
-     {"2 1", "2.5 1", "6.2 1"},
+     {{"5 6", "2 6", "5 3"}, {"2 1", "2.5 1", "6.2 1"}},
      {"1 2 1 2 5 6", "1 5 2 6 3 2", "1 3 2 6 1 5", "1 2 3 6 2 5", "6 3 1 2 6 3", "1 5 6 2 1 2"}},
 };
 
-enum { IN_44, IN_34, IN_24, IN_68, METERS };
+enum { IN_44, IN_34, IN_24, IN_68, METERS }; // 4/4 to 6/8
 typedef struct {
     int numerator, exponent; // 6/8 is 6 and 3
     int bar, half, beat;     // steps; `half` is where the second chord of a bar begins
@@ -503,10 +497,9 @@ static Theme make_theme(const Style *style, int tonic, int mode, int bars, const
         add_harmony(&theme, full, bar, meter, style->sevenths, dice);
     } else {
         for (int phrase = 0; phrase < theme.phrases; phrase++) {
-            const char *close = half;
-            if (plan[2 * phrase + 1] == 'f') close = full;
-            if (plan[2 * phrase + 1] == 'e') close = harmony->evaded[roll(dice, 3)];
-            if (plan[2 * phrase + 1] == 'p') close = harmony->plagal[roll(dice, 3)];
+            char cadence = plan[2 * phrase + 1];
+            const char *close = cadence == 'f' ? full : half;
+            if (cadence == 'e' || cadence == 'p') close = harmony->rare[cadence == 'p'][roll(dice, 3)];
             add_harmony(&theme, opening[plan[2 * phrase] - 'a'], 4 * phrase, meter, style->sevenths, dice);
             add_harmony(&theme, close, 4 * phrase + 2, meter, style->sevenths, dice);
         }
