@@ -467,8 +467,6 @@ static int midi__track(midi__reader *reader, size_t end, int track) {
     size_t first_note = song->n_notes;
     int64_t tick = 0;
     if (!midi__events(reader, end, track, &tick)) return 0;
-    // An end-of-track may reach past its chunk; the next chunk begins where the length says all the same.
-    reader->at = end;
     for (size_t i = first_note; i < song->n_notes; i++) {
         midi_note *note = &song->notes[i];
         if (note->end >= 0) continue;
@@ -487,10 +485,8 @@ static int midi__chunks(midi__reader *reader) {
     int wrapped = size >= 12 && !memcmp(bytes, "RIFF", 4) && !memcmp(bytes + 8, "RMID", 4);
     if (size == 0) return midi__fail(error, 0, "the file is empty");
     if (wrapped) {
-        size_t at = 4;
-        while (at + 4 <= size && memcmp(bytes + at, "MThd", 4)) at++;
-        if (at + 4 > size) return midi__fail(error, 0, "an RMID file without MThd in it");
-        reader->at = at;
+        while (reader->at + 4 <= size && memcmp(bytes + reader->at, "MThd", 4)) reader->at++;
+        if (reader->at + 4 > size) return midi__fail(error, 0, "an RMID file without MThd in it");
     }
     const uint8_t *header = bytes + reader->at;
     size_t there = size - reader->at;
@@ -527,14 +523,13 @@ static int midi__chunks(midi__reader *reader) {
                               (unsigned long long)length, (unsigned long long)(left - 8));
         }
         reader->at += 8;
-        if (memcmp(chunk, "MTrk", 4)) {
-            reader->at += length;
-            song->skipped_chunks++;
-        } else if (midi__track(reader, reader->at + length, song->n_tracks)) {
-            song->n_tracks++;
-        } else {
-            return 0;
-        }
+        size_t end = reader->at + length;
+        int is_track = !memcmp(chunk, "MTrk", 4);
+        if (is_track && !midi__track(reader, end, song->n_tracks)) return 0;
+        // An end-of-track may reach past its chunk; the next chunk begins where the length says all the same.
+        reader->at = end;
+        song->n_tracks += is_track;
+        song->skipped_chunks += !is_track;
     }
     song->missing_tracks = (size_t)(announced - song->n_tracks);
     song->trailing_bytes = wrapped ? 0 : size - reader->at;
@@ -563,15 +558,12 @@ MIDI_DEF int midi_read_file(midi_song *song, const char *path, size_t max_bytes,
     }
     FILE *file = fopen(path, "rb");
     if (!file) return midi__fail(error, MIDI_NO_OFFSET, "cannot be read: %s", strerror(errno));
-    size_t size = (size_t)status.st_size;
-    void *bytes = MIDI_MALLOC(size + 1);
+    void *bytes = MIDI_MALLOC((size_t)status.st_size + 1);
+    size_t size = bytes ? fread(bytes, 1, (size_t)status.st_size, file) : 0;
     int done = bytes ? 1 : midi__no_memory(error);
-    if (done) {
-        size = fread(bytes, 1, size, file);
-        if (ferror(file)) done = midi__fail(error, MIDI_NO_OFFSET, "cannot be read: %s", strerror(errno));
-    }
+    if (ferror(file)) done = midi__fail(error, MIDI_NO_OFFSET, "cannot be read: %s", strerror(errno));
     fclose(file);
-    if (done) done = midi_read(song, bytes, size, error);
+    done = done && midi_read(song, bytes, size, error);
     MIDI_FREE(bytes);
     return done;
 }
@@ -606,12 +598,10 @@ static void midi__put_big_endian(midi__buffer *buffer, uint32_t value, int n) {
 }
 
 static void midi__put_number(midi__buffer *buffer, uint32_t value) {
-    uint8_t bytes[4];
-    int n = 0;
     for (int shift = 21; shift >= 0; shift -= 7) {
-        if (value >> shift || shift == 0) bytes[n++] = (uint8_t)((value >> shift & 0x7F) | (shift ? 0x80 : 0));
+        uint8_t byte = (uint8_t)((value >> shift & 0x7F) | (shift ? 0x80 : 0));
+        if (value >> shift || shift == 0) midi__put(buffer, &byte, 1);
     }
-    midi__put(buffer, bytes, (size_t)n);
 }
 
 static int midi__before(const void *left, const void *right) {

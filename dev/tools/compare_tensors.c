@@ -18,13 +18,12 @@
 
 #include <fnmatch.h>
 
-enum { MAX_PATTERN = 200, VALUE_WIDTH = 100 };
+enum { MAX_PATTERN = 200, MAX_WIDTH = 100 };
 
 // ---- values
 
 static bool is_number(const StTensor *tensor) {
-    return tensor->type != ST_C64 && tensor->type != ST_F8_E5M2 && tensor->type != ST_F8_E4M3 &&
-           tensor->type != ST_F8_E8M0;
+    return tensor->type != ST_C64 && strncmp(st_type_name(tensor->type), "F8_", 3);
 }
 
 // Element i, or 0 where it is no number; whole numbers beyond 2^53 are rounded.
@@ -54,9 +53,9 @@ static long double norm_of(const StTensor *tensor) {
 
 // ---- text
 
-static void print_text(const char *text, int width) { // up to width bytes, control characters as '?'
+static void print_text(const char *text) { // up to MAX_WIDTH bytes, control characters as '?'
     int n = 0;
-    for (int step; text[n] && (step = utf8_length(text + n, strlen(text + n))) && n + step <= width; n += step) {
+    for (int step; text[n] && (step = utf8_length(text + n, strlen(text + n))) && n + step <= MAX_WIDTH; n += step) {
         for (int i = n; i < n + step; i++) putchar((unsigned char)text[i] < 32 || text[i] == 127 ? '?' : text[i]);
     }
     if (text[n]) printf("... (%zu bytes)", strlen(text));
@@ -77,7 +76,7 @@ static int name_width(int width, const StFile *file) { // at least width
 }
 
 static void print_name(const char *name, int width) {
-    print_text(name, VALUE_WIDTH);
+    print_text(name);
     printf("%*s  ", strlen(name) < (size_t)width ? width - (int)strlen(name) : 0, "");
 }
 
@@ -119,9 +118,9 @@ static bool show(const char *path, char *error) {
     printf("%s: %d tensors, %lld elements, %zu bytes\n", path, file.n_tensors, elements, file.size);
     for (int i = 0; i < file.n_meta; i++) {
         printf("  ");
-        print_text(file.meta[i].key, VALUE_WIDTH);
+        print_text(file.meta[i].key);
         printf(" = ");
-        print_text(file.meta[i].value, VALUE_WIDTH);
+        print_text(file.meta[i].value);
         printf("\n");
     }
     if (file.n_tensors) {
@@ -303,7 +302,7 @@ static bool compare(Comparison *c, const char *path_a, const char *path_b, char 
     }
     printf("compare tensors=%d failed=%d only_one=%d missing=%d used=%.3g worst=", c->compared, c->failed, c->only_one,
            c->missing, c->used);
-    print_text(c->worst ? c->worst : "-", VALUE_WIDTH);
+    print_text(c->worst ? c->worst : "-");
     printf("\n");
     if (!c->compared) return fail(error, "%s and %s have no tensor in common; nothing was compared", path_a, path_b);
     return !c->failed && !c->missing;
