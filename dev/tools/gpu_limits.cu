@@ -86,14 +86,12 @@ static void copy(cudaStream_t stream) {
     check(cudaMemGetInfo(&available, &total));
     const size_t bytes = std::min((size_t)2 << 30, available / 4) / 4096 * 4096;
     float *from, *to;
-    check(cudaMalloc(&from, bytes));
-    check(cudaMalloc(&to, bytes));
+    for (float **x : {&from, &to}) check(cudaMalloc(x, bytes));
     fill_kernel<float><<<1024, 256, 0, stream>>>(from, bytes / sizeof(float));
     const float ms =
         milliseconds(stream, [&] { check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream)); });
     printf("copy_GB_s %.0f\n", 2.0 * (double)bytes / ms / 1e6);
-    check(cudaFree(from));
-    check(cudaFree(to));
+    for (float *x : {from, to}) check(cudaFree(x));
 }
 
 static void graph_node(cudaStream_t stream) {
@@ -140,19 +138,14 @@ static void product(cublasHandle_t cublas, cudaStream_t stream, const char *name
     const size_t size = (size_t)n * n;
     const float one = 1, zero = 0;
     T *a, *b, *c;
-    check(cudaMalloc(&a, size * sizeof(T)));
-    check(cudaMalloc(&b, size * sizeof(T)));
-    check(cudaMalloc(&c, size * sizeof(T)));
-    fill_kernel<T><<<1024, 256, 0, stream>>>(a, size);
-    fill_kernel<T><<<1024, 256, 0, stream>>>(b, size);
+    for (T **x : {&a, &b, &c}) check(cudaMalloc(x, size * sizeof(T)));
+    for (T *x : {a, b}) fill_kernel<T><<<1024, 256, 0, stream>>>(x, size);
     const float ms = milliseconds(stream, [&] {
         check(cublasGemmEx(cublas, CUBLAS_OP_N, CUBLAS_OP_N, n, n, n, &one, a, type, n, b, type, n, &zero, c, type, n,
                            CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
     });
     printf("%s %.1f\n", name, 2.0 * n * n * n / ms / 1e9);
-    check(cudaFree(a));
-    check(cudaFree(b));
-    check(cudaFree(c));
+    for (T *x : {a, b, c}) check(cudaFree(x));
 }
 #endif
 
