@@ -301,7 +301,16 @@ typedef struct { // one bar of melody
 } Motif;
 
 static bool suits(const char *moods, const char *wanted) { return !*moods || strpbrk(moods, wanted); }
-static int digit(char c) { return c == 'c' ? 12 : c - '0'; }
+
+static int add_lengths(Motif *motif, const char *lengths) { // returns their sum
+    int sum = 0;
+    for (const char *c = lengths; *c; c++) {
+        int length = *c == 'c' ? 12 : *c - '0';
+        motif->length[motif->n++] = length;
+        sum += length;
+    }
+    return sum;
+}
 
 static int weight_at(int place, const Meter *meter) {
     place %= meter->bar;
@@ -321,10 +330,7 @@ static Motif make_motif(const Style *style, Dice *dice) {
         for (int filled = 0; filled < meter->bar;) {
             const Rhythm *rhythm = &rhythms[roll(dice, COUNT(rhythms))];
             if (rhythm->meter != style->meter || !suits(rhythm->moods, style->moods)) continue;
-            for (const char *c = rhythm->lengths; *c; c++) {
-                filled += digit(*c);
-                rolled.length[rolled.n++] = digit(*c);
-            }
+            filled += add_lengths(&rolled, rhythm->lengths);
         }
         if (try == 0 || abs(rolled.n - wanted) < abs(motif.n - wanted)) motif = rolled;
     }
@@ -523,13 +529,8 @@ static Theme make_theme(const Style *style, int tonic, int mode, int bars, const
                 add_motif(&theme, &motifs[strchr(motif_names, name | 32) - motif_names], start, name < 'a', meter);
                 continue;
             }
-            Motif end = {0};
-            int rest = meter->bar;
-            for (const char *c = close; *c; c++) {
-                end.move[end.n] = end.n ? -1 : FREE;
-                end.length[end.n++] = digit(*c);
-                rest -= digit(*c);
-            }
+            Motif end = {.move = {FREE, -1, -1}}; // a close has three notes at most
+            int rest = meter->bar - add_lengths(&end, close);
             add_motif(&theme, &end, start, false, meter);
             theme.melody[theme.n_melody - 1].goal = true;
             if (upbeat && !last && rest >= 4) { // two quavers, or in 6/8 one, that lead into the next phrase
@@ -1151,8 +1152,7 @@ static int remove_stale(const char *folder, char (*names)[96], int pieces) {
     for (struct dirent *entry; directory && (entry = readdir(directory));) {
         const char *name = entry->d_name;
         size_t digits = strspn(name, "0123456789"), length = strlen(name);
-        if (digits < 3 || digits > 6 || name[digits] != '_' || length < 5 || strcmp(name + length - 4, ".mid"))
-            continue;
+        if (digits < 3 || digits > 6 || name[digits] != '_' || strcmp(name + length - 4, ".mid")) continue;
         int number = atoi(name);
         if (number >= 1 && number <= pieces && !strcmp(name, names[number - 1])) continue;
         void *bytes;

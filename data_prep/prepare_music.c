@@ -61,8 +61,8 @@ static void print_name(FILE *out, const char *name) {
     while (left > 0) {
         const unsigned char *c = (const unsigned char *)name;
         int length = utf8_length(name, left);
-        bool harmless =
-            length > 0 && *c >= 32 && *c != 127 && !(*c == 0xC2 && c[1] < 0xA0); // C2 80 to C2 9F: controls too
+        // C2 80 to C2 9F are control characters too.
+        bool harmless = length > 0 && *c >= 32 && *c != 127 && !(*c == 0xC2 && c[1] < 0xA0);
         if (length == 0) length = 1;
         for (int i = 0; i < length; i++) fprintf(out, harmless ? "%c" : "%%%02X", c[i]);
         name += length;
