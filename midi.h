@@ -266,9 +266,8 @@ static int midi__fail(midi_error *error, size_t offset, const char *format, ...)
 
 static int midi__no_memory(midi_error *error) { return midi__fail(error, MIDI_NO_OFFSET, "out of memory"); }
 
-// Appends a copy of an item of size bytes to an array of *n such items; list points to the pointer to it. Arrays have
-// room for 16 items, then double whenever n is a power of two, so that n tells the room. 0 = no memory, nothing
-// changed.
+// Appends a copy of an item of size bytes to an array of *n such items; list points to the pointer to it. 0 = no
+// memory. Arrays have room for 16 items, then double whenever n is a power of two, so that n tells the room.
 static int midi__append(void *list, size_t *n, const void *item, size_t size) {
     uint8_t *array;
     memcpy(&array, list, sizeof array);
