@@ -209,7 +209,9 @@ static void test_random(void) {
     }
     CHECK(!memcmp(a.tokens, b.tokens, (size_t)a.n_tokens), "the same seed gives other tokens");
     CHECK(least > 800 && most < 1200, "tokens come %d to %d times, expected about 1000", least, most);
-    CHECK(dataset_check_tokens(&a, "random tokens", error) && a.n_windows == 153000 - 256, "%s", error);
+    int wrong = 0;
+    for (int64_t i = 0; i < a.n_tokens; i++) wrong += a.tokens[i] >= DATA_TOKENS;
+    CHECK(wrong == 0 && a.n_windows == 153000 - 256, "%d tokens are none, %lld windows", wrong, (long long)a.n_windows);
     dataset_close(&a);
     dataset_close(&b);
 }
@@ -254,12 +256,12 @@ static void test_names(void) {
         bool ok = dataset_save(path, tokens, 3, starts, 3, forms[i], error) && dataset_open(&data, path, 1, error);
         CHECK(ok, "%s", error);
         if (!ok) continue;
-        name_unescape(dataset_name(&data, 0), back);
-        CHECK(!strcmp(back, "one"), "the first name is '%s'", back);
-        name_unescape(dataset_name(&data, 1), back);
-        CHECK(!strcmp(back, "two\n"), "the second name is '%s'", back);
-        name_unescape(dataset_name(&data, 2), back);
-        CHECK(!strcmp(back, "three"), "the third name is '%s'", back);
+        const char *line = data.names, *const names[] = {"one", "two\n", "three"};
+        for (int k = 0; k < 3; k++) {
+            name_unescape(line, back);
+            CHECK(!strcmp(back, names[k]), "name %d is '%s'", k, back);
+            line += strcspn(line, "\n") + 1;
+        }
         dataset_close(&data);
     }
 }
