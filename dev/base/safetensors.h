@@ -21,6 +21,8 @@
 #include "base/files.h"
 #include "base/text.h"
 
+#include <math.h>
+
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "safetensors.h: tensors are used as they lie in the file, which needs a little-endian machine"
 #endif
@@ -271,17 +273,12 @@ static inline bool st_parse_meta(StText *text, StFile *file) {
 static inline int st_by_place(const void *a, const void *b) {
     const StTensor *x = (const StTensor *)a, *y = (const StTensor *)b;
     uintptr_t u = (uintptr_t)x->data, v = (uintptr_t)y->data;
-    if (u == v)
-        return (x->count > 0) - (y->count > 0); // an empty tensor comes before the one that starts where it stands
-    return u < v ? -1 : 1;
+    if (u != v) return u < v ? -1 : 1;
+    return (x->count > 0) - (y->count > 0); // an empty tensor comes before the one that starts where it stands
 }
 
-static inline int st_by_name(const void *a, const void *b) {
-    return strcmp(((const StTensor *)a)->name, ((const StTensor *)b)->name);
-}
-
-static inline int st_by_key(const void *a, const void *b) {
-    return strcmp(((const StMeta *)a)->key, ((const StMeta *)b)->key);
+static inline int st_by_name(const void *a, const void *b) { // of StTensor or StMeta: the name comes first in both
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
 static inline bool st_parse_all(StFile *file, const char *path, char *error) {
@@ -343,15 +340,13 @@ static inline bool st_parse_all(StFile *file, const char *path, char *error) {
     }
     qsort(file->tensors, (size_t)file->n_tensors, sizeof(StTensor), st_by_name);
     for (int i = 1; i < file->n_tensors; i++) {
-        if (!st_by_name(&file->tensors[i - 1], &file->tensors[i])) {
-            return fail(error, "%s: has two tensors of the name '%.80s'", path, file->tensors[i].name);
-        }
+        const StTensor *t = &file->tensors[i];
+        if (!st_by_name(t - 1, t)) return fail(error, "%s: has two tensors of the name '%.80s'", path, t->name);
     }
-    qsort(file->meta, (size_t)file->n_meta, sizeof(StMeta), st_by_key);
+    qsort(file->meta, (size_t)file->n_meta, sizeof(StMeta), st_by_name);
     for (int i = 1; i < file->n_meta; i++) {
-        if (!st_by_key(&file->meta[i - 1], &file->meta[i])) {
-            return fail(error, "%s: has the metadata key '%.80s' twice", path, file->meta[i].key);
-        }
+        const StMeta *m = &file->meta[i];
+        if (!st_by_name(m - 1, m)) return fail(error, "%s: has the metadata key '%.80s' twice", path, m->key);
     }
     return true;
 }
@@ -376,27 +371,21 @@ static inline bool st_read(StFile *file, const char *path, char *error) {
 }
 
 static inline const StTensor *st_find(const StFile *file, const char *name) { // or NULL
-    StTensor wanted;
-    wanted.name = name;
     if (!file->n_tensors) return NULL;
-    return (const StTensor *)bsearch(&wanted, file->tensors, (size_t)file->n_tensors, sizeof wanted, st_by_name);
+    return (const StTensor *)bsearch(&name, file->tensors, (size_t)file->n_tensors, sizeof(StTensor), st_by_name);
 }
 
 static inline const char *st_meta(const StFile *file, const char *key) { // the value, or NULL
-    StMeta wanted = {key, NULL};
     if (!file->n_meta) return NULL;
-    const StMeta *found = (const StMeta *)bsearch(&wanted, file->meta, (size_t)file->n_meta, sizeof wanted, st_by_key);
+    const StMeta *found = (const StMeta *)bsearch(&key, file->meta, (size_t)file->n_meta, sizeof(StMeta), st_by_name);
     return found ? found->value : NULL;
 }
 
 static inline double st_half(uint16_t bits) { // IEEE binary16
-    int exponent = bits >> 10 & 31;
-    uint64_t mantissa = bits & 1023, sign = (uint64_t)(bits >> 15) << 63;
-    if (exponent == 0) return (sign ? -1.0 : 1.0) * (double)mantissa / 16777216;
-    uint64_t wide = sign | (uint64_t)(exponent == 31 ? 2047 : exponent + 1008) << 52 | mantissa << 42;
-    double value;
-    memcpy(&value, &wide, sizeof value);
-    return value;
+    int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    double size = exponent ? ldexp(1024 + mantissa, exponent - 25) : ldexp(mantissa, -24);
+    if (exponent == 31) size = mantissa ? NAN : HUGE_VAL;
+    return bits >> 15 ? -size : size;
 }
 
 static inline float st_bfloat(uint16_t bits) { // the upper half of a float
@@ -533,7 +522,7 @@ static inline bool st_write(const char *path, const StTensor *tensors, int n, co
         if (n) memcpy(sorted, tensors, (size_t)n * sizeof *sorted);
         if (n_meta) memcpy(sorted_meta, meta, (size_t)n_meta * sizeof *sorted_meta);
         qsort(sorted, (size_t)n, sizeof *sorted, st_by_size);
-        qsort(sorted_meta, (size_t)n_meta, sizeof *sorted_meta, st_by_key);
+        qsort(sorted_meta, (size_t)n_meta, sizeof *sorted_meta, st_by_name);
         ok = st_make_header(&header, path, sorted, n, sorted_meta, n_meta, error) && atomic_open(&out, path, error);
     }
     if (ok) {
