@@ -21,11 +21,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#if defined(__GNUC__)
 #define PRINTF_LIKE(format_at, first_at) __attribute__((format(printf, format_at, first_at))) // parameters, from 1
-#else
-#define PRINTF_LIKE(format_at, first_at)
-#endif
 
 enum { ERROR_SIZE = 1024 }; // of every `char *error` below; it receives one sentence, without a newline
 
