@@ -22,17 +22,19 @@ static inline const ParamTensor *params_not_finite(const ParamLayout *layout, co
     return NULL;
 }
 
-// Reads every tensor of the layout from an open file into the flat array; each is looked up behind prefix ("" for the
-// weights). exact: its elements must have this build's type, because rounding them would not continue the same run.
-// False, and a sentence, where a tensor is missing, has another shape or type, or a number that is not finite.
-static inline bool params_load(const ParamLayout *layout, const StFile *file, const char *prefix, bool exact,
-                               const char *path, real *params, char *error) {
+// Reads every tensor of the layout from the weights' file into the flat array; each is looked up behind prefix ("" for
+// the weights). With --resume its elements must have this build's type, because rounding them would not continue the
+// same run. False, and a sentence, where a tensor is missing, is not finite, or has another shape or type.
+static inline bool params_load(TrainRun *run, const char *prefix, real *params) {
+    const ParamLayout *layout = &run->layout;
+    const char *path = run->weights_path;
+    char *error = run->error;
     memset(params, 0, (size_t)layout->size * sizeof *params);
     for (int k = 0; k < layout->n; k++) {
         const ParamTensor *want = &layout->list[k];
         char name[96], has[200], needs[200];
         snprintf(name, sizeof name, "%s%s", prefix, want->name);
-        const StTensor *found = st_find(file, name);
+        const StTensor *found = st_find(&run->weights, name);
         st_shape_text(needs, want->rank, want->shape);
         if (!found) return fail(error, "%s: tensor '%s' %s is missing", path, name, needs);
         bool same = found->rank == want->rank;
@@ -41,7 +43,7 @@ static inline bool params_load(const ParamLayout *layout, const StFile *file, co
             return fail(error, "%s: tensor '%s' has the shape %s instead of %s", path, name,
                         st_shape_text(has, found->rank, found->shape), needs);
         }
-        if (exact && found->type != REAL_TYPE) {
+        if (run->o.resume && found->type != REAL_TYPE) {
             return fail(error, "%s: tensor '%s' is %s, and this build can only go on with %s", path, name,
                         st_type_name(found->type), st_type_name(REAL_TYPE));
         }
@@ -76,14 +78,10 @@ static inline char *meta_key(const char *flag) {
 }
 
 PRINTF_LIKE(3, 4) static inline void meta_add(MetaList *meta, const char *key, const char *format, ...) {
+    char *value;
     va_list arguments;
     va_start(arguments, format);
-    int n = vsnprintf(NULL, 0, format, arguments);
-    va_end(arguments);
-    char *value = (char *)malloc((size_t)n + 1);
-    if (!value) abort();
-    va_start(arguments, format);
-    vsnprintf(value, (size_t)n + 1, format, arguments);
+    if (vasprintf(&value, format, arguments) < 0) abort();
     va_end(arguments);
     meta->list[meta->n].key = meta_key(key);
     meta->list[meta->n++].value = value;
@@ -96,22 +94,10 @@ static inline void meta_free(MetaList *meta) {
     }
 }
 
-static inline StTensor tensor_of(const char *name, StType type, int rank, const int64_t *shape, const void *data) {
-    StTensor tensor;
-    memset(&tensor, 0, sizeof tensor);
-    tensor.name = name;
-    tensor.type = type;
-    tensor.rank = rank;
-    tensor.count = 1;
-    for (int i = 0; i < rank; i++) {
-        tensor.shape[i] = shape[i];
-        tensor.count *= shape[i];
-    }
-    tensor.data = data;
-    return tensor;
-}
-
 typedef char TensorName[96];
+
+// What stands before the names of the weights and of Adamax's averages in a resume state.
+static const char *const state_prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_inf."};
 
 // The tensors of a flat array, as list[layout.n], their names with a prefix in names[layout.n].
 static inline void tensors_add(const TrainRun *run, const char *prefix, const real *flat, StTensor *list,
@@ -119,20 +105,19 @@ static inline void tensors_add(const TrainRun *run, const char *prefix, const re
     for (int k = 0; k < run->layout.n; k++) {
         const ParamTensor *tensor = &run->layout.list[k];
         snprintf(names[k], sizeof names[k], "%s%s", prefix, tensor->name);
-        list[k] = tensor_of(names[k], REAL_TYPE, tensor->rank, tensor->shape, flat + tensor->offset);
+        list[k] = st_tensor(names[k], REAL_TYPE, tensor->rank, tensor->shape, flat + tensor->offset);
     }
 }
 
 // Writes the weights, and the Adamax averages too where state is set.
 static inline bool tensors_write(TrainRun *run, const char *path, bool state, const MetaList *meta) {
-    static const char *const prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_inf."};
     int n = run->layout.n * (state ? 3 : 1);
     StTensor *list = (StTensor *)malloc((size_t)n * sizeof *list);
     TensorName *names = (TensorName *)malloc((size_t)n * sizeof *names);
     if (!list || !names) abort();
     for (int k = 0; k * run->layout.n < n; k++) {
         const real *flat = run->spec->state(run->model, STATE_PARAMS + k);
-        tensors_add(run, prefixes[k], flat, list + k * run->layout.n, names + k * run->layout.n);
+        tensors_add(run, state_prefixes[k], flat, list + k * run->layout.n, names + k * run->layout.n);
     }
     bool ok = st_write(path, list, n, meta->list, meta->n, run->error);
     free(list);
@@ -140,23 +125,29 @@ static inline bool tensors_write(TrainRun *run, const char *path, bool state, co
     return ok;
 }
 
+// Begins a list.
 static inline void meta_common(const TrainRun *run, MetaList *meta) {
+    meta->n = 0;
     meta_add(meta, "model", "%s", run->spec->name);
     meta_add(meta, "vocabulary", "%d", DATA_TOKENS);
     meta_add(meta, "version", "%s", MUSIC_VERSION);
     meta_add(meta, "step", "%lld", (long long)run->step);
 }
 
+// What a model has and a resume state keeps among its flags.
+static inline void meta_model(const TrainRun *run, MetaList *meta) {
+    meta_common(run, meta);
+    for (int i = 0; i < run->spec->n_sizes; i++) {
+        meta_add(meta, run->spec->size_flags[i].flag, "%d", run->config.sizes[i]);
+    }
+    meta_add(meta, "seed", "%llu", (unsigned long long)run->o.seed);
+}
+
 static inline bool model_save(TrainRun *run, int64_t epoch, double train_loss, double test_loss) {
     MetaList meta;
-    meta.n = 0;
-    meta_common(run, &meta);
-    for (int i = 0; i < run->spec->n_sizes; i++) {
-        meta_add(&meta, run->spec->size_flags[i].flag, "%d", run->config.sizes[i]);
-    }
+    meta_model(run, &meta);
     meta_add(&meta, "window", "%d", run->config.T);
     meta_add(&meta, "precision", "%s", run->config.precision);
-    meta_add(&meta, "seed", "%llu", (unsigned long long)run->o.seed);
     meta_add(&meta, "epoch", "%lld", (long long)epoch);
     meta_add(&meta, "train_loss", "%.17g", train_loss);
     meta_add(&meta, "test_loss", "%.17g", test_loss);
@@ -177,7 +168,6 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
     }
     MetaList meta;
     TextBuffer log = {NULL, 0, 0, false};
-    meta.n = 0;
     meta_common(run, &meta);
     for (int i = 0; i < run->flags.n; i++) {
         const Flag *flag = &run->flags.list[i];
@@ -200,8 +190,8 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
     meta_add(&meta, "loss_sum", "%.17g", run->loss_sum);
     for (int i = 0; i < run->n_rows; i++) {
         const LogRow *row = &run->rows[i];
-        text_print(&log, "%lld,%lld,%.17g,%.17g,%.17g,%lld\n", (long long)row->epoch, (long long)row->step, row->train,
-                   row->test, row->lr, (long long)row->steps);
+        text_print(&log, "%lld,%lld,%.17g,%.17g,%.17g,%lld\n", row->epoch, row->step, row->train, row->test, row->lr,
+                   row->steps);
     }
     meta_add(&meta, "log", "%.*s", (int)log.size, log.size ? log.bytes : "");
     free(log.bytes);
@@ -277,8 +267,7 @@ static inline bool resume_flags(TrainRun *run) {
     }
     const char *data = st_meta(&run->weights, "data");
     if (!flag_find(&run->flags, "data")->given && data) {
-        run->saved_data = (char *)malloc(strlen(data) + 1);
-        if (!run->saved_data) abort();
+        run->saved_data = path_join("", data);
         name_unescape(data, run->saved_data);
         run->o.data = run->saved_data;
     }
@@ -310,17 +299,12 @@ static inline bool resume_state(TrainRun *run) {
     if (!meta_read(run, "loss_sum", HUGE_VAL, NULL, &run->loss_sum)) return false;
     for (const char *at = log; at && *at;) {
         LogRow row;
-        long long epoch, step, steps;
-        int used = 0;
-        int fields =
-            sscanf(at, "%lld,%lld,%lf,%lf,%lf,%lld%n", &epoch, &step, &row.train, &row.test, &row.lr, &steps, &used);
-        if (fields != 6 || at[used] != '\n' || !isfinite(row.train + row.test + row.lr) || epoch != run->n_rows + 1 ||
-            step != epoch * run->epoch_steps || steps != run->epoch_steps) {
+        int used = 0, fields = sscanf(at, "%lld,%lld,%lf,%lf,%lf,%lld%n", &row.epoch, &row.step, &row.train, &row.test,
+                                      &row.lr, &row.steps, &used);
+        if (fields != 6 || at[used] != '\n' || !isfinite(row.train + row.test + row.lr) ||
+            row.epoch != run->n_rows + 1 || row.step != row.epoch * run->epoch_steps || row.steps != run->epoch_steps) {
             return fail(run->error, "%s: its metadata are damaged: row %d of 'log'", path, run->n_rows + 1);
         }
-        row.epoch = epoch;
-        row.step = step;
-        row.steps = steps;
         row.seconds = -1;
         rows_add(run, row);
         at += used + 1;

@@ -46,7 +46,6 @@ static inline bool run_dump(TrainRun *run) {
     int n_activations = spec->activations(run->model, NULL);
     if (n_activations < 0) return fail(run->error, "--dump: there is not enough memory to keep the activations");
     // What the step begins with: the weights and, after step 0, Adamax's averages, which are zero before.
-    static const char *const begins[] = {"param.", "adamax.exp_avg.", "adamax.exp_inf."};
     const int states = run->step > 0 ? 3 : 1, n_params = run->layout.n;
     const size_t size = (size_t)run->layout.size;
     int n = (states + 2) * n_params, total = n + n_activations + 3;
@@ -59,7 +58,8 @@ static inline bool run_dump(TrainRun *run) {
     if (!list || !names || !activations || !before || !starts || !input) abort();
     for (int k = 0; k < states; k++) {
         memcpy(before + (size_t)k * size, spec->state(run->model, STATE_PARAMS + k), size * sizeof *before);
-        tensors_add(run, begins[k], before + (size_t)k * size, list + k * n_params, names + k * n_params);
+        tensors_add(run, k ? state_prefixes[k] : "param.", before + (size_t)k * size, list + k * n_params,
+                    names + k * n_params);
     }
     StepPlan plan = plan_of(run, run->step);
     spec->set_loss(run->model, 0);
@@ -78,17 +78,14 @@ static inline bool run_dump(TrainRun *run) {
     spec->activations(run->model, activations);
     for (int i = 0; i < n_activations; i++) {
         const Activation *a = &activations[i];
-        list[n++] = tensor_of(a->name, REAL_TYPE, a->rank, a->shape, a->data);
+        list[n++] = st_tensor(a->name, REAL_TYPE, a->rank, a->shape, a->data);
     }
     const int64_t batch_shape[] = {B, T}, one[] = {1};
-    list[n++] = tensor_of("input", ST_I64, 2, batch_shape, input);
-    list[n++] = tensor_of("target", ST_I64, 2, batch_shape, input + B * T);
-    list[n++] = tensor_of("loss", REAL_TYPE, 1, one, &loss);
+    list[n++] = st_tensor("input", ST_I64, 2, batch_shape, input);
+    list[n++] = st_tensor("target", ST_I64, 2, batch_shape, input + B * T);
+    list[n++] = st_tensor("loss", REAL_TYPE, 1, one, &loss);
     MetaList meta;
-    meta.n = 0;
-    meta_common(run, &meta);
-    for (int i = 0; i < spec->n_sizes; i++) meta_add(&meta, spec->size_flags[i].flag, "%d", run->config.sizes[i]);
-    meta_add(&meta, "seed", "%llu", (unsigned long long)run->o.seed);
+    meta_model(run, &meta);
     meta_add(&meta, "dropout", "%.17g", run->o.dropout);
     meta_add(&meta, "lr", "%.17g", plan.lr);
     bool ok = st_write(run->o.dump, list, n, meta.list, meta.n, run->error);

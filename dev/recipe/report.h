@@ -9,8 +9,8 @@
 #include "recipe/curves.h"
 
 static inline int row_text(char text[192], const LogRow *row) { // all but the seconds
-    return snprintf(text, 192, "%lld,%lld,%.9g,%.9g,%.9g,%lld,", (long long)row->epoch, (long long)row->step,
-                    row->train, row->test, row->lr, (long long)row->steps);
+    return snprintf(text, 192, "%lld,%lld,%.9g,%.9g,%.9g,%lld,", row->epoch, row->step, row->train, row->test, row->lr,
+                    row->steps);
 }
 
 // Takes the seconds, which are in no other file, out of an existing log.csv, from rows that are otherwise the same.

@@ -37,15 +37,6 @@ static inline void train_on_signal(int number) {
     train_signal = number;
 }
 
-static inline void train_catch_signals(void) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = train_on_signal;
-    action.sa_flags = SA_RESTART;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-}
-
 typedef enum { GO_ON, STOPPED, FAILED } Outcome;
 // Saves the state of a new run for the first time: from here on it can be resumed, and the folder is its own. The best
 // model of an earlier run gets a second name, first a temporary one, and the final one when the state is saved. Killed
@@ -94,7 +85,8 @@ static inline Outcome train_until(TrainRun *run, int64_t end) {
         run->eval_done = 0; // an interrupted evaluation of weights that now change
         memset(&run->eval, 0, sizeof run->eval);
     }
-    while (run->step < end) {
+    Outcome outcome = GO_ON;
+    while (run->step < end && outcome == GO_ON) {
         StepPlan plan = plan_of(run, run->step);
         spec->train_step(run->model, &plan);
         run->step++;
@@ -112,14 +104,10 @@ static inline Outcome train_until(TrainRun *run, int64_t end) {
         now = seconds_now();
         if (show) progress_train(&progress, run, now);
         // A learning rate far too large shows in the second step, the first with other weights.
-        Outcome outcome = run->step < 2 || run_begin(run) ? save_if_due(run, now) : FAILED;
-        if (outcome != GO_ON) {
-            progress_clear(&progress);
-            return outcome;
-        }
+        outcome = run->step < 2 || run_begin(run) ? save_if_due(run, now) : FAILED;
     }
     progress_clear(&progress);
-    return GO_ON;
+    return outcome;
 }
 
 // Every stride-th test window, from where an interrupted evaluation was.
@@ -167,13 +155,9 @@ static inline void best_set(TrainRun *run, const LogRow *row) {
 // whole epochs keeps a second name, under which the next evaluation finds it.
 static inline bool epoch_done(TrainRun *run, bool whole) {
     int64_t tokens, epoch = run->n_rows, start = epoch * run->epoch_steps;
-    LogRow row;
-    row.epoch = epoch + 1;
-    row.step = run->step;
-    row.steps = run->step - start;
+    LogRow row = {epoch + 1, run->step, run->step - start, 0, 0, plan_of(run, run->step - 1).lr, 0};
     row.train = run->loss_sum / (double)row.steps;
     row.test = eval_mean(&run->eval, &tokens);
-    row.lr = plan_of(run, run->step - 1).lr;
     if (!isfinite(row.test)) {
         if (run->begun && !last_save(run, true)) return false;
         return fail(run->error, "step %lld: the test loss is no longer finite; try a smaller --lr",
@@ -204,8 +188,8 @@ static inline bool epoch_done(TrainRun *run, bool whole) {
     }
     if (!last_save(run, false) || !reports_write(run, (int)epoch + 1)) return false;
     if (better) best_set(run, &row); // of a part of an epoch: for the last line only, nothing is saved any more
-    printf("epoch %lld  train %.4f  test %.4f  lr %g  steps %lld  %.1f s\n", (long long)row.epoch, row.train, row.test,
-           row.lr, (long long)row.steps, row.seconds);
+    printf("epoch %lld  train %.4f  test %.4f  lr %g  steps %lld  %.1f s\n", row.epoch, row.train, row.test, row.lr,
+           row.steps, row.seconds);
     fflush(stdout);
     return true;
 }
@@ -237,7 +221,8 @@ static inline Outcome train(TrainRun *run) {
 // ---- hints and other modes
 
 // The command that goes on with this run: this one with --resume and without --init, quoted for a shell.
-static inline void resume_hint(const TrainRun *run, FILE *out) {
+static inline void resume_hint(const TrainRun *run) {
+    static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=./,:+@%";
     for (int i = 0; i < run->argc; i++) {
         const char *argument = run->argv[i];
         if (!strcmp(argument, "--resume") || !strncmp(argument, "--init=", 7)) continue;
@@ -245,18 +230,16 @@ static inline void resume_hint(const TrainRun *run, FILE *out) {
             i++;
             continue;
         }
-        if (i) fputc(' ', out);
-        bool plain =
-            *argument && argument[strspn(argument, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-                                                   "-_=./,:+@%")] == 0;
-        if (!plain) fputc('\'', out);
+        if (i) fputc(' ', stderr);
+        bool plain = *argument && !argument[strspn(argument, safe)];
+        if (!plain) fputc('\'', stderr);
         for (const char *c = argument; *c; c++) {
-            if (*c == '\'') fputs("'\\'", out);
-            fputc(*c, out);
+            if (*c == '\'') fputs("'\\'", stderr);
+            fputc(*c, stderr);
         }
-        if (!plain) fputc('\'', out);
+        if (!plain) fputc('\'', stderr);
     }
-    fprintf(out, " --resume\n");
+    fprintf(stderr, " --resume\n");
 }
 
 static inline bool run_eval(TrainRun *run) {
@@ -304,9 +287,7 @@ static inline bool weights_open(TrainRun *run) {
     // A model's window is its own default, and so is, to evaluate it, its precision, where this build has it.
     const char *precision = st_meta(&run->weights, "precision");
     if (o->eval && precision && !flag_find(&run->flags, "precision")->given) {
-        char kept[sizeof run->precision];
-        snprintf(kept, sizeof kept, "%s", precision);
-        if (flag_set(flag_find(&run->flags, "precision"), kept, run->error)) precision_keep(run, kept);
+        if (flag_set(flag_find(&run->flags, "precision"), precision, run->error)) precision_keep(run, precision);
     }
     if (!window || o->resume || flag->given || flag_set(flag, window, run->error)) return true;
     return fail(run->error, "%s: its window is '%.40s', and %s", run->weights_path, window, run->error);
@@ -339,9 +320,8 @@ static inline bool data_open(TrainRun *run) {
         run->epoch_steps = run->train.n_windows / config->B;
         return true;
     }
-    if (!flag_find(&run->flags, "data")->given && !o->resume && starter_wanted(o->data) &&
-        !starter_compose(run, o->data))
-        return false;
+    bool starter = !flag_find(&run->flags, "data")->given && !o->resume && starter_wanted();
+    if (starter && !starter_compose(run)) return false;
     struct stat about;
     if (stat(o->data, &about) || !S_ISDIR(about.st_mode)) {
         return fail(run->error,
@@ -365,23 +345,17 @@ static inline bool model_make(TrainRun *run) {
     const ModelSpec *spec = run->spec;
     run->model = spec->create(&run->config, run->error);
     if (!run->model) return false;
-    real *params = spec->state(run->model, STATE_PARAMS);
-    bool resume = run->o.resume;
-    const char *path = run->weights_path;
-    if (!path) {
-        params_init(&run->layout, run->config.seed, params);
-    } else if (!params_load(&run->layout, &run->weights, "", resume, path, params, run->error)) {
-        return false;
+    for (int k = STATE_PARAMS; k <= STATE_EXP_INF; k++) {
+        real *state = spec->state(run->model, k);
+        if (k == STATE_PARAMS && !run->weights_path) {
+            params_init(&run->layout, run->config.seed, state);
+        } else if (k > STATE_PARAMS && !run->o.resume) {
+            memset(state, 0, (size_t)run->layout.size * sizeof *state);
+        } else if (!params_load(run, state_prefixes[k], state)) {
+            return false;
+        }
     }
-    real *exp_avg = spec->state(run->model, STATE_EXP_AVG), *exp_inf = spec->state(run->model, STATE_EXP_INF);
-    if (resume) {
-        if (!params_load(&run->layout, &run->weights, "adamax.exp_avg.", true, path, exp_avg, run->error)) return false;
-        if (!params_load(&run->layout, &run->weights, "adamax.exp_inf.", true, path, exp_inf, run->error)) return false;
-        if (!resume_state(run)) return false;
-    } else {
-        memset(exp_avg, 0, (size_t)run->layout.size * sizeof *exp_avg);
-        memset(exp_inf, 0, (size_t)run->layout.size * sizeof *exp_inf);
-    }
+    if (run->o.resume && !resume_state(run)) return false;
     st_free(&run->weights);
     spec->state_changed(run->model);
     spec->set_loss(run->model, run->loss_sum);
@@ -431,15 +405,11 @@ static inline bool out_make(TrainRun *run) {
     char *part = path_join(run->o.out, "");
     struct stat about;
     bool ok = true;
-    for (char *end = part + 1; ok && *part; end++) { // the file in the way, if there is one
-        char kept = *end;
-        if (kept && kept != '/') continue;
-        *end = 0;
-        if (!stat(part, &about) && !S_ISDIR(about.st_mode)) {
+    for (char *slash = part + strspn(part, "/"); ok && (slash = strchr(slash, '/')); *slash++ = '/') {
+        *slash = 0;
+        if (!stat(part, &about) && !S_ISDIR(about.st_mode)) { // the file in the way
             ok = fail(run->error, "--out %.400s: %.400s is a file, not a folder", run->o.out, part);
         }
-        *end = kept;
-        if (!kept) break;
     }
     free(part);
     return ok && make_folders(run->o.out, run->error);
@@ -461,12 +431,13 @@ static inline bool run_training(TrainRun *run) {
         previous_keep(run);
         if (!reports_write(run, run->n_rows)) return false;
     }
-    train_catch_signals();
+    signal(SIGINT, train_on_signal);
+    signal(SIGTERM, train_on_signal);
     Outcome outcome = train(run);
     if (outcome == STOPPED) {
         fprintf(stderr, "%s: stopped at step %lld and saved in %s; to go on:\n    ", run->program, (long long)run->step,
                 run->last_path);
-        resume_hint(run, stderr);
+        resume_hint(run);
         run->status = 1;
     }
     return outcome != FAILED;
