@@ -256,12 +256,12 @@ static void test_names(void) {
         bool ok = dataset_save(path, tokens, 3, starts, 3, forms[i], error) && dataset_open(&data, path, 1, error);
         CHECK(ok, "%s", error);
         if (!ok) continue;
-        const char *line = data.names, *const names[] = {"one", "two\n", "three"};
-        for (int k = 0; k < 3; k++) {
-            name_unescape(line, back);
-            CHECK(!strcmp(back, names[k]), "name %d is '%s'", k, back);
-            line += strcspn(line, "\n") + 1;
-        }
+        name_unescape(dataset_name(&data, 0), back);
+        CHECK(!strcmp(back, "one"), "the first name is '%s'", back);
+        name_unescape(dataset_name(&data, 1), back);
+        CHECK(!strcmp(back, "two\n"), "the second name is '%s'", back);
+        name_unescape(dataset_name(&data, 2), back);
+        CHECK(!strcmp(back, "three"), "the third name is '%s'", back);
         dataset_close(&data);
     }
 }

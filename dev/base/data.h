@@ -139,9 +139,8 @@ static inline bool dataset_random(Dataset *data, int64_t n, int T, uint64_t seed
 static inline bool dataset_save(const char *path, const uint8_t *tokens, int64_t n, const int64_t *pieces,
                                 int64_t n_pieces, const char *names, char *error) {
     const int64_t n_starts = n_pieces + 1;
-    const StTensor tensors[] = {st_tensor("pieces", ST_I64, 1, &n_starts, pieces),
-                                st_tensor("tokens", ST_U8, 1, &n, tokens)};
-    const StMeta meta[] = {{"format", DATA_FORMAT}, {"names", names}};
+    StTensor tensors[] = {st_tensor("pieces", ST_I64, 1, &n_starts, pieces), st_tensor("tokens", ST_U8, 1, &n, tokens)};
+    StMeta meta[] = {{"format", DATA_FORMAT}, {"names", names}};
     return st_write(path, tensors, 2, meta, 2, error);
 }
 
@@ -177,6 +176,13 @@ static inline void epoch_batch(const Dataset *data, uint64_t seed, int64_t epoch
         uint64_t i = (uint64_t)(step_in_epoch * B + b);
         starts[b] = dataset_window(data, (int64_t)philox_permute(key, (uint64_t)data->n_windows, i));
     }
+}
+
+// The escaped name of piece p, 0 <= p < n_pieces, up to its newline or NUL; "" where the dataset has no names.
+static inline const char *dataset_name(const Dataset *data, int64_t p) {
+    const char *line = data->names;
+    for (; p > 0 && *line; p--) line += strcspn(line, "\n") + 1;
+    return line;
 }
 
 #endif

@@ -507,34 +507,22 @@ static inline bool st_make_header(TextBuffer *out, const char *path, StTensor *t
 }
 
 // Writes n tensors and n_meta strings, atomically (see AtomicFile). Of a tensor its name, type, rank, shape and data
-// count; they and the metadata may come in any order: the file has larger elements first, then the order of names;
-// metadata by key.
-static inline bool st_write(const char *path, const StTensor *tensors, int n, const StMeta *meta, int n_meta,
-                            char *error) {
-    StTensor *sorted = (StTensor *)malloc(((size_t)n + 1) * sizeof *sorted);
-    StMeta *sorted_meta = (StMeta *)malloc(((size_t)n_meta + 1) * sizeof *sorted_meta);
+// count; they and the metadata may come in any order, and are sorted into that of the file: larger elements first, then
+// by name; metadata by key.
+static inline bool st_write(const char *path, StTensor *tensors, int n, StMeta *meta, int n_meta, char *error) {
     TextBuffer header = {NULL, 0, 0, false};
     AtomicFile out;
-    bool ok = false;
-    if (!sorted || !sorted_meta) {
-        fail(error, "%s: cannot be written: out of memory", path);
-    } else {
-        if (n) memcpy(sorted, tensors, (size_t)n * sizeof *sorted);
-        if (n_meta) memcpy(sorted_meta, meta, (size_t)n_meta * sizeof *sorted_meta);
-        qsort(sorted, (size_t)n, sizeof *sorted, st_by_size);
-        qsort(sorted_meta, (size_t)n_meta, sizeof *sorted_meta, st_by_name);
-        ok = st_make_header(&header, path, sorted, n, sorted_meta, n_meta, error) && atomic_open(&out, path, error);
-    }
+    if (n) qsort(tensors, (size_t)n, sizeof *tensors, st_by_size);
+    if (n_meta) qsort(meta, (size_t)n_meta, sizeof *meta, st_by_name);
+    bool ok = st_make_header(&header, path, tensors, n, meta, n_meta, error) && atomic_open(&out, path, error);
     if (ok) {
         atomic_write(&out, header.bytes, header.size);
         for (int i = 0; i < n; i++) {
-            atomic_write(&out, sorted[i].data, (size_t)(sorted[i].count * st_size(sorted[i].type)));
+            atomic_write(&out, tensors[i].data, (size_t)(tensors[i].count * st_size(tensors[i].type)));
         }
         ok = atomic_close(&out, error);
     }
     free(header.bytes);
-    free(sorted);
-    free(sorted_meta);
     return ok;
 }
 
