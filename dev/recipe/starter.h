@@ -51,31 +51,27 @@ static inline bool starter_wanted(void) {
 
 // Composes the starter corpus into the folder, by the two programs beside this one, and makes its datasets.
 static inline bool starter_compose(TrainRun *run) {
-    char self[PATH_MAX + 1];
+    char self[PATH_MAX + 1], compose[PATH_MAX + 32], prepare[PATH_MAX + 32];
     ssize_t length = readlink("/proc/self/exe", self, PATH_MAX);
     if (length < 0) length = snprintf(self, sizeof self, "%s", run->argv[0]);
     if (length > PATH_MAX) length = PATH_MAX;
     self[length] = 0;
     char *slash = strrchr(self, '/');
     strcpy(slash ? slash : self, slash ? "" : ".");
-    char *compose = path_join(self, "data_prep/compose_music"), *prepare = path_join(self, "data_prep/prepare_music");
+    snprintf(compose, sizeof compose, "%s/data_prep/compose_music", self);
+    snprintf(prepare, sizeof prepare, "%s/data_prep/prepare_music", self);
     const char *first[] = {compose, "--out", DEFAULT_DATA "/starter", NULL};
     const char *second[] = {prepare, "--out", DEFAULT_DATA, DEFAULT_DATA "/starter/train", DEFAULT_DATA "/starter/test",
                             NULL};
     const char *missing = access(compose, X_OK) ? compose : access(prepare, X_OK) ? prepare : NULL;
-    bool ok = !missing;
     if (missing) {
-        fail(run->error,
-             "%s: there is no music here yet, and %s, which would make some, cannot be run (%s); build it with make, "
-             "or give --data a folder made by prepare_music",
-             DEFAULT_DATA, missing, strerror(errno));
-    } else {
-        fprintf(stderr, "%s: no music here yet: composing the starter corpus into it\n", DEFAULT_DATA);
+        return fail(run->error,
+                    "%s: there is no music here yet, and %s, which would make some, cannot be run (%s); build it with "
+                    "make, or give --data a folder made by prepare_music",
+                    DEFAULT_DATA, missing, strerror(errno));
     }
-    ok = ok && run_program(compose, first, run->error) && run_program(prepare, second, run->error);
-    free(compose);
-    free(prepare);
-    return ok;
+    fprintf(stderr, "%s: no music here yet: composing the starter corpus into it\n", DEFAULT_DATA);
+    return run_program(compose, first, run->error) && run_program(prepare, second, run->error);
 }
 
 #endif
