@@ -124,15 +124,14 @@ static inline void meta_common(const TrainRun *run, Draft *draft) {
     meta_add(draft, "model", "%s", run->spec->name);
     meta_add(draft, "vocabulary", "%d", DATA_TOKENS);
     meta_add(draft, "version", "%s", MUSIC_VERSION);
-    meta_add(draft, "step", "%lld", (long long)run->step);
+    meta_add(draft, "step", "%lld", run->step);
 }
 
 // What a model has and a resume state keeps among its flags.
 static inline void meta_model(const TrainRun *run, Draft *draft) {
+    const ModelSpec *spec = run->spec;
     meta_common(run, draft);
-    for (int i = 0; i < run->spec->n_sizes; i++) {
-        meta_add(draft, run->spec->size_flags[i].flag, "%d", run->config.sizes[i]);
-    }
+    for (int i = 0; i < spec->n_sizes; i++) meta_add(draft, spec->size_flags[i].flag, "%d", run->config.sizes[i]);
     meta_add(draft, "seed", "%llu", (unsigned long long)run->o.seed);
 }
 
@@ -156,7 +155,7 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
         const ParamTensor *bad = params_not_finite(&run->layout, run->spec->state(run->model, k));
         if (!bad) continue;
         return fail(run->error, "%s: not saved: after step %lld tensor '%s' is not finite; try a smaller --lr",
-                    run->last_path, (long long)run->step - 1, bad->name);
+                    run->last_path, run->step - 1, bad->name);
     }
     Draft draft;
     TextBuffer log = {NULL, 0, 0, false};
@@ -194,12 +193,12 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
         meta_add(&draft, "train_loss", "%.17g", run->rows[run->n_rows - 1].train);
         meta_add(&draft, "test_loss", "%.17g", run->rows[run->n_rows - 1].test);
     }
-    if (run->best_step) {
-        meta_add(&draft, "best_loss", "%.17g", run->best);
-        meta_add(&draft, "best_epoch", "%lld", (long long)run->best_epoch);
-        meta_add(&draft, "best_step", "%lld", (long long)run->best_step);
+    if (run->best.step) {
+        meta_add(&draft, "best_loss", "%.17g", run->best.test);
+        meta_add(&draft, "best_epoch", "%lld", run->best.epoch);
+        meta_add(&draft, "best_step", "%lld", run->best.step);
     }
-    if (run->eval_done) meta_add(&draft, "eval_done", "%lld", (long long)run->eval_done);
+    if (run->eval_done) meta_add(&draft, "eval_done", "%lld", run->eval_done);
     for (int i = 0; i < 4 && run->eval_done; i++) {
         char key[32];
         snprintf(key, sizeof key, "eval_%s", train_kinds[i]);
@@ -212,7 +211,7 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
 }
 
 // A number out of the metadata, from 0 to max. Missing: false and a sentence.
-static inline bool meta_read(TrainRun *run, const char *key, double max, int64_t *whole, double *number) {
+static inline bool meta_read(TrainRun *run, const char *key, double max, long long *whole, double *number) {
     const char *text = st_meta(&run->weights, key);
     char *end = NULL;
     if (!text) return fail(run->error, "%s: it is no resume state: its metadata lack '%s'", run->weights_path, key);
@@ -285,7 +284,7 @@ static inline void rows_add(TrainRun *run, LogRow row) {
 // After the model is made: counters, log and sums.
 static inline bool resume_state(TrainRun *run) {
     const char *path = run->weights_path, *log = st_meta(&run->weights, "log");
-    int64_t epochs = 0;
+    long long epochs = 0;
     if (!resume_data(run, "train_data", "train.safetensors", run->train_identity)) return false;
     if (!resume_data(run, "test_data", "test.safetensors", run->test_identity)) return false;
     if (!meta_read(run, "step", 1e15, &run->step, NULL) || !meta_read(run, "epoch", 1e9, &epochs, NULL)) return false;
@@ -304,12 +303,12 @@ static inline bool resume_state(TrainRun *run) {
     }
     if (epochs != run->n_rows || run->step < epochs * run->epoch_steps || run->step > (epochs + 1) * run->epoch_steps) {
         return fail(run->error, "%s: its metadata are damaged: step %lld, epoch %lld and a log of %d rows do not agree",
-                    path, (long long)run->step, (long long)epochs, run->n_rows);
+                    path, run->step, epochs, run->n_rows);
     }
     if (st_meta(&run->weights, "best_step")) {
-        if (!meta_read(run, "best_loss", HUGE_VAL, NULL, &run->best)) return false;
-        if (!meta_read(run, "best_epoch", 1e9, &run->best_epoch, NULL)) return false;
-        if (!meta_read(run, "best_step", 1e15, &run->best_step, NULL)) return false;
+        if (!meta_read(run, "best_loss", HUGE_VAL, NULL, &run->best.test)) return false;
+        if (!meta_read(run, "best_epoch", 1e9, &run->best.epoch, NULL)) return false;
+        if (!meta_read(run, "best_step", 1e15, &run->best.step, NULL)) return false;
     }
     if (st_meta(&run->weights, "eval_done")) {
         if (!meta_read(run, "eval_done", (double)run->eval_windows, &run->eval_done, NULL)) return false;

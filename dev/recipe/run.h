@@ -49,18 +49,17 @@ typedef struct {
     const char *weights_path;
     Dataset train, test;
     char train_identity[96], test_identity[96];
-    int64_t epoch_steps, eval_windows;
+    long long epoch_steps, eval_windows;
 
     // The state of the run, beside the model's own.
     bool begun; // the files in --out are this run's
-    int64_t step;
+    long long step;
     double loss_sum; // of this epoch's steps so far
     LogRow *rows;    // one for each epoch done, and room for one more
     int n_rows;
     EvalLoss eval; // the evaluation in progress: its first eval_done windows
-    int64_t eval_done;
-    double best;                                 // lowest test loss of the epochs done, infinite before the first
-    int64_t best_epoch, best_step;               // after how many epochs and steps it was reached
+    long long eval_done;
+    LogRow best; // the lowest test loss of the epochs done, infinite and after step 0 before the first
     double seconds_before, resumed_at, saved_at; // time spent on this epoch before resumed_at
 } TrainRun;
 

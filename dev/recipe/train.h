@@ -68,10 +68,9 @@ static inline Outcome training_broke(TrainRun *run) {
     if (run->begun && !last_save(run, true)) return FAILED;
     if (!diagnose(run->spec, run->model, &run->layout, &plan, why))
         snprintf(why, sizeof why, "no tensor of it could be named");
-    fail(run->error, "step %lld: the loss or a gradient is no longer finite (%.300s); %s%.400s%s%s",
-         (long long)run->step, why, run->begun ? "" : "nothing was saved, and ",
-         run->begun ? run->last_path : run->o.out, run->begun ? " holds the state before it" : " is as it was",
-         run->step ? "; try a smaller --lr" : "");
+    fail(run->error, "step %lld: the loss or a gradient is no longer finite (%.300s); %s%.400s%s%s", run->step, why,
+         run->begun ? "" : "nothing was saved, and ", run->begun ? run->last_path : run->o.out,
+         run->begun ? " holds the state before it" : " is as it was", run->step ? "; try a smaller --lr" : "");
     return FAILED;
 }
 
@@ -142,12 +141,6 @@ static inline double eval_mean(const EvalLoss *eval, int64_t *tokens) {
     return sum / (double)*tokens;
 }
 
-static inline void best_set(TrainRun *run, const LogRow *row) {
-    run->best = row->test;
-    run->best_epoch = row->epoch;
-    run->best_step = row->step;
-}
-
 // An evaluation is complete: keeps the model if it is the best, then writes last, log.csv and loss.svg, in this order:
 // killed in between, the run repeats the step that led here and writes the same bytes again. `whole` says that the
 // epoch is over. Where --steps ended it early, its row is shown and written to log.csv, and its model is kept if it is
@@ -160,19 +153,18 @@ static inline bool epoch_done(TrainRun *run, bool whole) {
     row.test = eval_mean(&run->eval, &tokens);
     if (!isfinite(row.test)) {
         if (run->begun && !last_save(run, true)) return false;
-        return fail(run->error, "step %lld: the test loss is no longer finite; try a smaller --lr",
-                    (long long)run->step);
+        return fail(run->error, "step %lld: the test loss is no longer finite; try a smaller --lr", run->step);
     }
     if (!run_begin(run)) return false;
-    if (!run->best_step) {
+    if (!run->best.step) {
         unlink(run->whole_path); // of an earlier run
     } else if (!access(run->whole_path, F_OK) && rename(run->whole_path, run->model_path)) {
         return fail(run->error, "%s: cannot be made %s: %s", run->whole_path, run->model_path, strerror(errno));
     }
-    bool better = !run->best_step || row.test < run->best;
-    if (better && !whole && run->best_step && !hard_link(run->model_path, run->whole_path, run->error)) return false;
+    bool better = !run->best.step || row.test < run->best.test;
+    if (better && !whole && run->best.step && !hard_link(run->model_path, run->whole_path, run->error)) return false;
     if (better && !model_save(run, row.epoch, row.train, row.test)) return false;
-    if (better && whole) best_set(run, &row);
+    if (better && whole) run->best = row;
     double now = seconds_now();
     row.seconds = run->seconds_before + now - run->resumed_at;
     run->seconds_before = 0;
@@ -187,7 +179,7 @@ static inline bool epoch_done(TrainRun *run, bool whole) {
         run->n_rows--;
     }
     if (!last_save(run, false) || !reports_write(run, (int)epoch + 1)) return false;
-    if (better) best_set(run, &row); // of a part of an epoch: for the last line only, nothing is saved any more
+    if (better) run->best = row; // of a part of an epoch: for the last line only, nothing is saved any more
     printf("epoch %lld  train %.4f  test %.4f  lr %g  steps %lld  %.1f s\n", row.epoch, row.train, row.test, row.lr,
            row.steps, row.seconds);
     fflush(stdout);
@@ -200,7 +192,7 @@ static inline Outcome train(TrainRun *run) {
     for (;;) {
         int64_t start = (int64_t)run->n_rows * run->epoch_steps, end = start + run->epoch_steps;
         if (o->steps && o->steps < end) end = o->steps;
-        bool patient = !run->best_step || run->n_rows - run->best_epoch < o->patience;
+        bool patient = !run->best.step || run->n_rows - run->best.epoch < o->patience;
         if (run->n_rows >= o->epochs || !patient || end <= start || run->step > end) break;
         Outcome outcome = train_until(run, end);
         if (outcome == GO_ON) outcome = evaluate(run, true);
@@ -212,8 +204,8 @@ static inline Outcome train(TrainRun *run) {
     if (run->o.resume && run->step == from) {
         printf("nothing was left to do; to go on further, raise --epochs, --patience or --steps\n");
     }
-    if (run->best_step) {
-        printf("best test loss %.4f, epoch %lld: %s\n", run->best, (long long)run->best_epoch, run->model_path);
+    if (run->best.step) {
+        printf("best test loss %.4f, epoch %lld: %s\n", run->best.test, run->best.epoch, run->model_path);
     }
     return GO_ON;
 }
@@ -225,11 +217,9 @@ static inline void resume_hint(const TrainRun *run) {
     static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=./,:+@%";
     for (int i = 0; i < run->argc; i++) {
         const char *argument = run->argv[i];
-        if (!strcmp(argument, "--resume") || !strncmp(argument, "--init=", 7)) continue;
-        if (!strcmp(argument, "--init")) {
-            i++;
-            continue;
-        }
+        const bool init = !strcmp(argument, "--init");
+        if (init) i++; // over its value
+        if (init || !strcmp(argument, "--resume") || !strncmp(argument, "--init=", 7)) continue;
         if (i) fputc(' ', stderr);
         bool plain = *argument && !argument[strspn(argument, safe)];
         if (!plain) fputc('\'', stderr);
@@ -252,8 +242,8 @@ static inline bool run_eval(TrainRun *run) {
         printf("%-9s loss %.4f over %lld tokens\n", train_kinds[i], run->eval.sum[i] / (double)run->eval.count[i],
                (long long)run->eval.count[i]);
     }
-    printf("eval loss=%#.7g windows=%lld tokens=%lld stride=%lld\n", mean, (long long)run->eval_windows,
-           (long long)tokens, (long long)run->o.eval_stride);
+    printf("eval loss=%#.7g windows=%lld tokens=%lld stride=%lld\n", mean, run->eval_windows, (long long)tokens,
+           (long long)run->o.eval_stride);
     return true;
 }
 
@@ -365,12 +355,11 @@ static inline bool model_make(TrainRun *run) {
 
 static inline void announce(const TrainRun *run) {
     char text[32];
+    const ModelSpec *spec = run->spec;
     const ModelConfig *config = &run->config;
-    printf("%s, %s parameters:", run->spec->name, thousands(text, run->layout.count));
-    for (int i = 0; i < run->spec->n_sizes; i++) {
-        printf(" %s %d", run->spec->size_flags[i].flag, config->sizes[i]);
-    }
-    printf("; %s on %s, %d thread%s\n", config->precision, run->spec->device, config->threads,
+    printf("%s, %s parameters:", spec->name, thousands(text, run->layout.count));
+    for (int i = 0; i < spec->n_sizes; i++) printf(" %s %d", spec->size_flags[i].flag, config->sizes[i]);
+    printf("; %s on %s, %d thread%s\n", config->precision, spec->device, config->threads,
            config->threads > 1 ? "s" : "");
     if (run->weights_path) printf("weights from %s\n", run->weights_path);
     if (run->train.n_windows) {
@@ -383,7 +372,7 @@ static inline void announce(const TrainRun *run) {
                (long long)run->o.eval_stride);
     }
     fflush(stdout);
-    bool cpu = !strcmp(run->spec->device, "cpu"), asked = flag_find((Flags *)&run->flags, "precision")->given;
+    bool cpu = !strcmp(spec->device, "cpu"), asked = flag_find((Flags *)&run->flags, "precision")->given;
 #ifdef __AVX512BF16__
     if (cpu && !asked && !strcmp(config->precision, "fp32") && run->test.n_windows && !run->o.resume && !run->o.eval) {
         fprintf(stderr, "%s: this processor multiplies bf16 too: --precision bf16 trains about half as fast again\n",
@@ -427,7 +416,7 @@ static inline bool run_training(TrainRun *run) {
     run->begun = run->o.resume;
     if (run->begun) {
         log_recall_seconds(run);
-        printf("going on from step %lld, after %d epochs\n", (long long)run->step, run->n_rows);
+        printf("going on from step %lld, after %d epochs\n", run->step, run->n_rows);
         previous_keep(run);
         if (!reports_write(run, run->n_rows)) return false;
     }
@@ -435,7 +424,7 @@ static inline bool run_training(TrainRun *run) {
     signal(SIGTERM, train_on_signal);
     Outcome outcome = train(run);
     if (outcome == STOPPED) {
-        fprintf(stderr, "%s: stopped at step %lld and saved in %s; to go on:\n    ", run->program, (long long)run->step,
+        fprintf(stderr, "%s: stopped at step %lld and saved in %s; to go on:\n    ", run->program, run->step,
                 run->last_path);
         resume_hint(run);
         run->status = 1;
@@ -460,7 +449,7 @@ static inline bool train_run(TrainRun *run) {
     run->svg_path = path_join(o->out, "loss.svg");
     run->previous_path = path_join(o->out, "model.prev.safetensors.tmp");
     run->whole_path = path_join(o->out, "model.whole.safetensors");
-    run->best = HUGE_VAL;
+    run->best.test = HUGE_VAL;
     if (!weights_open(run)) return false;
     ModelConfig *config = &run->config;
     for (int i = 0; i < spec->n_sizes; i++) config->sizes[i] = (int)o->sizes[i];
