@@ -1,7 +1,7 @@
 // What both plain models are checked by. Include it after a plain model's file, with its type as Model and its
 // functions as MODEL(create), MODEL(forward) and so on.
-#ifndef PLAIN_H
-#define PLAIN_H
+#ifndef PLAIN_TEST_H
+#define PLAIN_TEST_H
 
 #include "check.h"
 
@@ -79,7 +79,7 @@ static void check_plain_update(Config config) {
             const Tensor *p = m.all.list[k];
             for (int i = 0; i < p->rows * p->columns; i++) p->grad[i] = t == 1 ? 2 : 0;
         }
-        MODEL(update)(&m, 0.1, t);
+        adamax(&m.all, 0.1, t);
         for (int k = 0; k < m.all.n_params; k++) {
             const Tensor *p = m.all.list[k], *old = before.all.list[k];
             for (int i = 0; i < p->rows * p->columns; i++) {

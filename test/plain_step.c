@@ -114,7 +114,7 @@ int main(int argc, char **argv) {
         out_add(&out, &dump, path, "grad.", (*t)->name, (*t)->grad, (*t)->rows * (*t)->columns);
         take(&dump, path, "grad.", *t, (*t)->grad);
     }
-    MODEL(update)(&m, number_of(&dump, path, "lr"), step + 1);
+    adamax(&m.all, number_of(&dump, path, "lr"), step + 1);
     for (Tensor **t = params; t < acts; t++) {
         out_add(&out, &dump, path, "new.", (*t)->name, (*t)->value, (*t)->rows * (*t)->columns);
     }

@@ -209,7 +209,9 @@ static void test_random(void) {
     }
     CHECK(!memcmp(a.tokens, b.tokens, (size_t)a.n_tokens), "the same seed gives other tokens");
     CHECK(least > 800 && most < 1200, "tokens come %d to %d times, expected about 1000", least, most);
-    CHECK(dataset_check_tokens(&a, "random tokens", error) && a.n_windows == 153000 - 256, "%s", error);
+    int wrong = 0;
+    for (int64_t i = 0; i < a.n_tokens; i++) wrong += a.tokens[i] >= DATA_TOKENS;
+    CHECK(wrong == 0 && a.n_windows == 153000 - 256, "%d tokens are none, %lld windows", wrong, (long long)a.n_windows);
     dataset_close(&a);
     dataset_close(&b);
 }

@@ -3,7 +3,8 @@
 # room includes only what it may.
 . "$(dirname "$0")/check.sh"
 CXX=${CXX:-c++}
-headers=$(cd "${root:?}" && echo midi.h dev/base/*.h dev/models/*.h dev/recipe/*.h dev/cpu/*.h dev/sample/*.h)
+headers=$(cd "${root:?}" && echo midi.h dev/base/*.h dev/plain/*.h dev/models/*.h dev/recipe/*.h dev/cpu/*.h \
+    dev/sample/*.h)
 test -s "$root/build/player_page.h" || echo "make build/player_page.h makes what dev/sample/player.h includes"
 command -v "$CXX" >/dev/null || echo "skipped: headers as C++17, there is no $CXX"
 
@@ -37,7 +38,7 @@ only 'base/|cuda/|emu/cuda_emu_tensor_core\.h' 'dev/cuda/*' # that header has th
 only 'base/|emu/' 'dev/emu/*'
 only 'base/|models/|recipe/' 'dev/recipe/*'
 only 'base/|models/|sample/|cpu/vector\.h|midi\.h|build/player_page\.h' 'dev/sample/*.[ch]'
-only 'base/|plain/' 'dev/plain/*.c'
+only 'base/|plain/' 'dev/plain/*.[ch]'
 for programs in '*.[ch]*' 'dev/*.[ch]*' 'data_prep/*.c' 'dev/tools/*.c*'; do
     only 'base/|models/|cpu/|cuda/|recipe/|sample/|midi\.h' "$programs"
 done

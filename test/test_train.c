@@ -882,9 +882,10 @@ static void test_init(void) {
     CHECK(trainer(RUN "--out @/x --init @/made.safetensors") == 1 &&
               said("stderr", "made.safetensors: tensor 'out.bias' has the shape [153, 4] instead of [153]"),
           "its status or its words");
-    tensors[2].rank = 1;
-    tensors[2].count = V;
-    tensors[2].type = ST_I32;
+    StTensor *bias = &tensors[1]; // the second one by name
+    bias->rank = 1;
+    bias->count = V;
+    bias->type = ST_I32;
     CHECK(st_write(path, tensors, 3, NULL, 0, error), "%s", error);
     CHECK(trainer(RUN "--out @/x --init @/made.safetensors") == 1 &&
               said("stderr", "'out.bias' is I32 instead of floating"),

@@ -72,22 +72,6 @@ static inline bool dataset_set_pieces(Dataset *data, const void *pieces, int64_t
     return true;
 }
 
-static inline int64_t names_count(const char *names) { // lines; the last may lack its newline
-    int64_t n = 0;
-    for (const char *c = names; *c; c++) n += *c == '\n' || !c[1];
-    return n;
-}
-
-static inline bool dataset_check_tokens(const Dataset *data, const char *path, char *error) {
-    for (int64_t i = 0; i < data->n_tokens; i++) {
-        if (data->tokens[i] >= DATA_TOKENS) {
-            return fail(error, "%s: the token at position %lld is %d; tokens are 0 to %d", path, (long long)i,
-                        data->tokens[i], DATA_TOKENS - 1);
-        }
-    }
-    return true;
-}
-
 static inline bool dataset_take(Dataset *data, const char *path, int T, char *error) {
     const char *format = st_meta(&data->file, "format"), *names = st_meta(&data->file, "names");
     const StTensor *tokens = st_find(&data->file, "tokens"), *pieces = st_find(&data->file, "pieces");
@@ -108,11 +92,18 @@ static inline bool dataset_take(Dataset *data, const char *path, int T, char *er
     data->n_tokens = tokens->count;
     data->names = names ? names : "";
     if (!dataset_set_pieces(data, pieces->data, pieces->count - 1, T, path, error)) return false;
-    if (*data->names && names_count(data->names) != data->n_pieces) {
-        return fail(error, "%s: it names %lld pieces and has %lld", path, (long long)names_count(data->names),
+    int64_t n_names = 0;
+    for (const char *c = data->names; *c; c++) n_names += *c == '\n' || !c[1]; // the last may lack its newline
+    if (n_names && n_names != data->n_pieces) {
+        return fail(error, "%s: it names %lld pieces and has %lld", path, (long long)n_names,
                     (long long)data->n_pieces);
     }
-    return dataset_check_tokens(data, path, error);
+    for (int64_t i = 0; i < data->n_tokens; i++) {
+        if (data->tokens[i] < DATA_TOKENS) continue;
+        return fail(error, "%s: the token at position %lld is %d; tokens are 0 to %d", path, (long long)i,
+                    data->tokens[i], DATA_TOKENS - 1);
+    }
+    return true;
 }
 
 // Opens a dataset for windows of T + 1 tokens, T >= 1. A dataset without windows is not an error here. After a failure
@@ -147,19 +138,9 @@ static inline bool dataset_random(Dataset *data, int64_t n, int T, uint64_t seed
 // Writes a dataset, atomically. names: one escaped name per line (see name_escape), or "".
 static inline bool dataset_save(const char *path, const uint8_t *tokens, int64_t n, const int64_t *pieces,
                                 int64_t n_pieces, const char *names, char *error) {
-    StTensor tensors[2];
-    memset(tensors, 0, sizeof tensors);
-    tensors[0].name = "pieces";
-    tensors[0].type = ST_I64;
-    tensors[0].rank = 1;
-    tensors[0].shape[0] = n_pieces + 1;
-    tensors[0].data = pieces;
-    tensors[1].name = "tokens";
-    tensors[1].type = ST_U8;
-    tensors[1].rank = 1;
-    tensors[1].shape[0] = n;
-    tensors[1].data = tokens;
-    StMeta meta[2] = {{"format", DATA_FORMAT}, {"names", names}};
+    const int64_t n_starts = n_pieces + 1;
+    StTensor tensors[] = {st_tensor("pieces", ST_I64, 1, &n_starts, pieces), st_tensor("tokens", ST_U8, 1, &n, tokens)};
+    StMeta meta[] = {{"format", DATA_FORMAT}, {"names", names}};
     return st_write(path, tensors, 2, meta, 2, error);
 }
 
@@ -197,14 +178,11 @@ static inline void epoch_batch(const Dataset *data, uint64_t seed, int64_t epoch
     }
 }
 
-// The escaped name of piece p, up to its newline or NUL; "" where the dataset has no names.
+// The escaped name of piece p, 0 <= p < n_pieces, up to its newline or NUL; "" where the dataset has no names.
 static inline const char *dataset_name(const Dataset *data, int64_t p) {
     const char *line = data->names;
-    while (p-- > 0 && line) {
-        line = strchr(line, '\n');
-        if (line) line++;
-    }
-    return line ? line : "";
+    for (; p > 0 && *line; p--) line += strcspn(line, "\n") + 1;
+    return line;
 }
 
 #endif

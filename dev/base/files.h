@@ -21,11 +21,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#if defined(__GNUC__)
 #define PRINTF_LIKE(format_at, first_at) __attribute__((format(printf, format_at, first_at))) // parameters, from 1
-#else
-#define PRINTF_LIKE(format_at, first_at)
-#endif
 
 enum { ERROR_SIZE = 1024 }; // of every `char *error` below; it receives one sentence, without a newline
 
@@ -54,22 +50,17 @@ static inline bool read_file(const char *path, void **bytes, size_t *size, char 
     if (!S_ISREG(about.st_mode)) return fail(error, "%s: is not a regular file", path);
     FILE *file = fopen(path, "rb");
     if (!file) return fail(error, "%s: cannot be opened: %s", path, strerror(errno));
-    size_t expected = (size_t)about.st_size;
+    const size_t expected = (size_t)about.st_size;
     char *buffer = (char *)malloc(expected + 1);
-    if (!buffer) {
-        fclose(file);
-        return fail(error, "%s: its %zu bytes do not fit into memory", path, expected);
-    }
     errno = 0;
-    size_t got = fread(buffer, 1, expected, file);
-    if (got != expected) {
-        fail(error, "%s: only %zu of its %zu bytes could be read: %s", path, got, expected,
-             errno ? strerror(errno) : "it was cut while being read");
-        fclose(file);
-        free(buffer);
-        return false;
-    }
+    const size_t got = buffer ? fread(buffer, 1, expected, file) : 0;
+    const char *why = errno ? strerror(errno) : "it was cut while being read";
     fclose(file);
+    if (!buffer) return fail(error, "%s: its %zu bytes do not fit into memory", path, expected);
+    if (got != expected) {
+        free(buffer);
+        return fail(error, "%s: only %zu of its %zu bytes could be read: %s", path, got, expected, why);
+    }
     buffer[expected] = 0;
     *bytes = buffer;
     *size = expected;
@@ -86,20 +77,14 @@ static inline char *path_join(const char *folder, const char *name) {
 }
 
 static inline bool make_folders(const char *path, char *error) { // as mkdir -p; an existing folder is fine
-    size_t size = strlen(path) + 1;
-    char *part = (char *)malloc(size);
-    if (!part) return fail(error, "%s: no memory for its name", path);
+    char *part = path_join(path, "");
     bool made = true;
-    memcpy(part, path, size);
-    for (size_t i = 1; made && i < size; i++) {
-        if (part[i] && part[i] != '/') continue;
-        char kept = part[i];
+    for (char *slash = part + strspn(part, "/"); made && (slash = strchr(slash, '/')); *slash++ = '/') {
         struct stat about;
-        part[i] = 0;
+        *slash = 0;
         if (mkdir(part, 0777) && (stat(part, &about) || !S_ISDIR(about.st_mode))) {
             made = fail(error, "%s: the folder cannot be made: %s; choose another", part, strerror(errno));
         }
-        part[i] = kept;
     }
     free(part);
     return made;
@@ -152,11 +137,9 @@ static inline bool atomic_open(AtomicFile *out, const char *path, char *error) {
     // Renaming onto a device would replace it, onto a folder would fail only after all the work.
     struct stat about;
     if (!*path) return fail(error, "a file to write has no name; give one");
-    if (!stat(path, &about) && S_ISDIR(about.st_mode)) {
-        return fail(error, "%s: cannot be written: it is a folder; give a file name", path);
-    }
     if (!stat(path, &about) && !S_ISREG(about.st_mode)) {
-        return fail(error, "%s: cannot be written: it is not a regular file", path);
+        return fail(error, "%s: cannot be written: it is %s", path,
+                    S_ISDIR(about.st_mode) ? "a folder; give a file name" : "not a regular file");
     }
     out->path = path;
     out->temporary = (char *)malloc(strlen(path) + 5);

@@ -96,20 +96,15 @@ static inline void param_add(ParamLayout *layout, InitKind init, double scale, i
                              const char *name_format, ...) {
     layout->list = (ParamTensor *)realloc(layout->list, (size_t)(layout->n + 1) * sizeof *layout->list);
     if (!layout->list) abort();
-    ParamTensor *tensor = &layout->list[layout->n++];
+    const int64_t columns = rank > 1 ? d1 : 1, count = d0 * columns;
+    const ParamTensor tensor = {"", rank, {d0, columns}, count, layout->size, init, scale};
+    layout->list[layout->n] = tensor;
     va_list arguments;
     va_start(arguments, name_format);
-    vsnprintf(tensor->name, sizeof tensor->name, name_format, arguments);
+    vsnprintf(layout->list[layout->n++].name, sizeof tensor.name, name_format, arguments);
     va_end(arguments);
-    tensor->rank = rank;
-    tensor->shape[0] = d0;
-    tensor->shape[1] = rank > 1 ? d1 : 1;
-    tensor->count = d0 * tensor->shape[1];
-    tensor->offset = layout->size;
-    tensor->init = init;
-    tensor->scale = scale;
-    layout->count += tensor->count;
-    layout->size += (tensor->count + 15) / 16 * 16;
+    layout->count += count;
+    layout->size += (count + 15) / 16 * 16;
 }
 
 static inline void layout_free(ParamLayout *layout) {

@@ -48,22 +48,15 @@ PHILOX_FN Philox4 philox(PhiloxKey key, uint32_t c0, uint32_t c1, uint32_t c2, u
         k0 += 0x9E3779B9u; // golden ratio
         k1 += 0xBB67AE85u; // sqrt(3) - 1
     }
-    Philox4 out;
-    out.x[0] = c0;
-    out.x[1] = c1;
-    out.x[2] = c2;
-    out.x[3] = c3;
+    const Philox4 out = {{c0, c1, c2, c3}};
     return out;
 }
 
 // The key of stream `index` (a tensor, a dropout site, an epoch, a song) of a purpose.
 PHILOX_FN PhiloxKey philox_key(uint64_t seed, uint32_t purpose, uint32_t index) {
-    PhiloxKey key;
-    key.k[0] = (uint32_t)seed;
-    key.k[1] = (uint32_t)(seed >> 32);
-    Philox4 words = philox(key, purpose, index, 0, 0);
-    key.k[0] = words.x[0];
-    key.k[1] = words.x[1];
+    const PhiloxKey seeded = {{(uint32_t)seed, (uint32_t)(seed >> 32)}};
+    const Philox4 words = philox(seeded, purpose, index, 0, 0);
+    const PhiloxKey key = {{words.x[0], words.x[1]}};
     return key;
 }
 

@@ -21,11 +21,12 @@
 #include "base/files.h"
 #include "base/text.h"
 
+#include <math.h>
+
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "safetensors.h: tensors are used as they lie in the file, which needs a little-endian machine"
 #endif
 
-// Name in the header, bytes of one element.
 // clang-format off
 #define ST_TYPES(X)                                                                                                    \
     X(BOOL, 1) X(U8, 1) X(I8, 1) X(F8_E5M2, 1) X(F8_E4M3, 1) X(F8_E8M0, 1)                                             \
@@ -34,32 +35,20 @@
     X(C64, 8) X(F64, 8) X(I64, 8) X(U64, 8)
 // clang-format on
 
-typedef enum {
-#define X(name, size) ST_##name,
-    ST_TYPES(X)
-#undef X
-        ST_TYPE_COUNT
-} StType;
+#define ST_ENUM(name, size) ST_##name,
+#define ST_ROW(name, size) {#name, size},
+typedef enum { ST_TYPES(ST_ENUM) ST_TYPE_COUNT } StType;
+
+static const struct {
+    const char *name; // as the header has it
+    int size;         // bytes of one element
+} st_types[] = {ST_TYPES(ST_ROW)};
 
 enum { ST_MAX_RANK = 8, ST_MAX_HEADER = 100000000 }; // the header's limit is the reference reader's
 
-static inline int st_size(StType type) { // bytes of one element
-    static const unsigned char sizes[] = {
-#define X(name, size) size,
-        ST_TYPES(X)
-#undef X
-    };
-    return sizes[type];
-}
+static inline int st_size(StType type) { return st_types[type].size; }
 
-static inline const char *st_type_name(StType type) { // as the header has it
-    static const char *const names[] = {
-#define X(name, size) #name,
-        ST_TYPES(X)
-#undef X
-    };
-    return names[type];
-}
+static inline const char *st_type_name(StType type) { return st_types[type].name; }
 
 typedef struct {
     const char *name;
@@ -160,19 +149,10 @@ static inline bool st_parse_escape(StText *text, char **to) {
     } else if (code <= 0 || (code >= 0xDC00 && code < 0xE000)) {
         return false;
     }
-    char *u = *to;
-    if (code < 0x80) {
-        *u++ = (char)code;
-    } else if (code < 0x800) {
-        *u++ = (char)(0xC0 | code >> 6);
-        *u++ = (char)(0x80 | (code & 63));
-    } else {
-        if (code >= 0x10000) *u++ = (char)(0xF0 | code >> 18);
-        *u++ = (char)(code < 0x10000 ? 0xE0 | code >> 12 : 0x80 | (code >> 12 & 63));
-        *u++ = (char)(0x80 | (code >> 6 & 63));
-        *u++ = (char)(0x80 | (code & 63));
-    }
-    *to = u;
+    static const int firsts[] = {0, 0xC0, 0xE0, 0xF0};
+    int more = (code >= 0x80) + (code >= 0x800) + (code >= 0x10000); // bytes of six bits each behind the first
+    *(*to)++ = (char)(firsts[more] | code >> 6 * more);
+    while (more--) *(*to)++ = (char)(0x80 | (code >> 6 * more & 63));
     return true;
 }
 
@@ -196,12 +176,11 @@ static inline bool st_parse_string(StText *text, const char **out) {
     return true;
 }
 
-// A list of 0 to max integers, each 0 to 2^63-1. *n is -1 where there are more than max.
+// A list of integers, each 0 to 2^63-1: how many there are, and the first max of them.
 static inline bool st_parse_integers(StText *text, int64_t *list, int max, int *n) {
     *n = 0;
     if (!st_need(text, '[')) return false;
     if (st_take(text, ']')) return true;
-    bool too_many = false;
     do {
         st_skip(text);
         int64_t value = 0;
@@ -213,16 +192,10 @@ static inline bool st_parse_integers(StText *text, int64_t *list, int max, int *
         }
         if (text->at == first) return st_expected(text, "a digit");
         if (*first == '0' && text->at > first + 1) return st_expected(text, "an integer without leading zeros");
-        too_many = too_many || *n == max;
-        if (!too_many) list[(*n)++] = value;
+        if (*n < max) list[*n] = value;
+        ++*n;
     } while (st_take(text, ','));
-    if (too_many) *n = -1;
     return st_need(text, ']');
-}
-
-// A list of n items, full whenever n is 0 or a power of two, gets room for at least one more. NULL: no memory.
-static inline void *st_grow(void *list, int n, size_t item_size) {
-    return n & (n - 1) ? list : realloc(list, (n ? 2 * (size_t)n : 1) * item_size);
 }
 
 // {"dtype": ..., "shape": ..., "data_offsets": ...} in any order, checked against the data's size.
@@ -260,7 +233,7 @@ static inline bool st_parse_tensor(StText *text, StTensor *tensor, const char *d
     if (!st_need(text, '}')) return false;
 
     if (seen != 7) return fail(error, "%s: tensor '%.80s' lacks its dtype, shape or data_offsets", path, tensor->name);
-    if (tensor->rank < 0) {
+    if (tensor->rank > ST_MAX_RANK) {
         return fail(error, "%s: tensor '%.80s' has more than %d dimensions", path, tensor->name, ST_MAX_RANK);
     }
     if (n_offsets != 2 || offsets[0] > offsets[1] || (uint64_t)offsets[1] > data_size) {
@@ -289,9 +262,6 @@ static inline bool st_parse_meta(StText *text, StFile *file) {
     if (!st_need(text, '{')) return false;
     if (st_take(text, '}')) return true;
     do {
-        StMeta *grown = (StMeta *)st_grow(file->meta, file->n_meta, sizeof *grown);
-        if (!grown) return fail(text->error, "%s: its header does not fit into memory", text->path);
-        file->meta = grown;
         StMeta *meta = &file->meta[file->n_meta];
         if (!st_parse_string(text, &meta->key) || !st_need(text, ':') || !st_parse_string(text, &meta->value))
             return false;
@@ -303,17 +273,12 @@ static inline bool st_parse_meta(StText *text, StFile *file) {
 static inline int st_by_place(const void *a, const void *b) {
     const StTensor *x = (const StTensor *)a, *y = (const StTensor *)b;
     uintptr_t u = (uintptr_t)x->data, v = (uintptr_t)y->data;
-    if (u == v)
-        return (x->count > 0) - (y->count > 0); // an empty tensor comes before the one that starts where it stands
-    return u < v ? -1 : 1;
+    if (u != v) return u < v ? -1 : 1;
+    return (x->count > 0) - (y->count > 0); // an empty tensor comes before the one that starts where it stands
 }
 
-static inline int st_by_name(const void *a, const void *b) {
-    return strcmp(((const StTensor *)a)->name, ((const StTensor *)b)->name);
-}
-
-static inline int st_by_key(const void *a, const void *b) {
-    return strcmp(((const StMeta *)a)->key, ((const StMeta *)b)->key);
+static inline int st_by_name(const void *a, const void *b) { // of StTensor or StMeta: the name comes first in both
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
 static inline bool st_parse_all(StFile *file, const char *path, char *error) {
@@ -334,6 +299,11 @@ static inline bool st_parse_all(StFile *file, const char *path, char *error) {
     size_t data_size = file->size - 8 - (size_t)header;
     if (!header || *begin != '{') return st_expected(&text, "'{'");
     st_take(&text, '{');
+    size_t most = 1; // what each of the lists holds at most: behind every name there is a colon
+    for (const char *c = begin; c < text.end; c++) most += *c == ':';
+    file->tensors = (StTensor *)calloc(most, sizeof *file->tensors);
+    file->meta = (StMeta *)calloc(most, sizeof *file->meta);
+    if (!file->tensors || !file->meta) return fail(error, "%s: its header does not fit into memory", path);
     bool has_meta = false;
     if (!st_take(&text, '}')) {
         do {
@@ -345,11 +315,7 @@ static inline bool st_parse_all(StFile *file, const char *path, char *error) {
                 if (!st_parse_meta(&text, file)) return false;
                 continue;
             }
-            StTensor *grown = (StTensor *)st_grow(file->tensors, file->n_tensors, sizeof *grown);
-            if (!grown) return fail(error, "%s: its header does not fit into memory", path);
-            file->tensors = grown;
             StTensor *tensor = &file->tensors[file->n_tensors++];
-            memset(tensor, 0, sizeof *tensor);
             tensor->name = name;
             if (!st_parse_tensor(&text, tensor, data, data_size)) return false;
         } while (st_take(&text, ','));
@@ -359,7 +325,7 @@ static inline bool st_parse_all(StFile *file, const char *path, char *error) {
     if (text.at != text.end) return st_expected(&text, "white space up to its end");
 
     const char *covered = data;
-    if (file->n_tensors) qsort(file->tensors, (size_t)file->n_tensors, sizeof(StTensor), st_by_place);
+    qsort(file->tensors, (size_t)file->n_tensors, sizeof(StTensor), st_by_place);
     for (int i = 0; i < file->n_tensors; i++) {
         const StTensor *t = &file->tensors[i];
         if ((const char *)t->data != covered) {
@@ -372,17 +338,15 @@ static inline bool st_parse_all(StFile *file, const char *path, char *error) {
         return fail(error, "%s: %lld bytes after the last tensor belong to none; the file is damaged", path,
                     (long long)(data + data_size - covered));
     }
-    if (file->n_tensors) qsort(file->tensors, (size_t)file->n_tensors, sizeof(StTensor), st_by_name);
+    qsort(file->tensors, (size_t)file->n_tensors, sizeof(StTensor), st_by_name);
     for (int i = 1; i < file->n_tensors; i++) {
-        if (!st_by_name(&file->tensors[i - 1], &file->tensors[i])) {
-            return fail(error, "%s: has two tensors of the name '%.80s'", path, file->tensors[i].name);
-        }
+        const StTensor *t = &file->tensors[i];
+        if (!st_by_name(t - 1, t)) return fail(error, "%s: has two tensors of the name '%.80s'", path, t->name);
     }
-    if (file->n_meta) qsort(file->meta, (size_t)file->n_meta, sizeof(StMeta), st_by_key);
+    qsort(file->meta, (size_t)file->n_meta, sizeof(StMeta), st_by_name);
     for (int i = 1; i < file->n_meta; i++) {
-        if (!st_by_key(&file->meta[i - 1], &file->meta[i])) {
-            return fail(error, "%s: has the metadata key '%.80s' twice", path, file->meta[i].key);
-        }
+        const StMeta *m = &file->meta[i];
+        if (!st_by_name(m - 1, m)) return fail(error, "%s: has the metadata key '%.80s' twice", path, m->key);
     }
     return true;
 }
@@ -407,27 +371,21 @@ static inline bool st_read(StFile *file, const char *path, char *error) {
 }
 
 static inline const StTensor *st_find(const StFile *file, const char *name) { // or NULL
-    StTensor wanted;
-    wanted.name = name;
     if (!file->n_tensors) return NULL;
-    return (const StTensor *)bsearch(&wanted, file->tensors, (size_t)file->n_tensors, sizeof wanted, st_by_name);
+    return (const StTensor *)bsearch(&name, file->tensors, (size_t)file->n_tensors, sizeof(StTensor), st_by_name);
 }
 
 static inline const char *st_meta(const StFile *file, const char *key) { // the value, or NULL
-    StMeta wanted = {key, NULL};
     if (!file->n_meta) return NULL;
-    const StMeta *found = (const StMeta *)bsearch(&wanted, file->meta, (size_t)file->n_meta, sizeof wanted, st_by_key);
+    const StMeta *found = (const StMeta *)bsearch(&key, file->meta, (size_t)file->n_meta, sizeof(StMeta), st_by_name);
     return found ? found->value : NULL;
 }
 
 static inline double st_half(uint16_t bits) { // IEEE binary16
-    int exponent = bits >> 10 & 31;
-    uint64_t mantissa = bits & 1023, sign = (uint64_t)(bits >> 15) << 63;
-    if (exponent == 0) return (sign ? -1.0 : 1.0) * (double)mantissa / 16777216;
-    uint64_t wide = sign | (uint64_t)(exponent == 31 ? 2047 : exponent + 1008) << 52 | mantissa << 42;
-    double value;
-    memcpy(&value, &wide, sizeof value);
-    return value;
+    int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    double size = exponent ? ldexp(1024 + mantissa, exponent - 25) : ldexp(mantissa, -24);
+    if (exponent == 31) size = mantissa ? NAN : HUGE_VAL;
+    return bits >> 15 ? -size : size;
 }
 
 static inline float st_bfloat(uint16_t bits) { // the upper half of a float
@@ -473,21 +431,24 @@ static inline bool st_to_double(const StTensor *tensor, double *out) {
     return true;
 }
 
+// A tensor to write, shape[rank]. Nothing is copied but the shape.
+static inline StTensor st_tensor(const char *name, StType type, int rank, const int64_t *shape, const void *data) {
+    StTensor tensor = {name, type, rank, {0}, 0, data};
+    for (int d = 0; d < rank; d++) tensor.shape[d] = shape[d];
+    return tensor;
+}
+
 static inline void st_add_string(TextBuffer *buffer, const char *string) { // quoted and escaped
     text_add(buffer, "\"", 1);
     for (; *string; string++) {
-        char escape[8];
-        if (*string == '"' || *string == '\\') {
-            snprintf(escape, sizeof escape, "\\%c", *string);
-        } else if (*string == '\n') {
-            snprintf(escape, sizeof escape, "\\n");
+        if (*string == '"' || *string == '\\') text_add(buffer, "\\", 1);
+        if (*string == '\n') {
+            text_add(buffer, "\\n", 2);
         } else if ((unsigned char)*string < 32) {
-            snprintf(escape, sizeof escape, "\\u%04x", (unsigned)*string);
+            text_print(buffer, "\\u%04x", (unsigned)*string);
         } else {
             text_add(buffer, string, 1);
-            continue;
         }
-        text_add(buffer, escape, strlen(escape));
     }
     text_add(buffer, "\"", 1);
 }
@@ -502,7 +463,6 @@ static inline int st_by_size(const void *a, const void *b) {
 // The header, its length included, of sorted tensors and metadata. Sets the tensors' counts from their shapes.
 static inline bool st_make_header(TextBuffer *out, const char *path, StTensor *tensors, int n, const StMeta *meta,
                                   int n_meta, char *error) {
-    const char *separator = "";
     int64_t offset = 0;
     text_add(out, "\0\0\0\0\0\0\0\0{", 9);
     for (int i = 0; i < n_meta; i++) {
@@ -510,21 +470,19 @@ static inline bool st_make_header(TextBuffer *out, const char *path, StTensor *t
             return fail(error, "%s: cannot be written: metadata '%.80s' is there twice or is not UTF-8", path,
                         meta[i].key);
         }
-        text_add(out, i ? ",\n" : "\"__metadata__\":{", i ? 2 : 16);
+        text_print(out, i ? ",\n" : "\"__metadata__\":{");
         st_add_string(out, meta[i].key);
         text_add(out, ":", 1);
         st_add_string(out, meta[i].value);
-        if (i == n_meta - 1) text_add(out, "}", 1);
-        separator = ",\n";
     }
+    if (n_meta) text_print(out, n ? "},\n" : "}");
     for (int i = 0; i < n; i++) {
         StTensor *t = &tensors[i];
         if (!utf8_valid(t->name) || !strcmp(t->name, "__metadata__") || (i && !st_by_size(t, t - 1))) {
             return fail(error, "%s: cannot be written: tensor name '%.80s' is there twice or not allowed", path,
                         t->name);
         }
-        text_add(out, separator, strlen(separator));
-        separator = ",\n";
+        if (i) text_add(out, ",\n", 2);
         st_add_string(out, t->name);
         text_print(out, ":{\"dtype\":\"%s\",\"shape\":[", st_type_name(t->type));
         t->count = 1;
@@ -549,34 +507,22 @@ static inline bool st_make_header(TextBuffer *out, const char *path, StTensor *t
 }
 
 // Writes n tensors and n_meta strings, atomically (see AtomicFile). Of a tensor its name, type, rank, shape and data
-// count; they and the metadata may come in any order: the file has larger elements first, then the order of names;
-// metadata by key.
-static inline bool st_write(const char *path, const StTensor *tensors, int n, const StMeta *meta, int n_meta,
-                            char *error) {
-    StTensor *sorted = (StTensor *)malloc(((size_t)n + 1) * sizeof *sorted);
-    StMeta *sorted_meta = (StMeta *)malloc(((size_t)n_meta + 1) * sizeof *sorted_meta);
+// count; they and the metadata may come in any order, and are sorted into that of the file: larger elements first, then
+// by name; metadata by key.
+static inline bool st_write(const char *path, StTensor *tensors, int n, StMeta *meta, int n_meta, char *error) {
     TextBuffer header = {NULL, 0, 0, false};
     AtomicFile out;
-    bool ok = false;
-    if (!sorted || !sorted_meta) {
-        fail(error, "%s: cannot be written: out of memory", path);
-    } else {
-        if (n) memcpy(sorted, tensors, (size_t)n * sizeof *sorted);
-        if (n_meta) memcpy(sorted_meta, meta, (size_t)n_meta * sizeof *sorted_meta);
-        qsort(sorted, (size_t)n, sizeof *sorted, st_by_size);
-        qsort(sorted_meta, (size_t)n_meta, sizeof *sorted_meta, st_by_key);
-        ok = st_make_header(&header, path, sorted, n, sorted_meta, n_meta, error) && atomic_open(&out, path, error);
-    }
+    if (n) qsort(tensors, (size_t)n, sizeof *tensors, st_by_size);
+    if (n_meta) qsort(meta, (size_t)n_meta, sizeof *meta, st_by_name);
+    bool ok = st_make_header(&header, path, tensors, n, meta, n_meta, error) && atomic_open(&out, path, error);
     if (ok) {
         atomic_write(&out, header.bytes, header.size);
         for (int i = 0; i < n; i++) {
-            atomic_write(&out, sorted[i].data, (size_t)(sorted[i].count * st_size(sorted[i].type)));
+            atomic_write(&out, tensors[i].data, (size_t)(tensors[i].count * st_size(tensors[i].type)));
         }
         ok = atomic_close(&out, error);
     }
     free(header.bytes);
-    free(sorted);
-    free(sorted_meta);
     return ok;
 }
 

@@ -7,7 +7,7 @@
 // gradients and updates, in double. Each stage is a function of plain loops. Its backward stands right below it, takes
 // the same tensors, and quotes the lines of the forward that it differentiates. All that makes a program fast is left
 // out, and so are evaluation, saving and flags. The stages that plain_gpt.c has too stand there word for word, so that
-// either file can be read alone.
+// either file can be read alone. Both include plain.h: tensors, first weights, Adamax and batches of music.
 //
 // The model: token embedding, then L LSTM layers (Hochreiter and Schmidhuber, 1997; Gers et al., 2000), each followed
 // by dropout, then a head of two parts
@@ -30,12 +30,7 @@
 // Shapes: B windows, T positions, R = B*T rows, E embedding width, H units of a layer, L layers, V = 153 tokens; I is
 // the width of a layer's input, O that of its output. Tensors are stored row by row: in [B,T,H], number (b, t, u) comes
 // after (b * T + t) * H + u others. A pointer's name ends in the indices that are already chosen, as in inp_r, row r.
-#include "base/data.h"
-#include "base/philox.h"
-
-enum { V = DATA_TOKENS };
-
-// ---- sizes and tensors
+#include "plain/plain.h"
 
 typedef struct {
     int E, H, L;    // width of the embedding, units of a layer, layers
@@ -43,50 +38,6 @@ typedef struct {
     double dropout; // the probability of a zero
     uint64_t seed;  // of all random numbers
 } Config;
-
-typedef struct {
-    char name[64];             // as in the files that the trainers write
-    int rows, columns;         // a vector has one column
-    double *value, *grad;      // [rows, columns] the numbers and their gradients
-    double *exp_avg, *exp_inf; // [rows, columns] what Adamax remembers of a parameter's gradients
-} Tensor;
-
-typedef struct { // all tensors of a model, the parameters first
-    Tensor **list;
-    int n, n_params;
-    uint64_t seed; // of the parameters' first values
-} TensorList;
-
-// Makes t a tensor of zeros and puts it at the end of the list. A %d in the name becomes l, the number of the layer.
-static void tensor_add(TensorList *all, Tensor *t, int rows, int columns, const char *name, int l) {
-    const size_t n = (size_t)rows * (size_t)columns;
-    *t = (Tensor){.rows = rows, .columns = columns, .value = calloc(4 * n, sizeof(double))};
-    t->grad = t->value + n;
-    t->exp_avg = t->grad + n;
-    t->exp_inf = t->exp_avg + n;
-    snprintf(t->name, sizeof t->name, name, l);
-    all->list = realloc(all->list, (size_t)(all->n + 1) * sizeof *all->list);
-    if (!t->value || !all->list) abort();
-    all->list[all->n++] = t;
-}
-
-typedef enum { NORMAL, UNIFORM, CONSTANT } Init;
-
-// Makes t the next parameter and draws its first values: from N(0, scale^2), or between -scale and scale, or all of
-// them are scale. Parameter number k draws from stream k of the seed's random numbers. The trainers keep floats, so the
-// values are rounded to float.
-static void param_add(TensorList *all, Tensor *t, int rows, int columns, const char *name, int l, Init init,
-                      double scale) {
-    const PhiloxKey key = philox_key(all->seed, PHILOX_INIT, (uint32_t)all->n_params++);
-    tensor_add(all, t, rows, columns, name, l);
-    for (int i = 0; i < rows * columns; i++) {
-        const Philox4 words = philox(key, (uint32_t)i, 0, 0, 0);
-        double draw = 1;
-        if (init == NORMAL) draw = philox_normal(key, (uint64_t)i);
-        if (init == UNIFORM) draw = 2 * philox_uniform(words.x[0], words.x[1]) - 1;
-        t->value[i] = (float)(scale * draw);
-    }
-}
 
 // ---- embedding: a token becomes its row of the table
 
@@ -343,21 +294,6 @@ static void cross_entropy_backward(Tensor *probs, Tensor *logits, const int *tar
     }
 }
 
-// ---- Adamax (Kingma and Ba, 2015, section 7.1, as PyTorch has it): the gradients move the parameters
-
-// exp_avg is a running mean of the gradient. exp_inf is the largest size that the gradient has had, fading by 0.1 % a
-// step. Their quotient is about 1 at most, so that a step moves a number by about lr at most. exp_avg starts at zero
-// and is too small at first, by the factor 1 - 0.9^t in step t = 1, 2, ..., which is divided out.
-static void adamax(Tensor *param, double lr, int64_t t) {
-    const int n = param->rows * param->columns;
-    for (int i = 0; i < n; i++) {
-        const double g = param->grad[i];
-        param->exp_avg[i] = 0.9 * param->exp_avg[i] + 0.1 * g;
-        param->exp_inf[i] = fmax(0.999 * param->exp_inf[i], fabs(g) + 1e-8);
-        param->value[i] -= lr / (1 - pow(0.9, (double)t)) * param->exp_avg[i] / param->exp_inf[i];
-    }
-}
-
 // ---- the model
 
 typedef struct {
@@ -428,8 +364,7 @@ static void lstm_create(Lstm *m, Config config) {
 }
 
 static void lstm_free(Lstm *m) {
-    for (int k = 0; k < m->all.n; k++) free(m->all.list[k]->value);
-    free(m->all.list);
+    tensors_free(&m->all);
     free(m->layers);
 }
 
@@ -459,10 +394,7 @@ static double lstm_forward(Lstm *m, const int *inputs, const int *targets, int64
 // The gradients of everything, after lstm_forward of the same batch and step: its stages in reverse order.
 static void lstm_backward(Lstm *m, const int *inputs, const int *targets, int64_t step) {
     const int L = m->config.L, T = m->config.T;
-    for (int k = 0; k < m->all.n; k++) {
-        Tensor *t = m->all.list[k];
-        for (int i = 0; i < t->rows * t->columns; i++) t->grad[i] = 0;
-    }
+    tensors_zero_grads(&m->all);
     cross_entropy_backward(&m->probs, &m->logits, targets);
     linear_backward(&m->logits, &m->heads[1].drop, &m->fc3_w, &m->fc3_b);
     for (int i = 1; i >= 0; i--) {
@@ -483,40 +415,23 @@ static void lstm_backward(Lstm *m, const int *inputs, const int *targets, int64_
     embedding_backward(&m->x0, &m->emb, inputs);
 }
 
-static void lstm_update(Lstm *m, double lr, int64_t t) {
-    for (int k = 0; k < m->all.n_params; k++) adamax(m->all.list[k], lr, t);
-}
-
 // ---- training
 
 #ifndef TESTING
 int main(void) {
     enum { B = 8, T = 128, STEPS = 601 };
     const Config config = {.E = 16, .H = 32, .L = 2, .B = B, .T = T, .dropout = 0.1, .seed = 1};
-    const double lr = 3e-3;
     Dataset data;
-    char error[ERROR_SIZE] = "data/train.safetensors: too little music for a batch";
-    const bool opened = dataset_open(&data, "data/train.safetensors", T, error);
-    const int64_t epoch = opened ? epoch_steps(0.02, data.n_windows, B) : 0; // steps, in which no window comes twice
-    if (epoch == 0) {
-        fprintf(stderr, "plain_lstm: %s; make some with %s\n", error,
-                "data_prep/compose_music && data_prep/prepare_music data/starter/train data/starter/test");
-        return 1;
-    }
+    if (!music_open(&data, "plain_lstm", B, T)) return 1;
     Lstm model;
     lstm_create(&model, config);
     double sum = 0; // of the losses since the last line
     for (int64_t step = 0; step < STEPS; step++) {
-        int inputs[B * T], targets[B * T]; // the target of a token is the token that follows it
-        int64_t starts[B];
-        epoch_batch(&data, config.seed, step / epoch, step % epoch, B, starts);
-        for (int r = 0; r < B * T; r++) {
-            inputs[r] = data.tokens[starts[r / T] + r % T];
-            targets[r] = data.tokens[starts[r / T] + r % T + 1];
-        }
+        int inputs[B * T], targets[B * T];
+        music_batch(&data, config.seed, step, B, inputs, targets);
         sum += lstm_forward(&model, inputs, targets, step);
         lstm_backward(&model, inputs, targets, step);
-        lstm_update(&model, lr, step + 1);
+        adamax(&model.all, 3e-3, step + 1);
         if (step % 20) continue;
         printf("step %3d  loss %.4f\n", (int)step, step ? sum / 20 : sum);
         fflush(stdout);

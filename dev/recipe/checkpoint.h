@@ -22,17 +22,19 @@ static inline const ParamTensor *params_not_finite(const ParamLayout *layout, co
     return NULL;
 }
 
-// Reads every tensor of the layout from an open file into the flat array; each is looked up behind prefix ("" for the
-// weights). exact: its elements must have this build's type, because rounding them would not continue the same run.
-// False, and a sentence, where a tensor is missing, has another shape or type, or a number that is not finite.
-static inline bool params_load(const ParamLayout *layout, const StFile *file, const char *prefix, bool exact,
-                               const char *path, real *params, char *error) {
+// Reads every tensor of the layout from the weights' file into the flat array; each is looked up behind prefix ("" for
+// the weights). With --resume its elements must have this build's type, because rounding them would not continue the
+// same run. False, and a sentence, where a tensor is missing, is not finite, or has another shape or type.
+static inline bool params_load(TrainRun *run, const char *prefix, real *params) {
+    const ParamLayout *layout = &run->layout;
+    const char *path = run->weights_path;
+    char *error = run->error;
     memset(params, 0, (size_t)layout->size * sizeof *params);
     for (int k = 0; k < layout->n; k++) {
         const ParamTensor *want = &layout->list[k];
         char name[96], has[200], needs[200];
         snprintf(name, sizeof name, "%s%s", prefix, want->name);
-        const StTensor *found = st_find(file, name);
+        const StTensor *found = st_find(&run->weights, name);
         st_shape_text(needs, want->rank, want->shape);
         if (!found) return fail(error, "%s: tensor '%s' %s is missing", path, name, needs);
         bool same = found->rank == want->rank;
@@ -41,7 +43,7 @@ static inline bool params_load(const ParamLayout *layout, const StFile *file, co
             return fail(error, "%s: tensor '%s' has the shape %s instead of %s", path, name,
                         st_shape_text(has, found->rank, found->shape), needs);
         }
-        if (exact && found->type != REAL_TYPE) {
+        if (run->o.resume && found->type != REAL_TYPE) {
             return fail(error, "%s: tensor '%s' is %s, and this build can only go on with %s", path, name,
                         st_type_name(found->type), st_type_name(REAL_TYPE));
         }
@@ -58,13 +60,14 @@ static inline bool params_load(const ParamLayout *layout, const StFile *file, co
     return fail(error, "%s: tensor '%s%s' has a number that is not finite", path, prefix, bad->name);
 }
 
-// ---- metadata
+// ---- files in the making
 
-// Keys and values for a file's metadata; the strings are the list's.
+// The tensors and the metadata of a file to write. Names, keys and values are its own.
 typedef struct {
-    StMeta list[64];
-    int n;
-} MetaList;
+    StTensor *tensors;
+    StMeta meta[64];
+    int n_tensors, n_meta;
+} Draft;
 
 // --eval-stride is saved as eval_stride.
 static inline char *meta_key(const char *flag) {
@@ -75,94 +78,73 @@ static inline char *meta_key(const char *flag) {
     return key;
 }
 
-PRINTF_LIKE(3, 4) static inline void meta_add(MetaList *meta, const char *key, const char *format, ...) {
+PRINTF_LIKE(3, 4) static inline void meta_add(Draft *draft, const char *key, const char *format, ...) {
+    char *value;
     va_list arguments;
     va_start(arguments, format);
-    int n = vsnprintf(NULL, 0, format, arguments);
+    if (vasprintf(&value, format, arguments) < 0) abort();
     va_end(arguments);
-    char *value = (char *)malloc((size_t)n + 1);
-    if (!value) abort();
-    va_start(arguments, format);
-    vsnprintf(value, (size_t)n + 1, format, arguments);
-    va_end(arguments);
-    meta->list[meta->n].key = meta_key(key);
-    meta->list[meta->n++].value = value;
+    draft->meta[draft->n_meta].key = meta_key(key);
+    draft->meta[draft->n_meta++].value = value;
 }
 
-static inline void meta_free(MetaList *meta) {
-    for (int i = 0; i < meta->n; i++) {
-        free((void *)meta->list[i].key);
-        free((void *)meta->list[i].value);
+static inline void draft_tensor(Draft *draft, const char *prefix, const char *name, StType type, int rank,
+                                const int64_t *shape, const void *data) {
+    char *whole;
+    draft->tensors = (StTensor *)realloc(draft->tensors, (size_t)(draft->n_tensors + 1) * sizeof *draft->tensors);
+    if (!draft->tensors || asprintf(&whole, "%s%s", prefix, name) < 0) abort();
+    draft->tensors[draft->n_tensors++] = st_tensor(whole, type, rank, shape, data);
+}
+
+// The tensors of a flat array. The names of Adamax's averages have prefixes.
+static inline void draft_params(Draft *draft, const ParamLayout *layout, const char *prefix, const real *flat) {
+    for (int k = 0; k < layout->n; k++) {
+        const ParamTensor *tensor = &layout->list[k];
+        draft_tensor(draft, prefix, tensor->name, REAL_TYPE, tensor->rank, tensor->shape, flat + tensor->offset);
     }
 }
 
-static inline StTensor tensor_of(const char *name, StType type, int rank, const int64_t *shape, const void *data) {
-    StTensor tensor;
-    memset(&tensor, 0, sizeof tensor);
-    tensor.name = name;
-    tensor.type = type;
-    tensor.rank = rank;
-    tensor.count = 1;
-    for (int i = 0; i < rank; i++) {
-        tensor.shape[i] = shape[i];
-        tensor.count *= shape[i];
-    }
-    tensor.data = data;
-    return tensor;
-}
+static const char *const state_prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_inf."};
 
-typedef char TensorName[96];
-
-// The tensors of a flat array, as list[layout.n], their names with a prefix in names[layout.n].
-static inline void tensors_add(const TrainRun *run, const char *prefix, const real *flat, StTensor *list,
-                               TensorName *names) {
-    for (int k = 0; k < run->layout.n; k++) {
-        const ParamTensor *tensor = &run->layout.list[k];
-        snprintf(names[k], sizeof names[k], "%s%s", prefix, tensor->name);
-        list[k] = tensor_of(names[k], REAL_TYPE, tensor->rank, tensor->shape, flat + tensor->offset);
+// Writes the file, and frees all that is the draft's.
+static inline bool draft_write(Draft *draft, const char *path, char *error) {
+    bool ok = st_write(path, draft->tensors, draft->n_tensors, draft->meta, draft->n_meta, error);
+    for (int i = 0; i < draft->n_tensors; i++) free((void *)draft->tensors[i].name);
+    for (int i = 0; i < draft->n_meta; i++) {
+        free((void *)draft->meta[i].key);
+        free((void *)draft->meta[i].value);
     }
-}
-
-// Writes the weights, and the Adamax averages too where state is set.
-static inline bool tensors_write(TrainRun *run, const char *path, bool state, const MetaList *meta) {
-    static const char *const prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_inf."};
-    int n = run->layout.n * (state ? 3 : 1);
-    StTensor *list = (StTensor *)malloc((size_t)n * sizeof *list);
-    TensorName *names = (TensorName *)malloc((size_t)n * sizeof *names);
-    if (!list || !names) abort();
-    for (int k = 0; k * run->layout.n < n; k++) {
-        const real *flat = run->spec->state(run->model, STATE_PARAMS + k);
-        tensors_add(run, prefixes[k], flat, list + k * run->layout.n, names + k * run->layout.n);
-    }
-    bool ok = st_write(path, list, n, meta->list, meta->n, run->error);
-    free(list);
-    free(names);
+    free(draft->tensors);
     return ok;
 }
 
-static inline void meta_common(const TrainRun *run, MetaList *meta) {
-    meta_add(meta, "model", "%s", run->spec->name);
-    meta_add(meta, "vocabulary", "%d", DATA_TOKENS);
-    meta_add(meta, "version", "%s", MUSIC_VERSION);
-    meta_add(meta, "step", "%lld", (long long)run->step);
+// Begins a draft.
+static inline void meta_common(const TrainRun *run, Draft *draft) {
+    memset(draft, 0, sizeof *draft);
+    meta_add(draft, "model", "%s", run->spec->name);
+    meta_add(draft, "vocabulary", "%d", DATA_TOKENS);
+    meta_add(draft, "version", "%s", MUSIC_VERSION);
+    meta_add(draft, "step", "%lld", run->step);
+}
+
+// What a model has and a resume state keeps among its flags.
+static inline void meta_model(const TrainRun *run, Draft *draft) {
+    const ModelSpec *spec = run->spec;
+    meta_common(run, draft);
+    for (int i = 0; i < spec->n_sizes; i++) meta_add(draft, spec->size_flags[i].flag, "%d", run->config.sizes[i]);
+    meta_add(draft, "seed", "%llu", (unsigned long long)run->o.seed);
 }
 
 static inline bool model_save(TrainRun *run, int64_t epoch, double train_loss, double test_loss) {
-    MetaList meta;
-    meta.n = 0;
-    meta_common(run, &meta);
-    for (int i = 0; i < run->spec->n_sizes; i++) {
-        meta_add(&meta, run->spec->size_flags[i].flag, "%d", run->config.sizes[i]);
-    }
-    meta_add(&meta, "window", "%d", run->config.T);
-    meta_add(&meta, "precision", "%s", run->config.precision);
-    meta_add(&meta, "seed", "%llu", (unsigned long long)run->o.seed);
-    meta_add(&meta, "epoch", "%lld", (long long)epoch);
-    meta_add(&meta, "train_loss", "%.17g", train_loss);
-    meta_add(&meta, "test_loss", "%.17g", test_loss);
-    bool ok = tensors_write(run, run->model_path, false, &meta);
-    meta_free(&meta);
-    return ok;
+    Draft draft;
+    meta_model(run, &draft);
+    meta_add(&draft, "window", "%d", run->config.T);
+    meta_add(&draft, "precision", "%s", run->config.precision);
+    meta_add(&draft, "epoch", "%lld", (long long)epoch);
+    meta_add(&draft, "train_loss", "%.17g", train_loss);
+    meta_add(&draft, "test_loss", "%.17g", test_loss);
+    draft_params(&draft, &run->layout, "", run->spec->state(run->model, STATE_PARAMS));
+    return draft_write(&draft, run->model_path, run->error);
 }
 
 // Writes last.safetensors, everything that a bit-exact continuation needs. The time spent so far on an unfinished epoch
@@ -173,63 +155,63 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
         const ParamTensor *bad = params_not_finite(&run->layout, run->spec->state(run->model, k));
         if (!bad) continue;
         return fail(run->error, "%s: not saved: after step %lld tensor '%s' is not finite; try a smaller --lr",
-                    run->last_path, (long long)run->step - 1, bad->name);
+                    run->last_path, run->step - 1, bad->name);
     }
-    MetaList meta;
+    Draft draft;
     TextBuffer log = {NULL, 0, 0, false};
-    meta.n = 0;
-    meta_common(run, &meta);
+    meta_common(run, &draft);
+    for (int k = STATE_PARAMS; k <= STATE_EXP_INF; k++) {
+        draft_params(&draft, &run->layout, state_prefixes[k], run->spec->state(run->model, k));
+    }
     for (int i = 0; i < run->flags.n; i++) {
         const Flag *flag = &run->flags.list[i];
         char text[64];
         if (!flag->fixed) continue;
         if (flag->kind == FLAG_NUMBER) {
-            meta_add(&meta, flag->name, "%.17g", *(double *)flag->value);
+            meta_add(&draft, flag->name, "%.17g", *(double *)flag->value);
         } else {
-            meta_add(&meta, flag->name, "%s", flag_show(flag, text));
+            meta_add(&draft, flag->name, "%s", flag_show(flag, text));
         }
     }
     char *data = (char *)malloc(3 * strlen(run->o.data) + 1);
     if (!data) abort();
     name_escape(run->o.data, data);
-    meta_add(&meta, "data", "%s", data);
+    meta_add(&draft, "data", "%s", data);
     free(data);
-    meta_add(&meta, "train_data", "%s", run->train_identity);
-    meta_add(&meta, "test_data", "%s", run->test_identity);
-    meta_add(&meta, "epoch", "%d", run->n_rows);
-    meta_add(&meta, "loss_sum", "%.17g", run->loss_sum);
+    meta_add(&draft, "train_data", "%s", run->train_identity);
+    meta_add(&draft, "test_data", "%s", run->test_identity);
+    meta_add(&draft, "epoch", "%d", run->n_rows);
+    meta_add(&draft, "loss_sum", "%.17g", run->loss_sum);
     for (int i = 0; i < run->n_rows; i++) {
         const LogRow *row = &run->rows[i];
-        text_print(&log, "%lld,%lld,%.17g,%.17g,%.17g,%lld\n", (long long)row->epoch, (long long)row->step, row->train,
-                   row->test, row->lr, (long long)row->steps);
+        text_print(&log, "%lld,%lld,%.17g,%.17g,%.17g,%lld\n", row->epoch, row->step, row->train, row->test, row->lr,
+                   row->steps);
     }
-    meta_add(&meta, "log", "%.*s", (int)log.size, log.size ? log.bytes : "");
+    meta_add(&draft, "log", "%.*s", (int)log.size, log.size ? log.bytes : "");
     free(log.bytes);
     if (run->n_rows) {
-        meta_add(&meta, "train_loss", "%.17g", run->rows[run->n_rows - 1].train);
-        meta_add(&meta, "test_loss", "%.17g", run->rows[run->n_rows - 1].test);
+        meta_add(&draft, "train_loss", "%.17g", run->rows[run->n_rows - 1].train);
+        meta_add(&draft, "test_loss", "%.17g", run->rows[run->n_rows - 1].test);
     }
-    if (run->best_step) {
-        meta_add(&meta, "best_loss", "%.17g", run->best);
-        meta_add(&meta, "best_epoch", "%lld", (long long)run->best_epoch);
-        meta_add(&meta, "best_step", "%lld", (long long)run->best_step);
+    if (run->best.step) {
+        meta_add(&draft, "best_loss", "%.17g", run->best.test);
+        meta_add(&draft, "best_epoch", "%lld", run->best.epoch);
+        meta_add(&draft, "best_step", "%lld", run->best.step);
     }
-    if (run->eval_done) meta_add(&meta, "eval_done", "%lld", (long long)run->eval_done);
+    if (run->eval_done) meta_add(&draft, "eval_done", "%lld", run->eval_done);
     for (int i = 0; i < 4 && run->eval_done; i++) {
         char key[32];
         snprintf(key, sizeof key, "eval_%s", train_kinds[i]);
-        meta_add(&meta, key, "%lld,%.17g", (long long)run->eval.count[i], run->eval.sum[i]);
+        meta_add(&draft, key, "%lld,%.17g", (long long)run->eval.count[i], run->eval.sum[i]);
     }
     double now = seconds_now();
-    if (interrupted) meta_add(&meta, "seconds", "%.3f", run->seconds_before + now - run->resumed_at);
+    if (interrupted) meta_add(&draft, "seconds", "%.3f", run->seconds_before + now - run->resumed_at);
     run->saved_at = now;
-    bool ok = tensors_write(run, run->last_path, true, &meta);
-    meta_free(&meta);
-    return ok;
+    return draft_write(&draft, run->last_path, run->error);
 }
 
 // A number out of the metadata, from 0 to max. Missing: false and a sentence.
-static inline bool meta_read(TrainRun *run, const char *key, double max, int64_t *whole, double *number) {
+static inline bool meta_read(TrainRun *run, const char *key, double max, long long *whole, double *number) {
     const char *text = st_meta(&run->weights, key);
     char *end = NULL;
     if (!text) return fail(run->error, "%s: it is no resume state: its metadata lack '%s'", run->weights_path, key);
@@ -277,8 +259,7 @@ static inline bool resume_flags(TrainRun *run) {
     }
     const char *data = st_meta(&run->weights, "data");
     if (!flag_find(&run->flags, "data")->given && data) {
-        run->saved_data = (char *)malloc(strlen(data) + 1);
-        if (!run->saved_data) abort();
+        run->saved_data = path_join("", data);
         name_unescape(data, run->saved_data);
         run->o.data = run->saved_data;
     }
@@ -303,36 +284,31 @@ static inline void rows_add(TrainRun *run, LogRow row) {
 // After the model is made: counters, log and sums.
 static inline bool resume_state(TrainRun *run) {
     const char *path = run->weights_path, *log = st_meta(&run->weights, "log");
-    int64_t epochs = 0;
+    long long epochs = 0;
     if (!resume_data(run, "train_data", "train.safetensors", run->train_identity)) return false;
     if (!resume_data(run, "test_data", "test.safetensors", run->test_identity)) return false;
     if (!meta_read(run, "step", 1e15, &run->step, NULL) || !meta_read(run, "epoch", 1e9, &epochs, NULL)) return false;
     if (!meta_read(run, "loss_sum", HUGE_VAL, NULL, &run->loss_sum)) return false;
     for (const char *at = log; at && *at;) {
         LogRow row;
-        long long epoch, step, steps;
-        int used = 0;
-        int fields =
-            sscanf(at, "%lld,%lld,%lf,%lf,%lf,%lld%n", &epoch, &step, &row.train, &row.test, &row.lr, &steps, &used);
-        if (fields != 6 || at[used] != '\n' || !isfinite(row.train + row.test + row.lr) || epoch != run->n_rows + 1 ||
-            step != epoch * run->epoch_steps || steps != run->epoch_steps) {
+        int used = 0, fields = sscanf(at, "%lld,%lld,%lf,%lf,%lf,%lld%n", &row.epoch, &row.step, &row.train, &row.test,
+                                      &row.lr, &row.steps, &used);
+        if (fields != 6 || at[used] != '\n' || !isfinite(row.train + row.test + row.lr) ||
+            row.epoch != run->n_rows + 1 || row.step != row.epoch * run->epoch_steps || row.steps != run->epoch_steps) {
             return fail(run->error, "%s: its metadata are damaged: row %d of 'log'", path, run->n_rows + 1);
         }
-        row.epoch = epoch;
-        row.step = step;
-        row.steps = steps;
         row.seconds = -1;
         rows_add(run, row);
         at += used + 1;
     }
     if (epochs != run->n_rows || run->step < epochs * run->epoch_steps || run->step > (epochs + 1) * run->epoch_steps) {
         return fail(run->error, "%s: its metadata are damaged: step %lld, epoch %lld and a log of %d rows do not agree",
-                    path, (long long)run->step, (long long)epochs, run->n_rows);
+                    path, run->step, epochs, run->n_rows);
     }
     if (st_meta(&run->weights, "best_step")) {
-        if (!meta_read(run, "best_loss", HUGE_VAL, NULL, &run->best)) return false;
-        if (!meta_read(run, "best_epoch", 1e9, &run->best_epoch, NULL)) return false;
-        if (!meta_read(run, "best_step", 1e15, &run->best_step, NULL)) return false;
+        if (!meta_read(run, "best_loss", HUGE_VAL, NULL, &run->best.test)) return false;
+        if (!meta_read(run, "best_epoch", 1e9, &run->best.epoch, NULL)) return false;
+        if (!meta_read(run, "best_step", 1e15, &run->best.step, NULL)) return false;
     }
     if (st_meta(&run->weights, "eval_done")) {
         if (!meta_read(run, "eval_done", (double)run->eval_windows, &run->eval_done, NULL)) return false;

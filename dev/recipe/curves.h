@@ -151,13 +151,13 @@ static inline void curves_draw(TextBuffer *out, const char *title, const char *e
                "<text x=\"%d\" y=\"26\" font-size=\"16\" font-weight=\"bold\" fill=\"#222\">%s</text>\n",
                width, CURVE_HEIGHT, title, width, CURVE_HEIGHT, CURVE_LEFT, title);
     text_print(out, "<text x=\"%d\" y=\"47\" fill=\"#555\">best test loss (ring):", CURVE_LEFT);
+    bool compared = false;
     for (int k = 0; k < n; k++) {
+        compared |= curves[k].published > 0;
         const int best = curve_best(&curves[k]);
         text_print(out, "%s <tspan fill=\"%s\">%s%s%.4f, epoch %d</tspan>", k ? ";" : "", colors[k],
                    n > 1 ? curves[k].name : "", n > 1 ? " " : "", curves[k].points[best].test, best + 1);
     }
-    bool compared = false;
-    for (int k = 0; k < n; k++) compared |= curves[k].published > 0;
     text_print(out, "%s</text>\n", compared ? "; dashed, and a diamond: published" : "");
     CurveAxes axes = curve_axes(out, curves, n, right, epochs);
     for (int i = 0; i < 3 * n; i++) { // what is published, what was trained on, and on top of them the test losses

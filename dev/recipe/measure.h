@@ -46,20 +46,19 @@ static inline bool run_dump(TrainRun *run) {
     int n_activations = spec->activations(run->model, NULL);
     if (n_activations < 0) return fail(run->error, "--dump: there is not enough memory to keep the activations");
     // What the step begins with: the weights and, after step 0, Adamax's averages, which are zero before.
-    static const char *const begins[] = {"param.", "adamax.exp_avg.", "adamax.exp_inf."};
-    const int states = run->step > 0 ? 3 : 1, n_params = run->layout.n;
+    const int states = run->step > 0 ? 3 : 1;
     const size_t size = (size_t)run->layout.size;
-    int n = (states + 2) * n_params, total = n + n_activations + 3;
-    StTensor *list = (StTensor *)calloc((size_t)total, sizeof *list);
-    TensorName *names = (TensorName *)malloc((size_t)n * sizeof *names);
     Activation *activations = (Activation *)calloc((size_t)n_activations + 1, sizeof *activations);
     real *before = (real *)malloc((size_t)states * size * sizeof *before);
     int64_t *starts = (int64_t *)malloc((size_t)B * sizeof *starts);
     int64_t *input = (int64_t *)malloc((size_t)(2 * B * T) * sizeof *input);
-    if (!list || !names || !activations || !before || !starts || !input) abort();
+    if (!activations || !before || !starts || !input) abort();
+    Draft draft;
+    meta_model(run, &draft);
     for (int k = 0; k < states; k++) {
-        memcpy(before + (size_t)k * size, spec->state(run->model, STATE_PARAMS + k), size * sizeof *before);
-        tensors_add(run, begins[k], before + (size_t)k * size, list + k * n_params, names + k * n_params);
+        real *flat = before + (size_t)k * size;
+        memcpy(flat, spec->state(run->model, STATE_PARAMS + k), size * sizeof *flat);
+        draft_params(&draft, &run->layout, k ? state_prefixes[k] : "param.", flat);
     }
     StepPlan plan = plan_of(run, run->step);
     spec->set_loss(run->model, 0);
@@ -71,30 +70,20 @@ static inline bool run_dump(TrainRun *run) {
         input[i] = run->train.tokens[starts[i / T] + i % T];
         input[B * T + i] = run->train.tokens[starts[i / T] + i % T + 1];
     }
-    tensors_add(run, "new.", spec->state(run->model, STATE_PARAMS), list + states * n_params,
-                names + states * n_params);
-    tensors_add(run, "grad.", spec->state(run->model, STATE_GRADS), list + (states + 1) * n_params,
-                names + (states + 1) * n_params);
+    draft_params(&draft, &run->layout, "new.", spec->state(run->model, STATE_PARAMS));
+    draft_params(&draft, &run->layout, "grad.", spec->state(run->model, STATE_GRADS));
     spec->activations(run->model, activations);
     for (int i = 0; i < n_activations; i++) {
         const Activation *a = &activations[i];
-        list[n++] = tensor_of(a->name, REAL_TYPE, a->rank, a->shape, a->data);
+        draft_tensor(&draft, "", a->name, REAL_TYPE, a->rank, a->shape, a->data);
     }
     const int64_t batch_shape[] = {B, T}, one[] = {1};
-    list[n++] = tensor_of("input", ST_I64, 2, batch_shape, input);
-    list[n++] = tensor_of("target", ST_I64, 2, batch_shape, input + B * T);
-    list[n++] = tensor_of("loss", REAL_TYPE, 1, one, &loss);
-    MetaList meta;
-    meta.n = 0;
-    meta_common(run, &meta);
-    for (int i = 0; i < spec->n_sizes; i++) meta_add(&meta, spec->size_flags[i].flag, "%d", run->config.sizes[i]);
-    meta_add(&meta, "seed", "%llu", (unsigned long long)run->o.seed);
-    meta_add(&meta, "dropout", "%.17g", run->o.dropout);
-    meta_add(&meta, "lr", "%.17g", plan.lr);
-    bool ok = st_write(run->o.dump, list, n, meta.list, meta.n, run->error);
-    meta_free(&meta);
-    free(list);
-    free(names);
+    draft_tensor(&draft, "", "input", ST_I64, 2, batch_shape, input);
+    draft_tensor(&draft, "", "target", ST_I64, 2, batch_shape, input + B * T);
+    draft_tensor(&draft, "", "loss", REAL_TYPE, 1, one, &loss);
+    meta_add(&draft, "dropout", "%.17g", run->o.dropout);
+    meta_add(&draft, "lr", "%.17g", plan.lr);
+    bool ok = draft_write(&draft, run->o.dump, run->error);
     free(activations);
     free(before);
     free(starts);

@@ -18,14 +18,9 @@ typedef struct {
 } Progress;
 
 static inline Progress progress_start(int64_t first, int64_t last, double loss_sum) {
-    Progress p;
-    p.terminal = isatty(2);
-    p.interval = p.terminal ? 0.2 : PROGRESS_SECONDS;
-    p.started = p.shown = seconds_now();
-    p.first = p.shown_at = first;
-    p.last = last;
-    p.shown_sum = loss_sum;
-    p.loss = -1;
+    const bool terminal = isatty(2);
+    const double now = seconds_now();
+    const Progress p = {terminal, terminal ? 0.2 : PROGRESS_SECONDS, now, now, first, last, first, loss_sum, -1};
     return p;
 }
 

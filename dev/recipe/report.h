@@ -9,8 +9,8 @@
 #include "recipe/curves.h"
 
 static inline int row_text(char text[192], const LogRow *row) { // all but the seconds
-    return snprintf(text, 192, "%lld,%lld,%.9g,%.9g,%.9g,%lld,", (long long)row->epoch, (long long)row->step,
-                    row->train, row->test, row->lr, (long long)row->steps);
+    return snprintf(text, 192, "%lld,%lld,%.9g,%.9g,%.9g,%lld,", row->epoch, row->step, row->train, row->test, row->lr,
+                    row->steps);
 }
 
 // Takes the seconds, which are in no other file, out of an existing log.csv, from rows that are otherwise the same.
@@ -21,11 +21,10 @@ static inline void log_recall_seconds(TrainRun *run) {
     for (int i = 0; i < run->n_rows; i++) {
         char text[193] = "\n";
         row_text(text + 1, &run->rows[i]);
-        const char *found = strstr(bytes, text);
+        const char *found = strstr(bytes, text), *at = found ? found + strlen(text) : "";
         char *end;
-        if (!found) continue;
-        double seconds = strtod(found + strlen(text), &end);
-        if (end > found + strlen(text) && *end == '\n' && seconds >= 0) run->rows[i].seconds = seconds;
+        double seconds = strtod(at, &end);
+        if (end > at && *end == '\n' && seconds >= 0) run->rows[i].seconds = seconds;
     }
     free(bytes);
 }
@@ -64,9 +63,8 @@ static inline bool reports_write(TrainRun *run, int n) {
     }
     bool ok = !out.failed && write_file_atomically(run->log_path, out.bytes, out.size, run->error);
     free(out.bytes);
-    if (ok && n) return curve_write(run, n);
-    if (ok) unlink(run->svg_path);
-    return ok;
+    if (ok && !n) unlink(run->svg_path);
+    return ok && (!n || curve_write(run, n));
 }
 
 #endif

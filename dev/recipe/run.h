@@ -15,6 +15,8 @@
 #include <omp.h>
 #endif
 
+#define DEFAULT_DATA "data"
+
 typedef struct {
     const char *data, *out, *init, *dump, *precision;
     int64_t batch, window, epochs, patience, steps, eval_stride, bench, threads, sizes[MAX_SIZES];
@@ -24,7 +26,7 @@ typedef struct {
 } Options;
 
 typedef struct {                     // an epoch in log.csv
-    int64_t epoch, step, steps;      // counted from 1; steps since step 0; steps of the epoch
+    long long epoch, step, steps;    // counted from 1; steps since step 0; steps of the epoch
     double train, test, lr, seconds; // mean losses; seconds < 0: unknown
 } LogRow;
 
@@ -47,18 +49,17 @@ typedef struct {
     const char *weights_path;
     Dataset train, test;
     char train_identity[96], test_identity[96];
-    int64_t epoch_steps, eval_windows;
+    long long epoch_steps, eval_windows;
 
     // The state of the run, beside the model's own.
     bool begun; // the files in --out are this run's
-    int64_t step;
+    long long step;
     double loss_sum; // of this epoch's steps so far
     LogRow *rows;    // one for each epoch done, and room for one more
     int n_rows;
     EvalLoss eval; // the evaluation in progress: its first eval_done windows
-    int64_t eval_done;
-    double best;                                 // lowest test loss of the epochs done, infinite before the first
-    int64_t best_epoch, best_step;               // after how many epochs and steps it was reached
+    long long eval_done;
+    LogRow best; // the lowest test loss of the epochs done, infinite and after step 0 before the first
     double seconds_before, resumed_at, saved_at; // time spent on this epoch before resumed_at
 } TrainRun;
 
@@ -72,7 +73,7 @@ static inline void flags_define(TrainRun *run) {
 #endif
     snprintf(run->default_out, sizeof run->default_out, "out/%s", spec->name);
     snprintf(run->precision, sizeof run->precision, "%.*s", (int)strcspn(spec->precisions, "|"), spec->precisions);
-    flag_text(f, "data", "DIR", &o->data, "data", "folder with train.safetensors and test.safetensors");
+    flag_text(f, "data", "DIR", &o->data, DEFAULT_DATA, "folder with train.safetensors and test.safetensors");
     flag_text(f, "out", "DIR", &o->out, run->default_out, "where the model, the log and the curves go");
     flag_whole(f, "batch", &o->batch, 8, 1, 65536, "windows in a training step")->fixed = true;
     flag_whole(f, "window", &o->window, 256, 1, 65536, "tokens in a window")->fixed = true;
@@ -135,13 +136,9 @@ static inline void help_print(const TrainRun *run) {
 }
 
 static inline StepPlan plan_of(const TrainRun *run, int64_t step) {
-    StepPlan plan;
-    plan.step = step;
-    plan.epoch = step / run->epoch_steps;
-    plan.index = step % run->epoch_steps;
+    StepPlan plan = {step, step / run->epoch_steps, step % run->epoch_steps, run->o.lr};
     // By products, because pow differs in the last bit between libraries. The floor never raises a smaller --lr.
     double least = run->o.lr_min < run->o.lr ? run->o.lr_min : run->o.lr;
-    plan.lr = run->o.lr;
     for (int64_t e = 0; e < plan.epoch && plan.lr > least && run->o.lr_decay < 1; e++) plan.lr *= run->o.lr_decay;
     if (plan.lr < least) plan.lr = least;
     return plan;

@@ -31,10 +31,10 @@ static inline bool run_program(const char *path, const char *const *arguments, c
     return true;
 }
 
-// Whether the starter corpus belongs into the folder: it does not exist, or holds nothing but what an interrupted
-// composing leaves behind. Somebody's own folder is left alone.
-static inline bool starter_wanted(const char *folder) {
-    DIR *list = opendir(folder);
+// Whether the starter corpus belongs into the default data folder: it does not exist, or holds nothing but what an
+// interrupted composing leaves behind. Somebody's own folder is left alone.
+static inline bool starter_wanted(void) {
+    DIR *list = opendir(DEFAULT_DATA);
     bool train = false, test = false, starter = false, other = false;
     if (!list) return errno == ENOENT;
     for (struct dirent *entry; (entry = readdir(list)) != NULL;) {
@@ -50,35 +50,28 @@ static inline bool starter_wanted(const char *folder) {
 }
 
 // Composes the starter corpus into the folder, by the two programs beside this one, and makes its datasets.
-static inline bool starter_compose(TrainRun *run, const char *folder) {
-    char self[PATH_MAX + 1];
+static inline bool starter_compose(TrainRun *run) {
+    char self[PATH_MAX + 1], compose[PATH_MAX + 32], prepare[PATH_MAX + 32];
     ssize_t length = readlink("/proc/self/exe", self, PATH_MAX);
     if (length < 0) length = snprintf(self, sizeof self, "%s", run->argv[0]);
     if (length > PATH_MAX) length = PATH_MAX;
     self[length] = 0;
     char *slash = strrchr(self, '/');
     strcpy(slash ? slash : self, slash ? "" : ".");
-    char *compose = path_join(self, "data_prep/compose_music"), *prepare = path_join(self, "data_prep/prepare_music");
-    char *starter = path_join(folder, "starter"), *train = path_join(starter, "train"),
-         *test = path_join(starter, "test");
-    const char *first[] = {compose, "--out", starter, NULL}, *second[] = {prepare, "--out", folder, train, test, NULL};
+    snprintf(compose, sizeof compose, "%s/data_prep/compose_music", self);
+    snprintf(prepare, sizeof prepare, "%s/data_prep/prepare_music", self);
+    const char *first[] = {compose, "--out", DEFAULT_DATA "/starter", NULL};
+    const char *second[] = {prepare, "--out", DEFAULT_DATA, DEFAULT_DATA "/starter/train", DEFAULT_DATA "/starter/test",
+                            NULL};
     const char *missing = access(compose, X_OK) ? compose : access(prepare, X_OK) ? prepare : NULL;
-    bool ok = !missing;
     if (missing) {
-        fail(
-            run->error,
-            "%s: there is no music here yet, and %s, which would make some, cannot be run (%s); build it with make, or "
-            "give --data a folder made by prepare_music",
-            folder, missing, strerror(errno));
+        return fail(run->error,
+                    "%s: there is no music here yet, and %s, which would make some, cannot be run (%s); build it with "
+                    "make, or give --data a folder made by prepare_music",
+                    DEFAULT_DATA, missing, strerror(errno));
     }
-    if (ok) fprintf(stderr, "%s: no music here yet: composing the starter corpus into it\n", folder);
-    ok = ok && run_program(compose, first, run->error) && run_program(prepare, second, run->error);
-    free(compose);
-    free(prepare);
-    free(starter);
-    free(train);
-    free(test);
-    return ok;
+    fprintf(stderr, "%s: no music here yet: composing the starter corpus into it\n", DEFAULT_DATA);
+    return run_program(compose, first, run->error) && run_program(prepare, second, run->error);
 }
 
 #endif

@@ -37,15 +37,6 @@ static inline void train_on_signal(int number) {
     train_signal = number;
 }
 
-static inline void train_catch_signals(void) {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = train_on_signal;
-    action.sa_flags = SA_RESTART;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-}
-
 typedef enum { GO_ON, STOPPED, FAILED } Outcome;
 // Saves the state of a new run for the first time: from here on it can be resumed, and the folder is its own. The best
 // model of an earlier run gets a second name, first a temporary one, and the final one when the state is saved. Killed
@@ -77,10 +68,9 @@ static inline Outcome training_broke(TrainRun *run) {
     if (run->begun && !last_save(run, true)) return FAILED;
     if (!diagnose(run->spec, run->model, &run->layout, &plan, why))
         snprintf(why, sizeof why, "no tensor of it could be named");
-    fail(run->error, "step %lld: the loss or a gradient is no longer finite (%.300s); %s%.400s%s%s",
-         (long long)run->step, why, run->begun ? "" : "nothing was saved, and ",
-         run->begun ? run->last_path : run->o.out, run->begun ? " holds the state before it" : " is as it was",
-         run->step ? "; try a smaller --lr" : "");
+    fail(run->error, "step %lld: the loss or a gradient is no longer finite (%.300s); %s%.400s%s%s", run->step, why,
+         run->begun ? "" : "nothing was saved, and ", run->begun ? run->last_path : run->o.out,
+         run->begun ? " holds the state before it" : " is as it was", run->step ? "; try a smaller --lr" : "");
     return FAILED;
 }
 
@@ -94,7 +84,8 @@ static inline Outcome train_until(TrainRun *run, int64_t end) {
         run->eval_done = 0; // an interrupted evaluation of weights that now change
         memset(&run->eval, 0, sizeof run->eval);
     }
-    while (run->step < end) {
+    Outcome outcome = GO_ON;
+    while (run->step < end && outcome == GO_ON) {
         StepPlan plan = plan_of(run, run->step);
         spec->train_step(run->model, &plan);
         run->step++;
@@ -112,14 +103,10 @@ static inline Outcome train_until(TrainRun *run, int64_t end) {
         now = seconds_now();
         if (show) progress_train(&progress, run, now);
         // A learning rate far too large shows in the second step, the first with other weights.
-        Outcome outcome = run->step < 2 || run_begin(run) ? save_if_due(run, now) : FAILED;
-        if (outcome != GO_ON) {
-            progress_clear(&progress);
-            return outcome;
-        }
+        outcome = run->step < 2 || run_begin(run) ? save_if_due(run, now) : FAILED;
     }
     progress_clear(&progress);
-    return GO_ON;
+    return outcome;
 }
 
 // Every stride-th test window, from where an interrupted evaluation was.
@@ -154,12 +141,6 @@ static inline double eval_mean(const EvalLoss *eval, int64_t *tokens) {
     return sum / (double)*tokens;
 }
 
-static inline void best_set(TrainRun *run, const LogRow *row) {
-    run->best = row->test;
-    run->best_epoch = row->epoch;
-    run->best_step = row->step;
-}
-
 // An evaluation is complete: keeps the model if it is the best, then writes last, log.csv and loss.svg, in this order:
 // killed in between, the run repeats the step that led here and writes the same bytes again. `whole` says that the
 // epoch is over. Where --steps ended it early, its row is shown and written to log.csv, and its model is kept if it is
@@ -167,28 +148,23 @@ static inline void best_set(TrainRun *run, const LogRow *row) {
 // whole epochs keeps a second name, under which the next evaluation finds it.
 static inline bool epoch_done(TrainRun *run, bool whole) {
     int64_t tokens, epoch = run->n_rows, start = epoch * run->epoch_steps;
-    LogRow row;
-    row.epoch = epoch + 1;
-    row.step = run->step;
-    row.steps = run->step - start;
+    LogRow row = {epoch + 1, run->step, run->step - start, 0, 0, plan_of(run, run->step - 1).lr, 0};
     row.train = run->loss_sum / (double)row.steps;
     row.test = eval_mean(&run->eval, &tokens);
-    row.lr = plan_of(run, run->step - 1).lr;
     if (!isfinite(row.test)) {
         if (run->begun && !last_save(run, true)) return false;
-        return fail(run->error, "step %lld: the test loss is no longer finite; try a smaller --lr",
-                    (long long)run->step);
+        return fail(run->error, "step %lld: the test loss is no longer finite; try a smaller --lr", run->step);
     }
     if (!run_begin(run)) return false;
-    if (!run->best_step) {
+    if (!run->best.step) {
         unlink(run->whole_path); // of an earlier run
     } else if (!access(run->whole_path, F_OK) && rename(run->whole_path, run->model_path)) {
         return fail(run->error, "%s: cannot be made %s: %s", run->whole_path, run->model_path, strerror(errno));
     }
-    bool better = !run->best_step || row.test < run->best;
-    if (better && !whole && run->best_step && !hard_link(run->model_path, run->whole_path, run->error)) return false;
+    bool better = !run->best.step || row.test < run->best.test;
+    if (better && !whole && run->best.step && !hard_link(run->model_path, run->whole_path, run->error)) return false;
     if (better && !model_save(run, row.epoch, row.train, row.test)) return false;
-    if (better && whole) best_set(run, &row);
+    if (better && whole) run->best = row;
     double now = seconds_now();
     row.seconds = run->seconds_before + now - run->resumed_at;
     run->seconds_before = 0;
@@ -203,9 +179,9 @@ static inline bool epoch_done(TrainRun *run, bool whole) {
         run->n_rows--;
     }
     if (!last_save(run, false) || !reports_write(run, (int)epoch + 1)) return false;
-    if (better) best_set(run, &row); // of a part of an epoch: for the last line only, nothing is saved any more
-    printf("epoch %lld  train %.4f  test %.4f  lr %g  steps %lld  %.1f s\n", (long long)row.epoch, row.train, row.test,
-           row.lr, (long long)row.steps, row.seconds);
+    if (better) run->best = row; // of a part of an epoch: for the last line only, nothing is saved any more
+    printf("epoch %lld  train %.4f  test %.4f  lr %g  steps %lld  %.1f s\n", row.epoch, row.train, row.test, row.lr,
+           row.steps, row.seconds);
     fflush(stdout);
     return true;
 }
@@ -216,7 +192,7 @@ static inline Outcome train(TrainRun *run) {
     for (;;) {
         int64_t start = (int64_t)run->n_rows * run->epoch_steps, end = start + run->epoch_steps;
         if (o->steps && o->steps < end) end = o->steps;
-        bool patient = !run->best_step || run->n_rows - run->best_epoch < o->patience;
+        bool patient = !run->best.step || run->n_rows - run->best.epoch < o->patience;
         if (run->n_rows >= o->epochs || !patient || end <= start || run->step > end) break;
         Outcome outcome = train_until(run, end);
         if (outcome == GO_ON) outcome = evaluate(run, true);
@@ -228,8 +204,8 @@ static inline Outcome train(TrainRun *run) {
     if (run->o.resume && run->step == from) {
         printf("nothing was left to do; to go on further, raise --epochs, --patience or --steps\n");
     }
-    if (run->best_step) {
-        printf("best test loss %.4f, epoch %lld: %s\n", run->best, (long long)run->best_epoch, run->model_path);
+    if (run->best.step) {
+        printf("best test loss %.4f, epoch %lld: %s\n", run->best.test, run->best.epoch, run->model_path);
     }
     return GO_ON;
 }
@@ -237,26 +213,23 @@ static inline Outcome train(TrainRun *run) {
 // ---- hints and other modes
 
 // The command that goes on with this run: this one with --resume and without --init, quoted for a shell.
-static inline void resume_hint(const TrainRun *run, FILE *out) {
+static inline void resume_hint(const TrainRun *run) {
+    static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=./,:+@%";
     for (int i = 0; i < run->argc; i++) {
         const char *argument = run->argv[i];
-        if (!strcmp(argument, "--resume") || !strncmp(argument, "--init=", 7)) continue;
-        if (!strcmp(argument, "--init")) {
-            i++;
-            continue;
-        }
-        if (i) fputc(' ', out);
-        bool plain =
-            *argument && argument[strspn(argument, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-                                                   "-_=./,:+@%")] == 0;
-        if (!plain) fputc('\'', out);
+        const bool init = !strcmp(argument, "--init");
+        if (init) i++; // over its value
+        if (init || !strcmp(argument, "--resume") || !strncmp(argument, "--init=", 7)) continue;
+        if (i) fputc(' ', stderr);
+        bool plain = *argument && !argument[strspn(argument, safe)];
+        if (!plain) fputc('\'', stderr);
         for (const char *c = argument; *c; c++) {
-            if (*c == '\'') fputs("'\\'", out);
-            fputc(*c, out);
+            if (*c == '\'') fputs("'\\'", stderr);
+            fputc(*c, stderr);
         }
-        if (!plain) fputc('\'', out);
+        if (!plain) fputc('\'', stderr);
     }
-    fprintf(out, " --resume\n");
+    fprintf(stderr, " --resume\n");
 }
 
 static inline bool run_eval(TrainRun *run) {
@@ -269,8 +242,8 @@ static inline bool run_eval(TrainRun *run) {
         printf("%-9s loss %.4f over %lld tokens\n", train_kinds[i], run->eval.sum[i] / (double)run->eval.count[i],
                (long long)run->eval.count[i]);
     }
-    printf("eval loss=%#.7g windows=%lld tokens=%lld stride=%lld\n", mean, (long long)run->eval_windows,
-           (long long)tokens, (long long)run->o.eval_stride);
+    printf("eval loss=%#.7g windows=%lld tokens=%lld stride=%lld\n", mean, run->eval_windows, (long long)tokens,
+           (long long)run->o.eval_stride);
     return true;
 }
 
@@ -304,9 +277,7 @@ static inline bool weights_open(TrainRun *run) {
     // A model's window is its own default, and so is, to evaluate it, its precision, where this build has it.
     const char *precision = st_meta(&run->weights, "precision");
     if (o->eval && precision && !flag_find(&run->flags, "precision")->given) {
-        char kept[sizeof run->precision];
-        snprintf(kept, sizeof kept, "%s", precision);
-        if (flag_set(flag_find(&run->flags, "precision"), kept, run->error)) precision_keep(run, kept);
+        if (flag_set(flag_find(&run->flags, "precision"), precision, run->error)) precision_keep(run, precision);
     }
     if (!window || o->resume || flag->given || flag_set(flag, window, run->error)) return true;
     return fail(run->error, "%s: its window is '%.40s', and %s", run->weights_path, window, run->error);
@@ -339,9 +310,8 @@ static inline bool data_open(TrainRun *run) {
         run->epoch_steps = run->train.n_windows / config->B;
         return true;
     }
-    if (!flag_find(&run->flags, "data")->given && !o->resume && starter_wanted(o->data) &&
-        !starter_compose(run, o->data))
-        return false;
+    bool starter = !flag_find(&run->flags, "data")->given && !o->resume && starter_wanted();
+    if (starter && !starter_compose(run)) return false;
     struct stat about;
     if (stat(o->data, &about) || !S_ISDIR(about.st_mode)) {
         return fail(run->error,
@@ -365,23 +335,17 @@ static inline bool model_make(TrainRun *run) {
     const ModelSpec *spec = run->spec;
     run->model = spec->create(&run->config, run->error);
     if (!run->model) return false;
-    real *params = spec->state(run->model, STATE_PARAMS);
-    bool resume = run->o.resume;
-    const char *path = run->weights_path;
-    if (!path) {
-        params_init(&run->layout, run->config.seed, params);
-    } else if (!params_load(&run->layout, &run->weights, "", resume, path, params, run->error)) {
-        return false;
+    for (int k = STATE_PARAMS; k <= STATE_EXP_INF; k++) {
+        real *state = spec->state(run->model, k);
+        if (k == STATE_PARAMS && !run->weights_path) {
+            params_init(&run->layout, run->config.seed, state);
+        } else if (k > STATE_PARAMS && !run->o.resume) {
+            memset(state, 0, (size_t)run->layout.size * sizeof *state);
+        } else if (!params_load(run, state_prefixes[k], state)) {
+            return false;
+        }
     }
-    real *exp_avg = spec->state(run->model, STATE_EXP_AVG), *exp_inf = spec->state(run->model, STATE_EXP_INF);
-    if (resume) {
-        if (!params_load(&run->layout, &run->weights, "adamax.exp_avg.", true, path, exp_avg, run->error)) return false;
-        if (!params_load(&run->layout, &run->weights, "adamax.exp_inf.", true, path, exp_inf, run->error)) return false;
-        if (!resume_state(run)) return false;
-    } else {
-        memset(exp_avg, 0, (size_t)run->layout.size * sizeof *exp_avg);
-        memset(exp_inf, 0, (size_t)run->layout.size * sizeof *exp_inf);
-    }
+    if (run->o.resume && !resume_state(run)) return false;
     st_free(&run->weights);
     spec->state_changed(run->model);
     spec->set_loss(run->model, run->loss_sum);
@@ -391,12 +355,11 @@ static inline bool model_make(TrainRun *run) {
 
 static inline void announce(const TrainRun *run) {
     char text[32];
+    const ModelSpec *spec = run->spec;
     const ModelConfig *config = &run->config;
-    printf("%s, %s parameters:", run->spec->name, thousands(text, run->layout.count));
-    for (int i = 0; i < run->spec->n_sizes; i++) {
-        printf(" %s %d", run->spec->size_flags[i].flag, config->sizes[i]);
-    }
-    printf("; %s on %s, %d thread%s\n", config->precision, run->spec->device, config->threads,
+    printf("%s, %s parameters:", spec->name, thousands(text, run->layout.count));
+    for (int i = 0; i < spec->n_sizes; i++) printf(" %s %d", spec->size_flags[i].flag, config->sizes[i]);
+    printf("; %s on %s, %d thread%s\n", config->precision, spec->device, config->threads,
            config->threads > 1 ? "s" : "");
     if (run->weights_path) printf("weights from %s\n", run->weights_path);
     if (run->train.n_windows) {
@@ -409,7 +372,7 @@ static inline void announce(const TrainRun *run) {
                (long long)run->o.eval_stride);
     }
     fflush(stdout);
-    bool cpu = !strcmp(run->spec->device, "cpu"), asked = flag_find((Flags *)&run->flags, "precision")->given;
+    bool cpu = !strcmp(spec->device, "cpu"), asked = flag_find((Flags *)&run->flags, "precision")->given;
 #ifdef __AVX512BF16__
     if (cpu && !asked && !strcmp(config->precision, "fp32") && run->test.n_windows && !run->o.resume && !run->o.eval) {
         fprintf(stderr, "%s: this processor multiplies bf16 too: --precision bf16 trains about half as fast again\n",
@@ -431,15 +394,11 @@ static inline bool out_make(TrainRun *run) {
     char *part = path_join(run->o.out, "");
     struct stat about;
     bool ok = true;
-    for (char *end = part + 1; ok && *part; end++) { // the file in the way, if there is one
-        char kept = *end;
-        if (kept && kept != '/') continue;
-        *end = 0;
-        if (!stat(part, &about) && !S_ISDIR(about.st_mode)) {
+    for (char *slash = part + strspn(part, "/"); ok && (slash = strchr(slash, '/')); *slash++ = '/') {
+        *slash = 0;
+        if (!stat(part, &about) && !S_ISDIR(about.st_mode)) { // the file in the way
             ok = fail(run->error, "--out %.400s: %.400s is a file, not a folder", run->o.out, part);
         }
-        *end = kept;
-        if (!kept) break;
     }
     free(part);
     return ok && make_folders(run->o.out, run->error);
@@ -457,16 +416,17 @@ static inline bool run_training(TrainRun *run) {
     run->begun = run->o.resume;
     if (run->begun) {
         log_recall_seconds(run);
-        printf("going on from step %lld, after %d epochs\n", (long long)run->step, run->n_rows);
+        printf("going on from step %lld, after %d epochs\n", run->step, run->n_rows);
         previous_keep(run);
         if (!reports_write(run, run->n_rows)) return false;
     }
-    train_catch_signals();
+    signal(SIGINT, train_on_signal);
+    signal(SIGTERM, train_on_signal);
     Outcome outcome = train(run);
     if (outcome == STOPPED) {
-        fprintf(stderr, "%s: stopped at step %lld and saved in %s; to go on:\n    ", run->program, (long long)run->step,
+        fprintf(stderr, "%s: stopped at step %lld and saved in %s; to go on:\n    ", run->program, run->step,
                 run->last_path);
-        resume_hint(run, stderr);
+        resume_hint(run);
         run->status = 1;
     }
     return outcome != FAILED;
@@ -489,7 +449,7 @@ static inline bool train_run(TrainRun *run) {
     run->svg_path = path_join(o->out, "loss.svg");
     run->previous_path = path_join(o->out, "model.prev.safetensors.tmp");
     run->whole_path = path_join(o->out, "model.whole.safetensors");
-    run->best = HUGE_VAL;
+    run->best.test = HUGE_VAL;
     if (!weights_open(run)) return false;
     ModelConfig *config = &run->config;
     for (int i = 0; i < spec->n_sizes; i++) config->sizes[i] = (int)o->sizes[i];
