@@ -477,16 +477,10 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
     }
     const double took = seconds_now() - start;
     call->shortened = job.shortened || job.begun < job.all;
-    for (int64_t i = 0, k = 0; job.kept && i < job.all; i++) { // closes the gaps that songs without a note left
-        if (!job.kept[i].n) continue;
-        const Song song = job.kept[i];
-        job.kept[i] = (Song){0};
-        job.kept[k++] = song;
-    }
     for (int k = 0; job.good && job.made && k < call->outputs.n; k++) {
         const char *path = call->outputs.list[k];
         if (format_of(path)->make) continue;
-        job.good = songs_write(job.kept, (int)job.made, path, error);
+        job.good = songs_write(job.kept, (int)job.all, path, error);
         if (job.good) fprintf(call->report, "%s  %lld song%s\n", path, (long long)job.made, plural((size_t)job.made));
     }
     if (job.good && settings->songs > 1) {

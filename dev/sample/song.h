@@ -192,6 +192,18 @@ static inline double tick_seconds(const Song *song) { return 1e-6 * song->midi.t
 
 static inline double song_seconds(const Song *song) { return (double)song->end * tick_seconds(song); }
 
+// The lowest and the highest key that is played; false, 127 and 0 if there is no note.
+static inline bool song_range(const Song *song, int *lowest, int *highest) {
+    *lowest = 127;
+    *highest = 0;
+    for (size_t i = 0; i < song->midi.n_notes; i++) {
+        const int key = song->midi.notes[i].key;
+        *lowest = key < *lowest ? key : *lowest;
+        *highest = key > *highest ? key : *highest;
+    }
+    return song->midi.n_notes > 0;
+}
+
 typedef struct {
     uint64_t hash;
     size_t end; // the first token behind it; 0: an empty place of a table
@@ -255,17 +267,12 @@ static inline int longest_repetition(const Song *song) {
 
 // "  324 notes  25 bars  25.0 s  E2-C6  repeats 12 notes  nll 1.234  seed 7"
 static inline void song_report(const Song *song, TextBuffer *out) {
-    const midi_song *midi = &song->midi;
-    int lowest = 127, highest = 0;
+    const size_t n = song->midi.n_notes;
     char low[16], high[16];
-    for (size_t i = 0; i < midi->n_notes; i++) {
-        lowest = midi->notes[i].key < lowest ? midi->notes[i].key : lowest;
-        highest = midi->notes[i].key > highest ? midi->notes[i].key : highest;
-    }
+    int lowest, highest;
     const int bars = song_bars(song), again = longest_repetition(song);
-    text_print(out, "  %zu note%s  %d bar%s  %.1f s", midi->n_notes, plural(midi->n_notes), bars, plural((size_t)bars),
-               song_seconds(song));
-    if (midi->n_notes) text_print(out, "  %s-%s", key_name(lowest, low), key_name(highest, high));
+    text_print(out, "  %zu note%s  %d bar%s  %.1f s", n, plural(n), bars, plural((size_t)bars), song_seconds(song));
+    if (song_range(song, &lowest, &highest)) text_print(out, "  %s-%s", key_name(lowest, low), key_name(highest, high));
     text_print(out, "  repeats %d note%s  nll %.3f  seed %llu", again, plural((size_t)again), song->nll,
                (unsigned long long)song->seed);
 }
