@@ -44,14 +44,20 @@ static inline void relu(float *x, int n) { // keeps a NaN, so that it shows
 }
 
 // x = LayerNorm(x) * weight + bias
-static inline void layernorm(float *x, const float *weight, const float *bias, int n) {
+static inline void layernorm(float *x, const Norm *norm, int n) {
     vector sum = {0}, squares = {0};
     for (int i = 0; i < n; i += LANES) sum += load(x + i);
     float mean = sum_lanes(sum) / (float)n;
     for (int i = 0; i < n; i++) x[i] -= mean;
     for (int i = 0; i < n; i += LANES) squares += load(x + i) * load(x + i);
     float scale = 1.0f / sqrtf(sum_lanes(squares) / (float)n + 1e-5f);
+    const float *weight = norm->weight, *bias = norm->bias;
     for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) * scale * load(weight + i) + load(bias + i));
+}
+
+// y = bias + W x for n songs; packed: as Batch has it.
+static inline void linear(const Linear *l, Rows y, Rows x, const int *slots, int n, char *packed) {
+    product(&l->weights, y, shared(l->bias), x, slots, n, packed);
 }
 
 // ---- the Transformer
@@ -61,19 +67,17 @@ static inline void layernorm(float *x, const float *weight, const float *bias, i
 
 enum { HEADS = 8 }; // that attention computes together
 
-typedef struct {                            // one layer's weights, in the order of use
-    Weights qkv, rel, out, fc1, fc2;        // [3C][C]; [D][HS]; [C][C]; [F][C]; [C][F]
-    float *qkv_bias, *out_bias, *fc1_bias;  // [3C], [C], [F]
-    float *fc2_bias;                        // [C]
-    float *ln1, *ln1_bias, *ln2, *ln2_bias; // [C]
-} GptLayer;                                 // of rel row D-1-n belongs to distance n, row 0 to D-1 and all beyond
+typedef struct {
+    Linear qkv, out, fc1, fc2; // [3C][C], [C][C], [F][C], [C][F]
+    Weights rel;               // [D][HS]; row D-1-n belongs to distance n, row 0 to D-1 and all beyond
+    Norm ln1, ln2;             // [C]
+} GptLayer;
 
 typedef struct {
     int C, L, NH, HS, F, D;
     float *emb;       // [V][C], rows padded to a multiple of LANES
     GptLayer *layers; // [L]
-    Weights head;     // [V][C]
-    float *head_bias; // [V]
+    Linear head;      // [V][C]
 } GptDecoder;
 
 // What songs in the making carry from token to token, the keys and values of the last N tokens of each, and the vectors
@@ -94,7 +98,6 @@ typedef struct {
     Rows hidden;           // [F]
     Rows update;           // [C] what a layer adds to x
     Rows scores;           // [NH][entries] of this token, summed over the layers so far
-    int *head_numbers;     // [HEADS] 0, 1, ...: products take the heads for the songs of a batch
     Rows relative;         // HEADS rows: [D] q . R
     Rows rings;            // HEADS rows: [N + entries] the same in the order of entries, see gpt_ring
     float *zeros;          // [D]
@@ -118,26 +121,19 @@ static inline void gpt_sizes(GptDecoder *m, Loader *from) {
 
 static inline void gpt_weights(GptDecoder *m, Loader *from) { // in the order in which a token uses them
     const int C = m->C, F = m->F;
-    const Precision small = from->precision, kv_precision = small == FLOAT32 ? FLOAT32 : INT8;
-    m->emb = load_floats(from, ROWS, V, C, "emb.weight");
+    const Precision kv_precision = from->precision == FLOAT32 ? FLOAT32 : INT8;
+    m->emb = load_floats(from, ROWS, V, C, "emb", 0, ".weight");
     for (int i = 0; i < m->L; i++) {
         GptLayer *l = &m->layers[i];
-        l->qkv = load_matrix(from, small, PANELS, 3 * C, C, "layers.%d.attn.qkv.weight", i);
-        l->qkv_bias = load_floats(from, PANELS, 3 * C, 0, "layers.%d.attn.qkv.bias", i);
-        l->rel = load_matrix(from, kv_precision, PANELS, m->D, m->HS, "layers.%d.attn.rel", i);
-        l->out = load_matrix(from, small, PANELS, C, C, "layers.%d.attn.out.weight", i);
-        l->out_bias = load_floats(from, PANELS, C, 0, "layers.%d.attn.out.bias", i);
-        l->ln1 = load_floats(from, PANELS, C, 0, "layers.%d.ln1.weight", i);
-        l->ln1_bias = load_floats(from, PANELS, C, 0, "layers.%d.ln1.bias", i);
-        l->fc1 = load_matrix(from, small, PANELS, F, C, "layers.%d.fc1.weight", i);
-        l->fc1_bias = load_floats(from, PANELS, F, 0, "layers.%d.fc1.bias", i);
-        l->fc2 = load_matrix(from, small, PANELS, C, F, "layers.%d.fc2.weight", i);
-        l->fc2_bias = load_floats(from, PANELS, C, 0, "layers.%d.fc2.bias", i);
-        l->ln2 = load_floats(from, PANELS, C, 0, "layers.%d.ln2.weight", i);
-        l->ln2_bias = load_floats(from, PANELS, C, 0, "layers.%d.ln2.bias", i);
+        l->qkv = load_linear(from, 3 * C, C, "layers.%d.attn.qkv", i);
+        l->rel = load_matrix(from, kv_precision, PANELS, m->D, m->HS, "layers.%d.attn.rel", i, "");
+        l->out = load_linear(from, C, C, "layers.%d.attn.out", i);
+        l->ln1 = load_norm(from, C, "layers.%d.ln1", i);
+        l->fc1 = load_linear(from, F, C, "layers.%d.fc1", i);
+        l->fc2 = load_linear(from, C, F, "layers.%d.fc2", i);
+        l->ln2 = load_norm(from, C, "layers.%d.ln2", i);
     }
-    m->head = load_matrix(from, small, PANELS, V, C, "head.weight");
-    m->head_bias = load_floats(from, PANELS, V, 0, "head.bias");
+    m->head = load_linear(from, V, C, "head", 0);
 }
 
 static inline void gpt_state(GptState *s, const GptDecoder *m, int slots, int N, Arena *arena) {
@@ -158,8 +154,6 @@ static inline void gpt_state(GptState *s, const GptDecoder *m, int slots, int N,
     s->relative = take_rows(arena, HEADS, m->D);
     s->rings = take_rows(arena, HEADS, N + s->entries);
     s->zeros = take(arena, m->D);
-    s->head_numbers = (int *)(void *)take(arena, HEADS);
-    for (int h = 0; arena->base && h < HEADS; h++) s->head_numbers[h] = h;
     s->weights = take_rows(arena, HEADS, s->entries);
     s->ratios = take(arena, s->entries);
     s->bytes = (char *)take(arena, (int64_t)byte_vector_size(m->C) / 4);
@@ -391,6 +385,7 @@ static inline void weigh_bytes(float *out, float scale, const char *weights, con
 // layers below and leave with this layer's added. Each stage runs over HEADS heads before the next stage: one head
 // alone would wait for the end of each of its sums, and all heads together do not fit the fastest cache.
 static inline void gpt_attention(const GptState *s, const GptDecoder *m, int slot, int layer) {
+    static const int head_numbers[HEADS] = {0, 1, 2, 3, 4, 5, 6, 7}; // products take heads for the songs of a batch
     const int NH = m->NH, HS = m->HS, entry = gpt_entry(s, slot);
     const int n_entries = (int)round_up(gpt_filled(s, slot), PANEL);
     const int64_t entries = s->entries;
@@ -404,8 +399,8 @@ static inline void gpt_attention(const GptState *s, const GptDecoder *m, int slo
     for (int first = 0; first < NH; first += HEADS) {
         const int n = NH - first < HEADS ? NH - first : HEADS;
         float top[HEADS], sum[HEADS];
-        product_of(&m->layers[layer].rel, s->relative, shared(s->zeros), (Rows){queries + first * HS, HS},
-                   s->head_numbers, n, s->queries + first * each);
+        product_of(&m->layers[layer].rel, s->relative, shared(s->zeros), (Rows){queries + first * HS, HS}, head_numbers,
+                   n, s->queries + first * each);
         for (int i = 0; i < n; i++) gpt_ring(row(s->rings, i), row(s->relative, i), m->D, s->N, s->entries, entry);
         for (int i = 0, h = first; i < n; i++, h++) {
             float *scores = row(s->scores, slot) + h * entries, *relative = row(s->rings, i) + s->N - 1 - entry;
@@ -448,7 +443,7 @@ static inline void gpt_step(GptState *s, const GptDecoder *m, const int *slots, 
     }
     for (int k = 0; k < m->L; k++) {
         const GptLayer *l = &m->layers[k];
-        product(&l->qkv, s->qkv, shared(l->qkv_bias), s->x, slots, n, packed);
+        linear(&l->qkv, s->qkv, s->x, slots, n, packed);
         for (int i = 0; i < n; i++) {
             const int slot = slots[i];
             float *qkv = row(s->qkv, slot);
@@ -456,20 +451,20 @@ static inline void gpt_step(GptState *s, const GptDecoder *m, const int *slots, 
             gpt_cache_put(s, m, gpt_cache(s, m, slot, k), qkv + C, qkv + 2 * C, gpt_entry(s, slot));
             gpt_attention(s, m, slot, k);
         }
-        product(&l->out, s->update, shared(l->out_bias), s->heads, slots, n, packed);
+        linear(&l->out, s->update, s->heads, slots, n, packed);
         for (int i = 0; i < n; i++) {
             add(row(s->x, slots[i]), row(s->update, slots[i]), C);
-            layernorm(row(s->x, slots[i]), l->ln1, l->ln1_bias, C);
+            layernorm(row(s->x, slots[i]), &l->ln1, C);
         }
-        product(&l->fc1, s->hidden, shared(l->fc1_bias), s->x, slots, n, packed);
+        linear(&l->fc1, s->hidden, s->x, slots, n, packed);
         for (int i = 0; i < n; i++) relu(row(s->hidden, slots[i]), m->F);
-        product(&l->fc2, s->update, shared(l->fc2_bias), s->hidden, slots, n, packed);
+        linear(&l->fc2, s->update, s->hidden, slots, n, packed);
         for (int i = 0; i < n; i++) {
             add(row(s->x, slots[i]), row(s->update, slots[i]), C);
-            layernorm(row(s->x, slots[i]), l->ln2, l->ln2_bias, C);
+            layernorm(row(s->x, slots[i]), &l->ln2, C);
         }
     }
-    product(&m->head, logits, shared(m->head_bias), s->x, slots, n, packed);
+    linear(&m->head, logits, s->x, slots, n, packed);
     for (int i = 0; i < n; i++) s->t[slots[i]]++;
 }
 
@@ -487,14 +482,12 @@ typedef struct {
 } LstmLayer;
 
 typedef struct {
-    int E, H, L, H1, H2;              // H1, H2: the widths of the head
-    float *emb;                       // [V][E], rows padded to a multiple of LANES
-    LstmLayer *layers;                // [L]
-    float *table;                     // [V][4H], in GATES: each token's input product in layer 0, and the biases
-    Weights fc1, fc2, fc3;            // [H1][H], [H2][H1], [V][H2]
-    float *fc1_bias, *ln1, *ln1_bias; // [H1]
-    float *fc2_bias, *ln2, *ln2_bias; // [H2]
-    float *fc3_bias;                  // [V]
+    int E, H, L, H1, H2;  // H1, H2: the widths of the head
+    float *emb;           // [V][E], rows padded to a multiple of LANES
+    LstmLayer *layers;    // [L]
+    float *table;         // [V][4H], in GATES: each token's input product in layer 0, and the biases
+    Linear fc1, fc2, fc3; // [H1][H], [H2][H1], [V][H2]
+    Norm ln1, ln2;        // [H1], [H2]
 } LstmDecoder;
 
 typedef struct {   // rows, one for each slot
@@ -511,8 +504,8 @@ static inline void lstm_sizes(LstmDecoder *m, Loader *from) {
     m->E = sizes[LSTM_EMBED];
     m->H = sizes[LSTM_WIDTH];
     m->L = sizes[LSTM_LAYERS];
-    const StTensor *fc1 = load_tensor(from, "head.1.weight", 2, 0, m->H);
-    const StTensor *fc2 = load_tensor(from, "head.5.weight", 2, 0, fc1 ? fc1->shape[0] : 0);
+    const StTensor *fc1 = load_tensor(from, 2, 0, m->H, "head.1", 0, ".weight");
+    const StTensor *fc2 = load_tensor(from, 2, 0, fc1 ? fc1->shape[0] : 0, "head.5", 0, ".weight");
     if (!from->ok) return;
     m->H1 = (int)fc1->shape[0];
     m->H2 = (int)fc2->shape[0];
@@ -523,28 +516,23 @@ static inline void lstm_sizes(LstmDecoder *m, Loader *from) {
 // In the order in which a token uses them, but for emb and the input weights of layer 0, which become the table.
 static inline void lstm_weights(LstmDecoder *m, Loader *from) {
     const int H = m->H;
-    const Precision small = from->precision;
-    m->emb = load_floats(from, ROWS, V, m->E, "emb.weight");
+    m->emb = load_floats(from, ROWS, V, m->E, "emb", 0, ".weight");
     m->table = take(&from->arena, V * 4 * round_up(H, LANES));
     for (int i = 0; i < m->L; i++) {
         LstmLayer *l = &m->layers[i];
-        l->ih = load_matrix(from, i ? small : FLOAT32, GATES, 4 * H, i ? H : m->E, "lstm.weight_ih_l%d", i);
-        l->bias = load_floats(from, GATES, 4 * H, 0, "lstm.bias_ih_l%d", i);
-        l->bias_hh = load_floats(from, GATES, 4 * H, 0, "lstm.bias_hh_l%d", i);
+        const Precision precision = i ? from->precision : FLOAT32;
+        l->ih = load_matrix(from, precision, GATES, 4 * H, i ? H : m->E, "lstm.weight_ih_l%d", i, "");
+        l->bias = load_floats(from, GATES, 4 * H, 0, "lstm.bias_ih_l%d", i, "");
+        l->bias_hh = load_floats(from, GATES, 4 * H, 0, "lstm.bias_hh_l%d", i, "");
         from->bytes -= (int64_t)4 * H * 4;            // a token reads the sum of the biases,
         if (i == 0) from->bytes = (int64_t)4 * H * 4; // and in layer 0 a row of the table instead of all these
-        l->hh = load_matrix(from, small, GATES, 4 * H, H, "lstm.weight_hh_l%d", i);
+        l->hh = load_matrix(from, from->precision, GATES, 4 * H, H, "lstm.weight_hh_l%d", i, "");
     }
-    m->fc1 = load_matrix(from, small, PANELS, m->H1, H, "head.1.weight");
-    m->fc1_bias = load_floats(from, PANELS, m->H1, 0, "head.1.bias");
-    m->ln1 = load_floats(from, PANELS, m->H1, 0, "head.2.weight");
-    m->ln1_bias = load_floats(from, PANELS, m->H1, 0, "head.2.bias");
-    m->fc2 = load_matrix(from, small, PANELS, m->H2, m->H1, "head.5.weight");
-    m->fc2_bias = load_floats(from, PANELS, m->H2, 0, "head.5.bias");
-    m->ln2 = load_floats(from, PANELS, m->H2, 0, "head.6.weight");
-    m->ln2_bias = load_floats(from, PANELS, m->H2, 0, "head.6.bias");
-    m->fc3 = load_matrix(from, small, PANELS, V, m->H2, "head.9.weight");
-    m->fc3_bias = load_floats(from, PANELS, V, 0, "head.9.bias");
+    m->fc1 = load_linear(from, m->H1, H, "head.1", 0);
+    m->ln1 = load_norm(from, m->H1, "head.2", 0);
+    m->fc2 = load_linear(from, m->H2, m->H1, "head.5", 0);
+    m->ln2 = load_norm(from, m->H2, "head.6", 0);
+    m->fc3 = load_linear(from, V, m->H2, "head.9", 0);
 }
 
 // Once the weights are there: computes what is the same for every token.
@@ -599,17 +587,17 @@ static inline void lstm_step(LstmState *s, const LstmDecoder *m, const int *slot
             lstm_cell(row(h, slots[i]), row(s->c, slots[i]) + k * s->layer, row(s->gates, slots[i]), s->units);
         }
     }
-    product(&m->fc1, s->fc1, shared(m->fc1_bias), below, slots, n, packed);
+    linear(&m->fc1, s->fc1, below, slots, n, packed);
     for (int i = 0; i < n; i++) {
-        layernorm(row(s->fc1, slots[i]), m->ln1, m->ln1_bias, m->H1);
+        layernorm(row(s->fc1, slots[i]), &m->ln1, m->H1);
         relu(row(s->fc1, slots[i]), m->H1);
     }
-    product(&m->fc2, s->fc2, shared(m->fc2_bias), s->fc1, slots, n, packed);
+    linear(&m->fc2, s->fc2, s->fc1, slots, n, packed);
     for (int i = 0; i < n; i++) {
-        layernorm(row(s->fc2, slots[i]), m->ln2, m->ln2_bias, m->H2);
+        layernorm(row(s->fc2, slots[i]), &m->ln2, m->H2);
         relu(row(s->fc2, slots[i]), m->H2);
     }
-    product(&m->fc3, logits, shared(m->fc3_bias), s->fc2, slots, n, packed);
+    linear(&m->fc3, logits, s->fc2, slots, n, packed);
 }
 
 // ---- a model of either kind, and a batch of songs in the making
