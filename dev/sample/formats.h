@@ -37,7 +37,7 @@ static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
     for (size_t i = 0; i < n; i++) {
         const midi_note *note = &song->midi.notes[i];
         notes[i] = (SynthNote){(double)note->start * tick, (double)(note->end - note->start) * tick, note->key,
-                               note->velocity / 127.0, false};
+                               note->velocity / 127.0};
     }
     bool ok = synth_wav(out, notes, n, song_seconds(song) + synth_tail, error);
     free(notes);
