@@ -118,14 +118,14 @@ typedef struct { // a song in the making
     Song *song;
     const Settings *settings;
     PhiloxKey key;
-    size_t most;         // new tokens at most
-    size_t fed;          // tokens that the model has seen, a first BAR included if there is no prime
-    int64_t bars;        // whole new ones; -1: in the bar in which a prime breaks off
-    int64_t line, first; // steps: the last bar line, and where the new material begins
-    int offset;          // the last one
-    size_t notes;        // new ones
-    size_t whole;        // tokens up to the last new bar line behind a note; 0: there is none
-    double whole_nll;    // the song's up to there
+    size_t most;      // new tokens at most
+    size_t fed;       // tokens that the model has seen, a first BAR included if there is no prime
+    int64_t bars;     // whole new ones; -1: in the bar in which a prime breaks off
+    Place place;      // behind the last token
+    int64_t first;    // step at which the new material begins
+    size_t notes;     // new ones
+    size_t whole;     // tokens up to the last new bar line behind a note; 0: there is none
+    double whole_nll; // the song's up to there
     double surprises, started;
     Live live;
 } Maker;
@@ -144,38 +144,17 @@ static int64_t context_needed(const Settings *settings) {
     return longest < settings->context ? longest : settings->context;
 }
 
-// Keeps track of where bar lines are.
-static void maker_see(Maker *maker, int token) {
-    if (midi_token_kind(token) == MIDI_KIND_OFFSET) maker->offset = token - MIDI_OFFSET;
-    if (token != MIDI_BAR) return;
-    maker->line += maker->offset;
-    maker->bars += maker->offset && maker->offset != LONGEST_BAR;
-    maker->offset = 0;
-}
-
 static bool maker_begin(Maker *maker, Song *song, const Settings *settings, uint64_t seed, char *error) {
-    const size_t n = settings->n_prime;
-    memset(maker, 0, sizeof *maker);
-    memset(song, 0, sizeof *song);
-    maker->song = song;
-    maker->settings = settings;
-    maker->key = philox_key(seed, PHILOX_SAMPLE, 0);
-    maker->most = most_tokens(settings);
-    maker->started = seconds_now();
-    maker->live = (Live){.out = settings->live ? stdout : NULL,
-                         .stop = &interrupted,
-                         .quiet = settings->no_prime,
-                         .step = step_seconds(settings)};
-    song->seed = seed;
-    song->tokens = malloc(n + maker->most);
-    if (!song->tokens) return fail(error, "no memory for a song of %zu tokens", n + maker->most);
-    for (size_t i = 0; i < n; i++) {
-        song->tokens[i] = settings->prime[i];
-        maker_see(maker, song->tokens[i]);
-    }
-    maker->first = maker->line + maker->offset;
+    const size_t n = settings->n_prime, most = most_tokens(settings);
+    *song = (Song){.seed = seed, .tokens = malloc(n + most), .n = n, .n_prime = n};
+    if (!song->tokens) return fail(error, "no memory for a song of %zu tokens", n + most);
+    *maker = (Maker){.song = song, .settings = settings, .key = philox_key(seed, PHILOX_SAMPLE, 0), .most = most};
+    for (size_t i = 0; i < n; i++) place_see(&maker->place, song->tokens[i] = settings->prime[i]);
+    maker->first = place_step(&maker->place);
     maker->bars = n && settings->prime[n - 1] != MIDI_BAR ? -1 : 0;
-    song->n = song->n_prime = n;
+    maker->started = seconds_now();
+    FILE *out = settings->live ? stdout : NULL;
+    maker->live = (Live){.out = out, .stop = &interrupted, .quiet = settings->no_prime, .step = step_seconds(settings)};
     return true;
 }
 
@@ -220,12 +199,11 @@ static bool maker_take(Maker *maker, const float *logits) {
     int token = draw(logits, previous, &settings->filter, philox_uniform(words.x[0], words.x[1]));
     song->tokens[song->n++] = (uint8_t)token;
     maker->surprises += surprise(logits, token);
-    const int64_t bars = maker->bars;
-    maker_see(maker, token);
+    const bool line = place_see(&maker->place, token);
+    maker->bars += line;
     maker->live.quiet = false;
     if (maker->live.out) live_token(&maker->live, token, "");
-    const bool line = token == MIDI_BAR && maker->bars > bars;
-    const double seconds = (double)(maker->line - maker->first) * step_seconds(settings);
+    const double seconds = (double)(maker->place.line - maker->first) * step_seconds(settings);
     const bool enough = line && ((settings->bars && maker->bars >= settings->bars) ||
                                  (settings->seconds > 0 && seconds >= settings->seconds - 1e-9));
     song->cut = !enough && (settings->bars || settings->seconds > 0);
@@ -269,12 +247,6 @@ static void song_describe(Song *song, const Model *model, const Settings *settin
     }
 }
 
-// All tokens are there: makes of them what is written.
-static bool maker_finish(Song *song, const Model *model, const Settings *settings, char *error) {
-    song_describe(song, model, settings);
-    return song_finish(song, settings->no_prime, settings->bpm, error);
-}
-
 // How fast the song was made, and what ended it before it had all that was asked for.
 static void report_making(const Song *song, const Settings *settings, TextBuffer *out) {
     const size_t new = song->n - song->n_prime;
@@ -308,7 +280,7 @@ typedef struct { // what the command line asks for
 } Call;
 
 typedef struct { // what the threads share
-    const Call *call;
+    Call *call;
     const Model *model;
     int64_t first;       // number of this model's first song
     int64_t next;        // of these, the first that nobody has begun
@@ -316,9 +288,7 @@ typedef struct { // what the threads share
     bool good;           // none has failed yet
     TextBuffer *reports; // [all] what to say about each song, once it is written
     Song *kept;          // [all], where a page is to show them
-    int64_t begun, made, reported;
-    bool shortened; // a song was interrupted
-    int64_t tokens;
+    int64_t made, reported, tokens;
     char *error;
 } Job;
 
@@ -329,7 +299,8 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     char problem[ERROR_SIZE];
     TextBuffer report = {NULL, 0, 0, false};
     const bool none = song->interrupted && song->n == song->n_prime;
-    bool ok = none || maker_finish(song, job->model, settings, problem);
+    song_describe(song, job->model, settings);
+    bool ok = none || song_finish(song, settings->no_prime, settings->bpm, problem);
     for (int k = 0; ok && !none && k < outputs->n; k++) {
         if (!format_of(outputs->list[k])->make) continue;
         char *name = output_name(outputs->list[k], i, job->all);
@@ -348,7 +319,7 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     {
         if (!ok && job->good) memcpy(job->error, problem, ERROR_SIZE);
         job->good = job->good && ok;
-        job->shortened = job->shortened || song->interrupted;
+        job->call->shortened = job->call->shortened || song->interrupted;
         if (ok && !none) job->tokens += (int64_t)song->n;
         if (ok && !none && job->kept) {
             job->kept[i] = *song;
@@ -378,7 +349,6 @@ static int64_t job_take(Job *job) { // the next song's number, -1: none
 #pragma omp critical(job)
     if (job->good && !interrupted && job->next < job->call->settings.songs) {
         i = job->first + job->next++;
-        job->begun++;
     }
     return i;
 }
@@ -476,7 +446,8 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
         job_work(&job, n_slots);
     }
     const double took = seconds_now() - start;
-    call->shortened = job.shortened || job.begun < job.all;
+    const int64_t left = job.all - job.first - job.next; // that were never begun
+    call->shortened = call->shortened || left;
     for (int k = 0; job.good && job.made && k < call->outputs.n; k++) {
         const char *path = call->outputs.list[k];
         if (format_of(path)->make) continue;
@@ -488,9 +459,9 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
                 plural((size_t)job.made), (long long)job.tokens, took, (double)job.tokens / took);
         fprintf(call->report, call->shortened ? "  interrupted\n" : "\n");
     }
-    if (job.good && job.begun < job.all) {
-        fprintf(call->report, "interrupted before %lld of %lld song%s began\n", (long long)(job.all - job.begun),
-                (long long)job.all, plural((size_t)job.all));
+    if (job.good && left) {
+        fprintf(call->report, "interrupted before %lld of %lld song%s began\n", (long long)left, (long long)job.all,
+                plural((size_t)job.all));
     }
     for (int64_t i = 0; i < job.all; i++) {
         if (job.reports) free(job.reports[i].bytes);
@@ -706,12 +677,10 @@ static bool find_model(Call *call, char *error) {
 }
 
 static bool load_models(const Call *call, Model *models, char *error) {
-    Precision precision = FLOAT32;
-    for (int k = 0; k < 3; k++) {
-        if (!strcmp(call->weights, precision_names[k])) precision = (Precision)k;
-    }
+    int precision = FLOAT32;
+    while (strcmp(call->weights, precision_names[precision])) precision++; // one of them is the flag's
     for (int k = 0; k < call->models.n; k++) {
-        if (!model_load(&models[k], call->models.list[k], precision, error)) return false;
+        if (!model_load(&models[k], call->models.list[k], (Precision)precision, error)) return false;
     }
     return true;
 }
@@ -737,15 +706,13 @@ static void catch_signals(bool live) {
 // Does what is asked for, once the models are there.
 static bool run_call(Call *call, Model *models, char *error) {
     Settings *settings = &call->settings;
+    const int songs = (int)settings->songs;
     bool ok = true;
-    for (int k = 0; k < call->models.n && (call->bench || call->dataset); k++) {
+    for (int k = 0; ok && k < call->models.n; k++) {
         const Model *m = &models[k];
-        if (call->dataset) {
-            ok = ok && measure_loss(m, call->dataset, call->stride, threads_of(settings), error);
-        } else {
-            ok = ok && measure_speed(m, 256, (int)settings->songs, error) &&
-                 (m->kind == LSTM || measure_speed(m, 1024, (int)settings->songs, error));
-        }
+        if (call->dataset) ok = measure_loss(m, call->dataset, call->stride, threads_of(settings), error);
+        if (call->bench) ok = measure_speed(m, 256, songs, error);
+        if (call->bench && ok && m->kind == GPT) ok = measure_speed(m, 1024, songs, error);
     }
     if (call->bench || call->dataset) return ok;
     if (settings->prime_path && !read_prime(settings, call->bpm->given, call->report, error)) return false;

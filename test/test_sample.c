@@ -168,7 +168,8 @@ static bool song_make(Song *song, const Model *model, const Settings *settings, 
         more = maker_take(&maker, row(batch.logits, 0));
     }
     batch_free(&batch);
-    return maker_finish(song, model, settings, problem);
+    song_describe(song, model, settings);
+    return song_finish(song, settings->no_prime, settings->bpm, problem);
 }
 
 static bool exists(const char *name) { return !access(in_folder(name), F_OK); }

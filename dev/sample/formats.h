@@ -115,12 +115,10 @@ static inline char *output_name(const char *path, int64_t song, int64_t songs) {
 
 // Whether the folder of a file can be written to: asked before a song is made that could not be kept.
 static inline bool folder_is_writable(const char *path, char *error) {
-    const char *slash = strrchr(path, '/');
-    const int length = slash > path ? (int)(slash - path) : 1;
-    char *folder = malloc((size_t)length + 1);
-    if (!folder) return fail(error, "%s: no memory", path);
-    snprintf(folder, (size_t)length + 1, "%s", slash ? path : ".");
-    const bool ok = !strcmp(path, "-") || !access(folder, W_OK | X_OK) || atomic_fail(path, errno, error);
+    char *folder = path_join("", path), *slash = strrchr(folder, '/');
+    if (slash) slash[slash == folder] = 0; // of /song.mid it is /
+    const char *asked = slash ? folder : ".";
+    const bool ok = !strcmp(path, "-") || !access(asked, W_OK | X_OK) || atomic_fail(path, errno, error);
     free(folder);
     return ok;
 }

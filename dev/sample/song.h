@@ -17,6 +17,25 @@ enum { QUARTER = 4 * MIDI_STEP, LONGEST_BAR = 31 }; // ticks; steps: a longer ba
 
 enum { HOW_SIZE = 700 };
 
+typedef struct {       // where a stream of tokens is, in steps
+    int64_t line;      // the last bar line
+    int offset, pitch; // behind that line, and of the note that is begun
+} Place;
+
+// Goes on by a token. Returns whether that is a bar line that counts, as song_find_lines counts them.
+static inline bool place_see(Place *place, int token) {
+    const midi_kind kind = midi_token_kind(token);
+    const int length = place->offset;
+    if (kind == MIDI_KIND_OFFSET) place->offset = token - MIDI_OFFSET;
+    if (kind == MIDI_KIND_PITCH) place->pitch = token - MIDI_PITCH;
+    if (kind != MIDI_KIND_BAR) return false;
+    place->line += length;
+    place->offset = 0;
+    return length && length != LONGEST_BAR;
+}
+
+static inline int64_t place_step(const Place *place) { return place->line + place->offset; }
+
 typedef struct {
     uint64_t seed;
     uint8_t *tokens; // [n] the prime's and the new ones, owned
@@ -130,12 +149,6 @@ static inline void song_find_lines(Song *song) {
     }
 }
 
-// A bar of so many steps as n / 2^exponent: quarters if it is whole quarters, else eighths, else sixteenths.
-static inline void bar_meter(int64_t steps, int64_t *numerator, int *exponent) {
-    *exponent = steps % 4 == 0 ? 2 : steps % 2 == 0 ? 3 : 4;
-    *numerator = steps >> (4 - *exponent);
-}
-
 // Adds the tempo, the settings as text, and a time signature wherever the length of the bars changes. The last bar, if
 // it was never closed, is taken to be as long as the one before.
 static inline bool song_add_events(Song *song, double bpm) {
@@ -145,9 +158,9 @@ static inline bool song_add_events(Song *song, double bpm) {
               midi_add_text(midi, 0, 1, song->model, 0) && midi_add_text(midi, 0, 1, song_settings(song, settings), 0);
     int64_t steps = 0;
     for (int i = 0; ok && i + 1 < song->n_lines; i++) {
-        int64_t now = (song->lines[i + 1] - song->lines[i]) / MIDI_STEP, numerator;
-        int exponent;
-        bar_meter(now, &numerator, &exponent);
+        const int64_t now = (song->lines[i + 1] - song->lines[i]) / MIDI_STEP;
+        const int exponent = now % 4 == 0 ? 2 : now % 2 == 0 ? 3 : 4; // whole quarters, else eighths, else sixteenths
+        const int64_t numerator = now >> (4 - exponent);
         if (now != steps && numerator < 256) ok = midi_add_meter(midi, song->lines[i], (int)numerator, exponent, 0);
         steps = now;
     }
@@ -249,17 +262,16 @@ static inline int longest_repetition(const Song *song) {
             high = middle;
         }
     }
-    int notes = 0, pitch = 0;
-    int64_t line = 0, offset = 0, struck[MIDI_DURATION - MIDI_PITCH][BEFORE] = {{0}}; // 1 + the step at which it was
+    int notes = 0;
+    Place place = {0};
+    int64_t struck[MIDI_DURATION - MIDI_PITCH][BEFORE] = {{0}}; // 1 + the step at which it was
     for (size_t i = 0; table && i < at + low; i++) {
-        const midi_kind kind = midi_token_kind(tokens[i]);
-        if (kind == MIDI_KIND_OFFSET) offset = tokens[i] - MIDI_OFFSET;
-        if (kind == MIDI_KIND_PITCH) pitch = tokens[i] - MIDI_PITCH;
-        if (kind == MIDI_KIND_BAR) line += offset;
-        if (kind != MIDI_KIND_DURATION) continue;
-        int64_t *last = &struck[pitch][(line + offset) % BEFORE];
-        notes += i >= at && *last != line + offset + 1;
-        *last = line + offset + 1;
+        place_see(&place, tokens[i]);
+        if (midi_token_kind(tokens[i]) != MIDI_KIND_DURATION) continue;
+        const int64_t step = place_step(&place);
+        int64_t *last = &struck[place.pitch][step % BEFORE];
+        notes += i >= at && *last != step + 1;
+        *last = step + 1;
     }
     free(table);
     return notes;
