@@ -115,7 +115,8 @@ typedef struct { // what all songs of one call share
 } Settings;
 
 typedef struct { // a song in the making
-    Song *song;
+    Song song;
+    int64_t number; // of all songs
     const Settings *settings;
     PhiloxKey key;
     size_t most;      // new tokens at most
@@ -144,12 +145,12 @@ static int64_t context_needed(const Settings *settings) {
     return longest < settings->context ? longest : settings->context;
 }
 
-static bool maker_begin(Maker *maker, Song *song, const Settings *settings, uint64_t seed, char *error) {
+static bool maker_begin(Maker *maker, const Settings *settings, uint64_t seed, char *error) {
     const size_t n = settings->n_prime, most = most_tokens(settings);
-    *song = (Song){.seed = seed, .tokens = malloc(n + most), .n = n, .n_prime = n};
-    if (!song->tokens) return fail(error, "no memory for a song of %zu tokens", n + most);
-    *maker = (Maker){.song = song, .settings = settings, .key = philox_key(seed, PHILOX_SAMPLE, 0), .most = most};
-    for (size_t i = 0; i < n; i++) place_see(&maker->place, song->tokens[i] = settings->prime[i]);
+    *maker = (Maker){.settings = settings, .key = philox_key(seed, PHILOX_SAMPLE, 0), .most = most};
+    maker->song = (Song){.seed = seed, .tokens = malloc(n + most), .n = n, .n_prime = n};
+    if (!maker->song.tokens) return fail(error, "no memory for a song of %zu tokens", n + most);
+    for (size_t i = 0; i < n; i++) place_see(&maker->place, maker->song.tokens[i] = settings->prime[i]);
     maker->first = place_step(&maker->place);
     maker->bars = n && settings->prime[n - 1] != MIDI_BAR ? -1 : 0;
     maker->started = seconds_now();
@@ -160,7 +161,7 @@ static bool maker_begin(Maker *maker, Song *song, const Settings *settings, uint
 
 // The token to feed next. There always is one.
 static int maker_next(const Maker *maker) {
-    const Song *song = maker->song;
+    const Song *song = &maker->song;
     if (song->n_prime) return song->tokens[maker->fed];
     return maker->fed ? song->tokens[maker->fed - 1] : MIDI_BAR;
 }
@@ -169,7 +170,7 @@ static int maker_next(const Maker *maker) {
 // where it is; without a new note nothing new is left of it. A song that was followed live keeps all that was heard,
 // and the note that was to come next.
 static bool maker_goes_on(Maker *maker) {
-    Song *song = maker->song;
+    Song *song = &maker->song;
     if (!interrupted) return true;
     song->interrupted = true;
     if (!maker->notes) song->n = song->n_prime;
@@ -186,7 +187,7 @@ static bool maker_goes_on(Maker *maker) {
 // when it is interrupted. (The rest of the bar in which a prime breaks off is no whole bar; bar lines count as
 // song_find_lines counts them.)
 static bool maker_take(Maker *maker, const float *logits) {
-    Song *song = maker->song;
+    Song *song = &maker->song;
     const Settings *settings = maker->settings;
     const bool lead = !song->n_prime;
     if (maker->live.out && maker->fed >= lead && maker->fed < song->n_prime + lead) {
@@ -292,6 +293,14 @@ typedef struct { // what the threads share
     char *error;
 } Job;
 
+static void job_fail(Job *job, const char *problem) {
+#pragma omp critical(job)
+    {
+        if (job->good) memcpy(job->error, problem, ERROR_SIZE);
+        job->good = false;
+    }
+}
+
 // Song i of all is made: writes its own files, and says so once all songs before it have been reported.
 static void job_finish(Job *job, Song *song, int64_t i) {
     const Texts *outputs = &job->call->outputs;
@@ -315,10 +324,9 @@ static void job_finish(Job *job, Song *song, int64_t i) {
         report_making(song, settings, &report);
     }
     if (ok && job->call->models.n > 1) text_print(&report, "  %s", job->model->path);
+    if (!ok) job_fail(job, problem);
 #pragma omp critical(job)
     {
-        if (!ok && job->good) memcpy(job->error, problem, ERROR_SIZE);
-        job->good = job->good && ok;
         job->call->shortened = job->call->shortened || song->interrupted;
         if (ok && !none) job->tokens += (int64_t)song->n;
         if (ok && !none && job->kept) {
@@ -336,14 +344,6 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     song_free(song);
 }
 
-static void job_fail(Job *job, const char *problem) {
-#pragma omp critical(job)
-    {
-        if (job->good) memcpy(job->error, problem, ERROR_SIZE);
-        job->good = false;
-    }
-}
-
 static int64_t job_take(Job *job) { // the next song's number, -1: none
     int64_t i = -1;
 #pragma omp critical(job)
@@ -359,45 +359,40 @@ static void job_work(Job *job, int n_slots) {
     char problem[ERROR_SIZE];
     Batch batch;
     Maker makers[MAX_SLOTS];
-    Song songs[MAX_SLOTS];
-    int64_t number[MAX_SLOTS]; // of the song in the slot, -1: none
-    int busy[MAX_SLOTS], tokens[MAX_SLOTS], n = 0;
+    int slots[MAX_SLOTS], tokens[MAX_SLOTS], n = 0; // the first n slots are busy
+    bool more = true;
     if (!batch_new(&batch, job->model, n_slots, (int)context_needed(settings), problem)) {
         job_fail(job, problem);
         return;
     }
-    for (int slot = 0; slot < n_slots; slot++) number[slot] = -1;
-    for (bool more = true;;) {
-        for (int slot = 0; more && slot < n_slots; slot++) {
-            if (number[slot] >= 0) continue;
+    for (int slot = 0; slot < n_slots; slot++) slots[slot] = slot;
+    for (;;) {
+        while (more && n < n_slots) {
+            Maker *maker = &makers[slots[n]];
             const int64_t i = job_take(job);
-            if (i < 0) {
-                more = false;
-            } else if (maker_begin(&makers[slot], &songs[slot], settings, settings->seed + (uint64_t)(i - job->first),
-                                   problem)) {
-                number[slot] = i;
-                batch_begin(&batch, slot);
+            more = i >= 0;
+            if (!more) break;
+            if (maker_begin(maker, settings, settings->seed + (uint64_t)(i - job->first), problem)) {
+                maker->number = i;
+                batch_begin(&batch, slots[n++]);
             } else {
                 job_fail(job, problem);
             }
         }
-        n = 0;
-        for (int slot = 0; slot < n_slots; slot++) {
-            if (number[slot] < 0) continue;
-            tokens[n] = maker_next(&makers[slot]);
-            busy[n++] = slot;
-        }
         if (!n) break;
-        batch_step(&batch, busy, n, tokens);
-        for (int k = 0; k < n; k++) {
-            const int slot = busy[k];
+        for (int k = 0; k < n; k++) tokens[k] = maker_next(&makers[slots[k]]);
+        batch_step(&batch, slots, n, tokens);
+        for (int k = n - 1; k >= 0; k--) {
+            const int slot = slots[k];
+            Maker *maker = &makers[slot];
             const float *logits = row(batch.logits, slot);
             const bool finite = logits_finite(logits);
             if (!finite && !not_finite(job->model, problem)) job_fail(job, problem);
-            if (finite && maker_take(&makers[slot], logits)) continue;
-            if (finite) job_finish(job, &songs[slot], number[slot]);
-            song_free(&songs[slot]);
-            number[slot] = -1;
+            if (finite && maker_take(maker, logits)) continue;
+            if (finite) job_finish(job, &maker->song, maker->number);
+            song_free(&maker->song);
+            slots[k] = slots[--n]; // the last of the busy ones, which had its turn, takes its place
+            slots[n] = slot;
         }
     }
     batch_free(&batch);
@@ -654,7 +649,7 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     return true;
 }
 
-static void print_help(const Flags *flags) {
+static int print_help(const Flags *flags) {
     printf("usage: sample_music [MODEL ...] [-o FILE ...] [flags]\n\n"
            "Writes new piano music with trained models, or goes on with yours.\n\n");
     flags_print(flags);
@@ -662,6 +657,7 @@ static void print_help(const Flags *flags) {
            "Ctrl-C ends each song in the making at its last bar line, begins no other, and writes what was made;\n"
            "a second one ends the program at once.\n"
            "Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted (0 with --live, which that ends).\n");
+    return 0;
 }
 
 // ---- the program
@@ -703,54 +699,46 @@ static void catch_signals(bool live) {
     if (live) signal(SIGPIPE, SIG_IGN); // a reader that goes away ends the song, too
 }
 
-// Does what is asked for, once the models are there.
-static bool run_call(Call *call, Model *models, char *error) {
+// Does what is asked for. Returns the exit status.
+static int run(Call *call, Model *models, int argc, char **argv, char *error) {
     Settings *settings = &call->settings;
+    Flags flags = {0};
+    bool any_context = false, ok = true;
+    if (!parse_call(call, &flags, argc, argv, error)) return 2;
+    if (flags.help) return print_help(&flags);
+    if (flags.version) printf("sample_music %s\n", MUSIC_VERSION);
+    if (flags.version) return 0;
+    if (!find_model(call, error) || !load_models(call, models, error)) return 1;
+    for (int k = 0; k < call->models.n; k++) any_context = any_context || models[k].kind == GPT;
+    if (call->context->given && !any_context) {
+        fail(error, "--context %lld: %s is an LSTM, whose state carries all that came before; leave the flag out",
+             (long long)settings->context, models[0].path);
+        return 2;
+    }
     const int songs = (int)settings->songs;
-    bool ok = true;
     for (int k = 0; ok && k < call->models.n; k++) {
         const Model *m = &models[k];
         if (call->dataset) ok = measure_loss(m, call->dataset, call->stride, threads_of(settings), error);
         if (call->bench) ok = measure_speed(m, 256, songs, error);
         if (call->bench && ok && m->kind == GPT) ok = measure_speed(m, 1024, songs, error);
     }
-    if (call->bench || call->dataset) return ok;
-    if (settings->prime_path && !read_prime(settings, call->bpm->given, call->report, error)) return false;
+    if (call->bench || call->dataset) return !ok;
+    if (settings->prime_path && !read_prime(settings, call->bpm->given, call->report, error)) return 1;
     for (int k = 0; k < call->outputs.n; k++) {
-        if (!folder_is_writable(call->outputs.list[k], error)) return false;
+        if (!folder_is_writable(call->outputs.list[k], error)) return 1;
     }
     catch_signals(settings->live);
-    return make_all(call, models, call->models.n, error);
+    if (!make_all(call, models, call->models.n, error)) return 1;
+    return call->shortened && !settings->live ? INTERRUPTED : 0;
 }
 
 static int sample_main(int argc, char **argv) {
     Call call = {0};
-    Flags flags = {0};
     static Model models[MAX_MODELS];
     char error[ERROR_SIZE] = "";
-    int status = 0;
-    bool any_context = false;
     interrupted = 0;
     program_start();
-    if (!parse_call(&call, &flags, argc, argv, error)) {
-        status = 2;
-    } else if (flags.help) {
-        print_help(&flags);
-    } else if (flags.version) {
-        printf("sample_music %s\n", MUSIC_VERSION);
-    } else if (!find_model(&call, error) || !load_models(&call, models, error)) {
-        status = 1;
-    } else {
-        for (int k = 0; k < call.models.n; k++) any_context = any_context || models[k].kind == GPT;
-        if (call.context->given && !any_context) {
-            status = 2;
-            fail(error, "--context %lld: %s is an LSTM, whose state carries all that came before; leave the flag out",
-                 (long long)call.settings.context, models[0].path);
-        } else {
-            status = !run_call(&call, models, error);
-            if (!status && call.shortened && !call.settings.live) status = INTERRUPTED;
-        }
-    }
+    const int status = run(&call, models, argc, argv, error);
     for (int k = 0; k < MAX_MODELS; k++) model_free(&models[k]);
     MIDI_FREE(call.settings.prime);
     return program_end("sample_music", status, error);

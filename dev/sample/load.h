@@ -76,19 +76,17 @@ static inline const StTensor *load_tensor(Loader *from, int rank, int64_t rows, 
     snprintf(name, sizeof name, format, layer);
     strcat(name, part);
     const StTensor *tensor = st_find(from->file, name);
-    if (!tensor) {
-        from->ok =
-            fail(from->error, "%s: tensor '%s' %s is missing", from->path, name, st_shape_text(needs, rank, want));
-        return NULL;
-    }
-    bool right = tensor->rank == rank;
+    bool right = tensor && tensor->rank == rank;
     for (int d = 0; right && d < rank; d++) {
         int64_t size = tensor->shape[d];
         right = size >= 1 && size <= 1 << 20 && (want[d] < 0 || size == want[d]);
     }
-    if (!right) {
+    const char *need = st_shape_text(needs, rank, want);
+    if (!tensor) {
+        from->ok = fail(from->error, "%s: tensor '%s' %s is missing", from->path, name, need);
+    } else if (!right) {
         from->ok = fail(from->error, "%s: tensor '%s' has the shape %s instead of %s", from->path, name,
-                        st_shape_text(has, tensor->rank, tensor->shape), st_shape_text(needs, rank, want));
+                        st_shape_text(has, tensor->rank, tensor->shape), need);
     } else if (!st_is_float(tensor)) {
         from->ok = fail(from->error, "%s: tensor '%s' is %s instead of floating point", from->path, name,
                         st_type_name(tensor->type));

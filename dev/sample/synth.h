@@ -512,7 +512,7 @@ static inline void synth_render(Synth *s, int64_t frames, char *out) {
         const float gain = gains[0] + step * (float)(tick % SYNTH_FRAME * SYNTH_TICK);
         for (int i = 0; i < SYNTH_TICK; i++) left[i] *= gain + step * (float)i, right[i] *= gain + step * (float)i;
         float sound[2 * SYNTH_TICK];
-        int16_t rounded[2 * SYNTH_TICK];
+        int16_t rounded[2 * SYNTH_TICK] = {0};
         silent = synth_limit(&s->limiter, tick, silent, left, right, sound);
         for (int channel = 0; channel < 2; channel++) {
             float *dry = s->dry[channel];
@@ -525,11 +525,7 @@ static inline void synth_render(Synth *s, int64_t frames, char *out) {
             const float part = fminf(fmaxf((float)(left_over - 1 - i) / (float)fade, 0), 1);
             sound[2 * i] *= part, sound[2 * i + 1] *= part;
         }
-        if (silent) {
-            memset(rounded, 0, sizeof rounded);
-        } else {
-            synth_round(sound, tick, rounded);
-        }
+        if (!silent) synth_round(sound, tick, rounded);
         memcpy(out + 4 * at, rounded, (size_t)(left_over < SYNTH_TICK ? left_over : SYNTH_TICK) * 4);
     }
 }
