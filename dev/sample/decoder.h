@@ -55,6 +55,16 @@ static inline void layernorm(float *x, const Norm *norm, int n) {
     for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) * scale * load(weight + i) + load(bias + i));
 }
 
+static inline void add_layernorm(float *x, const float *update, const Norm *norm, int n) { // of x + update
+    add(x, update, n);
+    layernorm(x, norm, n);
+}
+
+static inline void layernorm_relu(float *x, const Norm *norm, int n) {
+    layernorm(x, norm, n);
+    relu(x, n);
+}
+
 // y = bias + W x for n songs; packed: as Batch has it.
 static inline void linear(const Linear *l, Rows y, Rows x, const int *slots, int n, char *packed) {
     product(&l->weights, y, shared(l->bias), x, slots, n, packed);
@@ -106,24 +116,20 @@ typedef struct {
     char *bytes, *queries; // byte vectors: one of C numbers; NH of HS numbers
 } GptState;
 
-static inline void gpt_sizes(GptDecoder *m, Loader *from) {
+// The sizes and the weights, in the order in which a token uses them.
+static inline void gpt_load(GptDecoder *m, Loader *from) {
     int sizes[GPT_SIZES] = {0};
     if (!load_sizes(from, gpt_sizes_of_file, sizes)) return;
-    m->C = sizes[GPT_WIDTH];
+    const int C = m->C = sizes[GPT_WIDTH], F = m->F = sizes[GPT_HIDDEN];
     m->L = sizes[GPT_LAYERS];
     m->NH = sizes[GPT_HEADS];
-    m->HS = m->C / m->NH;
-    m->F = sizes[GPT_HIDDEN];
+    m->HS = C / m->NH;
     m->D = sizes[GPT_REL];
-    m->layers = calloc((size_t)m->L, sizeof *m->layers);
+    if (!m->layers) m->layers = calloc((size_t)m->L, sizeof *m->layers);
     if (!m->layers) from->ok = load_no_memory(from);
-}
-
-static inline void gpt_weights(GptDecoder *m, Loader *from) { // in the order in which a token uses them
-    const int C = m->C, F = m->F;
     const Precision kv_precision = from->precision == FLOAT32 ? FLOAT32 : INT8;
     m->emb = load_floats(from, ROWS, V, C, "emb", 0, ".weight");
-    for (int i = 0; i < m->L; i++) {
+    for (int i = 0; from->ok && i < m->L; i++) {
         GptLayer *l = &m->layers[i];
         l->qkv = load_linear(from, 3 * C, C, "layers.%d.attn.qkv", i);
         l->rel = load_matrix(from, kv_precision, PANELS, m->D, m->HS, "layers.%d.attn.rel", i, "");
@@ -452,17 +458,11 @@ static inline void gpt_step(GptState *s, const GptDecoder *m, const int *slots, 
             gpt_attention(s, m, slot, k);
         }
         linear(&l->out, s->update, s->heads, slots, n, packed);
-        for (int i = 0; i < n; i++) {
-            add(row(s->x, slots[i]), row(s->update, slots[i]), C);
-            layernorm(row(s->x, slots[i]), &l->ln1, C);
-        }
+        for (int i = 0; i < n; i++) add_layernorm(row(s->x, slots[i]), row(s->update, slots[i]), &l->ln1, C);
         linear(&l->fc1, s->hidden, s->x, slots, n, packed);
         for (int i = 0; i < n; i++) relu(row(s->hidden, slots[i]), m->F);
         linear(&l->fc2, s->update, s->hidden, slots, n, packed);
-        for (int i = 0; i < n; i++) {
-            add(row(s->x, slots[i]), row(s->update, slots[i]), C);
-            layernorm(row(s->x, slots[i]), &l->ln2, C);
-        }
+        for (int i = 0; i < n; i++) add_layernorm(row(s->x, slots[i]), row(s->update, slots[i]), &l->ln2, C);
     }
     linear(&m->head, logits, s->x, slots, n, packed);
     for (int i = 0; i < n; i++) s->t[slots[i]]++;
@@ -498,27 +498,23 @@ typedef struct {   // rows, one for each slot
     Rows fc1, fc2; // [H1], [H2]
 } LstmState;
 
-static inline void lstm_sizes(LstmDecoder *m, Loader *from) {
+// As gpt_load; emb and the input weights of layer 0 become the table.
+static inline void lstm_load(LstmDecoder *m, Loader *from) {
     int sizes[LSTM_SIZES] = {0};
     if (!load_sizes(from, lstm_sizes_of_file, sizes)) return;
+    const int H = m->H = sizes[LSTM_WIDTH];
     m->E = sizes[LSTM_EMBED];
-    m->H = sizes[LSTM_WIDTH];
     m->L = sizes[LSTM_LAYERS];
-    const StTensor *fc1 = load_tensor(from, 2, 0, m->H, "head.1", 0, ".weight");
+    const StTensor *fc1 = load_tensor(from, 2, 0, H, "head.1", 0, ".weight");
     const StTensor *fc2 = load_tensor(from, 2, 0, fc1 ? fc1->shape[0] : 0, "head.5", 0, ".weight");
     if (!from->ok) return;
     m->H1 = (int)fc1->shape[0];
     m->H2 = (int)fc2->shape[0];
-    m->layers = calloc((size_t)m->L, sizeof *m->layers);
+    if (!m->layers) m->layers = calloc((size_t)m->L, sizeof *m->layers);
     if (!m->layers) from->ok = load_no_memory(from);
-}
-
-// In the order in which a token uses them, but for emb and the input weights of layer 0, which become the table.
-static inline void lstm_weights(LstmDecoder *m, Loader *from) {
-    const int H = m->H;
     m->emb = load_floats(from, ROWS, V, m->E, "emb", 0, ".weight");
     m->table = take(&from->arena, V * 4 * round_up(H, LANES));
-    for (int i = 0; i < m->L; i++) {
+    for (int i = 0; from->ok && i < m->L; i++) {
         LstmLayer *l = &m->layers[i];
         const Precision precision = i ? from->precision : FLOAT32;
         l->ih = load_matrix(from, precision, GATES, 4 * H, i ? H : m->E, "lstm.weight_ih_l%d", i, "");
@@ -588,15 +584,9 @@ static inline void lstm_step(LstmState *s, const LstmDecoder *m, const int *slot
         }
     }
     linear(&m->fc1, s->fc1, below, slots, n, packed);
-    for (int i = 0; i < n; i++) {
-        layernorm(row(s->fc1, slots[i]), &m->ln1, m->H1);
-        relu(row(s->fc1, slots[i]), m->H1);
-    }
+    for (int i = 0; i < n; i++) layernorm_relu(row(s->fc1, slots[i]), &m->ln1, m->H1);
     linear(&m->fc2, s->fc2, s->fc1, slots, n, packed);
-    for (int i = 0; i < n; i++) {
-        layernorm(row(s->fc2, slots[i]), &m->ln2, m->H2);
-        relu(row(s->fc2, slots[i]), m->H2);
-    }
+    for (int i = 0; i < n; i++) layernorm_relu(row(s->fc2, slots[i]), &m->ln2, m->H2);
     linear(&m->fc3, logits, s->fc2, slots, n, packed);
 }
 
@@ -625,23 +615,19 @@ static inline void model_free(Model *m) {
     memset(m, 0, sizeof *m);
 }
 
-static inline void model_sizes(Model *m, Loader *from) {
+// Checks and counts, or copies, what from->arena says.
+static inline void model_take(Model *m, Loader *from) {
+    from->bytes = 0;
     if (count_layers(from->file, "lstm.", "_l")) {
         m->kind = LSTM;
-        lstm_sizes(&m->lstm, from);
+        lstm_load(&m->lstm, from);
     } else if (count_layers(from->file, "layers.", ".")) {
         m->kind = GPT;
-        gpt_sizes(&m->gpt, from);
+        gpt_load(&m->gpt, from);
     } else {
         from->ok = fail(from->error, "%s: has the tensors of neither a Transformer nor an LSTM; give a trained model",
                         from->path);
     }
-}
-
-static inline void model_weights(Model *m, Loader *from) {
-    from->bytes = 0;
-    if (m->kind == GPT) gpt_weights(&m->gpt, from);
-    if (m->kind == LSTM) lstm_weights(&m->lstm, from);
 }
 
 static inline void model_describe(Model *m, const StFile *file) {
@@ -663,14 +649,13 @@ static inline bool model_load(Model *m, const char *path, Precision precision, c
     m->path = path;
     m->precision = precision;
     if (!st_read(&file, path, error)) return false;
-    model_sizes(m, &from);
-    if (from.ok) model_weights(m, &from);
+    model_take(m, &from);
     if (from.ok) {
         m->memory = vector_alloc((int64_t)from.arena.used);
         from.arena = (Arena){m->memory, 0};
         if (!m->memory) from.ok = load_no_memory(&from);
     }
-    if (from.ok) model_weights(m, &from);
+    if (from.ok) model_take(m, &from);
     if (from.ok && m->kind == LSTM) lstm_prepare(&m->lstm);
     m->bytes = from.bytes;
     model_describe(m, &file);
@@ -696,14 +681,13 @@ static inline void batch_free(Batch *b) {
 
 static inline void batch_lay_out(Batch *b, int n_slots, int context, Arena *arena) {
     const Model *m = b->model;
-    int64_t widest = m->gpt.C > m->gpt.F ? m->gpt.C : m->gpt.F; // of what products pack
-    if (m->lstm.H > widest) widest = m->lstm.H;
-    if (m->lstm.H1 > widest) widest = m->lstm.H1;
-    if (m->lstm.H2 > widest) widest = m->lstm.H2;
+    const int widths[] = {m->gpt.C, m->gpt.F, m->lstm.H, m->lstm.H1, m->lstm.H2}; // of what products pack
+    int widest = 0;
+    for (int k = 0; k < 5; k++) widest = widths[k] > widest ? widths[k] : widest;
     if (m->kind == GPT) gpt_state(&b->gpt, &m->gpt, n_slots, context, arena);
     if (m->kind == LSTM) lstm_state(&b->lstm, &m->lstm, n_slots, arena);
     b->logits = take_rows(arena, n_slots, V);
-    b->packed = (char *)take(arena, n_slots * (int64_t)packed_size(m->precision, (int)widest) / 4);
+    b->packed = (char *)take(arena, n_slots * (int64_t)packed_size(m->precision, widest) / 4);
 }
 
 // The memory of a batch, in bytes.

@@ -23,12 +23,6 @@ static inline bool make_mid(TextBuffer *out, const Song *song, char *error) {
     return true;
 }
 
-static inline bool make_svg(TextBuffer *out, const Song *song, char *error) {
-    (void)error;
-    roll_svg(out, song);
-    return true;
-}
-
 static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
     const size_t n = song->midi.n_notes;
     const double tick = tick_seconds(song);
@@ -91,7 +85,7 @@ typedef struct {
     bool (*make)(TextBuffer *out, const Song *song, char *error); // NULL: one file for all songs, see make_html
 } Format;
 
-static const Format formats[] = {{".mid", make_mid}, {".svg", make_svg}, {".wav", make_wav}, {".html", NULL}};
+static const Format formats[] = {{".mid", make_mid}, {".svg", roll_svg}, {".wav", make_wav}, {".html", NULL}};
 enum { N_FORMATS = sizeof formats / sizeof *formats };
 
 static inline const Format *format_of(const char *path) { // by its suffix, small or capital, or NULL; "-" is a .mid

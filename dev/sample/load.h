@@ -146,12 +146,12 @@ static inline float *load_floats(Loader *from, Arrangement arrangement, int rows
                                  int layer, const char *part) {
     const StTensor *tensor = load_tensor(from, cols ? 2 : 1, rows, cols, format, layer, part);
     if (!tensor) return NULL;
-    const int64_t high = arrangement == GATES ? 4 * round_up(rows / 4, LANES) : rows, wide = round_up(cols, LANES);
-    float *to = take(&from->arena, cols ? rows * wide : high), *copy = load_numbers(from, tensor);
+    const int64_t high = arrangement == GATES ? 4 * round_up(rows / 4, LANES) : rows;
+    const int64_t wide = cols ? round_up(cols, LANES) : 1, width = cols ? cols : 1;
+    float *to = take(&from->arena, high * wide), *copy = load_numbers(from, tensor);
     if (!cols) from->bytes += (int64_t)rows * 4;
     for (int i = 0; copy && i < rows; i++) {
-        if (cols) memcpy(to + i * wide, copy + (int64_t)i * cols, (size_t)cols * sizeof *copy);
-        if (!cols) to[row_in_memory(arrangement, i, rows)] = copy[i];
+        memcpy(to + row_in_memory(arrangement, i, rows) * wide, copy + i * width, (size_t)width * sizeof *copy);
     }
     free(copy);
     return to;

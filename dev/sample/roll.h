@@ -160,8 +160,9 @@ static inline void roll_head(TextBuffer *out, const Song *song, double page_heig
     text_print(out, "</text>\n");
 }
 
-// Appends a whole .svg.
-static inline void roll_svg(TextBuffer *out, const Song *song) {
+// Appends a whole .svg. Nothing can go wrong; error is what every format has.
+static inline bool roll_svg(TextBuffer *out, const Song *song, char *error) {
+    (void)error;
     const RollPage page = roll_measure(song);
     double row_height = (page.highest - page.lowest + 1) * page.key_height + ROLL_GAP;
     roll_head(out, song, ROLL_TOP + page.rows * row_height - ROLL_GAP + ROLL_BOTTOM);
@@ -170,6 +171,7 @@ static inline void roll_svg(TextBuffer *out, const Song *song) {
         roll_row(out, song, &page, start, end, ROLL_TOP + (double)i * row_height);
     }
     text_print(out, "</svg>\n");
+    return true;
 }
 
 #endif
