@@ -190,9 +190,7 @@ static bool maker_take(Maker *maker, const float *logits) {
     Song *song = &maker->song;
     const Settings *settings = maker->settings;
     const bool lead = !song->n_prime;
-    if (maker->live.out && maker->fed >= lead && maker->fed < song->n_prime + lead) {
-        live_token(&maker->live, song->tokens[maker->fed - lead], "  prime");
-    }
+    if (maker->live.out && maker->fed < song->n_prime) live_token(&maker->live, song->tokens[maker->fed], "  prime");
     if (++maker->fed < song->n + lead) return maker_goes_on(maker);
     const size_t i = song->n - song->n_prime;
     const int previous = song->n ? song->tokens[song->n - 1] : MIDI_BAR;
@@ -347,9 +345,7 @@ static void job_finish(Job *job, Song *song, int64_t i) {
 static int64_t job_take(Job *job) { // the next song's number, -1: none
     int64_t i = -1;
 #pragma omp critical(job)
-    if (job->good && !interrupted && job->next < job->call->settings.songs) {
-        i = job->first + job->next++;
-    }
+    if (job->good && !interrupted && job->next < job->call->settings.songs) i = job->first + job->next++;
     return i;
 }
 
@@ -477,8 +473,7 @@ static void tell(FILE *out, size_t count, const char *one, const char *several) 
 }
 
 // What of the file is in the tokens and what is not.
-static void tell_prime(const Settings *settings, const midi_song *song, const midi_report *report, size_t all,
-                       FILE *out) {
+static void tell_prime(const Settings *s, const midi_song *song, const midi_report *report, size_t all, FILE *out) {
     size_t moved = 0, drums = 0;
     bool loudness = false;
     for (size_t i = 0; i < song->n_notes; i++) {
@@ -487,8 +482,8 @@ static void tell_prime(const Settings *settings, const midi_song *song, const mi
         drums += note->channel == 9;
         loudness = loudness || note->velocity != song->notes[0].velocity;
     }
-    fprintf(out, "prime %s: the first %zu of %zu tokens, at %g quarters a minute", settings->prime_path,
-            settings->n_prime, all, settings->bpm);
+    fprintf(out, "prime %s: the first %zu of %zu tokens, at %g quarters a minute", s->prime_path, s->n_prime, all,
+            s->bpm);
     tell(out, report->out_of_range, "note outside the piano's range dropped",
          "notes outside the piano's range dropped");
     tell(out, report->vanished, "note too short for 16ths dropped", "notes too short for 16ths dropped");

@@ -393,12 +393,13 @@ static inline void weigh_bytes(float *out, float scale, const char *weights, con
 static inline void gpt_attention(const GptState *s, const GptDecoder *m, int slot, int layer) {
     static const int head_numbers[HEADS] = {0, 1, 2, 3, 4, 5, 6, 7}; // products take heads for the songs of a batch
     const int NH = m->NH, HS = m->HS, entry = gpt_entry(s, slot);
+    const bool bytes = s->kv_precision == INT8;
     const int n_entries = (int)round_up(gpt_filled(s, slot), PANEL);
     const int64_t entries = s->entries;
     const size_t each = byte_vector_size(HS);
     const LayerCache cache = gpt_cache(s, m, slot, layer);
     float *queries = row(s->qkv, slot), value_scale = 1;
-    if (s->kv_precision == INT8) {
+    if (bytes) {
         for (int h = 0; h < NH; h++) byte_vector(s->queries + h * each, queries + h * HS, HS, BYTE_ZERO);
         value_scale = byte_ratios(s->ratios, cache.value_scales, n_entries);
     }
@@ -410,30 +411,20 @@ static inline void gpt_attention(const GptState *s, const GptDecoder *m, int slo
         for (int i = 0; i < n; i++) gpt_ring(row(s->rings, i), row(s->relative, i), m->D, s->N, s->entries, entry);
         for (int i = 0, h = first; i < n; i++, h++) {
             float *scores = row(s->scores, slot) + h * entries, *relative = row(s->rings, i) + s->N - 1 - entry;
-            const float *keys = cache.keys + h * s->key_words;
-            if (s->kv_precision == FLOAT32) {
-                top[i] = float_scores(scores, relative, keys, queries + h * HS, HS, n_entries);
-            } else {
-                const char *query = s->queries + h * each;
-                top[i] = byte_scores(scores, relative, keys, cache.key_scales, query, HS, n_entries);
-            }
+            const float *keys = cache.keys + h * s->key_words, *query = queries + h * HS, *scales = cache.key_scales;
+            top[i] = bytes ? byte_scores(scores, relative, keys, scales, s->queries + h * each, HS, n_entries)
+                           : float_scores(scores, relative, keys, query, HS, n_entries);
         }
         for (int i = 0, h = first; i < n; i++, h++) {
-            const float *scores = row(s->scores, slot) + h * entries;
-            float *weights = row(s->weights, i);
-            if (s->kv_precision == FLOAT32) {
-                sum[i] = float_weights(weights, scores, top[i], n_entries);
-            } else {
-                sum[i] = byte_weights((char *)weights, scores, top[i], s->ratios, n_entries, entries);
-            }
+            float *scores = row(s->scores, slot) + h * entries, *weights = row(s->weights, i);
+            sum[i] = bytes ? byte_weights((char *)weights, scores, top[i], s->ratios, n_entries, entries)
+                           : float_weights(weights, scores, top[i], n_entries);
         }
         for (int i = 0, h = first; i < n; i++, h++) {
-            const float *values = cache.values + h * s->value_words, *weights = row(s->weights, i);
-            float *out = row(s->heads, slot) + h * HS;
-            if (s->kv_precision == FLOAT32) weigh_floats(out, 1 / sum[i], weights, values, n_entries, entries, HS);
-            if (s->kv_precision == INT8) {
-                weigh_bytes(out, value_scale / sum[i], (const char *)weights, values, n_entries, entries, HS);
-            }
+            const float *values = cache.values + h * s->value_words;
+            float *out = row(s->heads, slot) + h * HS, *weights = row(s->weights, i);
+            if (bytes) weigh_bytes(out, value_scale / sum[i], (char *)weights, values, n_entries, entries, HS);
+            if (!bytes) weigh_floats(out, 1 / sum[i], weights, values, n_entries, entries, HS);
         }
     }
 }
