@@ -23,11 +23,12 @@ static inline void roll_text(TextBuffer *out, const char *text) {
 // Numbers are in pixels of a page 1,000 wide.
 typedef struct {
     int rows;
-    double tick_width, key_height;
-    int lowest, highest; // keys
+    double tick_width, height; // the height of a row
+    int lowest, highest;       // keys
 } RollPage;
 
 enum { ROLL_LEFT = 44, ROLL_WIDTH = 940, ROLL_TOP = 92, ROLL_GAP = 42, ROLL_BOTTOM = 22, ROLL_STEPS = 128 };
+static const double roll_key = 3.6; // the height of a key
 
 // Where the row that begins at `start` ends: at the last bar line that still fits, else in the middle of a bar.
 static inline int64_t roll_row_end(const Song *song, int64_t start) {
@@ -40,7 +41,7 @@ static inline int64_t roll_row_end(const Song *song, int64_t start) {
 }
 
 static inline RollPage roll_measure(const Song *song) {
-    RollPage page = {.key_height = 3.6};
+    RollPage page = {0};
     int64_t longest = 16 * MIDI_STEP, start = 0;
     do { // the longest row fills the page
         int64_t end = roll_row_end(song, start);
@@ -54,57 +55,56 @@ static inline RollPage roll_measure(const Song *song) {
     page.highest += 2;
     while (page.highest - page.lowest < 24) page.lowest -= page.lowest > 22, page.highest += page.highest < 107;
     page.highest += page.highest % 12 == 0; // above the row stands "bar", which needs room
+    page.height = (page.highest - page.lowest + 1) * roll_key;
     return page;
 }
 
 // The keys: black ones and the lines below each C, as far as the row goes, and what stands to their left.
-static inline void roll_keys(TextBuffer *out, const RollPage *page, double width, double height) {
+static inline void roll_keys(TextBuffer *out, const RollPage *page, double width) {
     static const bool black[12] = {0, 1, 0, 1, 0, 0, 1, 0, 1, 0, 1, 0};
     text_print(out, "<path class=\"black\" d=\"");
     for (int key = page->highest; key >= page->lowest; key--) {
         if (!black[key % 12]) continue;
-        text_print(out, "M0 %.1fh%.1fv%.1fh-%.1fz", (page->highest - key) * page->key_height, width, page->key_height,
-                   width);
+        text_print(out, "M0 %.1fh%.1fv%.1fh-%.1fz", (page->highest - key) * roll_key, width, roll_key, width);
     }
     text_print(out, "\"/>\n");
     for (int key = page->highest; key >= page->lowest; key--) {
         if (key % 12) continue;
-        double y = (page->highest - key + 1) * page->key_height;
+        double y = (page->highest - key + 1) * roll_key;
         text_print(out, "<path class=\"c\" d=\"M0 %.1fh%.1f\"/>", y, width);
         text_print(out, "<text class=\"small end\" x=\"-6\" y=\"%.1f\">C%d</text>\n", y + 1, key / 12 - 1);
     }
-    text_print(out, "<rect class=\"frame\" width=\"%.1f\" height=\"%.1f\"/>\n", width, height);
+    text_print(out, "<rect class=\"frame\" width=\"%.1f\" height=\"%.1f\"/>\n", width, page->height);
     text_print(out, "<text class=\"small end\" x=\"-6\" y=\"-5\">bar</text>\n");
 }
 
-static inline void roll_seconds(TextBuffer *out, const Song *song, const RollPage *page, int64_t start, int64_t end,
-                                double height) {
+static inline void roll_seconds(TextBuffer *out, const Song *song, const RollPage *page, int64_t start, int64_t end) {
     const double tick = tick_seconds(song), second = page->tick_width / tick, slack = 1e-3; // pixels; seconds
     const double step = nice_step(ROLL_WIDTH / second, 10), from = (double)start * tick;
     const double to = (double)end * tick + (end < song->end ? -slack : slack);
     for (double k = ceil(fmax(from - slack, 0) / step); k * step <= to; k++) {
         const double x = (k * step - from) * second;
-        text_print(out, "<path class=\"bar\" d=\"M%.1f %.1fv3\"/>", x, height);
-        text_print(out, "<text class=\"time\" x=\"%.1f\" y=\"%.1f\">%.10g s</text>\n", x, height + 12, k * step);
+        text_print(out, "<path class=\"bar\" d=\"M%.1f %.1fv3\"/>", x, page->height);
+        text_print(out, "<text class=\"time\" x=\"%.1f\" y=\"%.1f\">%.10g s</text>\n", x, page->height + 12, k * step);
     }
 }
 
 static inline void roll_row(TextBuffer *out, const Song *song, const RollPage *page, int64_t start, int64_t end,
                             double top) {
-    double height = (page->highest - page->lowest + 1) * page->key_height, labelled = -100;
+    double labelled = -100;
     text_print(out, "<g transform=\"translate(%d,%.1f)\">\n", ROLL_LEFT, top);
-    roll_keys(out, page, end > start ? (double)(end - start) * page->tick_width : (double)ROLL_WIDTH, height);
-    roll_seconds(out, song, page, start, end, height);
+    roll_keys(out, page, end > start ? (double)(end - start) * page->tick_width : (double)ROLL_WIDTH);
+    roll_seconds(out, song, page, start, end);
     for (int i = 0; i < song->n_lines; i++) {
         int64_t line = song->lines[i], next = i + 1 < song->n_lines ? song->lines[i + 1] : song->end;
         if (line > end || next < start || (line == end && line < song->end)) continue;
         double x = (double)(line - start) * page->tick_width;
         for (int64_t beat = line + QUARTER; beat < next && beat < end; beat += QUARTER) {
             double at = (double)(beat - start) * page->tick_width;
-            if (beat > start) text_print(out, "<path class=\"beat\" d=\"M%.1f 0V%.1f\"/>\n", at, height);
+            if (beat > start) text_print(out, "<path class=\"beat\" d=\"M%.1f 0V%.1f\"/>\n", at, page->height);
         }
         if (line < start) continue;
-        text_print(out, "<path class=\"bar\" d=\"M%.1f 0V%.1f\"/>\n", x, height);
+        text_print(out, "<path class=\"bar\" d=\"M%.1f 0V%.1f\"/>\n", x, page->height);
         if (x - labelled < 24 || line >= song->end) continue; // room for three digits
         text_print(out, "<text class=\"small\" x=\"%.1f\" y=\"-5\">%d</text>\n", x, i + 1);
         labelled = x;
@@ -116,7 +116,7 @@ static inline void roll_row(TextBuffer *out, const Song *song, const RollPage *p
         double width = (double)(to - from) * page->tick_width - 0.8;
         text_print(out, "<rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" rx=\"1\"",
                    song->from_prime[i] ? "prime" : "new", (double)(from - start) * page->tick_width + 0.4,
-                   (page->highest - note->key) * page->key_height, width > 0.8 ? width : 0.8, page->key_height);
+                   (page->highest - note->key) * roll_key, width > 0.8 ? width : 0.8, roll_key);
         if (from == note->start) { // once per note, for programs: key, start and end in ticks
             text_print(out, " data-note=\"%d %lld %lld\"", note->key, (long long)note->start, (long long)note->end);
         }
@@ -164,7 +164,7 @@ static inline void roll_head(TextBuffer *out, const Song *song, double page_heig
 static inline bool roll_svg(TextBuffer *out, const Song *song, char *error) {
     (void)error;
     const RollPage page = roll_measure(song);
-    double row_height = (page.highest - page.lowest + 1) * page.key_height + ROLL_GAP;
+    const double row_height = page.height + ROLL_GAP;
     roll_head(out, song, ROLL_TOP + page.rows * row_height - ROLL_GAP + ROLL_BOTTOM);
     for (int64_t i = 0, start = 0, end; i < page.rows; i++, start = end) {
         end = roll_row_end(song, start);

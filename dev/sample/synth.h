@@ -433,12 +433,6 @@ static inline bool synth_room(SynthRoom *room, int64_t tick, bool no_sound, floa
     return true;
 }
 
-static inline void synth_open_limiter(SynthLimiter *limiter) {
-    memset(limiter, 0, sizeof *limiter);
-    limiter->gain = 1;
-    for (int i = 0; i <= SYNTH_AHEAD; i++) limiter->need[i] = 1;
-}
-
 // Takes a tick in, and gives out the one of SYNTH_AHEAD ticks ago, at[2 SYNTH_TICK] with left and right in turn. Its
 // gain goes in a straight line from one tick's edge to the next, and at an edge it is at most what the ticks at both
 // sides need, and what a straight way over SYNTH_AHEAD ticks down to the need of a later one leaves. Returns whether
@@ -573,7 +567,8 @@ static inline bool synth_wav(TextBuffer *out, const SynthNote *notes, size_t n, 
     if (ok) {
         synth_density(s->strikes, s->n_strikes, n_gains, s->gains);
         synth_open_room(&s->room);
-        synth_open_limiter(&s->limiter);
+        s->limiter.gain = 1;
+        for (int i = 0; i <= SYNTH_AHEAD; i++) s->limiter.need[i] = 1;
         synth_header(out->bytes + out->size, (uint32_t)(size - 44));
         synth_render(s, frames, out->bytes + out->size + 44);
         out->size += size;
