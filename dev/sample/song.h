@@ -118,19 +118,18 @@ static inline bool song_mark_prime(Song *song, bool no_prime, char *error) {
 // together the longest is left. So each note-on has its note-off before the next of its key, and no player lets a note
 // sound for ever.
 static inline void song_part_notes(Song *song) {
-    int64_t last[128]; // the note of each key that came last, -1: none
-    size_t kept = 0;
     midi_note *notes = song->midi.notes; // sorted by start, key, length
-    for (int k = 0; k < 128; k++) last[k] = -1;
+    midi_note *last[128] = {NULL};       // of each key
+    size_t kept = 0;
     for (size_t i = 0; i < song->midi.n_notes; i++) {
         const midi_note note = notes[i];
-        const int64_t before = last[note.key];
-        if (before >= 0 && notes[before].start == note.start) {
-            notes[before].end = note.end;
+        midi_note *before = last[note.key];
+        if (before && before->start == note.start) {
+            before->end = note.end;
             continue;
         }
-        if (before >= 0 && notes[before].end > note.start) notes[before].end = note.start;
-        last[note.key] = (int64_t)kept;
+        if (before && before->end > note.start) before->end = note.start;
+        last[note.key] = &notes[kept];
         song->from_prime[kept] = song->from_prime[i];
         notes[kept++] = note;
     }
