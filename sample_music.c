@@ -115,17 +115,18 @@ typedef struct { // what all songs of one call share
 } Settings;
 
 typedef struct { // a song in the making
-    Song *song;
+    Song song;
+    int64_t number; // of all songs
     const Settings *settings;
     PhiloxKey key;
-    size_t most;         // new tokens at most
-    size_t fed;          // tokens that the model has seen, a first BAR included if there is no prime
-    int64_t bars;        // whole new ones; -1: in the bar in which a prime breaks off
-    int64_t line, first; // steps: the last bar line, and where the new material begins
-    int offset;          // the last one
-    size_t notes;        // new ones
-    size_t whole;        // tokens up to the last new bar line behind a note; 0: there is none
-    double whole_nll;    // the song's up to there
+    size_t most;      // new tokens at most
+    size_t fed;       // tokens that the model has seen, a first BAR included if there is no prime
+    int64_t bars;     // whole new ones; -1: in the bar in which a prime breaks off
+    Place place;      // behind the last token
+    int64_t first;    // step at which the new material begins
+    size_t notes;     // new ones
+    size_t whole;     // tokens up to the last new bar line behind a note; 0: there is none
+    double whole_nll; // the song's up to there
     double surprises, started;
     Live live;
 } Maker;
@@ -144,44 +145,23 @@ static int64_t context_needed(const Settings *settings) {
     return longest < settings->context ? longest : settings->context;
 }
 
-// Keeps track of where bar lines are.
-static void maker_see(Maker *maker, int token) {
-    if (midi_token_kind(token) == MIDI_KIND_OFFSET) maker->offset = token - MIDI_OFFSET;
-    if (token != MIDI_BAR) return;
-    maker->line += maker->offset;
-    maker->bars += maker->offset && maker->offset != LONGEST_BAR;
-    maker->offset = 0;
-}
-
-static bool maker_begin(Maker *maker, Song *song, const Settings *settings, uint64_t seed, char *error) {
-    const size_t n = settings->n_prime;
-    memset(maker, 0, sizeof *maker);
-    memset(song, 0, sizeof *song);
-    maker->song = song;
-    maker->settings = settings;
-    maker->key = philox_key(seed, PHILOX_SAMPLE, 0);
-    maker->most = most_tokens(settings);
-    maker->started = seconds_now();
-    maker->live = (Live){.out = settings->live ? stdout : NULL,
-                         .stop = &interrupted,
-                         .quiet = settings->no_prime,
-                         .step = step_seconds(settings)};
-    song->seed = seed;
-    song->tokens = malloc(n + maker->most);
-    if (!song->tokens) return fail(error, "no memory for a song of %zu tokens", n + maker->most);
-    for (size_t i = 0; i < n; i++) {
-        song->tokens[i] = settings->prime[i];
-        maker_see(maker, song->tokens[i]);
-    }
-    maker->first = maker->line + maker->offset;
+static bool maker_begin(Maker *maker, const Settings *settings, uint64_t seed, char *error) {
+    const size_t n = settings->n_prime, most = most_tokens(settings);
+    *maker = (Maker){.settings = settings, .key = philox_key(seed, PHILOX_SAMPLE, 0), .most = most};
+    maker->song = (Song){.seed = seed, .tokens = malloc(n + most), .n = n, .n_prime = n};
+    if (!maker->song.tokens) return fail(error, "no memory for a song of %zu tokens", n + most);
+    for (size_t i = 0; i < n; i++) place_see(&maker->place, maker->song.tokens[i] = settings->prime[i]);
+    maker->first = place_step(&maker->place);
     maker->bars = n && settings->prime[n - 1] != MIDI_BAR ? -1 : 0;
-    song->n = song->n_prime = n;
+    maker->started = seconds_now();
+    FILE *out = settings->live ? stdout : NULL;
+    maker->live = (Live){.out = out, .stop = &interrupted, .quiet = settings->no_prime, .step = step_seconds(settings)};
     return true;
 }
 
 // The token to feed next. There always is one.
 static int maker_next(const Maker *maker) {
-    const Song *song = maker->song;
+    const Song *song = &maker->song;
     if (song->n_prime) return song->tokens[maker->fed];
     return maker->fed ? song->tokens[maker->fed - 1] : MIDI_BAR;
 }
@@ -190,7 +170,7 @@ static int maker_next(const Maker *maker) {
 // where it is; without a new note nothing new is left of it. A song that was followed live keeps all that was heard,
 // and the note that was to come next.
 static bool maker_goes_on(Maker *maker) {
-    Song *song = maker->song;
+    Song *song = &maker->song;
     if (!interrupted) return true;
     song->interrupted = true;
     if (!maker->notes) song->n = song->n_prime;
@@ -207,12 +187,10 @@ static bool maker_goes_on(Maker *maker) {
 // when it is interrupted. (The rest of the bar in which a prime breaks off is no whole bar; bar lines count as
 // song_find_lines counts them.)
 static bool maker_take(Maker *maker, const float *logits) {
-    Song *song = maker->song;
+    Song *song = &maker->song;
     const Settings *settings = maker->settings;
     const bool lead = !song->n_prime;
-    if (maker->live.out && maker->fed >= lead && maker->fed < song->n_prime + lead) {
-        live_token(&maker->live, song->tokens[maker->fed - lead], "  prime");
-    }
+    if (maker->live.out && maker->fed < song->n_prime) live_token(&maker->live, song->tokens[maker->fed], "  prime");
     if (++maker->fed < song->n + lead) return maker_goes_on(maker);
     const size_t i = song->n - song->n_prime;
     const int previous = song->n ? song->tokens[song->n - 1] : MIDI_BAR;
@@ -220,12 +198,11 @@ static bool maker_take(Maker *maker, const float *logits) {
     int token = draw(logits, previous, &settings->filter, philox_uniform(words.x[0], words.x[1]));
     song->tokens[song->n++] = (uint8_t)token;
     maker->surprises += surprise(logits, token);
-    const int64_t bars = maker->bars;
-    maker_see(maker, token);
+    const bool line = place_see(&maker->place, token);
+    maker->bars += line;
     maker->live.quiet = false;
     if (maker->live.out) live_token(&maker->live, token, "");
-    const bool line = token == MIDI_BAR && maker->bars > bars;
-    const double seconds = (double)(maker->line - maker->first) * step_seconds(settings);
+    const double seconds = (double)(maker->place.line - maker->first) * step_seconds(settings);
     const bool enough = line && ((settings->bars && maker->bars >= settings->bars) ||
                                  (settings->seconds > 0 && seconds >= settings->seconds - 1e-9));
     song->cut = !enough && (settings->bars || settings->seconds > 0);
@@ -269,12 +246,6 @@ static void song_describe(Song *song, const Model *model, const Settings *settin
     }
 }
 
-// All tokens are there: makes of them what is written.
-static bool maker_finish(Song *song, const Model *model, const Settings *settings, char *error) {
-    song_describe(song, model, settings);
-    return song_finish(song, settings->no_prime, settings->bpm, error);
-}
-
 // How fast the song was made, and what ended it before it had all that was asked for.
 static void report_making(const Song *song, const Settings *settings, TextBuffer *out) {
     const size_t new = song->n - song->n_prime;
@@ -308,7 +279,7 @@ typedef struct { // what the command line asks for
 } Call;
 
 typedef struct { // what the threads share
-    const Call *call;
+    Call *call;
     const Model *model;
     int64_t first;       // number of this model's first song
     int64_t next;        // of these, the first that nobody has begun
@@ -316,11 +287,17 @@ typedef struct { // what the threads share
     bool good;           // none has failed yet
     TextBuffer *reports; // [all] what to say about each song, once it is written
     Song *kept;          // [all], where a page is to show them
-    int64_t begun, made, reported;
-    bool shortened; // a song was interrupted
-    int64_t tokens;
+    int64_t made, reported, tokens;
     char *error;
 } Job;
+
+static void job_fail(Job *job, const char *problem) {
+#pragma omp critical(job)
+    {
+        if (job->good) memcpy(job->error, problem, ERROR_SIZE);
+        job->good = false;
+    }
+}
 
 // Song i of all is made: writes its own files, and says so once all songs before it have been reported.
 static void job_finish(Job *job, Song *song, int64_t i) {
@@ -329,7 +306,8 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     char problem[ERROR_SIZE];
     TextBuffer report = {NULL, 0, 0, false};
     const bool none = song->interrupted && song->n == song->n_prime;
-    bool ok = none || maker_finish(song, job->model, settings, problem);
+    song_describe(song, job->model, settings);
+    bool ok = none || song_finish(song, settings->no_prime, settings->bpm, problem);
     for (int k = 0; ok && !none && k < outputs->n; k++) {
         if (!format_of(outputs->list[k])->make) continue;
         char *name = output_name(outputs->list[k], i, job->all);
@@ -344,11 +322,10 @@ static void job_finish(Job *job, Song *song, int64_t i) {
         report_making(song, settings, &report);
     }
     if (ok && job->call->models.n > 1) text_print(&report, "  %s", job->model->path);
+    if (!ok) job_fail(job, problem);
 #pragma omp critical(job)
     {
-        if (!ok && job->good) memcpy(job->error, problem, ERROR_SIZE);
-        job->good = job->good && ok;
-        job->shortened = job->shortened || song->interrupted;
+        job->call->shortened = job->call->shortened || song->interrupted;
         if (ok && !none) job->tokens += (int64_t)song->n;
         if (ok && !none && job->kept) {
             job->kept[i] = *song;
@@ -365,21 +342,10 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     song_free(song);
 }
 
-static void job_fail(Job *job, const char *problem) {
-#pragma omp critical(job)
-    {
-        if (job->good) memcpy(job->error, problem, ERROR_SIZE);
-        job->good = false;
-    }
-}
-
 static int64_t job_take(Job *job) { // the next song's number, -1: none
     int64_t i = -1;
 #pragma omp critical(job)
-    if (job->good && !interrupted && job->next < job->call->settings.songs) {
-        i = job->first + job->next++;
-        job->begun++;
-    }
+    if (job->good && !interrupted && job->next < job->call->settings.songs) i = job->first + job->next++;
     return i;
 }
 
@@ -389,45 +355,40 @@ static void job_work(Job *job, int n_slots) {
     char problem[ERROR_SIZE];
     Batch batch;
     Maker makers[MAX_SLOTS];
-    Song songs[MAX_SLOTS];
-    int64_t number[MAX_SLOTS]; // of the song in the slot, -1: none
-    int busy[MAX_SLOTS], tokens[MAX_SLOTS], n = 0;
+    int slots[MAX_SLOTS], tokens[MAX_SLOTS], n = 0; // the first n slots are busy
+    bool more = true;
     if (!batch_new(&batch, job->model, n_slots, (int)context_needed(settings), problem)) {
         job_fail(job, problem);
         return;
     }
-    for (int slot = 0; slot < n_slots; slot++) number[slot] = -1;
-    for (bool more = true;;) {
-        for (int slot = 0; more && slot < n_slots; slot++) {
-            if (number[slot] >= 0) continue;
+    for (int slot = 0; slot < n_slots; slot++) slots[slot] = slot;
+    for (;;) {
+        while (more && n < n_slots) {
+            Maker *maker = &makers[slots[n]];
             const int64_t i = job_take(job);
-            if (i < 0) {
-                more = false;
-            } else if (maker_begin(&makers[slot], &songs[slot], settings, settings->seed + (uint64_t)(i - job->first),
-                                   problem)) {
-                number[slot] = i;
-                batch_begin(&batch, slot);
+            more = i >= 0;
+            if (!more) break;
+            if (maker_begin(maker, settings, settings->seed + (uint64_t)(i - job->first), problem)) {
+                maker->number = i;
+                batch_begin(&batch, slots[n++]);
             } else {
                 job_fail(job, problem);
             }
         }
-        n = 0;
-        for (int slot = 0; slot < n_slots; slot++) {
-            if (number[slot] < 0) continue;
-            tokens[n] = maker_next(&makers[slot]);
-            busy[n++] = slot;
-        }
         if (!n) break;
-        batch_step(&batch, busy, n, tokens);
-        for (int k = 0; k < n; k++) {
-            const int slot = busy[k];
+        for (int k = 0; k < n; k++) tokens[k] = maker_next(&makers[slots[k]]);
+        batch_step(&batch, slots, n, tokens);
+        for (int k = n - 1; k >= 0; k--) {
+            const int slot = slots[k];
+            Maker *maker = &makers[slot];
             const float *logits = row(batch.logits, slot);
             const bool finite = logits_finite(logits);
             if (!finite && !not_finite(job->model, problem)) job_fail(job, problem);
-            if (finite && maker_take(&makers[slot], logits)) continue;
-            if (finite) job_finish(job, &songs[slot], number[slot]);
-            song_free(&songs[slot]);
-            number[slot] = -1;
+            if (finite && maker_take(maker, logits)) continue;
+            if (finite) job_finish(job, &maker->song, maker->number);
+            song_free(&maker->song);
+            slots[k] = slots[--n]; // the last of the busy ones, which had its turn, takes its place
+            slots[n] = slot;
         }
     }
     batch_free(&batch);
@@ -476,17 +437,12 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
         job_work(&job, n_slots);
     }
     const double took = seconds_now() - start;
-    call->shortened = job.shortened || job.begun < job.all;
-    for (int64_t i = 0, k = 0; job.kept && i < job.all; i++) { // closes the gaps that songs without a note left
-        if (!job.kept[i].n) continue;
-        const Song song = job.kept[i];
-        job.kept[i] = (Song){0};
-        job.kept[k++] = song;
-    }
+    const int64_t left = job.all - job.first - job.next; // that were never begun
+    call->shortened = call->shortened || left;
     for (int k = 0; job.good && job.made && k < call->outputs.n; k++) {
         const char *path = call->outputs.list[k];
         if (format_of(path)->make) continue;
-        job.good = songs_write(job.kept, (int)job.made, path, error);
+        job.good = songs_write(job.kept, (int)job.all, path, error);
         if (job.good) fprintf(call->report, "%s  %lld song%s\n", path, (long long)job.made, plural((size_t)job.made));
     }
     if (job.good && settings->songs > 1) {
@@ -494,9 +450,9 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
                 plural((size_t)job.made), (long long)job.tokens, took, (double)job.tokens / took);
         fprintf(call->report, call->shortened ? "  interrupted\n" : "\n");
     }
-    if (job.good && job.begun < job.all) {
-        fprintf(call->report, "interrupted before %lld of %lld song%s began\n", (long long)(job.all - job.begun),
-                (long long)job.all, plural((size_t)job.all));
+    if (job.good && left) {
+        fprintf(call->report, "interrupted before %lld of %lld song%s began\n", (long long)left, (long long)job.all,
+                plural((size_t)job.all));
     }
     for (int64_t i = 0; i < job.all; i++) {
         if (job.reports) free(job.reports[i].bytes);
@@ -517,8 +473,7 @@ static void tell(FILE *out, size_t count, const char *one, const char *several) 
 }
 
 // What of the file is in the tokens and what is not.
-static void tell_prime(const Settings *settings, const midi_song *song, const midi_report *report, size_t all,
-                       FILE *out) {
+static void tell_prime(const Settings *s, const midi_song *song, const midi_report *report, size_t all, FILE *out) {
     size_t moved = 0, drums = 0;
     bool loudness = false;
     for (size_t i = 0; i < song->n_notes; i++) {
@@ -527,8 +482,8 @@ static void tell_prime(const Settings *settings, const midi_song *song, const mi
         drums += note->channel == 9;
         loudness = loudness || note->velocity != song->notes[0].velocity;
     }
-    fprintf(out, "prime %s: the first %zu of %zu tokens, at %g quarters a minute", settings->prime_path,
-            settings->n_prime, all, settings->bpm);
+    fprintf(out, "prime %s: the first %zu of %zu tokens, at %g quarters a minute", s->prime_path, s->n_prime, all,
+            s->bpm);
     tell(out, report->out_of_range, "note outside the piano's range dropped",
          "notes outside the piano's range dropped");
     tell(out, report->vanished, "note too short for 16ths dropped", "notes too short for 16ths dropped");
@@ -689,7 +644,7 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     return true;
 }
 
-static void print_help(const Flags *flags) {
+static int print_help(const Flags *flags) {
     printf("usage: sample_music [MODEL ...] [-o FILE ...] [flags]\n\n"
            "Writes new piano music with trained models, or goes on with yours.\n\n");
     flags_print(flags);
@@ -697,6 +652,7 @@ static void print_help(const Flags *flags) {
            "Ctrl-C ends each song in the making at its last bar line, begins no other, and writes what was made;\n"
            "a second one ends the program at once.\n"
            "Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted (0 with --live, which that ends).\n");
+    return 0;
 }
 
 // ---- the program
@@ -712,12 +668,10 @@ static bool find_model(Call *call, char *error) {
 }
 
 static bool load_models(const Call *call, Model *models, char *error) {
-    Precision precision = FLOAT32;
-    for (int k = 0; k < 3; k++) {
-        if (!strcmp(call->weights, precision_names[k])) precision = (Precision)k;
-    }
+    int precision = FLOAT32;
+    while (strcmp(call->weights, precision_names[precision])) precision++; // one of them is the flag's
     for (int k = 0; k < call->models.n; k++) {
-        if (!model_load(&models[k], call->models.list[k], precision, error)) return false;
+        if (!model_load(&models[k], call->models.list[k], (Precision)precision, error)) return false;
     }
     return true;
 }
@@ -740,56 +694,46 @@ static void catch_signals(bool live) {
     if (live) signal(SIGPIPE, SIG_IGN); // a reader that goes away ends the song, too
 }
 
-// Does what is asked for, once the models are there.
-static bool run_call(Call *call, Model *models, char *error) {
+// Does what is asked for. Returns the exit status.
+static int run(Call *call, Model *models, int argc, char **argv, char *error) {
     Settings *settings = &call->settings;
-    bool ok = true;
-    for (int k = 0; k < call->models.n && (call->bench || call->dataset); k++) {
-        const Model *m = &models[k];
-        if (call->dataset) {
-            ok = ok && measure_loss(m, call->dataset, call->stride, threads_of(settings), error);
-        } else {
-            ok = ok && measure_speed(m, 256, (int)settings->songs, error) &&
-                 (m->kind == LSTM || measure_speed(m, 1024, (int)settings->songs, error));
-        }
+    Flags flags = {0};
+    bool any_context = false, ok = true;
+    if (!parse_call(call, &flags, argc, argv, error)) return 2;
+    if (flags.help) return print_help(&flags);
+    if (flags.version) printf("sample_music %s\n", MUSIC_VERSION);
+    if (flags.version) return 0;
+    if (!find_model(call, error) || !load_models(call, models, error)) return 1;
+    for (int k = 0; k < call->models.n; k++) any_context = any_context || models[k].kind == GPT;
+    if (call->context->given && !any_context) {
+        fail(error, "--context %lld: %s is an LSTM, whose state carries all that came before; leave the flag out",
+             (long long)settings->context, models[0].path);
+        return 2;
     }
-    if (call->bench || call->dataset) return ok;
-    if (settings->prime_path && !read_prime(settings, call->bpm->given, call->report, error)) return false;
+    const int songs = (int)settings->songs;
+    for (int k = 0; ok && k < call->models.n; k++) {
+        const Model *m = &models[k];
+        if (call->dataset) ok = measure_loss(m, call->dataset, call->stride, threads_of(settings), error);
+        if (call->bench) ok = measure_speed(m, 256, songs, error);
+        if (call->bench && ok && m->kind == GPT) ok = measure_speed(m, 1024, songs, error);
+    }
+    if (call->bench || call->dataset) return !ok;
+    if (settings->prime_path && !read_prime(settings, call->bpm->given, call->report, error)) return 1;
     for (int k = 0; k < call->outputs.n; k++) {
-        if (!folder_is_writable(call->outputs.list[k], error)) return false;
+        if (!folder_is_writable(call->outputs.list[k], error)) return 1;
     }
     catch_signals(settings->live);
-    return make_all(call, models, call->models.n, error);
+    if (!make_all(call, models, call->models.n, error)) return 1;
+    return call->shortened && !settings->live ? INTERRUPTED : 0;
 }
 
 static int sample_main(int argc, char **argv) {
     Call call = {0};
-    Flags flags = {0};
     static Model models[MAX_MODELS];
     char error[ERROR_SIZE] = "";
-    int status = 0;
-    bool any_context = false;
     interrupted = 0;
     program_start();
-    if (!parse_call(&call, &flags, argc, argv, error)) {
-        status = 2;
-    } else if (flags.help) {
-        print_help(&flags);
-    } else if (flags.version) {
-        printf("sample_music %s\n", MUSIC_VERSION);
-    } else if (!find_model(&call, error) || !load_models(&call, models, error)) {
-        status = 1;
-    } else {
-        for (int k = 0; k < call.models.n; k++) any_context = any_context || models[k].kind == GPT;
-        if (call.context->given && !any_context) {
-            status = 2;
-            fail(error, "--context %lld: %s is an LSTM, whose state carries all that came before; leave the flag out",
-                 (long long)call.settings.context, models[0].path);
-        } else {
-            status = !run_call(&call, models, error);
-            if (!status && call.shortened && !call.settings.live) status = INTERRUPTED;
-        }
-    }
+    const int status = run(&call, models, argc, argv, error);
     for (int k = 0; k < MAX_MODELS; k++) model_free(&models[k]);
     MIDI_FREE(call.settings.prime);
     return program_end("sample_music", status, error);

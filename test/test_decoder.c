@@ -33,10 +33,11 @@ static double *tensor_copy(const StFile *file, const char *format, int layer) {
 typedef struct {
     int n_in, n_out;
     double *across, *b; // [n_in][n_out]: compilers like it better than [n_out][n_in]; [n_out]
-} Linear;
+} ExactLinear;
 
-static Linear linear_read(const StFile *file, const char *weight, const char *bias, int layer, int n_in, int n_out) {
-    Linear l = {n_in, n_out, malloc((size_t)n_in * n_out * sizeof(double)), tensor_copy(file, bias, layer)};
+static ExactLinear linear_read(const StFile *file, const char *weight, const char *bias, int layer, int n_in,
+                               int n_out) {
+    ExactLinear l = {n_in, n_out, malloc((size_t)n_in * n_out * sizeof(double)), tensor_copy(file, bias, layer)};
     double *W = tensor_copy(file, weight, layer);
     for (int o = 0; o < n_out; o++) {
         for (int i = 0; i < n_in; i++) l.across[(size_t)i * n_out + o] = W[(size_t)o * n_in + i];
@@ -45,9 +46,9 @@ static Linear linear_read(const StFile *file, const char *weight, const char *bi
     return l;
 }
 
-static void linear_free(Linear *l) { free(l->across), free(l->b); }
+static void linear_free(ExactLinear *l) { free(l->across), free(l->b); }
 
-static void linear_apply(const Linear *l, double *y, const double *x) { // y[n_out] = x[n_in] W^T + b
+static void linear_apply(const ExactLinear *l, double *y, const double *x) { // y[n_out] = x[n_in] W^T + b
     memcpy(y, l->b, (size_t)l->n_out * sizeof *y);
     for (int i = 0; i < l->n_in; i++) {
         const double factor = x[i], *row = l->across + (size_t)i * l->n_out;
@@ -56,9 +57,9 @@ static void linear_apply(const Linear *l, double *y, const double *x) { // y[n_o
 }
 
 // y[T][n_out] = x[T][n_in] W^T + b; named tensors, W is [n_out][n_in]
-static double *linear(const StFile *file, const char *weight, const char *bias, int layer, const double *x, int T,
-                      int n_in, int n_out) {
-    Linear l = linear_read(file, weight, bias, layer, n_in, n_out);
+static double *exact_linear(const StFile *file, const char *weight, const char *bias, int layer, const double *x, int T,
+                            int n_in, int n_out) {
+    ExactLinear l = linear_read(file, weight, bias, layer, n_in, n_out);
     double *y = malloc((size_t)T * n_out * sizeof *y);
     for (int t = 0; t < T; t++) linear_apply(&l, y + (size_t)t * n_out, x + (size_t)t * n_in);
     linear_free(&l);
@@ -84,7 +85,7 @@ static double *full_forward(const StFile *file, Sizes size, const uint8_t *token
     double *S = calloc((size_t)NH * T * T, sizeof *S), *a = malloc((size_t)T * sizeof *a);
     for (int t = 0; t < T; t++) memcpy(x + (size_t)t * C, emb + tokens[t] * C, (size_t)C * sizeof *x);
     for (int l = 0; l < size.L; l++) {
-        double *qkv = linear(file, "layers.%d.attn.qkv.weight", "layers.%d.attn.qkv.bias", l, x, T, C, 3 * C);
+        double *qkv = exact_linear(file, "layers.%d.attn.qkv.weight", "layers.%d.attn.qkv.bias", l, x, T, C, 3 * C);
         double *R = tensor_copy(file, "layers.%d.attn.rel", l);
         double *out = calloc((size_t)T * C, sizeof *out);
         for (int h = 0; h < NH; h++) {
@@ -107,15 +108,15 @@ static double *full_forward(const StFile *file, Sizes size, const uint8_t *token
                 }
             }
         }
-        double *update = linear(file, "layers.%d.attn.out.weight", "layers.%d.attn.out.bias", l, out, T, C, C);
+        double *update = exact_linear(file, "layers.%d.attn.out.weight", "layers.%d.attn.out.bias", l, out, T, C, C);
         residual_layernorm(file, "layers.%d.ln1.weight", "layers.%d.ln1.bias", l, x, update, T, C);
-        double *hidden = linear(file, "layers.%d.fc1.weight", "layers.%d.fc1.bias", l, x, T, C, size.F);
+        double *hidden = exact_linear(file, "layers.%d.fc1.weight", "layers.%d.fc1.bias", l, x, T, C, size.F);
         for (size_t i = 0; i < (size_t)T * size.F; i++) hidden[i] = hidden[i] > 0 ? hidden[i] : 0;
-        update = linear(file, "layers.%d.fc2.weight", "layers.%d.fc2.bias", l, hidden, T, size.F, C);
+        update = exact_linear(file, "layers.%d.fc2.weight", "layers.%d.fc2.bias", l, hidden, T, size.F, C);
         residual_layernorm(file, "layers.%d.ln2.weight", "layers.%d.ln2.bias", l, x, update, T, C);
         free(qkv), free(R), free(out), free(hidden);
     }
-    double *logits = linear(file, "head.weight", "head.bias", 0, x, T, C, V);
+    double *logits = exact_linear(file, "head.weight", "head.bias", 0, x, T, C, V);
     free(emb), free(x), free(S), free(a);
     return logits;
 }
@@ -128,8 +129,8 @@ static double *lstm_forward(const StFile *file, LstmSizes size, const uint8_t *t
     double *emb = tensor_copy(file, "emb.weight", 0), *x = malloc((size_t)T * E * sizeof *x);
     for (int t = 0; t < T; t++) memcpy(x + (size_t)t * E, emb + tokens[t] * E, (size_t)E * sizeof *x);
     for (int l = 0; l < size.L; l++) {
-        double *input = linear(file, "lstm.weight_ih_l%d", "lstm.bias_ih_l%d", l, x, T, l ? H : E, 4 * H);
-        Linear recurrent = linear_read(file, "lstm.weight_hh_l%d", "lstm.bias_hh_l%d", l, H, 4 * H);
+        double *input = exact_linear(file, "lstm.weight_ih_l%d", "lstm.bias_ih_l%d", l, x, T, l ? H : E, 4 * H);
+        ExactLinear recurrent = linear_read(file, "lstm.weight_hh_l%d", "lstm.bias_hh_l%d", l, H, 4 * H);
         double *h = calloc((size_t)(T + 1) * H, sizeof *h); // h[0] is the state before the first token
         double *c = calloc((size_t)H, sizeof *c), *gates = malloc((size_t)4 * H * sizeof *gates);
         for (int t = 0; t < T; t++) {
@@ -148,7 +149,7 @@ static double *lstm_forward(const StFile *file, LstmSizes size, const uint8_t *t
     }
     const int widths[] = {H, size.H1, size.H2, V}, names[] = {1, 5, 9};
     for (int k = 0; k < 3; k++) {
-        double *y = linear(file, "head.%d.weight", "head.%d.bias", names[k], x, T, widths[k], widths[k + 1]);
+        double *y = exact_linear(file, "head.%d.weight", "head.%d.bias", names[k], x, T, widths[k], widths[k + 1]);
         free(x), x = y;
         if (k == 2) break;
         residual_layernorm(file, "head.%d.weight", "head.%d.bias", names[k] + 1, x, NULL, T, widths[k + 1]);

@@ -1,11 +1,12 @@
 // Pages of piano rolls: the notes, the bars, the file and the texts are read back from them; hostile texts stay texts.
 // `test_player FOLDER A.mid B.mid ...` instead writes pages for test_player.sh: one.html of the first file, all.html of
 // all, odd.html with texts as bad as they come and an empty song.
-#include "sample/player.h"
 #define MIDI_IMPLEMENTATION
 #define MIDI_STATIC
+#include "sample/player.h"
+
 #include "check.h"
-#include "midi.h"
+#include <math.h>
 
 static char error[ERROR_SIZE];
 
@@ -19,7 +20,9 @@ static const char odd_seen[] = // as JSON
 static TextBuffer page_of(const PlayerSong *songs, int n) { // with a NUL behind its last byte
     TextBuffer out = {NULL, 0, 0, false};
     strcpy(error, "no sentence");
-    CHECK(player_html(&out, songs, n, error), "%s", error);
+    player_open(&out);
+    for (int i = 0; i < n; i++) CHECK(player_song(&out, &songs[i], i == 0, error), "%s", error);
+    player_close(&out);
     text_add(&out, "", 1);
     out.size--;
     return out;
@@ -32,14 +35,16 @@ static int count(const char *text, const char *what) {
 }
 
 static void test_page(void) {
-    static const PlayerNote notes[] = {
-        {0, 0.5, 60, 80, true}, {0.125, 1.0 / 3, 108, 1, false}, {1234.56789, 0, 21, 127, false}};
-    static const double bars[] = {0, 2, 1234.5};
+    static const midi_note notes[] = {
+        {0, 500000, 60, 80, 0, 0}, {125000, 458333, 108, 1, 0, 0}, {1234567890, 1234567890, 21, 127, 0, 0}};
+    static const bool from_prime[] = {true, false, false};
+    static const int64_t bars[] = {0, 2000000, 1234500000};
     uint8_t mid[256];
     for (int i = 0; i < 256; i++) mid[i] = (uint8_t)(255 - i);
     for (size_t size = 252; size <= 256; size++) {
-        PlayerSong songs[2] = {{odd_title, "seed 7\nmodel a", mid, size, notes, 3, bars, 3, 0.125, 1240, 117.5}};
-        songs[1].bpm = 60; // no title, no settings, no notes, no file
+        const PlayerSong songs[2] = {
+            {odd_title, "seed 7\nmodel a", mid, size, notes, from_prime, 3, bars, 3, 1e-6, 0.125, 1240, 117.5},
+            {.title = "", .settings = "", .bpm = 60}}; // no notes, no file
         TextBuffer page = page_of(songs, 2), again = page_of(songs, 2);
         const char *data = strstr(page.bytes, "type=\"application/json\">"),
                    *at = data ? strstr(data, "\"notes\":[\n") : NULL;
@@ -63,10 +68,10 @@ static void test_page(void) {
             int key, velocity, taken = 0;
             CHECK(sscanf(at, "[%lf,%lf,%d,%d%n", &start, &seconds, &key, &velocity, &taken) == 4, "note %d: %.40s", i,
                   at);
-            CHECK(fabs(start - notes[i].start) < 1e-5 && fabs(seconds - notes[i].seconds) < 1e-9, "note %d: %.40s", i,
-                  at);
+            CHECK(fabs(start - (double)notes[i].start * 1e-6) < 1e-5, "note %d: %.40s", i, at);
+            CHECK(fabs(seconds - (double)(notes[i].end - notes[i].start) * 1e-6) < 1e-9, "note %d: %.40s", i, at);
             CHECK(key == notes[i].key && velocity == notes[i].velocity, "note %d: %.40s", i, at);
-            CHECK(!strncmp(at + taken, notes[i].prime ? ",1]" : "]", notes[i].prime ? 3 : 1), "note %d: %.40s", i, at);
+            CHECK(!strncmp(at + taken, from_prime[i] ? ",1]" : "]", from_prime[i] ? 3 : 1), "note %d: %.40s", i, at);
             at = strchr(at, '\n') + 1;
         }
         at = strstr(at, "\"mid\":\"") + strlen("\"mid\":\"");
@@ -113,19 +118,19 @@ static void test_alone(void) {
 static void refuses(PlayerSong song, const char *words) {
     TextBuffer out = {NULL, 0, 0, false};
     strcpy(error, "no sentence");
-    CHECK(!player_html(&out, &song, 1, error), "should be refused: %s", words);
+    CHECK(!player_song(&out, &song, true, error), "should be refused: %s", words);
     CHECK(strstr(error, words), "'%s' should have: %s", error, words);
     free(out.bytes);
 }
 
 static void test_errors(void) {
-    PlayerNote note = {0, 1, 60, 80, false};
-    double bars[2] = {0, 2};
-    const PlayerSong good = {"Song", "", NULL, 0, &note, 1, bars, 2, 0, 4, 120};
+    midi_note note = {0, 1, 60, 80, 0, 0};
+    int64_t bars[2] = {0, 2};
+    const bool prime = false;
+    const PlayerSong good = {"Song", "", NULL, 0, &note, &prime, 1, bars, 2, 1, 0, 4, 120};
     PlayerSong song = good;
     TextBuffer out = page_of(&good, 1);
     free(out.bytes);
-    CHECK(!player_html(&out, &good, 0, error) && strstr(error, "needs a song"), "%s", error);
     refuses((song.bpm = 0, song), "0 bpm");
     song = good;
     refuses((song.seconds = NAN, song), "nan s");
@@ -134,11 +139,11 @@ static void test_errors(void) {
     refuses((song.prime_seconds = INFINITY, song), "inf s");
     bars[1] = -1;
     refuses(good, "bar 2 begins at -1 s");
-    bars[1] = NAN;
-    refuses(good, "bar 2 begins at nan s");
     bars[1] = 2;
-    const PlayerNote bad[] = {{NAN, 1, 60, 80, false}, {0, -1, 60, 80, false}, {0, INFINITY, 60, 80, false},
-                              {0, 1, 128, 80, false},  {0, 1, -1, 80, false},  {0, 1, 60, 128, false}};
+    song = good;
+    refuses((song.tick = NAN, song), "bar 1 begins at nan s");
+    const midi_note bad[] = {{-1, 1, 60, 80, 0, 0},        {0, -1, 60, 80, 0, 0}, {0, 10000000, 60, 80, 0, 0},
+                             {INT64_MAX, 0, 60, 80, 0, 0}, {0, 1, 128, 80, 0, 0}, {0, 1, 60, 128, 0, 0}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         note = bad[i];
         refuses(good, "note 1");
@@ -150,38 +155,35 @@ static void test_errors(void) {
 typedef struct {
     char title[200], settings[400];
     void *mid;
-    PlayerNote *notes;
-    double *bars;
+    midi_song file, grid; // as it is, and as tokens have it
+    bool *from_prime;
+    int64_t *bars;
     PlayerSong song;
 } Piece;
 
 static void piece_read(Piece *piece, const char *path, int seed) { // or the end
-    midi_song song, grid;
+    midi_song *song = &piece->file, *grid = &piece->grid;
     midi_error problem = {0, "its file"};
     midi_report report;
     uint8_t *tokens;
     size_t size, n;
-    if (!read_file(path, &piece->mid, &size, error) || !midi_read(&song, piece->mid, size, &problem) ||
-        !midi_encode(&song, &tokens, &n, &report, &problem) || !midi_decode(tokens, n, &grid, &problem)) {
+    if (!read_file(path, &piece->mid, &size, error) || !midi_read(song, piece->mid, size, &problem) ||
+        !midi_encode(song, &tokens, &n, &report, &problem) || !midi_decode(tokens, n, grid, &problem)) {
         printf("%s: %s\n", path, problem.text);
         exit(1);
     }
-    double quarter = 1e-6 * (song.n_tempos ? song.tempos[0].us_per_quarter : 500000), tick = quarter / song.division;
+    double quarter = 1e-6 * (song->n_tempos ? song->tempos[0].us_per_quarter : 500000), tick = quarter / song->division;
     PlayerSong *out = &piece->song;
-    piece->notes = (PlayerNote *)calloc(song.n_notes + 1, sizeof *piece->notes);
-    piece->bars = (double *)calloc(grid.n_bars + 1, sizeof *piece->bars);
-    for (size_t i = 0; i < song.n_notes; i++) {
-        const midi_note *note = &song.notes[i];
-        double start = (double)note->start * tick, seconds = (double)(note->end - note->start) * tick;
-        piece->notes[i] = (PlayerNote){start, seconds, note->key, note->velocity, false};
-        out->seconds = fmax(out->seconds, start + seconds);
-    }
+    piece->from_prime = (bool *)calloc(song->n_notes + 1, sizeof *piece->from_prime);
+    piece->bars = (int64_t *)calloc(grid->n_bars + 1, sizeof *piece->bars);
+    for (size_t i = 0; i < song->n_notes; i++) out->seconds = fmax(out->seconds, (double)song->notes[i].end * tick);
     size_t n_bars = 1; // the first begins with the song
-    for (size_t i = 0; i < grid.n_bars; i++) {
-        if (grid.bars[i] > 0) piece->bars[n_bars++] = (double)grid.bars[i] / grid.division * quarter;
+    for (size_t i = 0; i < grid->n_bars; i++) {
+        if (grid->bars[i] > 0) piece->bars[n_bars++] = grid->bars[i] * song->division / grid->division;
     }
-    out->prime_seconds = n_bars > 4 ? piece->bars[4] : 0;
-    for (size_t i = 0; i < song.n_notes; i++) piece->notes[i].prime = piece->notes[i].start < out->prime_seconds - 1e-9;
+    const int64_t prime_end = n_bars > 4 ? piece->bars[4] : 0;
+    for (size_t i = 0; i < song->n_notes; i++) piece->from_prime[i] = song->notes[i].start < prime_end;
+    out->prime_seconds = (double)prime_end * tick;
     const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
     snprintf(piece->title, sizeof piece->title, "%.*s", (int)strcspn(name, "."), name);
     snprintf(piece->settings, sizeof piece->settings,
@@ -192,14 +194,14 @@ static void piece_read(Piece *piece, const char *path, int seed) { // or the end
     out->settings = piece->settings;
     out->mid = (const uint8_t *)piece->mid;
     out->mid_size = size;
-    out->notes = piece->notes;
-    out->n_notes = song.n_notes;
+    out->notes = song->notes;
+    out->from_prime = piece->from_prime;
+    out->n_notes = song->n_notes;
     out->bars = piece->bars;
     out->n_bars = n_bars;
+    out->tick = tick;
     out->bpm = 60 / quarter;
     MIDI_FREE(tokens);
-    midi_free(&song);
-    midi_free(&grid);
 }
 
 static int write_page(const char *folder, const char *name, const PlayerSong *songs, int n) {
@@ -214,7 +216,7 @@ static int write_page(const char *folder, const char *name, const PlayerSong *so
 
 static int write_pages(const char *folder, char **paths, int n) {
     static Piece pieces[16];
-    PlayerSong songs[16] = {{0}}, odd[2] = {{odd_title, odd_title, NULL, 0, NULL, 0, NULL, 0, 0, 0, 120}};
+    PlayerSong songs[16] = {{0}}, odd[2] = {{.title = odd_title, .settings = odd_title, .bpm = 120}};
     n = n < 16 ? n : 16;
     for (int i = 0; i < n; i++) {
         piece_read(&pieces[i], paths[i], i + 1);
@@ -226,7 +228,9 @@ static int write_pages(const char *folder, char **paths, int n) {
                  write_page(folder, "odd.html", odd, 2);
     for (int i = 0; i < n; i++) {
         free(pieces[i].mid);
-        free(pieces[i].notes);
+        midi_free(&pieces[i].file);
+        midi_free(&pieces[i].grid);
+        free(pieces[i].from_prime);
         free(pieces[i].bars);
     }
     return status;

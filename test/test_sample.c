@@ -160,7 +160,7 @@ static bool song_make(Song *song, const Model *model, const Settings *settings, 
     Batch batch;
     Maker maker;
     const int slot = 0;
-    if (!maker_begin(&maker, song, settings, seed, problem)) return false;
+    if (!maker_begin(&maker, settings, seed, problem)) return false;
     if (!batch_new(&batch, model, 1, (int)context_needed(settings), problem)) return false;
     for (bool more = true; more;) {
         const int token = maker_next(&maker);
@@ -168,7 +168,9 @@ static bool song_make(Song *song, const Model *model, const Settings *settings, 
         more = maker_take(&maker, row(batch.logits, 0));
     }
     batch_free(&batch);
-    return maker_finish(song, model, settings, problem);
+    *song = maker.song;
+    song_describe(song, model, settings);
+    return song_finish(song, settings->no_prime, settings->bpm, problem);
 }
 
 static bool exists(const char *name) { return !access(in_folder(name), F_OK); }

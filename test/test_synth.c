@@ -55,7 +55,7 @@ static uint32_t number(const char *at, int bytes) {
 }
 
 static void check_file(void) {
-    const SynthNote note = {0.25, 0.5, 60, 0.6, false};
+    const SynthNote note = {0.25, 0.5, 60, 0.6};
     Sound sound = play(&note, 1, 1.5);
     const char *at = sound.file.bytes;
     CHECK(sound.file.size == 44 + 66150 * 4, "1.5 s in %zu bytes", sound.file.size);
@@ -78,7 +78,7 @@ static void check_file(void) {
               !memcmp(again.file.bytes, at, sound.file.size) &&
               !memcmp(again.file.bytes + sound.file.size, at, sound.file.size),
           "a file is appended to what is there");
-    const SynthNote late[] = {note, {1.5, 1, 62, 1, false}, {1e300, 1e308, 62, 1, false}, {0.3, 1, 64, 0, false}};
+    const SynthNote late[] = {note, {1.5, 1, 62, 1}, {1e300, 1e308, 62, 1}, {0.3, 1, 64, 0}};
     Sound same = play(late, 4, 1.5);
     CHECK(!memcmp(same.file.bytes, at, sound.file.size), "late notes and those of velocity 0 make no difference");
     Sound far = play(&note, 1, 12);
@@ -103,7 +103,7 @@ static double tone(const Sound *sound, double frequency) {
 static void check_pitch(void) {
     static const int keys[] = {36, 45, 57, 60, 69, 81, 93, 105};
     for (int k = 0; k < 8; k++) {
-        const SynthNote note = {0, 1, keys[k], 0.6, false};
+        const SynthNote note = {0, 1, keys[k], 0.6};
         const double exact = 440 * pow(2, (keys[k] - 69) / 12.0);
         Sound sound = play(&note, 1, 0.8);
         double best = 0, cents = 0;
@@ -119,9 +119,9 @@ static void check_pitch(void) {
 static void check_dynamics(void) {
     static const int keys[] = {30, 48, 60, 72, 84, 96};
     for (int k = 0; k < 6; k++) {
-        double loud[4], bright[4];
-        for (int v = 0; v < 4; v++) {
-            const SynthNote note = {0, 0.5, keys[k], v < 3 ? 0.25 * (v + 1) : 0.75, v == 3};
+        double loud[3], bright[3];
+        for (int v = 0; v < 3; v++) {
+            const SynthNote note = {0, 0.5, keys[k], 0.25 * (v + 1)};
             Sound sound = play(&note, 1, 0.6);
             double sum = 0;
             for (int i = 1; i < RATE / 4; i++) sum += pow(sample(&sound, i) - sample(&sound, i - 1), 2);
@@ -133,12 +133,11 @@ static void check_dynamics(void) {
               loud[2]);
         CHECK(bright[1] > bright[0] && bright[2] > bright[1], "key %d: brightness %g %g %g", keys[k], bright[0],
               bright[1], bright[2]);
-        CHECK(loud[3] < loud[2] && loud[3] > loud[0], "key %d: quiet is softer, %g of %g", keys[k], loud[3], loud[2]);
     }
     for (int k = 0; k < 128; k += k < 126 ? 6 : 1) { // every key from nearly nothing to its loudest
         double before = 0;
         for (int v = 0; v < 4; v++) {
-            const SynthNote note = {0, 0.1, k, 0.02 + 0.98 * v / 3, false};
+            const SynthNote note = {0, 0.1, k, 0.02 + 0.98 * v / 3};
             Sound sound = play(&note, 1, 0.2);
             const double loud = rms(&sound, 0, 0.1);
             CHECK(loud > (v ? 1.2 * before : 0) && loud < 0.5, "key %d, velocity %.2f: RMS %g after %g", k,
@@ -147,7 +146,7 @@ static void check_dynamics(void) {
             free(sound.file.bytes);
         }
     }
-    const SynthNote damped = {0, 0.5, 60, 0.8, false}, free_string = {0, 0.1, 92, 0.8, false};
+    const SynthNote damped = {0, 0.5, 60, 0.8}, free_string = {0, 0.1, 92, 0.8};
     Sound sound = play(&damped, 1, 1.5);
     const double held = decibels(rms(&sound, 0.4, 0.5) / rms(&sound, 0, 0.1));
     const double ended = decibels(rms(&sound, 0.8, 0.9) / rms(&sound, 0.4, 0.5));
@@ -160,7 +159,7 @@ static void check_dynamics(void) {
 
 static void check_level(void) {
     SynthNote notes[400];
-    for (int i = 0; i < 40; i++) notes[i] = (SynthNote){0.5, 1, 40 + i, 1, false};
+    for (int i = 0; i < 40; i++) notes[i] = (SynthNote){0.5, 1, 40 + i, 1};
     Sound sound = play(notes, 40, 2);
     int most = 0;
     for (int i = 0; i < 2 * sound.frames; i++) most = abs(sound.at[i]) > most ? abs(sound.at[i]) : most;
@@ -170,14 +169,14 @@ static void check_level(void) {
     for (int i = 0; i < 400; i++) { // 20 s of single notes, then 20 s of chords of eight
         const bool thin = i < 40;
         const int chord = thin ? i : 40 + (i - 40) / 8;
-        notes[i] = (SynthNote){chord * 0.5, 0.45, 48 + (chord * 5 + (thin ? 0 : (i - 40) % 8 * 4)) % 36, 0.6, false};
+        notes[i] = (SynthNote){chord * 0.5, 0.45, 48 + (chord * 5 + (thin ? 0 : (i - 40) % 8 * 4)) % 36, 0.6};
     }
     sound = play(notes, 320 + 40, 0);
     const double more = decibels(rms(&sound, 24, 38) / rms(&sound, 2, 16));
     CHECK(more > 1 && more < 7, "eight notes are %.1f dB louder than one", more); // 9 dB without the density's gain
     free(sound.file.bytes);
 
-    for (int i = 0; i < 200; i++) notes[i] = (SynthNote){0.1 * i, 0.1, 50, 0.6, false};
+    for (int i = 0; i < 200; i++) notes[i] = (SynthNote){0.1 * i, 0.1, 50, 0.6};
     sound = play(notes, 200, 0);
     const double built = decibels(rms(&sound, 18, 20) / rms(&sound, 2, 4));
     CHECK(fabs(built) < 1.5, "a key that is struck ten times a second stays as it is: %.1f dB", built);
@@ -197,10 +196,10 @@ static void check_clicks(void) {
     double at = 0.1, worst = 0;
     for (int i = 0; i < 40; i++) { // repeats without a gap
         const double length = beats[(i * 7 + i / 5) & 3];
-        notes[i] = (SynthNote){at, length, 41 + i / 20 * 24, (20 + i * 37 % 108) / 127.0, false};
+        notes[i] = (SynthNote){at, length, 41 + i / 20 * 24, (20 + i * 37 % 108) / 127.0};
         at += length;
     }
-    for (int i = 40; i < 64; i++) notes[i] = (SynthNote){at += 0.5, 0.3, 22 + 4 * (i - 40), 0.8, false};
+    for (int i = 40; i < 64; i++) notes[i] = (SynthNote){at += 0.5, 0.3, 22 + 4 * (i - 40), 0.8};
     Sound sound = play(notes, 64, 0);
     for (int i = 0; i < 64; i++) {
         worst = fmax(worst, click(&sound, notes[i].start, true));
@@ -218,7 +217,7 @@ static void check_times(void) {
     static const int steps[] = {0, 2, 4, 5, 7, 9, 11, 12};
     SynthNote notes[24], shuffled[24];
     for (int i = 0; i < 24; i++) {
-        notes[i] = (SynthNote){0.2 + 0.3137 * i, 0.12, 48 + 12 * (i / 8) + steps[i % 8], 0.5 + 0.05 * (i % 3), false};
+        notes[i] = (SynthNote){0.2 + 0.3137 * i, 0.12, 48 + 12 * (i / 8) + steps[i % 8], 0.5 + 0.05 * (i % 3)};
         shuffled[i * 7 % 24] = notes[i];
     }
     Sound sound = play(notes, 24, 0), other = play(shuffled, 24, 0);
@@ -242,17 +241,17 @@ static void check_refusals(void) {
         SynthNote note;
         double seconds;
         const char *says;
-    } cases[] = {{{nan, 1, 60, 1, false}, 0, "begins at nan"}, {{-0.1, 1, 60, 1, false}, 0, "begins at -0.1"},
-                 {{inf, 1, 60, 1, false}, 0, "begins at inf"}, {{0, nan, 60, 1, false}, 0, "lasts nan"},
-                 {{0, -1, 60, 1, false}, 0, "lasts -1"},       {{0, inf, 60, 1, false}, 0, "lasts inf"},
-                 {{0, 1, -1, 1, false}, 0, "key -1"},          {{0, 1, 128, 1, false}, 0, "key 128"},
-                 {{0, 1, 60, nan, false}, 0, "velocity nan"},  {{0, 1, 60, 1.01, false}, 0, "velocity 1.01"},
-                 {{0, 1, 60, -1, false}, 0, "velocity -1"},    {{0, 1, 60, 1, false}, nan, "nan seconds"},
-                 {{0, 1, 60, 1, false}, -1, "-1 seconds"},     {{0, 1, 60, 1, false}, 25000, "4 GiB"},
-                 {{1e5, 1, 60, 1, false}, 0, "4 GiB"},         {{1e308, 1e308, 60, 1, false}, 0, "4 GiB"},
-                 {{0, 1, 60, 1, false}, inf, "4 GiB"}};
+    } cases[] = {{{nan, 1, 60, 1}, 0, "begins at nan"}, {{-0.1, 1, 60, 1}, 0, "begins at -0.1"},
+                 {{inf, 1, 60, 1}, 0, "begins at inf"}, {{0, nan, 60, 1}, 0, "lasts nan"},
+                 {{0, -1, 60, 1}, 0, "lasts -1"},       {{0, inf, 60, 1}, 0, "lasts inf"},
+                 {{0, 1, -1, 1}, 0, "key -1"},          {{0, 1, 128, 1}, 0, "key 128"},
+                 {{0, 1, 60, nan}, 0, "velocity nan"},  {{0, 1, 60, 1.01}, 0, "velocity 1.01"},
+                 {{0, 1, 60, -1}, 0, "velocity -1"},    {{0, 1, 60, 1}, nan, "nan seconds"},
+                 {{0, 1, 60, 1}, -1, "-1 seconds"},     {{0, 1, 60, 1}, 25000, "4 GiB"},
+                 {{1e5, 1, 60, 1}, 0, "4 GiB"},         {{1e308, 1e308, 60, 1}, 0, "4 GiB"},
+                 {{0, 1, 60, 1}, inf, "4 GiB"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const SynthNote notes[2] = {{0, 1, 60, 0.5, false}, cases[i].note};
+        const SynthNote notes[2] = {{0, 1, 60, 0.5}, cases[i].note};
         TextBuffer out = {NULL, 0, 0, false};
         char error[ERROR_SIZE] = "";
         text_add(&out, "kept", 4);
@@ -269,7 +268,7 @@ static void check_crowd(size_t n) {
     for (size_t i = 0; i < n; i++) {
         const Philox4 words = philox(philox_key(1, PHILOX_BENCH, 0), (uint32_t)i, 0, 0, 0);
         notes[i] = (SynthNote){(words.x[0] >> 22) * 1e-3, words.x[1] & 1 ? 0 : (words.x[1] >> 20) * 1e-2,
-                               (int)(words.x[2] & 127), words.x[3] / 4294967296.0, (words.x[1] & 6) == 0};
+                               (int)(words.x[2] & 127), words.x[3] / 4294967296.0};
     }
     Sound sound = play(notes, n, 1.5);
     int most = 0;
@@ -284,7 +283,7 @@ static int bench(void) {
     SynthNote notes[BARS * 8 * VOICES];
     for (int i = 0; i < BARS * 8 * VOICES; i++) { // six voices of quavers at 120 quarters a minute
         const uint32_t draw = philox(philox_key(1, PHILOX_BENCH, 0), (uint32_t)i, 0, 0, 0).x[0];
-        notes[i] = (SynthNote){i / VOICES * 0.25, 0.25, 36 + i % VOICES * 8 + (int)(draw % 8), 0.63, false};
+        notes[i] = (SynthNote){i / VOICES * 0.25, 0.25, 36 + i % VOICES * 8 + (int)(draw % 8), 0.63};
     }
     double best = HUGE_VAL, seconds = 0;
     for (int run = 0; run < 5; run++) {

@@ -44,14 +44,30 @@ static inline void relu(float *x, int n) { // keeps a NaN, so that it shows
 }
 
 // x = LayerNorm(x) * weight + bias
-static inline void layernorm(float *x, const float *weight, const float *bias, int n) {
+static inline void layernorm(float *x, const Norm *norm, int n) {
     vector sum = {0}, squares = {0};
     for (int i = 0; i < n; i += LANES) sum += load(x + i);
     float mean = sum_lanes(sum) / (float)n;
     for (int i = 0; i < n; i++) x[i] -= mean;
     for (int i = 0; i < n; i += LANES) squares += load(x + i) * load(x + i);
     float scale = 1.0f / sqrtf(sum_lanes(squares) / (float)n + 1e-5f);
+    const float *weight = norm->weight, *bias = norm->bias;
     for (int i = 0; i < n; i += LANES) store(x + i, load(x + i) * scale * load(weight + i) + load(bias + i));
+}
+
+static inline void add_layernorm(float *x, const float *update, const Norm *norm, int n) { // of x + update
+    add(x, update, n);
+    layernorm(x, norm, n);
+}
+
+static inline void layernorm_relu(float *x, const Norm *norm, int n) {
+    layernorm(x, norm, n);
+    relu(x, n);
+}
+
+// y = bias + W x for n songs; packed: as Batch has it.
+static inline void linear(const Linear *l, Rows y, Rows x, const int *slots, int n, char *packed) {
+    product(&l->weights, y, shared(l->bias), x, slots, n, packed);
 }
 
 // ---- the Transformer
@@ -61,19 +77,17 @@ static inline void layernorm(float *x, const float *weight, const float *bias, i
 
 enum { HEADS = 8 }; // that attention computes together
 
-typedef struct {                            // one layer's weights, in the order of use
-    Weights qkv, rel, out, fc1, fc2;        // [3C][C]; [D][HS]; [C][C]; [F][C]; [C][F]
-    float *qkv_bias, *out_bias, *fc1_bias;  // [3C], [C], [F]
-    float *fc2_bias;                        // [C]
-    float *ln1, *ln1_bias, *ln2, *ln2_bias; // [C]
-} GptLayer;                                 // of rel row D-1-n belongs to distance n, row 0 to D-1 and all beyond
+typedef struct {
+    Linear qkv, out, fc1, fc2; // [3C][C], [C][C], [F][C], [C][F]
+    Weights rel;               // [D][HS]; row D-1-n belongs to distance n, row 0 to D-1 and all beyond
+    Norm ln1, ln2;             // [C]
+} GptLayer;
 
 typedef struct {
     int C, L, NH, HS, F, D;
     float *emb;       // [V][C], rows padded to a multiple of LANES
     GptLayer *layers; // [L]
-    Weights head;     // [V][C]
-    float *head_bias; // [V]
+    Linear head;      // [V][C]
 } GptDecoder;
 
 // What songs in the making carry from token to token, the keys and values of the last N tokens of each, and the vectors
@@ -94,7 +108,6 @@ typedef struct {
     Rows hidden;           // [F]
     Rows update;           // [C] what a layer adds to x
     Rows scores;           // [NH][entries] of this token, summed over the layers so far
-    int *head_numbers;     // [HEADS] 0, 1, ...: products take the heads for the songs of a batch
     Rows relative;         // HEADS rows: [D] q . R
     Rows rings;            // HEADS rows: [N + entries] the same in the order of entries, see gpt_ring
     float *zeros;          // [D]
@@ -103,41 +116,30 @@ typedef struct {
     char *bytes, *queries; // byte vectors: one of C numbers; NH of HS numbers
 } GptState;
 
-static inline void gpt_sizes(GptDecoder *m, Loader *from) {
+// The sizes and the weights, in the order in which a token uses them.
+static inline void gpt_load(GptDecoder *m, Loader *from) {
     int sizes[GPT_SIZES] = {0};
     if (!load_sizes(from, gpt_sizes_of_file, sizes)) return;
-    m->C = sizes[GPT_WIDTH];
+    const int C = m->C = sizes[GPT_WIDTH], F = m->F = sizes[GPT_HIDDEN];
     m->L = sizes[GPT_LAYERS];
     m->NH = sizes[GPT_HEADS];
-    m->HS = m->C / m->NH;
-    m->F = sizes[GPT_HIDDEN];
+    m->HS = C / m->NH;
     m->D = sizes[GPT_REL];
-    m->layers = calloc((size_t)m->L, sizeof *m->layers);
+    if (!m->layers) m->layers = calloc((size_t)m->L, sizeof *m->layers);
     if (!m->layers) from->ok = load_no_memory(from);
-}
-
-static inline void gpt_weights(GptDecoder *m, Loader *from) { // in the order in which a token uses them
-    const int C = m->C, F = m->F;
-    const Precision small = from->precision, kv_precision = small == FLOAT32 ? FLOAT32 : INT8;
-    m->emb = load_floats(from, ROWS, V, C, "emb.weight");
-    for (int i = 0; i < m->L; i++) {
+    const Precision kv_precision = from->precision == FLOAT32 ? FLOAT32 : INT8;
+    m->emb = load_floats(from, ROWS, V, C, "emb", 0, ".weight");
+    for (int i = 0; from->ok && i < m->L; i++) {
         GptLayer *l = &m->layers[i];
-        l->qkv = load_matrix(from, small, PANELS, 3 * C, C, "layers.%d.attn.qkv.weight", i);
-        l->qkv_bias = load_floats(from, PANELS, 3 * C, 0, "layers.%d.attn.qkv.bias", i);
-        l->rel = load_matrix(from, kv_precision, PANELS, m->D, m->HS, "layers.%d.attn.rel", i);
-        l->out = load_matrix(from, small, PANELS, C, C, "layers.%d.attn.out.weight", i);
-        l->out_bias = load_floats(from, PANELS, C, 0, "layers.%d.attn.out.bias", i);
-        l->ln1 = load_floats(from, PANELS, C, 0, "layers.%d.ln1.weight", i);
-        l->ln1_bias = load_floats(from, PANELS, C, 0, "layers.%d.ln1.bias", i);
-        l->fc1 = load_matrix(from, small, PANELS, F, C, "layers.%d.fc1.weight", i);
-        l->fc1_bias = load_floats(from, PANELS, F, 0, "layers.%d.fc1.bias", i);
-        l->fc2 = load_matrix(from, small, PANELS, C, F, "layers.%d.fc2.weight", i);
-        l->fc2_bias = load_floats(from, PANELS, C, 0, "layers.%d.fc2.bias", i);
-        l->ln2 = load_floats(from, PANELS, C, 0, "layers.%d.ln2.weight", i);
-        l->ln2_bias = load_floats(from, PANELS, C, 0, "layers.%d.ln2.bias", i);
+        l->qkv = load_linear(from, 3 * C, C, "layers.%d.attn.qkv", i);
+        l->rel = load_matrix(from, kv_precision, PANELS, m->D, m->HS, "layers.%d.attn.rel", i, "");
+        l->out = load_linear(from, C, C, "layers.%d.attn.out", i);
+        l->ln1 = load_norm(from, C, "layers.%d.ln1", i);
+        l->fc1 = load_linear(from, F, C, "layers.%d.fc1", i);
+        l->fc2 = load_linear(from, C, F, "layers.%d.fc2", i);
+        l->ln2 = load_norm(from, C, "layers.%d.ln2", i);
     }
-    m->head = load_matrix(from, small, PANELS, V, C, "head.weight");
-    m->head_bias = load_floats(from, PANELS, V, 0, "head.bias");
+    m->head = load_linear(from, V, C, "head", 0);
 }
 
 static inline void gpt_state(GptState *s, const GptDecoder *m, int slots, int N, Arena *arena) {
@@ -158,8 +160,6 @@ static inline void gpt_state(GptState *s, const GptDecoder *m, int slots, int N,
     s->relative = take_rows(arena, HEADS, m->D);
     s->rings = take_rows(arena, HEADS, N + s->entries);
     s->zeros = take(arena, m->D);
-    s->head_numbers = (int *)(void *)take(arena, HEADS);
-    for (int h = 0; arena->base && h < HEADS; h++) s->head_numbers[h] = h;
     s->weights = take_rows(arena, HEADS, s->entries);
     s->ratios = take(arena, s->entries);
     s->bytes = (char *)take(arena, (int64_t)byte_vector_size(m->C) / 4);
@@ -391,48 +391,40 @@ static inline void weigh_bytes(float *out, float scale, const char *weights, con
 // layers below and leave with this layer's added. Each stage runs over HEADS heads before the next stage: one head
 // alone would wait for the end of each of its sums, and all heads together do not fit the fastest cache.
 static inline void gpt_attention(const GptState *s, const GptDecoder *m, int slot, int layer) {
+    static const int head_numbers[HEADS] = {0, 1, 2, 3, 4, 5, 6, 7}; // products take heads for the songs of a batch
     const int NH = m->NH, HS = m->HS, entry = gpt_entry(s, slot);
+    const bool bytes = s->kv_precision == INT8;
     const int n_entries = (int)round_up(gpt_filled(s, slot), PANEL);
     const int64_t entries = s->entries;
     const size_t each = byte_vector_size(HS);
     const LayerCache cache = gpt_cache(s, m, slot, layer);
     float *queries = row(s->qkv, slot), value_scale = 1;
-    if (s->kv_precision == INT8) {
+    if (bytes) {
         for (int h = 0; h < NH; h++) byte_vector(s->queries + h * each, queries + h * HS, HS, BYTE_ZERO);
         value_scale = byte_ratios(s->ratios, cache.value_scales, n_entries);
     }
     for (int first = 0; first < NH; first += HEADS) {
         const int n = NH - first < HEADS ? NH - first : HEADS;
         float top[HEADS], sum[HEADS];
-        product_of(&m->layers[layer].rel, s->relative, shared(s->zeros), (Rows){queries + first * HS, HS},
-                   s->head_numbers, n, s->queries + first * each);
+        product_of(&m->layers[layer].rel, s->relative, shared(s->zeros), (Rows){queries + first * HS, HS}, head_numbers,
+                   n, s->queries + first * each);
         for (int i = 0; i < n; i++) gpt_ring(row(s->rings, i), row(s->relative, i), m->D, s->N, s->entries, entry);
         for (int i = 0, h = first; i < n; i++, h++) {
             float *scores = row(s->scores, slot) + h * entries, *relative = row(s->rings, i) + s->N - 1 - entry;
-            const float *keys = cache.keys + h * s->key_words;
-            if (s->kv_precision == FLOAT32) {
-                top[i] = float_scores(scores, relative, keys, queries + h * HS, HS, n_entries);
-            } else {
-                const char *query = s->queries + h * each;
-                top[i] = byte_scores(scores, relative, keys, cache.key_scales, query, HS, n_entries);
-            }
+            const float *keys = cache.keys + h * s->key_words, *query = queries + h * HS, *scales = cache.key_scales;
+            top[i] = bytes ? byte_scores(scores, relative, keys, scales, s->queries + h * each, HS, n_entries)
+                           : float_scores(scores, relative, keys, query, HS, n_entries);
         }
         for (int i = 0, h = first; i < n; i++, h++) {
-            const float *scores = row(s->scores, slot) + h * entries;
-            float *weights = row(s->weights, i);
-            if (s->kv_precision == FLOAT32) {
-                sum[i] = float_weights(weights, scores, top[i], n_entries);
-            } else {
-                sum[i] = byte_weights((char *)weights, scores, top[i], s->ratios, n_entries, entries);
-            }
+            float *scores = row(s->scores, slot) + h * entries, *weights = row(s->weights, i);
+            sum[i] = bytes ? byte_weights((char *)weights, scores, top[i], s->ratios, n_entries, entries)
+                           : float_weights(weights, scores, top[i], n_entries);
         }
         for (int i = 0, h = first; i < n; i++, h++) {
-            const float *values = cache.values + h * s->value_words, *weights = row(s->weights, i);
-            float *out = row(s->heads, slot) + h * HS;
-            if (s->kv_precision == FLOAT32) weigh_floats(out, 1 / sum[i], weights, values, n_entries, entries, HS);
-            if (s->kv_precision == INT8) {
-                weigh_bytes(out, value_scale / sum[i], (const char *)weights, values, n_entries, entries, HS);
-            }
+            const float *values = cache.values + h * s->value_words;
+            float *out = row(s->heads, slot) + h * HS, *weights = row(s->weights, i);
+            if (bytes) weigh_bytes(out, value_scale / sum[i], (char *)weights, values, n_entries, entries, HS);
+            if (!bytes) weigh_floats(out, 1 / sum[i], weights, values, n_entries, entries, HS);
         }
     }
 }
@@ -448,7 +440,7 @@ static inline void gpt_step(GptState *s, const GptDecoder *m, const int *slots, 
     }
     for (int k = 0; k < m->L; k++) {
         const GptLayer *l = &m->layers[k];
-        product(&l->qkv, s->qkv, shared(l->qkv_bias), s->x, slots, n, packed);
+        linear(&l->qkv, s->qkv, s->x, slots, n, packed);
         for (int i = 0; i < n; i++) {
             const int slot = slots[i];
             float *qkv = row(s->qkv, slot);
@@ -456,20 +448,14 @@ static inline void gpt_step(GptState *s, const GptDecoder *m, const int *slots, 
             gpt_cache_put(s, m, gpt_cache(s, m, slot, k), qkv + C, qkv + 2 * C, gpt_entry(s, slot));
             gpt_attention(s, m, slot, k);
         }
-        product(&l->out, s->update, shared(l->out_bias), s->heads, slots, n, packed);
-        for (int i = 0; i < n; i++) {
-            add(row(s->x, slots[i]), row(s->update, slots[i]), C);
-            layernorm(row(s->x, slots[i]), l->ln1, l->ln1_bias, C);
-        }
-        product(&l->fc1, s->hidden, shared(l->fc1_bias), s->x, slots, n, packed);
+        linear(&l->out, s->update, s->heads, slots, n, packed);
+        for (int i = 0; i < n; i++) add_layernorm(row(s->x, slots[i]), row(s->update, slots[i]), &l->ln1, C);
+        linear(&l->fc1, s->hidden, s->x, slots, n, packed);
         for (int i = 0; i < n; i++) relu(row(s->hidden, slots[i]), m->F);
-        product(&l->fc2, s->update, shared(l->fc2_bias), s->hidden, slots, n, packed);
-        for (int i = 0; i < n; i++) {
-            add(row(s->x, slots[i]), row(s->update, slots[i]), C);
-            layernorm(row(s->x, slots[i]), l->ln2, l->ln2_bias, C);
-        }
+        linear(&l->fc2, s->update, s->hidden, slots, n, packed);
+        for (int i = 0; i < n; i++) add_layernorm(row(s->x, slots[i]), row(s->update, slots[i]), &l->ln2, C);
     }
-    product(&m->head, logits, shared(m->head_bias), s->x, slots, n, packed);
+    linear(&m->head, logits, s->x, slots, n, packed);
     for (int i = 0; i < n; i++) s->t[slots[i]]++;
 }
 
@@ -487,14 +473,12 @@ typedef struct {
 } LstmLayer;
 
 typedef struct {
-    int E, H, L, H1, H2;              // H1, H2: the widths of the head
-    float *emb;                       // [V][E], rows padded to a multiple of LANES
-    LstmLayer *layers;                // [L]
-    float *table;                     // [V][4H], in GATES: each token's input product in layer 0, and the biases
-    Weights fc1, fc2, fc3;            // [H1][H], [H2][H1], [V][H2]
-    float *fc1_bias, *ln1, *ln1_bias; // [H1]
-    float *fc2_bias, *ln2, *ln2_bias; // [H2]
-    float *fc3_bias;                  // [V]
+    int E, H, L, H1, H2;  // H1, H2: the widths of the head
+    float *emb;           // [V][E], rows padded to a multiple of LANES
+    LstmLayer *layers;    // [L]
+    float *table;         // [V][4H], in GATES: each token's input product in layer 0, and the biases
+    Linear fc1, fc2, fc3; // [H1][H], [H2][H1], [V][H2]
+    Norm ln1, ln2;        // [H1], [H2]
 } LstmDecoder;
 
 typedef struct {   // rows, one for each slot
@@ -505,46 +489,37 @@ typedef struct {   // rows, one for each slot
     Rows fc1, fc2; // [H1], [H2]
 } LstmState;
 
-static inline void lstm_sizes(LstmDecoder *m, Loader *from) {
+// As gpt_load; emb and the input weights of layer 0 become the table.
+static inline void lstm_load(LstmDecoder *m, Loader *from) {
     int sizes[LSTM_SIZES] = {0};
     if (!load_sizes(from, lstm_sizes_of_file, sizes)) return;
+    const int H = m->H = sizes[LSTM_WIDTH];
     m->E = sizes[LSTM_EMBED];
-    m->H = sizes[LSTM_WIDTH];
     m->L = sizes[LSTM_LAYERS];
-    const StTensor *fc1 = load_tensor(from, "head.1.weight", 2, 0, m->H);
-    const StTensor *fc2 = load_tensor(from, "head.5.weight", 2, 0, fc1 ? fc1->shape[0] : 0);
+    const StTensor *fc1 = load_tensor(from, 2, 0, H, "head.1", 0, ".weight");
+    const StTensor *fc2 = load_tensor(from, 2, 0, fc1 ? fc1->shape[0] : 0, "head.5", 0, ".weight");
     if (!from->ok) return;
     m->H1 = (int)fc1->shape[0];
     m->H2 = (int)fc2->shape[0];
-    m->layers = calloc((size_t)m->L, sizeof *m->layers);
+    if (!m->layers) m->layers = calloc((size_t)m->L, sizeof *m->layers);
     if (!m->layers) from->ok = load_no_memory(from);
-}
-
-// In the order in which a token uses them, but for emb and the input weights of layer 0, which become the table.
-static inline void lstm_weights(LstmDecoder *m, Loader *from) {
-    const int H = m->H;
-    const Precision small = from->precision;
-    m->emb = load_floats(from, ROWS, V, m->E, "emb.weight");
+    m->emb = load_floats(from, ROWS, V, m->E, "emb", 0, ".weight");
     m->table = take(&from->arena, V * 4 * round_up(H, LANES));
-    for (int i = 0; i < m->L; i++) {
+    for (int i = 0; from->ok && i < m->L; i++) {
         LstmLayer *l = &m->layers[i];
-        l->ih = load_matrix(from, i ? small : FLOAT32, GATES, 4 * H, i ? H : m->E, "lstm.weight_ih_l%d", i);
-        l->bias = load_floats(from, GATES, 4 * H, 0, "lstm.bias_ih_l%d", i);
-        l->bias_hh = load_floats(from, GATES, 4 * H, 0, "lstm.bias_hh_l%d", i);
+        const Precision precision = i ? from->precision : FLOAT32;
+        l->ih = load_matrix(from, precision, GATES, 4 * H, i ? H : m->E, "lstm.weight_ih_l%d", i, "");
+        l->bias = load_floats(from, GATES, 4 * H, 0, "lstm.bias_ih_l%d", i, "");
+        l->bias_hh = load_floats(from, GATES, 4 * H, 0, "lstm.bias_hh_l%d", i, "");
         from->bytes -= (int64_t)4 * H * 4;            // a token reads the sum of the biases,
         if (i == 0) from->bytes = (int64_t)4 * H * 4; // and in layer 0 a row of the table instead of all these
-        l->hh = load_matrix(from, small, GATES, 4 * H, H, "lstm.weight_hh_l%d", i);
+        l->hh = load_matrix(from, from->precision, GATES, 4 * H, H, "lstm.weight_hh_l%d", i, "");
     }
-    m->fc1 = load_matrix(from, small, PANELS, m->H1, H, "head.1.weight");
-    m->fc1_bias = load_floats(from, PANELS, m->H1, 0, "head.1.bias");
-    m->ln1 = load_floats(from, PANELS, m->H1, 0, "head.2.weight");
-    m->ln1_bias = load_floats(from, PANELS, m->H1, 0, "head.2.bias");
-    m->fc2 = load_matrix(from, small, PANELS, m->H2, m->H1, "head.5.weight");
-    m->fc2_bias = load_floats(from, PANELS, m->H2, 0, "head.5.bias");
-    m->ln2 = load_floats(from, PANELS, m->H2, 0, "head.6.weight");
-    m->ln2_bias = load_floats(from, PANELS, m->H2, 0, "head.6.bias");
-    m->fc3 = load_matrix(from, small, PANELS, V, m->H2, "head.9.weight");
-    m->fc3_bias = load_floats(from, PANELS, V, 0, "head.9.bias");
+    m->fc1 = load_linear(from, m->H1, H, "head.1", 0);
+    m->ln1 = load_norm(from, m->H1, "head.2", 0);
+    m->fc2 = load_linear(from, m->H2, m->H1, "head.5", 0);
+    m->ln2 = load_norm(from, m->H2, "head.6", 0);
+    m->fc3 = load_linear(from, V, m->H2, "head.9", 0);
 }
 
 // Once the weights are there: computes what is the same for every token.
@@ -599,17 +574,11 @@ static inline void lstm_step(LstmState *s, const LstmDecoder *m, const int *slot
             lstm_cell(row(h, slots[i]), row(s->c, slots[i]) + k * s->layer, row(s->gates, slots[i]), s->units);
         }
     }
-    product(&m->fc1, s->fc1, shared(m->fc1_bias), below, slots, n, packed);
-    for (int i = 0; i < n; i++) {
-        layernorm(row(s->fc1, slots[i]), m->ln1, m->ln1_bias, m->H1);
-        relu(row(s->fc1, slots[i]), m->H1);
-    }
-    product(&m->fc2, s->fc2, shared(m->fc2_bias), s->fc1, slots, n, packed);
-    for (int i = 0; i < n; i++) {
-        layernorm(row(s->fc2, slots[i]), m->ln2, m->ln2_bias, m->H2);
-        relu(row(s->fc2, slots[i]), m->H2);
-    }
-    product(&m->fc3, logits, shared(m->fc3_bias), s->fc2, slots, n, packed);
+    linear(&m->fc1, s->fc1, below, slots, n, packed);
+    for (int i = 0; i < n; i++) layernorm_relu(row(s->fc1, slots[i]), &m->ln1, m->H1);
+    linear(&m->fc2, s->fc2, s->fc1, slots, n, packed);
+    for (int i = 0; i < n; i++) layernorm_relu(row(s->fc2, slots[i]), &m->ln2, m->H2);
+    linear(&m->fc3, logits, s->fc2, slots, n, packed);
 }
 
 // ---- a model of either kind, and a batch of songs in the making
@@ -637,23 +606,19 @@ static inline void model_free(Model *m) {
     memset(m, 0, sizeof *m);
 }
 
-static inline void model_sizes(Model *m, Loader *from) {
+// Checks and counts, or copies, what from->arena says.
+static inline void model_take(Model *m, Loader *from) {
+    from->bytes = 0;
     if (count_layers(from->file, "lstm.", "_l")) {
         m->kind = LSTM;
-        lstm_sizes(&m->lstm, from);
+        lstm_load(&m->lstm, from);
     } else if (count_layers(from->file, "layers.", ".")) {
         m->kind = GPT;
-        gpt_sizes(&m->gpt, from);
+        gpt_load(&m->gpt, from);
     } else {
         from->ok = fail(from->error, "%s: has the tensors of neither a Transformer nor an LSTM; give a trained model",
                         from->path);
     }
-}
-
-static inline void model_weights(Model *m, Loader *from) {
-    from->bytes = 0;
-    if (m->kind == GPT) gpt_weights(&m->gpt, from);
-    if (m->kind == LSTM) lstm_weights(&m->lstm, from);
 }
 
 static inline void model_describe(Model *m, const StFile *file) {
@@ -675,14 +640,13 @@ static inline bool model_load(Model *m, const char *path, Precision precision, c
     m->path = path;
     m->precision = precision;
     if (!st_read(&file, path, error)) return false;
-    model_sizes(m, &from);
-    if (from.ok) model_weights(m, &from);
+    model_take(m, &from);
     if (from.ok) {
         m->memory = vector_alloc((int64_t)from.arena.used);
         from.arena = (Arena){m->memory, 0};
         if (!m->memory) from.ok = load_no_memory(&from);
     }
-    if (from.ok) model_weights(m, &from);
+    if (from.ok) model_take(m, &from);
     if (from.ok && m->kind == LSTM) lstm_prepare(&m->lstm);
     m->bytes = from.bytes;
     model_describe(m, &file);
@@ -708,14 +672,13 @@ static inline void batch_free(Batch *b) {
 
 static inline void batch_lay_out(Batch *b, int n_slots, int context, Arena *arena) {
     const Model *m = b->model;
-    int64_t widest = m->gpt.C > m->gpt.F ? m->gpt.C : m->gpt.F; // of what products pack
-    if (m->lstm.H > widest) widest = m->lstm.H;
-    if (m->lstm.H1 > widest) widest = m->lstm.H1;
-    if (m->lstm.H2 > widest) widest = m->lstm.H2;
+    const int widths[] = {m->gpt.C, m->gpt.F, m->lstm.H, m->lstm.H1, m->lstm.H2}; // of what products pack
+    int widest = 0;
+    for (int k = 0; k < 5; k++) widest = widths[k] > widest ? widths[k] : widest;
     if (m->kind == GPT) gpt_state(&b->gpt, &m->gpt, n_slots, context, arena);
     if (m->kind == LSTM) lstm_state(&b->lstm, &m->lstm, n_slots, arena);
     b->logits = take_rows(arena, n_slots, V);
-    b->packed = (char *)take(arena, n_slots * (int64_t)packed_size(m->precision, (int)widest) / 4);
+    b->packed = (char *)take(arena, n_slots * (int64_t)packed_size(m->precision, widest) / 4);
 }
 
 // The memory of a batch, in bytes.

@@ -23,30 +23,6 @@ static inline bool make_mid(TextBuffer *out, const Song *song, char *error) {
     return true;
 }
 
-static inline bool make_svg(TextBuffer *out, const Song *song, char *error) {
-    const size_t n = song->midi.n_notes;
-    const int bars = song_bars(song);
-    char notes[40] = "no notes", title[100], name[300], settings[HOW_SIZE + 32];
-    if (n) snprintf(notes, sizeof notes, "%zu note%s", n, plural(n));
-    snprintf(title, sizeof title, "%s, %d bar%s, %.0f s", notes, bars, plural((size_t)bars), song_seconds(song));
-    snprintf(name, sizeof name, "%s, seed %llu: piano roll of %s", song->model_name, (unsigned long long)song->seed,
-             title);
-    const Roll roll = {.name = name,
-                       .title = title,
-                       .how = song_settings(song, settings),
-                       .model = song->model,
-                       .notes = song->midi.notes,
-                       .from_prime = song->from_prime,
-                       .n_notes = n,
-                       .lines = song->lines,
-                       .n_lines = song->n_lines,
-                       .end = song->end,
-                       .tick_seconds = tick_seconds(song)};
-    (void)error;
-    roll_svg(out, &roll);
-    return true;
-}
-
 static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
     const size_t n = song->midi.n_notes;
     const double tick = tick_seconds(song);
@@ -55,7 +31,7 @@ static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
     for (size_t i = 0; i < n; i++) {
         const midi_note *note = &song->midi.notes[i];
         notes[i] = (SynthNote){(double)note->start * tick, (double)(note->end - note->start) * tick, note->key,
-                               note->velocity / 127.0, false};
+                               note->velocity / 127.0};
     }
     bool ok = synth_wav(out, notes, n, song_seconds(song) + synth_tail, error);
     free(notes);
@@ -64,56 +40,42 @@ static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
 
 // ---- a page of several songs
 
-typedef struct { // a song as the page wants it, and what that points to
-    char title[200], settings[HOW_SIZE + 300];
-    TextBuffer mid;
-    PlayerNote *notes;
-    double *bars;
-} PageSong;
-
-static inline bool page_song(PageSong *page, PlayerSong *to, const Song *song, char *error) {
-    const midi_song *midi = &song->midi;
+static inline bool page_song(TextBuffer *out, const Song *song, bool first, char *error) {
     const double tick = tick_seconds(song);
-    page->notes = calloc(midi->n_notes + 1, sizeof *page->notes);
-    page->bars = calloc((size_t)song->n_lines, sizeof *page->bars);
-    if (!page->notes || !page->bars) return fail(error, "no memory for %zu notes", midi->n_notes);
-    if (!make_mid(&page->mid, song, error)) return false;
-    for (size_t i = 0; i < midi->n_notes; i++) {
-        const midi_note *note = &midi->notes[i];
-        page->notes[i] = (PlayerNote){(double)note->start * tick, (double)(note->end - note->start) * tick, note->key,
-                                      note->velocity, song->from_prime[i]};
-    }
-    for (int i = 0; i < song->n_lines; i++) page->bars[i] = (double)song->lines[i] * tick;
-    snprintf(page->title, sizeof page->title, "%s, seed %llu", song->model_name, (unsigned long long)song->seed);
-    snprintf(page->settings, sizeof page->settings, "%s\n%s", song->how, song->model);
-    *to = (PlayerSong){.title = page->title,
-                       .settings = page->settings,
-                       .mid = (const uint8_t *)page->mid.bytes,
-                       .mid_size = page->mid.size,
-                       .notes = page->notes,
-                       .n_notes = midi->n_notes,
-                       .bars = page->bars,
-                       .n_bars = (size_t)song->n_lines,
-                       .prime_seconds = (double)song->prime_end * tick,
-                       .seconds = song_seconds(song),
-                       .bpm = 60 / (tick * QUARTER)};
-    return true;
+    char title[200], settings[HOW_SIZE + 300];
+    TextBuffer mid = {NULL, 0, 0, false};
+    if (!make_mid(&mid, song, error)) return false;
+    snprintf(title, sizeof title, "%s, seed %llu", song->model_name, (unsigned long long)song->seed);
+    snprintf(settings, sizeof settings, "%s\n%s", song->how, song->model);
+    const PlayerSong page = {.title = title,
+                             .settings = settings,
+                             .mid = (const uint8_t *)mid.bytes,
+                             .mid_size = mid.size,
+                             .notes = song->midi.notes,
+                             .from_prime = song->from_prime,
+                             .n_notes = song->midi.n_notes,
+                             .bars = song->lines,
+                             .n_bars = (size_t)song->n_lines,
+                             .tick = tick,
+                             .prime_seconds = (double)song->prime_end * tick,
+                             .seconds = song_seconds(song),
+                             .bpm = 60 / (tick * QUARTER)};
+    const bool ok = player_song(out, &page, first, error);
+    free(mid.bytes);
+    return ok;
 }
 
+// Songs without a token, which were interrupted before their first note, are left out.
 static inline bool make_html(TextBuffer *out, const Song *songs, int n_songs, char *error) {
-    PlayerSong *list = calloc((size_t)n_songs, sizeof *list);
-    PageSong *pages = calloc((size_t)n_songs, sizeof *pages);
-    bool ok = (list && pages) || fail(error, "no memory for %d songs", n_songs);
-    for (int k = 0; ok && k < n_songs; k++) ok = page_song(&pages[k], &list[k], &songs[k], error);
-    ok = ok && player_html(out, list, n_songs, error);
-    for (int k = 0; pages && k < n_songs; k++) {
-        free(pages[k].mid.bytes);
-        free(pages[k].notes);
-        free(pages[k].bars);
+    bool first = true;
+    player_open(out);
+    for (int k = 0; k < n_songs; k++) {
+        if (!songs[k].n) continue;
+        if (!page_song(out, &songs[k], first, error)) return false;
+        first = false;
     }
-    free(list);
-    free(pages);
-    return ok;
+    player_close(out);
+    return !out->failed || fail(error, "no memory for a page of %d songs", n_songs);
 }
 
 // ---- files
@@ -123,7 +85,7 @@ typedef struct {
     bool (*make)(TextBuffer *out, const Song *song, char *error); // NULL: one file for all songs, see make_html
 } Format;
 
-static const Format formats[] = {{".mid", make_mid}, {".svg", make_svg}, {".wav", make_wav}, {".html", NULL}};
+static const Format formats[] = {{".mid", make_mid}, {".svg", roll_svg}, {".wav", make_wav}, {".html", NULL}};
 enum { N_FORMATS = sizeof formats / sizeof *formats };
 
 static inline const Format *format_of(const char *path) { // by its suffix, small or capital, or NULL; "-" is a .mid
@@ -147,12 +109,10 @@ static inline char *output_name(const char *path, int64_t song, int64_t songs) {
 
 // Whether the folder of a file can be written to: asked before a song is made that could not be kept.
 static inline bool folder_is_writable(const char *path, char *error) {
-    const char *slash = strrchr(path, '/');
-    const int length = slash > path ? (int)(slash - path) : 1;
-    char *folder = malloc((size_t)length + 1);
-    if (!folder) return fail(error, "%s: no memory", path);
-    snprintf(folder, (size_t)length + 1, "%s", slash ? path : ".");
-    const bool ok = !strcmp(path, "-") || !access(folder, W_OK | X_OK) || atomic_fail(path, errno, error);
+    char *folder = path_join("", path), *slash = strrchr(folder, '/');
+    if (slash) slash[slash == folder] = 0; // of /song.mid it is /
+    const char *asked = slash ? folder : ".";
+    const bool ok = !strcmp(path, "-") || !access(asked, W_OK | X_OK) || atomic_fail(path, errno, error);
     free(folder);
     return ok;
 }

@@ -18,18 +18,16 @@ typedef struct {
     bool quiet;                  // the music that comes is not written, and takes no time
     double step;                 // seconds
     double started;              // by the clock; 0: nothing was written yet
-    int64_t line, first;         // steps: the last bar line, and where the music that is written begins
-    int64_t end;                 // steps: of the note that sounds longest
+    Place place;
+    int64_t first, end; // steps: where the music that is written begins, and where the longest note ends
     int bar;
-    int offset, pitch;
 } Live;
 
 // Waits until so much of the music has gone by, or someone interrupts.
 static inline void live_wait(Live *live, double time) {
     if (!live->started) live->started = seconds_now() - time;
     for (double left; !*live->stop && (left = live->started + time - seconds_now()) > 0;) {
-        struct timespec nap = {(time_t)left, (long)((left - (double)(time_t)left) * 1e9)};
-        if (left > 0.25) nap = (struct timespec){0, 250000000};
+        const struct timespec nap = {0, (long)(fmin(left, 0.25) * 1e9)};
         nanosleep(&nap, NULL);
     }
 }
@@ -43,31 +41,27 @@ static inline void live_flush(Live *live) {
 
 // The song goes on with a token; remark: what stands behind a note.
 static inline void live_token(Live *live, int token, const char *remark) {
-    const midi_kind kind = midi_token_kind(token);
-    const double time = (double)(live->line + live->offset - live->first) * live->step;
-    char name[16];
-    if (kind == MIDI_KIND_OFFSET) live->offset = token - MIDI_OFFSET;
-    if (kind == MIDI_KIND_PITCH) live->pitch = token - MIDI_PITCH + MIDI_LOWEST_KEY;
-    if (kind == MIDI_KIND_BAR) live->line += live->offset;
-    if (kind == MIDI_KIND_BAR && live->quiet) live->first = live->line;
-    if (live->quiet || kind == MIDI_KIND_OFFSET || kind == MIDI_KIND_PITCH) return;
-    const bool counts = live->offset && live->offset != LONGEST_BAR;
-    if (kind == MIDI_KIND_BAR && !counts) return;
+    const int64_t start = place_step(&live->place);
+    const double time = (double)(start - live->first) * live->step;
+    const bool line = place_see(&live->place, token), note = midi_token_kind(token) == MIDI_KIND_DURATION;
+    if (live->quiet && token == MIDI_BAR) live->first = live->place.line;
+    if (live->quiet || !(line || note)) return;
     live_wait(live, time);
     if (*live->stop) return;
-    if (kind == MIDI_KIND_BAR) fprintf(live->out, "%9.3f  bar   %d\n", time, ++live->bar + 1);
-    if (kind == MIDI_KIND_DURATION) {
-        const int steps = token - MIDI_DURATION + 1;
-        if (live->end < live->line + live->offset + steps) live->end = live->line + live->offset + steps;
-        fprintf(live->out, "%9.3f  note  %-4s %3d  %.3f%s\n", time, key_name(live->pitch, name), live->pitch,
-                steps * live->step, remark);
+    if (line) fprintf(live->out, "%9.3f  bar   %d\n", time, ++live->bar + 1);
+    if (note) {
+        const int steps = token - MIDI_DURATION + 1, key = live->place.pitch + MIDI_LOWEST_KEY;
+        char name[16];
+        if (live->end < start + steps) live->end = start + steps;
+        fprintf(live->out, "%9.3f  note  %-4s %3d  %.3f%s\n", time, key_name(key, name), key, steps * live->step,
+                remark);
     }
     live_flush(live);
 }
 
 // The song is complete: waits until its last note has ended.
 static inline void live_end(Live *live) {
-    const int64_t end = live->end > live->line ? live->end : live->line;
+    const int64_t end = live->end > live->place.line ? live->end : live->place.line;
     const double time = (double)(end - live->first) * live->step;
     live_wait(live, time);
     if (*live->stop) return;

@@ -3,7 +3,7 @@
 //
 //     Loader from = {&file, path, precision, error, true, 0, {NULL, 0}};   without memory: checks all, counts how much
 //     from.arena = (Arena){vector_alloc((int64_t)from.arena.used), 0};     the same calls again: copies
-//     weights = load_matrix(&from, precision, PANELS, rows, cols, "layers.%d.fc1.weight", layer);
+//     fc1 = load_linear(&from, rows, cols, "layers.%d.fc1", layer);
 //
 // It promises that a tensor that is missing, of another shape or type, or that holds a number that is not finite ends
 // in one sentence that names the file and the tensor. C11, gcc and clang.
@@ -66,25 +66,27 @@ static inline bool load_sizes(Loader *from, bool (*sizes_of_file)(const StFile *
     return from->ok;
 }
 
-// The tensor `name`, if it has this rank (1 or 2) and, where they are not 0, these sizes; else NULL and a sentence.
-static inline const StTensor *load_tensor(Loader *from, const char *name, int rank, int64_t rows, int64_t cols) {
-    const StTensor *tensor = st_find(from->file, name);
+// The tensor of a name, if it has this rank (1 or 2) and, where they are not 0, these sizes; else NULL and a sentence.
+// A name is what `format` says of the layer, and then the part: "layers.%d.fc1", 3, ".bias".
+static inline const StTensor *load_tensor(Loader *from, int rank, int64_t rows, int64_t cols, const char *format,
+                                          int layer, const char *part) {
     const int64_t want[2] = {rows ? rows : -1, cols ? cols : -1};
-    char has[200], needs[200];
+    char name[80], has[200], needs[200];
     if (!from->ok) return NULL;
-    if (!tensor) {
-        from->ok =
-            fail(from->error, "%s: tensor '%s' %s is missing", from->path, name, st_shape_text(needs, rank, want));
-        return NULL;
-    }
-    bool right = tensor->rank == rank;
+    snprintf(name, sizeof name, format, layer);
+    strcat(name, part);
+    const StTensor *tensor = st_find(from->file, name);
+    bool right = tensor && tensor->rank == rank;
     for (int d = 0; right && d < rank; d++) {
         int64_t size = tensor->shape[d];
         right = size >= 1 && size <= 1 << 20 && (want[d] < 0 || size == want[d]);
     }
-    if (!right) {
+    const char *need = st_shape_text(needs, rank, want);
+    if (!tensor) {
+        from->ok = fail(from->error, "%s: tensor '%s' %s is missing", from->path, name, need);
+    } else if (!right) {
         from->ok = fail(from->error, "%s: tensor '%s' has the shape %s instead of %s", from->path, name,
-                        st_shape_text(has, tensor->rank, tensor->shape), st_shape_text(needs, rank, want));
+                        st_shape_text(has, tensor->rank, tensor->shape), need);
     } else if (!st_is_float(tensor)) {
         from->ok = fail(from->error, "%s: tensor '%s' is %s instead of floating point", from->path, name,
                         st_type_name(tensor->type));
@@ -114,25 +116,15 @@ static inline float *load_numbers(Loader *from, const StTensor *tensor) {
     return NULL;
 }
 
-// Defines `name`, what `format` and the arguments behind it say.
-#define TENSOR_NAME                                                                                                    \
-    char name[64];                                                                                                     \
-    va_list arguments;                                                                                                 \
-    va_start(arguments, format);                                                                                       \
-    vsnprintf(name, sizeof name, format, arguments);                                                                   \
-    va_end(arguments)
-
 // A matrix of weights [rows][cols] in a precision: checked and counted, and copied once there is memory.
-PRINTF_LIKE(6, 7)
 static inline Weights load_matrix(Loader *from, Precision precision, Arrangement arrangement, int rows, int cols,
-                                  const char *format, ...) {
-    TENSOR_NAME;
+                                  const char *format, int layer, const char *part) {
     const int high = arrangement == GATES ? 4 * (int)round_up(rows / 4, LANES) : rows;
     Weights w = {precision, cols, high, NULL, NULL, NULL};
-    const StTensor *tensor = load_tensor(from, name, 2, rows, cols);
+    const StTensor *tensor = load_tensor(from, 2, rows, cols, format, layer, part);
     if (tensor && precision == INT8 && cols > 65536) {
         from->ok = fail(from->error, "%s: tensor '%s' has rows of %d, too long for int8; take --weights float32",
-                        from->path, name, cols);
+                        from->path, tensor->name, cols);
     }
     if (!from->ok) return w;
     w.panels = take(&from->arena, panels_words(precision, cols, high));
@@ -150,20 +142,40 @@ static inline Weights load_matrix(Loader *from, Precision precision, Arrangement
 }
 
 // The same for other floats: a vector [rows] if cols is 0, else a matrix [rows][cols] in ROWS.
-PRINTF_LIKE(5, 6)
-static inline float *load_floats(Loader *from, Arrangement arrangement, int rows, int cols, const char *format, ...) {
-    TENSOR_NAME;
-    const StTensor *tensor = load_tensor(from, name, cols ? 2 : 1, rows, cols);
+static inline float *load_floats(Loader *from, Arrangement arrangement, int rows, int cols, const char *format,
+                                 int layer, const char *part) {
+    const StTensor *tensor = load_tensor(from, cols ? 2 : 1, rows, cols, format, layer, part);
     if (!tensor) return NULL;
-    const int64_t high = arrangement == GATES ? 4 * round_up(rows / 4, LANES) : rows, wide = round_up(cols, LANES);
-    float *to = take(&from->arena, cols ? rows * wide : high), *copy = load_numbers(from, tensor);
+    const int64_t high = arrangement == GATES ? 4 * round_up(rows / 4, LANES) : rows;
+    const int64_t wide = cols ? round_up(cols, LANES) : 1, width = cols ? cols : 1;
+    float *to = take(&from->arena, high * wide), *copy = load_numbers(from, tensor);
     if (!cols) from->bytes += (int64_t)rows * 4;
     for (int i = 0; copy && i < rows; i++) {
-        if (cols) memcpy(to + i * wide, copy + (int64_t)i * cols, (size_t)cols * sizeof *copy);
-        if (!cols) to[row_in_memory(arrangement, i, rows)] = copy[i];
+        memcpy(to + row_in_memory(arrangement, i, rows) * wide, copy + i * width, (size_t)width * sizeof *copy);
     }
     free(copy);
     return to;
+}
+
+// NAME.weight and NAME.bias of y = bias + W x [rows][cols].
+typedef struct {
+    Weights weights;
+    float *bias;
+} Linear;
+
+static inline Linear load_linear(Loader *from, int rows, int cols, const char *format, int layer) {
+    const Weights weights = load_matrix(from, from->precision, PANELS, rows, cols, format, layer, ".weight");
+    return (Linear){weights, load_floats(from, PANELS, rows, 0, format, layer, ".bias")};
+}
+
+// The same two, each [n], of a LayerNorm.
+typedef struct {
+    float *weight, *bias;
+} Norm;
+
+static inline Norm load_norm(Loader *from, int n, const char *format, int layer) {
+    float *weight = load_floats(from, PANELS, n, 0, format, layer, ".weight");
+    return (Norm){weight, load_floats(from, PANELS, n, 0, format, layer, ".bias")};
 }
 
 #endif

@@ -11,31 +11,26 @@
 #include "base/text.h"
 #include "build/player_page.h" // static const char player_page[]
 
-#include <math.h>
-
-typedef struct {
-    double start, seconds; // from the start of the song, at its own tempo; the length
-    int key, velocity;     // 0..127, as in MIDI
-    bool prime;            // given, not sampled
-} PlayerNote;
+#include "midi.h"
 
 typedef struct {
     const char *title, *settings; // plain text; settings may have several lines
     const uint8_t *mid;           // the bytes of a MIDI file, to be downloaded
     size_t mid_size;
-    const PlayerNote *notes; // in any order
+    const midi_note *notes; // in any order
+    const bool *from_prime; // [n_notes] given, not sampled
     size_t n_notes;
-    const double *bars; // seconds at which bars begin, ascending; a beat is 60 / bpm seconds
+    const int64_t *bars; // ticks at which bars begin, ascending; a beat is 60 / bpm seconds
     size_t n_bars;
+    double tick;                        // in seconds
     double prime_seconds, seconds, bpm; // where the prime ends, 0 if there is none; where the song ends
 } PlayerSong;
 
 // A string of JSON that an HTML parser reads over, too: no < > & in it.
 static inline void player_string(TextBuffer *out, const char *text) {
-    size_t left = strlen(text);
     text_add(out, "\"", 1);
-    while (left) {
-        int length = utf8_length(text, left);
+    for (int length; *text; text += length ? length : 1) {
+        length = utf8_length(text, 4);
         if (!length) {
             text_add(out, "\\ufffd", 6);
         } else if (length == 1 && (*text < 32 || *text == 127 || strchr("\"\\<>&", *text))) {
@@ -43,8 +38,6 @@ static inline void player_string(TextBuffer *out, const char *text) {
         } else {
             text_add(out, text, (size_t)length);
         }
-        text += length ? length : 1;
-        left -= (size_t)(length ? length : 1);
     }
     text_add(out, "\"", 1);
 }
@@ -63,36 +56,42 @@ static inline void player_base64(TextBuffer *out, const uint8_t *bytes, size_t s
 
 static inline bool player_is_time(double seconds) { return seconds >= 0 && seconds < 1e7; } // 115 days; not NaN
 
-static inline bool player_song(TextBuffer *out, const PlayerSong *song, char *error) {
-    const char *title = song->title ? song->title : "";
+static inline const char *player_example(void) { // where the page has its example
+    static const char opening[] = "<script id=\"songs\" type=\"application/json\">\n";
+    return strstr(player_page, opening) + strlen(opening);
+}
+
+// Appends a song, behind a comma unless it is the first.
+static inline bool player_song(TextBuffer *out, const PlayerSong *song, bool first, char *error) {
     if (!player_is_time(song->seconds) || !player_is_time(song->prime_seconds) ||
         !(song->bpm >= 1 && song->bpm <= 1e4)) {
-        return fail(error, "song '%.80s': %g s with a prime of %g s at %g bpm cannot be shown", title, song->seconds,
-                    song->prime_seconds, song->bpm);
+        return fail(error, "song '%.80s': %g s with a prime of %g s at %g bpm cannot be shown", song->title,
+                    song->seconds, song->prime_seconds, song->bpm);
     }
-    text_print(out, "{\"title\":");
-    player_string(out, title);
+    text_print(out, "%s{\"title\":", first ? "[" : ",\n");
+    player_string(out, song->title);
     text_print(out, ",\"settings\":");
-    player_string(out, song->settings ? song->settings : "");
+    player_string(out, song->settings);
     text_print(out, ",\"bpm\":%.9g,\"prime\":%.9g,\"seconds\":%.9g,\n\"bars\":[", song->bpm, song->prime_seconds,
                song->seconds);
     for (size_t i = 0; i < song->n_bars; i++) {
-        if (!player_is_time(song->bars[i]) || (i && song->bars[i] < song->bars[i - 1])) {
-            return fail(error, "song '%.80s': bar %zu begins at %g s, which is no time or before the bar before", title,
-                        i + 1, song->bars[i]);
+        const double start = (double)song->bars[i] * song->tick;
+        if (!player_is_time(start) || (i && song->bars[i] < song->bars[i - 1])) {
+            return fail(error, "song '%.80s': bar %zu begins at %g s, which is no time or before the bar before",
+                        song->title, i + 1, start);
         }
-        text_print(out, "%s%.9g", i ? "," : "", song->bars[i]);
+        text_print(out, "%s%.9g", i ? "," : "", start);
     }
     text_print(out, "],\n\"notes\":[\n");
     for (size_t i = 0; i < song->n_notes; i++) {
-        const PlayerNote *note = &song->notes[i];
-        if (!player_is_time(note->start) || !player_is_time(note->seconds) || note->key < 0 || note->key > 127 ||
-            note->velocity < 0 || note->velocity > 127) {
-            return fail(error, "song '%.80s': note %zu (key %d, velocity %d, at %g s for %g s) cannot be shown", title,
-                        i + 1, note->key, note->velocity, note->start, note->seconds);
+        const midi_note *note = &song->notes[i];
+        const double start = (double)note->start * song->tick, seconds = (double)(note->end - note->start) * song->tick;
+        if (!player_is_time(start) || !player_is_time(seconds) || note->key > 127 || note->velocity > 127) {
+            return fail(error, "song '%.80s': note %zu (key %d, velocity %d, at %g s for %g s) cannot be shown",
+                        song->title, i + 1, note->key, note->velocity, start, seconds);
         }
-        text_print(out, "[%.9g,%.9g,%d,%d%s]%s\n", note->start, note->seconds, note->key, note->velocity,
-                   note->prime ? ",1" : "", i + 1 < song->n_notes ? "," : "");
+        text_print(out, "[%.9g,%.9g,%d,%d%s]%s\n", start, seconds, note->key, note->velocity,
+                   song->from_prime[i] ? ",1" : "", i + 1 < song->n_notes ? "," : "");
     }
     text_print(out, "],\n\"mid\":\"");
     player_base64(out, song->mid, song->mid_size);
@@ -100,19 +99,15 @@ static inline bool player_song(TextBuffer *out, const PlayerSong *song, char *er
     return true;
 }
 
-// Appends the page of these songs, at least one, to out. On failure out holds a part of it.
-static inline bool player_html(TextBuffer *out, const PlayerSong *songs, int n_songs, char *error) {
-    static const char opening[] = "<script id=\"songs\" type=\"application/json\">\n";
-    const char *example = strstr(player_page, opening) + strlen(opening), *after = strstr(example, "</script>");
-    if (n_songs < 1) return fail(error, "a page needs a song");
-    text_add(out, player_page, (size_t)(example - player_page));
-    for (int i = 0; i < n_songs; i++) {
-        text_print(out, i ? ",\n" : "[");
-        if (!player_song(out, &songs[i], error)) return false;
-    }
+// The page up to its songs, and what follows them.
+static inline void player_open(TextBuffer *out) {
+    text_add(out, player_page, (size_t)(player_example() - player_page));
+}
+
+static inline void player_close(TextBuffer *out) {
+    const char *after = strstr(player_example(), "</script>");
     text_print(out, "]\n");
     text_add(out, after, strlen(after));
-    return !out->failed || fail(error, "no memory for a page of %d songs", n_songs);
 }
 
 #endif

@@ -17,6 +17,25 @@ enum { QUARTER = 4 * MIDI_STEP, LONGEST_BAR = 31 }; // ticks; steps: a longer ba
 
 enum { HOW_SIZE = 700 };
 
+typedef struct {       // where a stream of tokens is, in steps
+    int64_t line;      // the last bar line
+    int offset, pitch; // behind that line, and of the note that is begun
+} Place;
+
+// Goes on by a token. Returns whether that is a bar line that counts, as song_find_lines counts them.
+static inline bool place_see(Place *place, int token) {
+    const midi_kind kind = midi_token_kind(token);
+    const int length = place->offset;
+    if (kind == MIDI_KIND_OFFSET) place->offset = token - MIDI_OFFSET;
+    if (kind == MIDI_KIND_PITCH) place->pitch = token - MIDI_PITCH;
+    if (kind != MIDI_KIND_BAR) return false;
+    place->line += length;
+    place->offset = 0;
+    return length && length != LONGEST_BAR;
+}
+
+static inline int64_t place_step(const Place *place) { return place->line + place->offset; }
+
 typedef struct {
     uint64_t seed;
     uint8_t *tokens; // [n] the prime's and the new ones, owned
@@ -99,19 +118,18 @@ static inline bool song_mark_prime(Song *song, bool no_prime, char *error) {
 // together the longest is left. So each note-on has its note-off before the next of its key, and no player lets a note
 // sound for ever.
 static inline void song_part_notes(Song *song) {
-    int64_t last[128]; // the note of each key that came last, -1: none
-    size_t kept = 0;
     midi_note *notes = song->midi.notes; // sorted by start, key, length
-    for (int k = 0; k < 128; k++) last[k] = -1;
+    midi_note *last[128] = {NULL};       // of each key
+    size_t kept = 0;
     for (size_t i = 0; i < song->midi.n_notes; i++) {
         const midi_note note = notes[i];
-        const int64_t before = last[note.key];
-        if (before >= 0 && notes[before].start == note.start) {
-            notes[before].end = note.end;
+        midi_note *before = last[note.key];
+        if (before && before->start == note.start) {
+            before->end = note.end;
             continue;
         }
-        if (before >= 0 && notes[before].end > note.start) notes[before].end = note.start;
-        last[note.key] = (int64_t)kept;
+        if (before && before->end > note.start) before->end = note.start;
+        last[note.key] = &notes[kept];
         song->from_prime[kept] = song->from_prime[i];
         notes[kept++] = note;
     }
@@ -130,12 +148,6 @@ static inline void song_find_lines(Song *song) {
     }
 }
 
-// A bar of so many steps as n / 2^exponent: quarters if it is whole quarters, else eighths, else sixteenths.
-static inline void bar_meter(int64_t steps, int64_t *numerator, int *exponent) {
-    *exponent = steps % 4 == 0 ? 2 : steps % 2 == 0 ? 3 : 4;
-    *numerator = steps >> (4 - *exponent);
-}
-
 // Adds the tempo, the settings as text, and a time signature wherever the length of the bars changes. The last bar, if
 // it was never closed, is taken to be as long as the one before.
 static inline bool song_add_events(Song *song, double bpm) {
@@ -145,9 +157,9 @@ static inline bool song_add_events(Song *song, double bpm) {
               midi_add_text(midi, 0, 1, song->model, 0) && midi_add_text(midi, 0, 1, song_settings(song, settings), 0);
     int64_t steps = 0;
     for (int i = 0; ok && i + 1 < song->n_lines; i++) {
-        int64_t now = (song->lines[i + 1] - song->lines[i]) / MIDI_STEP, numerator;
-        int exponent;
-        bar_meter(now, &numerator, &exponent);
+        const int64_t now = (song->lines[i + 1] - song->lines[i]) / MIDI_STEP;
+        const int exponent = now % 4 == 0 ? 2 : now % 2 == 0 ? 3 : 4; // whole quarters, else eighths, else sixteenths
+        const int64_t numerator = now >> (4 - exponent);
         if (now != steps && numerator < 256) ok = midi_add_meter(midi, song->lines[i], (int)numerator, exponent, 0);
         steps = now;
     }
@@ -191,6 +203,18 @@ static inline int song_bars(const Song *song) {
 static inline double tick_seconds(const Song *song) { return 1e-6 * song->midi.tempos[0].us_per_quarter / QUARTER; }
 
 static inline double song_seconds(const Song *song) { return (double)song->end * tick_seconds(song); }
+
+// The lowest and the highest key that is played; false, 127 and 0 if there is no note.
+static inline bool song_range(const Song *song, int *lowest, int *highest) {
+    *lowest = 127;
+    *highest = 0;
+    for (size_t i = 0; i < song->midi.n_notes; i++) {
+        const int key = song->midi.notes[i].key;
+        *lowest = key < *lowest ? key : *lowest;
+        *highest = key > *highest ? key : *highest;
+    }
+    return song->midi.n_notes > 0;
+}
 
 typedef struct {
     uint64_t hash;
@@ -237,17 +261,16 @@ static inline int longest_repetition(const Song *song) {
             high = middle;
         }
     }
-    int notes = 0, pitch = 0;
-    int64_t line = 0, offset = 0, struck[MIDI_DURATION - MIDI_PITCH][BEFORE] = {{0}}; // 1 + the step at which it was
+    int notes = 0;
+    Place place = {0};
+    int64_t struck[MIDI_DURATION - MIDI_PITCH][BEFORE] = {{0}}; // 1 + the step at which it was
     for (size_t i = 0; table && i < at + low; i++) {
-        const midi_kind kind = midi_token_kind(tokens[i]);
-        if (kind == MIDI_KIND_OFFSET) offset = tokens[i] - MIDI_OFFSET;
-        if (kind == MIDI_KIND_PITCH) pitch = tokens[i] - MIDI_PITCH;
-        if (kind == MIDI_KIND_BAR) line += offset;
-        if (kind != MIDI_KIND_DURATION) continue;
-        int64_t *last = &struck[pitch][(line + offset) % BEFORE];
-        notes += i >= at && *last != line + offset + 1;
-        *last = line + offset + 1;
+        place_see(&place, tokens[i]);
+        if (midi_token_kind(tokens[i]) != MIDI_KIND_DURATION) continue;
+        const int64_t step = place_step(&place);
+        int64_t *last = &struck[place.pitch][step % BEFORE];
+        notes += i >= at && *last != step + 1;
+        *last = step + 1;
     }
     free(table);
     return notes;
@@ -255,17 +278,12 @@ static inline int longest_repetition(const Song *song) {
 
 // "  324 notes  25 bars  25.0 s  E2-C6  repeats 12 notes  nll 1.234  seed 7"
 static inline void song_report(const Song *song, TextBuffer *out) {
-    const midi_song *midi = &song->midi;
-    int lowest = 127, highest = 0;
+    const size_t n = song->midi.n_notes;
     char low[16], high[16];
-    for (size_t i = 0; i < midi->n_notes; i++) {
-        lowest = midi->notes[i].key < lowest ? midi->notes[i].key : lowest;
-        highest = midi->notes[i].key > highest ? midi->notes[i].key : highest;
-    }
+    int lowest, highest;
     const int bars = song_bars(song), again = longest_repetition(song);
-    text_print(out, "  %zu note%s  %d bar%s  %.1f s", midi->n_notes, plural(midi->n_notes), bars, plural((size_t)bars),
-               song_seconds(song));
-    if (midi->n_notes) text_print(out, "  %s-%s", key_name(lowest, low), key_name(highest, high));
+    text_print(out, "  %zu note%s  %d bar%s  %.1f s", n, plural(n), bars, plural((size_t)bars), song_seconds(song));
+    if (song_range(song, &lowest, &highest)) text_print(out, "  %s-%s", key_name(lowest, low), key_name(highest, high));
     text_print(out, "  repeats %d note%s  nll %.3f  seed %llu", again, plural((size_t)again), song->nll,
                (unsigned long long)song->seed);
 }

@@ -20,7 +20,7 @@
 // dither, from Philox; where nothing sounds, the file is all zeros.
 //
 // It promises the same bytes for the same notes on one machine and build; any notes give a file or a sentence; memory
-// is the file, 56 bytes a note and 100 kB a key. It leaves out the pedal, sympathetic strings and files above 4 GiB
+// is the file, 24 bytes a note and 100 kB a key. It leaves out the pedal, sympathetic strings and files above 4 GiB
 // (RIFF). Times are rounded to ticks of 64 samples, 1.5 ms. One core makes piano music 200 to 450 times as fast as it
 // is played with AVX-512, a quarter of that with SSE (`build/test_synth bench`). C11, gcc and clang; with -std=c11
 // include it before the system's headers.
@@ -36,7 +36,6 @@ typedef struct {
     double start, seconds; // when and how long the key is down, from 0; the shortest sound is 40 ms
     int key;               // MIDI: 0..127, 60 is middle C
     double velocity;       // 0..1; 0 is no sound, MIDI's 80 is 80 / 127.0
-    bool quiet;            // with the soft pedal, as a prime that should stand back: 60 % of the velocity
 } SynthNote;
 
 enum {
@@ -64,6 +63,7 @@ static const double synth_tail = 2;         // seconds after the last note of a 
 static const double synth_loudest = 0.18;   // RMS of the beginning of a note of velocity 1, key 60; full scale is 1
 static const float synth_inaudible = 1e-5f; // amplitude at which a mode is dropped: a third of a 16 bit step
 static const float synth_ceiling = 0.891f;  // of the limiter: -1 dB
+static const int synth_lengths[SYNTH_LINES] = {613, 811, 1013, 1229, 1481, 1759, 2039, 2411}; // samples
 static const double synth_two_pi = 6.283185307179586;
 
 typedef struct {                               // one mode of a key while its table is made
@@ -83,6 +83,7 @@ typedef struct {     // a key that is used; even modes are on one bus and odd on
     int number;      // MIDI
     bool down;       // no damper on the string
     int64_t ready;   // the tick from which its sound is still to be made
+    int64_t end;     // the tick at which the damper falls
     float damping;   // of the damper, for a step of LANES samples
     float side[2][2];    // gain of each bus, left and right: two places of the soundboard
     double level;        // RMS at velocity 1
@@ -94,19 +95,12 @@ typedef struct {     // a key that is used; even modes are on one bus and odd on
 } SynthKey;
 
 typedef struct {
-    int64_t tick;
-    int key;
-    float velocity; // 0: the damper falls
-} SynthEvent;
-
-typedef struct {
     int64_t start, end; // ticks
     int key;
     float velocity;
 } SynthStrike;
 
 typedef struct { // a room: lines fed by the sum of the sound and by each other
-    int length[SYNTH_LINES];
     float gain[SYNTH_LINES];
     float line[SYNTH_LINES][SYNTH_LINE + SYNTH_TICK]; // the first tick again behind the end, so that reads are whole
     float last[SYNTH_LINES];                          // the sample before those that the filter sees
@@ -122,8 +116,8 @@ typedef struct { // the limiter: a ring of ticks that wait for what comes
 
 typedef struct { // all of it
     SynthKey keys[128];
-    SynthEvent *events; // [n_events] in order of time
-    size_t n_events;
+    SynthStrike *strikes; // [n_strikes], those of a time in the order of keys
+    size_t n_strikes;
     float *gains; // see synth_density
     SynthRoom room;
     SynthLimiter limiter;
@@ -306,9 +300,8 @@ static inline void synth_forget(SynthKey *key) {
 
 // Strikes a key: SYNTH_ATTACK ticks of sound at once, in which the new modes are faded in beside what still sounds;
 // then they are one. scratch[2 * SYNTH_PLACES].
-static inline void synth_strike(SynthKey *key, int64_t tick, float velocity, vector *scratch, float *left,
-                                float *right) {
-    float excited[SYNTH_PLACES];
+static inline void synth_strike(SynthKey *key, const SynthStrike *strike, vector *scratch, float *left, float *right) {
+    float excited[SYNTH_PLACES], velocity = strike->velocity;
     const float gain = synth_excite(key->timbre, key->n, velocity, key->level, excited);
     int n = 0;
     for (int i = 0; i < key->n; i++) {
@@ -330,50 +323,44 @@ static inline void synth_strike(SynthKey *key, int64_t tick, float velocity, vec
     }
     for (int i = 0; i < 2 * n; i++) key->state[i] = (i < 2 * key->sounding ? key->state[i] : zero) + scratch[i];
     if (n > key->sounding) key->sounding = n;
-    key->ready = tick + SYNTH_ATTACK;
+    key->ready = strike->start + SYNTH_ATTACK;
+    key->end = strike->end;
 }
 
 // ---- what the keys do when
 
-static inline int synth_by_key(const void *a, const void *b) {
-    const SynthStrike *x = a, *y = b;
-    if (x->key != y->key) return x->key - y->key;
-    if (x->start != y->start) return x->start < y->start ? -1 : 1;
-    if (x->end != y->end) return x->end < y->end ? -1 : 1;
-    return x->velocity < y->velocity ? -1 : x->velocity > y->velocity;
-}
-
 static inline int synth_by_time(const void *a, const void *b) {
-    const SynthEvent *x = a, *y = b;
-    if (x->tick != y->tick) return x->tick < y->tick ? -1 : 1;
-    return x->key - y->key; // a key does one thing a tick
+    const SynthStrike *x = a, *y = b;
+    if (x->start != y->start) return x->start < y->start ? -1 : 1;
+    return x->key - y->key;
 }
 
-// The strikes of n checked notes that begin within so many ticks, one after the other for each key. Returns how many.
+// The strikes of n checked notes that begin within so many ticks, in order of time. Those of a key follow each other:
+// the damper falls and the key rises between them. Returns how many.
 static inline size_t synth_strikes(const SynthNote *notes, size_t n, int64_t ticks, SynthStrike *strikes) {
     const double per_second = (double)SYNTH_RATE / SYNTH_TICK;
+    SynthStrike *latest[128] = {NULL}; // of each key
     size_t count = 0, kept = 0;
     for (size_t i = 0; i < n; i++) {
         const SynthNote *note = &notes[i];
         const double start = rint(note->start * per_second), end = rint((note->start + note->seconds) * per_second);
-        const float velocity = (float)note->velocity * (note->quiet ? 0.6f : 1);
+        const float velocity = (float)note->velocity;
         if (!(velocity > 1e-3f) || start >= (double)ticks) continue;
         strikes[count++] =
             (SynthStrike){(int64_t)start, end < (double)ticks ? (int64_t)end : ticks, note->key, velocity};
     }
-    qsort(strikes, count, sizeof *strikes, synth_by_key);
+    qsort(strikes, count, sizeof *strikes, synth_by_time);
     for (size_t i = 0; i < count; i++) {
-        SynthStrike strike = strikes[i], *last = kept ? &strikes[kept - 1] : NULL;
+        SynthStrike strike = strikes[i], *last = latest[strike.key];
         if (strike.end < strike.start + SYNTH_SHORTEST) strike.end = strike.start + SYNTH_SHORTEST;
-        if (last && last->key == strike.key) {
-            if (strike.start - last->start < SYNTH_APART) {
-                if (strike.end > last->end) last->end = strike.end;
-                if (strike.velocity > last->velocity) last->velocity = strike.velocity;
-                continue;
-            }
-            if (last->end > strike.start - SYNTH_RISE) last->end = strike.start - SYNTH_RISE;
-            if (last->end < last->start + SYNTH_ATTACK) last->end = last->start + SYNTH_ATTACK;
+        if (last && strike.start - last->start < SYNTH_APART) {
+            if (strike.end > last->end) last->end = strike.end;
+            if (strike.velocity > last->velocity) last->velocity = strike.velocity;
+            continue;
         }
+        if (last && last->end > strike.start - SYNTH_RISE) last->end = strike.start - SYNTH_RISE;
+        if (last && last->end < last->start + SYNTH_ATTACK) last->end = last->start + SYNTH_ATTACK;
+        latest[strike.key] = &strikes[kept];
         strikes[kept++] = strike;
     }
     return kept;
@@ -383,13 +370,15 @@ static inline size_t synth_strikes(const SynthNote *notes, size_t n, int64_t tic
 // falls, follows from its key alone.
 static inline void synth_density(const SynthStrike *strikes, size_t n, size_t frames, float *gain) {
     for (size_t i = 0; i < frames; i++) gain[i] = 0;
-    for (size_t i = 0; i < n; i++) {
-        const double level = synth_level(strikes[i].key) / synth_loudest;
-        const double fall = pow(10, -0.06 * synth_early(strikes[i].key) * SYNTH_FRAME * SYNTH_TICK / SYNTH_RATE);
-        double power = level * level;
-        for (size_t k = (size_t)strikes[i].start / SYNTH_FRAME; k < frames && power > 1e-4; k++, power *= fall) {
-            if ((int64_t)k * SYNTH_FRAME >= strikes[i].end) break;
-            gain[k] += (float)power;
+    for (int key = 0; key < 128; key++) { // key by key, because sums of floats depend on their order
+        const double level = synth_level(key) / synth_loudest;
+        const double fall = pow(10, -0.06 * synth_early(key) * SYNTH_FRAME * SYNTH_TICK / SYNTH_RATE);
+        for (size_t i = 0; i < n; i++) {
+            double power = strikes[i].key == key ? level * level : 0;
+            for (size_t k = (size_t)strikes[i].start / SYNTH_FRAME; k < frames && power > 1e-4; k++, power *= fall) {
+                if ((int64_t)k * SYNTH_FRAME >= strikes[i].end) break;
+                gain[k] += (float)power;
+            }
         }
     }
     const float keep = (float)exp(-(double)SYNTH_FRAME * SYNTH_TICK / SYNTH_RATE / 1.5);
@@ -408,12 +397,10 @@ static inline void synth_density(const SynthStrike *strikes, size_t n, size_t fr
 // ---- the room, the limiter, the file
 
 static inline void synth_open_room(SynthRoom *room) {
-    static const int lengths[SYNTH_LINES] = {613, 811, 1013, 1229, 1481, 1759, 2039, 2411};
     memset(room, 0, sizeof *room);
     room->silent = SYNTH_LINE / SYNTH_TICK;
     for (int i = 0; i < SYNTH_LINES; i++) {
-        room->length[i] = lengths[i];
-        room->gain[i] = (float)pow(10, -3.0 * lengths[i] / SYNTH_RATE / 0.9); // -60 dB after 0.9 s
+        room->gain[i] = (float)pow(10, -3.0 * synth_lengths[i] / SYNTH_RATE / 0.9); // -60 dB after 0.9 s
     }
 }
 
@@ -425,7 +412,7 @@ static inline bool synth_room(SynthRoom *room, int64_t tick, bool no_sound, floa
     const int at = (int)(tick * SYNTH_TICK & (SYNTH_LINE - 1));
     for (int i = 0; i < SYNTH_TICK; i++) in[i] = 0.35f * (left[i] + right[i]);
     for (int j = 0; j < SYNTH_LINES; j++) {
-        memcpy(read[j] + 1, room->line[j] + ((at - room->length[j]) & (SYNTH_LINE - 1)), SYNTH_TICK * sizeof(float));
+        memcpy(read[j] + 1, room->line[j] + ((at - synth_lengths[j]) & (SYNTH_LINE - 1)), SYNTH_TICK * sizeof(float));
         read[j][0] = room->last[j];
         room->last[j] = read[j][SYNTH_TICK];
         for (int i = 0; i < SYNTH_TICK; i++) sum[i] += room->gain[j] * (0.7f * read[j][i + 1] + 0.3f * read[j][i]);
@@ -444,12 +431,6 @@ static inline bool synth_room(SynthRoom *room, int64_t tick, bool no_sound, floa
     room->silent = peak > synth_inaudible / 8 ? 0 : room->silent + 1;
     if (room->silent >= SYNTH_LINE / SYNTH_TICK) synth_open_room(room);
     return true;
-}
-
-static inline void synth_open_limiter(SynthLimiter *limiter) {
-    memset(limiter, 0, sizeof *limiter);
-    limiter->gain = 1;
-    for (int i = 0; i <= SYNTH_AHEAD; i++) limiter->need[i] = 1;
 }
 
 // Takes a tick in, and gives out the one of SYNTH_AHEAD ticks ago, at[2 SYNTH_TICK] with left and right in turn. Its
@@ -507,17 +488,12 @@ static inline void synth_render(Synth *s, int64_t frames, char *out) {
     size_t next = 0;
     for (int64_t tick = 0; tick < ticks + SYNTH_AHEAD; tick++) {
         bool silent = true;
-        for (; next < s->n_events && s->events[next].tick == tick; next++) {
-            const SynthEvent *event = &s->events[next];
-            SynthKey *key = &s->keys[event->key];
-            if (event->velocity > 0) {
-                synth_strike(key, tick, event->velocity, s->scratch, left, right);
-            } else {
-                key->down = false;
-            }
+        for (; next < s->n_strikes && s->strikes[next].start == tick; next++) {
+            synth_strike(&s->keys[s->strikes[next].key], &s->strikes[next], s->scratch, left, right);
         }
         for (int k = 0; k < 128; k++) {
             SynthKey *key = &s->keys[k];
+            if (key->end == tick && k < SYNTH_UNDAMPED) key->down = false;
             if (!key->sounding) continue;
             silent = false;
             if (key->ready > tick) continue;
@@ -530,7 +506,7 @@ static inline void synth_render(Synth *s, int64_t frames, char *out) {
         const float gain = gains[0] + step * (float)(tick % SYNTH_FRAME * SYNTH_TICK);
         for (int i = 0; i < SYNTH_TICK; i++) left[i] *= gain + step * (float)i, right[i] *= gain + step * (float)i;
         float sound[2 * SYNTH_TICK];
-        int16_t rounded[2 * SYNTH_TICK];
+        int16_t rounded[2 * SYNTH_TICK] = {0};
         silent = synth_limit(&s->limiter, tick, silent, left, right, sound);
         for (int channel = 0; channel < 2; channel++) {
             float *dry = s->dry[channel];
@@ -543,11 +519,7 @@ static inline void synth_render(Synth *s, int64_t frames, char *out) {
             const float part = fminf(fmaxf((float)(left_over - 1 - i) / (float)fade, 0), 1);
             sound[2 * i] *= part, sound[2 * i + 1] *= part;
         }
-        if (silent) {
-            memset(rounded, 0, sizeof rounded);
-        } else {
-            synth_round(sound, tick, rounded);
-        }
+        if (!silent) synth_round(sound, tick, rounded);
         memcpy(out + 4 * at, rounded, (size_t)(left_over < SYNTH_TICK ? left_over : SYNTH_TICK) * 4);
     }
 }
@@ -584,28 +556,25 @@ static inline bool synth_wav(TextBuffer *out, const SynthNote *notes, size_t n, 
         if (grown) out->bytes = grown, out->capacity = out->size + size;
     }
     Synth *s = calloc(1, sizeof *s);
-    SynthStrike *strikes = malloc((n + 1) * sizeof *strikes);
-    bool ok = s && strikes && !out->failed && size <= out->capacity - out->size;
-    ok = ok && (s->events = malloc((2 * n + 1) * sizeof *s->events)) && (s->gains = malloc(n_gains * sizeof *s->gains));
-    const size_t n_strikes = ok ? synth_strikes(notes, n, ticks, strikes) : 0;
-    for (size_t i = 0; ok && i < n_strikes; i++) {
-        const SynthStrike *strike = &strikes[i];
-        s->events[s->n_events++] = (SynthEvent){strike->start, strike->key, strike->velocity};
-        if (strike->key < SYNTH_UNDAMPED) s->events[s->n_events++] = (SynthEvent){strike->end, strike->key, 0};
-        ok = s->keys[strike->key].n || synth_make_key(&s->keys[strike->key], strike->key);
+    bool ok = s && !out->failed && size <= out->capacity - out->size;
+    ok = ok && (s->strikes = malloc((n + 1) * sizeof *s->strikes));
+    ok = ok && (s->gains = malloc(n_gains * sizeof *s->gains));
+    if (ok) s->n_strikes = synth_strikes(notes, n, ticks, s->strikes);
+    for (size_t i = 0; ok && i < s->n_strikes; i++) {
+        const int key = s->strikes[i].key;
+        ok = s->keys[key].n || synth_make_key(&s->keys[key], key);
     }
     if (ok) {
-        qsort(s->events, s->n_events, sizeof *s->events, synth_by_time);
-        synth_density(strikes, n_strikes, n_gains, s->gains);
+        synth_density(s->strikes, s->n_strikes, n_gains, s->gains);
         synth_open_room(&s->room);
-        synth_open_limiter(&s->limiter);
+        s->limiter.gain = 1;
+        for (int i = 0; i <= SYNTH_AHEAD; i++) s->limiter.need[i] = 1;
         synth_header(out->bytes + out->size, (uint32_t)(size - 44));
         synth_render(s, frames, out->bytes + out->size + 44);
         out->size += size;
     }
     for (int k = 0; s && k < 128; k++) free(s->keys[k].memory);
-    if (s) free(s->events), free(s->gains);
-    free(strikes);
+    if (s) free(s->strikes), free(s->gains);
     free(s);
     return ok || fail(error, "there is no memory for %.6g seconds of sound, %zu bytes; write less", seconds, size);
 }

@@ -123,25 +123,19 @@ ALWAYS_INLINE ints all_words(const char *bytes) { // these four bytes in each wo
 
 // Row `row` becomes these numbers, all finite. The memory of rows that are never set must be zeroed.
 static inline void weights_set_row(Weights *w, int row, const float *numbers) {
-    const int across = columns_a_word(w->precision),
-              n_words = (int)(panels_words(w->precision, w->n_in, PANEL) / PANEL);
-    char *panel = (char *)w->panels + (size_t)4 * (size_t)(row / PANEL) * (size_t)n_words * PANEL;
+    const int across = columns_a_word(w->precision);
+    uint32_t *first = (uint32_t *)w->panels + row / PANEL * panels_words(w->precision, w->n_in, PANEL) + row % PANEL;
     float most = 0;
     int32_t sum = 0;
     for (int i = 0; i < w->n_in; i++) most = fabsf(numbers[i]) > most ? fabsf(numbers[i]) : most;
     const float scale = most / 127, inverse = scale >= SMALLEST_SCALE ? 1 / scale : 0;
     for (int i = 0; i < w->n_in; i++) {
-        char *word = panel + 4 * ((size_t)(i / across) * PANEL + (size_t)(row % PANEL));
+        uint32_t *word = first + (int64_t)(i / across) * PANEL;
         if (w->precision == FLOAT32) memcpy(word, &numbers[i], 4);
-        if (w->precision == BF16) {
-            uint32_t both;
-            memcpy(&both, word, 4);
-            both |= (uint32_t)to_bf16(numbers[i]) << 16 * (i % 2);
-            memcpy(word, &both, 4);
-        }
+        if (w->precision == BF16) *word |= (uint32_t)to_bf16(numbers[i]) << 16 * (i % 2);
         if (w->precision == INT8) {
             const int32_t whole = (int32_t)rintf(numbers[i] * inverse); // -127..127
-            word[i % 4] = (char)whole;
+            ((char *)word)[i % 4] = (char)whole;
             sum += whole;
         }
     }
