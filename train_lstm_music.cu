@@ -721,12 +721,11 @@ static __global__ void __launch_bounds__(256) absent_kernel(uint4 *first, uint4 
 // How many sets of H / 8 blocks of this kernel run at the same time: 0 if not even one does.
 template <typename Kernel>
 static int fast_sets(Kernel *kernel, int H) {
-    int device = 0, multiprocessors = 0, cooperative = 0, blocks = 0;
-    cuda_check(cudaGetDevice(&device));
-    cuda_check(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device));
-    cuda_check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    int blocks = 0;
+    cudaDeviceProp device;
+    cuda_check(cudaGetDeviceProperties(&device, 0));
     cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, FAST_THREADS, 0));
-    return cooperative ? multiprocessors * blocks / (H / FAST_UNITS) : 0;
+    return device.cooperativeLaunch ? device.multiProcessorCount * blocks / (H / FAST_UNITS) : 0;
 }
 
 template <int L, int CHUNKS>
