@@ -67,7 +67,7 @@ typedef struct {
 
 typedef struct { // pointers into a flat array: the parameters, their gradients, ...
     real *emb;   // [V,E]
-    LayerTensors *layers;
+    LayerTensors layers[LSTM_MAX_LAYERS];
     LSTM_HEAD_TENSORS(MEMBER)
 } LstmTensors;
 
@@ -437,7 +437,7 @@ typedef struct {         // what the backward needs of a layer's forward
 typedef struct {
     HostModel host; // first
     LstmTensors params, grads;
-    LayerActivations *acts;
+    LayerActivations acts[LSTM_MAX_LAYERS];
     real *table, *bias;              // [V,4H] layer 0's input product of each token; [4H] sum of a layer's two biases
     real *normalized1, *rstd1, *x1;  // [R,2H], [R], [R,2H] of the head's first LayerNorm; x1 after dropout
     real *normalized2, *rstd2, *x2;  // [R,H], [R], [R,H] of its second
@@ -450,8 +450,9 @@ typedef struct {
 
 static int lstm_layers(const Lstm *m) { return m->host.config.sizes[LSTM_LAYERS]; }
 
-// Points into the block of memory at base and returns its elements; with base NULL it only counts.
-static double lstm_carve(Lstm *m, real *base) {
+// For host_create().
+static double lstm_carve(void *model, real *base) {
+    Lstm *m = model;
     const ModelConfig *config = &m->host.config;
     const double B = config->B, R = B * config->T, E = config->sizes[LSTM_EMBED], H = config->sizes[LSTM_WIDTH];
     const double larger = fmax(4 * H, V), smaller = fmax(fmax(2 * H, E), V); // sizes that no weight exceeds
@@ -528,14 +529,6 @@ static void lstm_forward(Lstm *m, int B, int64_t step) {
     matmul_forward(m->logits, m->x2, p->fc3_w, p->fc3_b, false, R, H, V, m->mm);
 }
 
-// The mean loss of the batch; with dlogits ready for the backward if asked.
-static double lstm_loss(Lstm *m, int R, bool backward) {
-    softmax_cross_entropy(m->losses, backward ? m->dlogits : NULL, m->logits, m->host.targets, R);
-    double sum = 0;
-    for (int r = 0; r < R; r++) sum += (double)m->losses[r];
-    return sum / R;
-}
-
 // Gradients of all parameters, from zero, after lstm_forward and lstm_loss of the same step.
 static void lstm_backward(Lstm *m, int B, int64_t step) {
     const int *sizes = m->host.config.sizes, L = lstm_layers(m);
@@ -580,14 +573,6 @@ static void lstm_backward(Lstm *m, int B, int64_t step) {
 
 // ---- what the recipe asks of a model (recipe/model.h, ModelSpec)
 
-static void lstm_load_windows(Lstm *m, const Dataset *data, const int64_t *starts, int n) {
-    for (int r = 0; r < n * m->host.config.T; r++) {
-        const uint8_t *token = data->tokens + starts[r % n] + r / n;
-        m->host.tokens[r] = token[0];
-        m->host.targets[r] = token[1];
-    }
-}
-
 // Copies the rows of x to out, in the order of files; if there is a w, relu(x * w + b) of them. Returns the end.
 static real *lstm_keep_rows(const Lstm *m, real *out, const real *x, const real *w, const real *b, int C) {
     const int B = m->host.config.B, T = m->host.config.T;
@@ -621,64 +606,37 @@ static double lstm_gradients(void *model, const StepPlan *plan) {
     Lstm *m = model;
     const int B = m->host.config.B;
     epoch_batch(m->host.data, m->host.config.seed, plan->epoch, plan->index, B, m->host.starts);
-    lstm_load_windows(m, m->host.data, m->host.starts, B);
+    host_load_windows(&m->host, m->host.data, m->host.starts, B, true);
     lstm_forward(m, B, plan->step);
     if (m->host.kept) lstm_keep(m);
-    const double loss = lstm_loss(m, B * m->host.config.T, true);
+    softmax_cross_entropy(m->losses, m->dlogits, m->logits, m->host.targets, B * m->host.config.T);
+    const double loss = mean_loss(m->losses, B * m->host.config.T);
     if (isfinite(loss)) lstm_backward(m, B, plan->step);
     return loss;
 }
 
 static void lstm_train_step(void *model, const StepPlan *plan) {
     Lstm *m = model;
-    if (m->host.bad_step >= 0) return;
-    const double loss = lstm_gradients(m, plan);
-    if (!isfinite(loss) || !all_finite(m->host.state[STATE_GRADS], m->host.layout.size)) {
-        m->host.bad_step = plan->step;
-        return;
-    }
+    if (m->host.bad_step >= 0 || !host_count_step(&m->host, plan->step, lstm_gradients(m, plan))) return;
     adamax(m->host.state[STATE_PARAMS], m->host.state[STATE_GRADS], m->host.state[STATE_EXP_AVG],
            m->host.state[STATE_EXP_INF], m->host.layout.size, plan->lr, plan->step + 1);
-    m->host.loss_sum += loss;
 }
 
 static void lstm_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
     Lstm *m = model;
-    lstm_load_windows(m, test, starts, n);
+    const int R = n * m->host.config.T;
+    host_load_windows(&m->host, test, starts, n, true);
     lstm_forward(m, n, -1);
-    lstm_loss(m, n * m->host.config.T, false);
-    eval_add(add, m->losses, m->host.targets, n * m->host.config.T);
-}
-
-static void lstm_destroy(void *model) {
-    Lstm *m = model;
-    if (!m) return;
-    host_destroy(&m->host);
-    free(m->params.layers);
-    free(m->grads.layers);
-    free(m->acts);
-    free(m);
+    softmax_cross_entropy(m->losses, NULL, m->logits, m->host.targets, R);
+    eval_add(add, m->losses, m->host.targets, R);
 }
 
 static void *lstm_create(const ModelConfig *config, char *error) {
-    Lstm *m = allocate("the model", 1, sizeof *m, error);
+    Lstm *m = host_create(sizeof *m, config, lstm_layout, lstm_carve, error);
     if (!m) return NULL;
-    const int L = config->sizes[LSTM_LAYERS];
-    bool ok = host_create(&m->host, config, lstm_layout, error);
-    m->acts = allocate("the model", L, sizeof *m->acts, error);
-    m->params.layers = allocate("the model", L, sizeof(LayerTensors), error);
-    m->grads.layers = allocate("the model", L, sizeof(LayerTensors), error);
-    if (ok && m->acts && m->params.layers && m->grads.layers) {
-        m->host.memory = allocate("the model and its activations", lstm_carve(m, NULL), sizeof(real), error);
-    }
-    if (!m->host.memory) {
-        lstm_destroy(m);
-        return NULL;
-    }
-    lstm_carve(m, m->host.memory);
     m->mm.bf16 = !strcmp(config->precision, "bf16");
-    lstm_point(&m->params, &m->host.layout, L, m->host.state[STATE_PARAMS]);
-    lstm_point(&m->grads, &m->host.layout, L, m->host.state[STATE_GRADS]);
+    lstm_point(&m->params, &m->host.layout, lstm_layers(m), m->host.state[STATE_PARAMS]);
+    lstm_point(&m->grads, &m->host.layout, lstm_layers(m), m->host.state[STATE_GRADS]);
     return m;
 }
 
@@ -722,7 +680,7 @@ static const ModelSpec lstm_spec = {
     .sizes_of_file = lstm_sizes_of_file,
     .step_flops = lstm_step_flops,
     .create = lstm_create,
-    .destroy = lstm_destroy,
+    .destroy = host_destroy,
     .state = host_state,
     .state_changed = host_state_changed,
     .set_data = host_set_data,

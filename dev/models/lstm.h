@@ -9,11 +9,12 @@
 #include "base/safetensors.h"
 
 enum { LSTM_EMBED, LSTM_WIDTH, LSTM_LAYERS, LSTM_SIZES };
+enum { LSTM_MAX_LAYERS = 1000 };
 
 static const SizeFlag lstm_size_flags[LSTM_SIZES] = {
     {"embed", "width of the token embedding", 64, 1, 1 << 16},
     {"width", "units of an LSTM layer; the head's layers have twice and once as many", 512, 1, 1 << 16},
-    {"layers", "LSTM layers", 2, 1, 1000},
+    {"layers", "LSTM layers", 2, 1, LSTM_MAX_LAYERS},
 };
 
 // Any sizes go together.
