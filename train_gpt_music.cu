@@ -1225,8 +1225,7 @@ static __global__ void __launch_bounds__(Tile<Operand, false, true, ROWS, FUSED_
     typedef Tile<Operand, false, true, ROWS, FUSED_WIDTH> RowTile;
     extern __shared__ __align__(16) unsigned char shared[];
     const int r0 = blockIdx.x * ROWS;
-    Sums<RowTile> sums;
-    tile_zero<RowTile>(sums);
+    Sums<RowTile> sums = {};
     tile_multiply<RowTile>(sums, p, r0, 0, 0, p.K, shared);
     float *v = tile_to_shared<RowTile>(sums, shared);
     layernorm_forward_rows<Operand>(v, RowTile::ROW, norm, x, bias, state->step, r0, min(ROWS, p.M - r0), T, p.N);
@@ -1277,8 +1276,7 @@ static __global__ void __launch_bounds__(Tile<Operand, false, false, ROWS, FUSED
     typedef Tile<Operand, false, false, ROWS, FUSED_WIDTH> RowTile;
     extern __shared__ __align__(16) unsigned char shared[];
     const int r0 = blockIdx.x * ROWS;
-    Sums<RowTile> sums;
-    tile_zero<RowTile>(sums);
+    Sums<RowTile> sums = {};
     tile_multiply<RowTile>(sums, p, r0, 0, 0, p.K, shared);
     float *v = tile_to_shared<RowTile>(sums, shared);
     layernorm_backward_rows<Operand>(v, RowTile::ROW, d, first, dbranch, norm_sums + (size_t)blockIdx.x * 2 * p.N, norm,

@@ -146,19 +146,13 @@ static void add_biases(real *bias, const real *b_ih, const real *b_hh, int n) {
 
 static int padded_units(int H) { return round_up(H, TILE_N); } // whole blocks
 
-// panels [H / TILE_N][4][H][TILE_N]: of each block the rows of each gate, transposed. H / TILE_N is rounded up. In bf16
-// a panel fills half of its place.
+// panels [H / TILE_N][4][H][TILE_N]: of each block the rows of each gate, transposed. H / TILE_N is rounded up.
 static void pack_recurrent_forward(real *panels, const real *w_hh, int H, bool bf16) {
 #pragma omp parallel for schedule(static)
     for (int i = 0; i < padded_units(H) / TILE_N * 4; i++) {
         const int u0 = i / 4 * TILE_N, gate = i % 4, width = min_int(TILE_N, H - u0);
         const real *rows = w_hh + ((size_t)gate * H + u0) * H;
-        real *panel = panels + (size_t)i * H * TILE_N;
-        if (bf16) {
-            pack_panel_bf16((uint32_t *)panel, rows, 1, H, H, width);
-        } else {
-            pack_panel(panel, rows, 1, H, H, width);
-        }
+        pack_panel(panels + (size_t)i * H * TILE_N, rows, 1, H, H, width, bf16);
     }
 }
 
@@ -166,39 +160,19 @@ static void pack_recurrent_forward(real *panels, const real *w_hh, int H, bool b
 static void pack_recurrent_backward(real *panels, const real *w_hh, int H, bool bf16) {
 #pragma omp parallel for schedule(static)
     for (int u0 = 0; u0 < H; u0 += TILE_N) {
-        real *panel = panels + (size_t)u0 * 4 * H;
-        if (bf16) {
-            pack_panel_bf16((uint32_t *)panel, w_hh + u0, H, 1, 4 * H, min_int(TILE_N, H - u0));
-        } else {
-            pack_panel(panel, w_hh + u0, H, 1, 4 * H, min_int(TILE_N, H - u0));
-        }
+        pack_panel(panels + (size_t)u0 * 4 * H, w_hh + u0, H, 1, 4 * H, min_int(TILE_N, H - u0), bf16);
     }
 }
-
-// The left operand of a time step's product: rows of x [B,K] where they lie, or in bf16 in a thread's own scratch.
-typedef struct {
-    const real *x;
-    const uint32_t *pairs; // or NULL
-    int stride;            // elements from row to row
-} StepRows;
 
 static size_t step_scratch_size(int B, int H) { return (size_t)round_up(B, TILE_M) * (2 * (size_t)H + 16); }
 
-static StepRows step_rows(const real *x, int B, int K, bool bf16, real *scratch) {
-    if (!bf16) return (StepRows){x, NULL, K};
+// The left operand of a time step's product: rows of x [B,K] where they lie, or in bf16 in a thread's own scratch.
+static MatmulRows step_rows(const real *x, int B, int K, bool bf16, real *scratch) {
+    if (!bf16) return (MatmulRows){x, NULL, K};
     uint32_t *pairs = (uint32_t *)scratch;
     const int stride = (K + 1) / 2 + 16; // rows a power of two apart would compete for the same places in the cache
     for (int b = 0; b < B; b++) bf16_pack(pairs + (size_t)b * stride, x + (size_t)b * K, K);
-    return (StepRows){NULL, pairs, stride};
-}
-
-// out [B][width] += rows [B,K] panel [K][TILE_N]
-static void step_product(real *out, int out_row, int B, int width, int K, StepRows rows, const real *panel) {
-    if (rows.pairs) {
-        matmul_panel_add_bf16(out, out_row, B, width, K, rows.pairs, rows.stride, (const uint32_t *)panel);
-    } else {
-        matmul_panel_add(out, out_row, B, width, K, rows.x, rows.stride, panel);
-    }
+    return (MatmulRows){NULL, pairs, stride};
 }
 
 // One row of a block of units. gates comes as sums and leaves as i, f, g, o, each H apart. c_before is NULL at t = 0.
@@ -227,14 +201,14 @@ static void recurrence_forward(real *gates, real *c, real *h, const real *panels
 #pragma omp parallel
     for (int t = 0; t < T; t++) {
         real *gates_t = gates + 4 * BH * t, *c_t = c + BH * t, *h_t = h + BH * t;
-        StepRows rows = {0};
+        MatmulRows rows = {0};
         if (t > 0) rows = step_rows(h_t - BH, B, H, bf16, scratch + thread_number() * step_scratch_size(B, H));
 #pragma omp for schedule(static) // the threads wait for each other at its end
         for (int u0 = 0; u0 < H; u0 += TILE_N) {
             const int width = min_int(TILE_N, H - u0);
             for (int gate = 0; gate < 4 && t > 0; gate++) {
-                step_product(gates_t + (size_t)gate * H + u0, 4 * H, B, width, H, rows,
-                             panels + (4 * (size_t)u0 + (size_t)gate * TILE_N) * H);
+                matmul_panel_add(gates_t + (size_t)gate * H + u0, 4 * H, B, width, H, rows,
+                                 panels + (4 * (size_t)u0 + (size_t)gate * TILE_N) * H);
             }
             for (int b = 0; b < B; b++) {
                 size_t at = (size_t)b * H + u0;
@@ -274,14 +248,14 @@ static void recurrence_backward(real *gates, real *dh, real *dc, const real *c, 
     for (int t = T - 1; t >= 0; t--) {
         real *gates_t = gates + 4 * BH * t, *dh_t = dh + BH * t;
         const real *c_t = c + BH * t;
-        StepRows rows = {0};
+        MatmulRows rows = {0};
         if (t < T - 1) {
             rows = step_rows(gates_t + 4 * BH, B, 4 * H, bf16, scratch + thread_number() * step_scratch_size(B, H));
         }
 #pragma omp for schedule(static)
         for (int u0 = 0; u0 < H; u0 += TILE_N) {
             const int width = min_int(TILE_N, H - u0);
-            if (t < T - 1) step_product(dh_t + u0, H, B, width, 4 * H, rows, panels + (size_t)u0 * 4 * H);
+            if (t < T - 1) matmul_panel_add(dh_t + u0, H, B, width, 4 * H, rows, panels + (size_t)u0 * 4 * H);
             for (int b = 0; b < B; b++) {
                 size_t at = (size_t)b * H + u0;
                 cell_backward(gates_t + 4 * (size_t)b * H + u0, dc + at, dh_t + at, c_t + at,
