@@ -551,24 +551,24 @@ __device__ inline __nv_bfloat16 *row_half(__nv_bfloat16 *rows, int row, int half
 
 // Operands of mma_bf16 from 16 rows in shared memory. A operands: the rows, or the rows transposed.
 __device__ inline void load_rows_a(uint32_t *a, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<4>(a, row_half(rows, lane % 16, lane / 16));
+    ldmatrix(a, row_half(rows, lane % 16, lane / 16));
 }
 __device__ inline void load_columns_a(uint32_t *a, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<4, true>(a, row_half(rows, lane / 16 * 8 + lane % 8, lane / 8 % 2));
+    ldmatrix<true>(a, row_half(rows, lane / 16 * 8 + lane % 8, lane / 8 % 2));
 }
 // B operands, two halves of 8 columns each: the rows, and the rows in the order of key_of().
 __device__ inline void load_rows_b(uint32_t *b, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<4, true>(b, row_half(rows, lane % 16, lane / 16));
+    ldmatrix<true>(b, row_half(rows, lane % 16, lane / 16));
 }
 __device__ inline void load_key_rows_b(uint32_t *b, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<4, true>(b, row_half(rows, key_of(lane / 8 % 2, lane % 8), lane / 16));
+    ldmatrix<true>(b, row_half(rows, key_of(lane / 8 % 2, lane % 8), lane / 16));
 }
 // B operands: the rows transposed, and the rows in the order of key_of(), transposed.
 __device__ inline void load_columns_b(uint32_t *b, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<4>(b, row_half(rows, lane / 16 * 8 + lane % 8, lane / 8 % 2));
+    ldmatrix(b, row_half(rows, lane / 16 * 8 + lane % 8, lane / 8 % 2));
 }
 __device__ inline void load_key_columns_b(uint32_t *b, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<4>(b, row_half(rows, key_of(lane / 16, lane % 8), lane / 8 % 2));
+    ldmatrix(b, row_half(rows, key_of(lane / 16, lane % 8), lane / 8 % 2));
 }
 // d[8] += A B for a B of 16 columns.
 __device__ inline void multiply(float *d, const uint32_t *a, const uint32_t *b) {
@@ -621,8 +621,8 @@ __device__ inline void stage_rows(__nv_bfloat16 *to, const __nv_bfloat16 *head, 
     for (int i = thread; i < 2 * count; i += threads) {
         int row = i / 2, half = i % 2;
         bool exists = first + row < T;
-        cp_async<16>(row_half(to, row, half), exists ? head + (size_t)(first + row) * stride + half * 8 : head,
-                     exists ? 16 : 0);
+        cp_async(row_half(to, row, half), exists ? head + (size_t)(first + row) * stride + half * 8 : head,
+                 exists ? 16 : 0);
     }
 }
 // The vectors of distances first..first+count-1, zeros for distances below 0, which are of the future.

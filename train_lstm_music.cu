@@ -617,7 +617,7 @@ static __device__ void load_columns(uint32_t (&w)[CHUNKS][8], int first, const _
     for (int j = 0; j < CHUNKS; j++) {
         staged[lane] = row[j];
         __syncwarp();
-        ldmatrix<4, true>(w[j] + first, &staged[lane]);
+        ldmatrix<true>(w[j] + first, &staged[lane]);
         __syncwarp();
     }
 }

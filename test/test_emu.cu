@@ -90,19 +90,19 @@ __global__ void product_bf16(float *C, const bf16 *A, const bf16 *B, int M, int 
         if (s < steps && t < 64) { // 8 elements of A
             int row = m0 + t / 2, k = s * 16 + t % 2 * 8;
             bool inside = row < M && k < K;
-            cp_async<16>(&As[s % 2][t / 2][t % 2 * 8], inside ? &A[row * K + k] : A, inside ? 16 : 0);
+            cp_async(&As[s % 2][t / 2][t % 2 * 8], inside ? &A[row * K + k] : A, inside ? 16 : 0);
         } else if (s < steps) { // 8 elements of B
             int k = s * 16 + (t - 64) / 4, column = n0 + t % 4 * 8;
             bool inside = k < K && column < N;
-            cp_async<16>(&Bs[s % 2][(t - 64) / 4][t % 4 * 8], inside ? &B[k * N + column] : B, inside ? 16 : 0);
+            cp_async(&Bs[s % 2][(t - 64) / 4][t % 4 * 8], inside ? &B[k * N + column] : B, inside ? 16 : 0);
         }
         cp_async_commit();
         if (s == 0) continue;
         if (MISTAKE != 1) cp_async_wait<1>();
         __syncthreads();
         uint32_t a[4], b[4];
-        ldmatrix<4>(a, &As[(s - 1) % 2][m + lane % 16][lane / 16 * 8]);       // here: nowait reuse
-        ldmatrix<4, true>(b, &Bs[(s - 1) % 2][lane % 16][n + lane / 16 * 8]); // here: nowait reuse
+        ldmatrix(a, &As[(s - 1) % 2][m + lane % 16][lane / 16 * 8]);       // here: nowait reuse
+        ldmatrix<true>(b, &Bs[(s - 1) % 2][lane % 16][n + lane / 16 * 8]); // here: nowait reuse
         mma_bf16(sums[0], a, b);
         mma_bf16(sums[1], a, b + 2);
         if (MISTAKE != 2) __syncthreads();
@@ -114,36 +114,23 @@ __global__ void product_bf16(float *C, const bf16 *A, const bf16 *B, int M, int 
         }
 }
 
-// out[lane][0..13]: what ldmatrix x1, x2, x4, plain and transposed, give for four matrices. Matrix i has the elements
+// out[lane][0..7]: what ldmatrix, plain and transposed, gives for four matrices. Matrix i has the elements
 // 64 i + 8 row + column.
 __global__ void load_matrices(uint32_t *out) {
     __shared__ __align__(16) uint16_t elements[256];
     int lane = threadIdx.x;
     for (int i = lane; i < 256; i += 32) elements[i] = (uint16_t)i;
     __syncwarp();
-    uint32_t *r = out + lane * 14;
-    ldmatrix<1>(r, &elements[lane % 8 * 8]);
-    ldmatrix<1, true>(r + 1, &elements[lane % 8 * 8]);
-    ldmatrix<2>(r + 2, &elements[lane % 16 * 8]);
-    ldmatrix<2, true>(r + 4, &elements[lane % 16 * 8]);
-    ldmatrix<4>(r + 6, &elements[lane * 8]);
-    ldmatrix<4, true>(r + 10, &elements[lane * 8]);
+    ldmatrix(out + lane * 8, &elements[lane * 8]);
+    ldmatrix<true>(out + lane * 8 + 4, &elements[lane * 8]);
 }
 
-// Copies of every size; of thread t's 16 bytes the first 4 (t % 5) are taken, the rest is zero.
+// Of thread t's 16 bytes the first 4 (t % 5) are taken, the rest is zero.
 __global__ void copy_async(unsigned *out, const unsigned *in) {
     __shared__ uint4 all[32];
     unsigned *mine = (unsigned *)&all[threadIdx.x];
     const unsigned *from = in + threadIdx.x * 4;
-    int given = threadIdx.x % 5 * 4;
-    if (threadIdx.x < 10) {
-        cp_async<16>(mine, from, given);
-    } else if (threadIdx.x < 20) {
-        cp_async<8>(mine, from, min(given, 8));
-        cp_async<8>(mine + 2, from + 2, max(given - 8, 0));
-    } else {
-        for (int i = 0; i < 4; i++) cp_async<4>(mine + i, from + i, i * 4 < given ? 4 : 0);
-    }
+    cp_async(mine, from, threadIdx.x % 5 * 4);
     cp_async_commit();
     cp_async_wait<0>();
     uint4 v = all[threadIdx.x];
@@ -436,19 +423,18 @@ static void check_products(int M, int N, int K) {
 }
 
 static void check_copies() {
-    std::vector<uint32_t> wanted(32 * 14);
+    std::vector<uint32_t> wanted(32 * 8);
     for (int lane = 0; lane < 32; lane++) {
-        uint32_t *w = &wanted[lane * 14], g = lane / 4, q = lane % 4;
+        uint32_t *w = &wanted[lane * 8], g = lane / 4, q = lane % 4;
         auto pair = [&](uint32_t i, bool transposed) {
             uint32_t low = 64 * i + (transposed ? 16 * q + g : 8 * g + 2 * q);
             return low | (low + (transposed ? 8 : 1)) << 16;
         };
-        for (int count = 1, at = 0; count <= 4; at += 2 * count, count *= 2)
-            for (int i = 0; i < count; i++) w[at + i] = pair(i, false), w[at + count + i] = pair(i, true);
+        for (int i = 0; i < 4; i++) w[i] = pair(i, false), w[4 + i] = pair(i, true);
     }
-    uint32_t *d_out = device<uint32_t>(32 * 14);
+    uint32_t *d_out = device<uint32_t>(32 * 8);
     load_matrices<<<1, 32>>>(d_out);
-    equal("load_matrices", host(d_out, 32 * 14), wanted);
+    equal("load_matrices", host(d_out, 32 * 8), wanted);
 
     std::vector<unsigned> in(128), copied(128);
     for (unsigned i = 0; i < 128; i++) in[i] = i + 1, copied[i] = i % 4 < i / 4 % 5 ? i + 1 : 0;

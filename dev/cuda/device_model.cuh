@@ -58,7 +58,7 @@ typedef struct {
 // called with any B before the model is made.
 typedef struct {
     const char *program; // the program's name, for advice
-    bool time_major;     // row_window() and row_position() say which row of a batch is which
+    bool time_major;     // which row of a batch is which, see load_windows_kernel()
     void (*layout)(const int *sizes, ParamLayout *out);
     void (*carve)(void *model, DeviceArena *arena); // takes its memory, for B and T of the config
     // Forward and losses of the first n windows of inputs and targets; when training, with dropout and the backward.
@@ -184,17 +184,13 @@ static __global__ void batch_starts_kernel(int64_t *starts, const DeviceState *s
     starts[b] = data.pieces[low] + (w - data.first_window[low]);
 }
 
-// Row r of a batch is position t of window b. Time-major, the rows of position 0 come first, then those of position 1;
-// else the rows of window 0 come first.
-__host__ __device__ inline int row_window(int r, int B, int T, bool time_major) { return time_major ? r % B : r / T; }
-__host__ __device__ inline int row_position(int r, int B, int T, bool time_major) { return time_major ? r / B : r % T; }
-
-// inputs[r] and targets[r] of the windows that begin at starts[0..B-1], a thread for each row.
+// inputs[r] and targets[r] of the windows that begin at starts[0..B-1], a thread for each row. Time-major, the rows of
+// position 0 come first, then those of position 1; else the rows of window 0 come first.
 static __global__ void load_windows_kernel(uint8_t *inputs, uint8_t *targets, const uint8_t *tokens,
                                            const int64_t *starts, int B, int T, bool time_major) {
     const int r = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (r >= B * T) return;
-    const uint8_t *token = tokens + starts[row_window(r, B, T, time_major)] + row_position(r, B, T, time_major);
+    const uint8_t *token = tokens + (time_major ? starts[r % B] + r / B : starts[r / T] + r % T);
     inputs[r] = token[0];
     targets[r] = token[1];
 }
@@ -542,8 +538,7 @@ static inline void device_set_data(void *model, const Dataset *train) {
 
 static inline void device_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
     DeviceModel *m = (DeviceModel *)model;
-    const int T = m->config.T, R = n * T;
-    const bool time_major = m->hooks->time_major;
+    const int R = n * m->config.T;
     if (m->test != test) {
         if (m->test_tokens) cuda_check(cudaFree(m->test_tokens));
         m->test_tokens = (uint8_t *)device_copy(test->tokens, (size_t)test->n_tokens);
@@ -553,10 +548,7 @@ static inline void device_eval_batch(void *model, const Dataset *test, const int
     device_load_windows(m, m->test_tokens, n);
     m->hooks->enqueue(m, n, false);
     cuda_check(cudaMemcpy(m->host_losses, m->losses, (size_t)R * sizeof(float), cudaMemcpyDeviceToHost));
-    for (int r = 0; r < R; r++) {
-        const int b = row_window(r, n, T, time_major), t = row_position(r, n, T, time_major);
-        m->host_targets[r] = test->tokens[starts[b] + t + 1];
-    }
+    cuda_check(cudaMemcpy(m->host_targets, m->targets, R, cudaMemcpyDeviceToHost));
     eval_add(add, m->host_losses, m->host_targets, R);
 }
 

@@ -137,7 +137,7 @@ __device__ inline void copy_tile(Operand *tile, const Operand *from, int from_ro
 #pragma unroll
         for (int i = 0; i < ROWS; i += STEP) {
             if (ROWS % STEP && row + i >= ROWS) break;
-            cp_async<16>(to + i * ROW, from + (size_t)i * from_row, row + i < rows ? given * (int)sizeof(Operand) : 0);
+            cp_async(to + i * ROW, from + (size_t)i * from_row, row + i < rows ? given * (int)sizeof(Operand) : 0);
         }
     } else {
 #pragma unroll 1
@@ -166,15 +166,15 @@ __device__ inline void multiply_step(Sums<Shape> &sums, const __nv_bfloat16 *a, 
     auto load = [&](int k) {
 #pragma unroll
         for (int i = 0; i < Shape::WM / 16; i++) {
-            ldmatrix<4, Shape::A_T>(a_k[k / 16 % 2][i], Shape::A_T
-                                                            ? &a[(k + down_last) * Shape::A_ROW + 16 * i + right_first]
-                                                            : &a[(16 * i + down) * Shape::A_ROW + k + right]);
+            ldmatrix<Shape::A_T>(a_k[k / 16 % 2][i], Shape::A_T
+                                                         ? &a[(k + down_last) * Shape::A_ROW + 16 * i + right_first]
+                                                         : &a[(16 * i + down) * Shape::A_ROW + k + right]);
         }
 #pragma unroll
         for (int j = 0; j < Shape::WN / 8; j += 2) { // one ldmatrix loads two pieces of B
-            ldmatrix<4, !Shape::B_T>(b_k[k / 16 % 2][j], Shape::B_T
-                                                             ? &b[(8 * j + down_last) * Shape::B_ROW + k + right_first]
-                                                             : &b[(k + down) * Shape::B_ROW + 8 * j + right]);
+            ldmatrix<!Shape::B_T>(b_k[k / 16 % 2][j], Shape::B_T
+                                                          ? &b[(8 * j + down_last) * Shape::B_ROW + k + right_first]
+                                                          : &b[(k + down) * Shape::B_ROW + 8 * j + right]);
         }
     };
     load(0);

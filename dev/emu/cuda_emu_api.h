@@ -301,17 +301,14 @@ inline auto launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block
         launch_checked((const void *)kernel, {name, body, grid, block, shared, false}, stream);
     };
 }
-template <class... P, size_t... I>
-inline std::function<void()> bind(void (*kernel)(P...), void **arguments, std::index_sequence<I...>) {
-    (void)arguments;
-    auto values = std::make_tuple(*(std::decay_t<P> *)arguments[I]...);
-    return [=] { std::apply(kernel, values); };
-}
 // What cuda2cpp.sed makes of cudaLaunchCooperativeKernel(kernel, ...).
 template <class... P>
 inline cudaError_t launch_cooperative(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, void **arguments,
                                       size_t shared = 0, Stream *stream = nullptr) {
-    auto body = emu::bind(kernel, arguments, std::index_sequence_for<P...>());
+    auto values_of = [=]<size_t... I>(std::index_sequence<I...>) {
+        return std::make_tuple(*(std::decay_t<P> *)arguments[I]...);
+    };
+    auto body = [kernel, values = values_of(std::index_sequence_for<P...>())] { std::apply(kernel, values); };
     return launch_checked((const void *)kernel, {name, body, grid, block, shared, true}, stream);
 }
 } // namespace emu

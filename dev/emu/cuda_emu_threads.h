@@ -184,10 +184,10 @@ struct Site { // a place in the .cu
 // A function with this last parameter knows where it was called.
 #define EMU_SITE emu::Site site = {__builtin_FILE(), __builtin_LINE()}
 
-struct AsyncCopy { // a cp.async that was requested
+struct AsyncCopy { // a cp.async of 16 bytes that was requested
     void *to;
     const void *from;
-    int bytes, given, group;
+    int given, group;
     bool done;
 };
 struct Warp;
