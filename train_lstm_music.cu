@@ -1261,36 +1261,12 @@ static void *lstm_create_as(const ModelConfig *config, char *error) {
     return m;
 }
 
-// Copies R rows of C numbers from the device to out, in the order of files; if there is a w, relu(x * w + b) of them.
-// rows [R,C]: scratch. Returns the end.
-template <typename Operand, typename Number>
-static float *lstm_keep_rows(const Lstm<Operand> *m, float *out, float *rows, const Number *x, const float *w,
-                             const float *b, int C) {
-    const int B = m->device.config.B, T = m->device.config.T;
-    device_fetch(rows, x, (int64_t)B * T * C, BF16<Number>);
-    for (int r = 0; r < B * T; r++) {
-        float *out_r = out + ((size_t)(r % B) * T + r / B) * C;
-        const float *x_r = rows + (size_t)r * C;
-        for (int c = 0; c < C; c++) {
-            const float v = w ? x_r[c] * w[c] + b[c] : x_r[c];
-            out_r[c] = w && v < 0 ? 0 : v;
-        }
-    }
-    return out + (size_t)B * T * C;
-}
-
-// Activation i of 2 L + 3: its name, its shape and where it lies. Returns its width.
-static int lstm_describe(Activation *out, const real *data, const ModelConfig *config, int i) {
-    const int H = config->sizes[LSTM_WIDTH], head = i - 2 * config->sizes[LSTM_LAYERS];
-    const char *const names[] = {"act.head.3", "act.head.7", "logits"};
-    const int widths[] = {2 * H, H, V}, C = head < 0 ? H : widths[head];
-    *out = Activation{"", 3, {config->B, config->T, C}, data};
-    if (head < 0) {
-        snprintf(out->name, sizeof out->name, "act.%c_l%d", "hc"[i % 2], i / 2);
-    } else {
-        strcpy(out->name, names[head]);
-    }
-    return C;
+// lstm_keep_rows() of x on the device. rows [R,C]: scratch.
+template <typename Number>
+static float *lstm_fetch_rows(const ModelConfig *config, float *out, float *rows, const Number *x, const float *w,
+                              const float *b, int C) {
+    device_fetch(rows, x, (int64_t)config->B * config->T * C, BF16<Number>);
+    return lstm_keep_rows(config, out, rows, w, b, C);
 }
 
 // Before the step, this also keeps the LayerNorms' weights and biases, which the update changes: ln1_w, ln1_b [2H],
@@ -1298,8 +1274,9 @@ static int lstm_describe(Activation *out, const real *data, const ModelConfig *c
 template <typename Operand>
 static int lstm_activations_as(Lstm<Operand> *m, Activation *list) {
     DeviceModel *device = &m->device;
-    const int L = lstm_layers(m), count = 2 * L + 3, H = device->config.sizes[LSTM_WIDTH];
-    const int64_t R = (int64_t)device->config.B * device->config.T, size = R * ((2 * L + 3) * H + V);
+    const ModelConfig *config = &device->config;
+    const int L = lstm_layers(m), count = 2 * L + 3, H = config->sizes[LSTM_WIDTH];
+    const int64_t R = (int64_t)config->B * config->T, size = R * ((2 * L + 3) * H + V);
     if (!device->kept) device->kept = (float *)calloc((size_t)(size + 6 * H + R * max(2 * H, V)), sizeof(float));
     if (!device->kept) return -1;
     float *out = device->kept, *ln1_w = out + size, *ln1_b = ln1_w + 2 * H, *ln2_w = ln1_b + 2 * H, *ln2_b = ln2_w + H;
@@ -1312,14 +1289,14 @@ static int lstm_activations_as(Lstm<Operand> *m, Activation *list) {
         return count;
     }
     const float *data = out;
-    for (int i = 0; i < count; i++) data += R * lstm_describe(&list[i], data, &device->config, i);
+    for (int i = 0; i < count; i++) data += R * lstm_describe(&list[i], data, config, i);
     for (int l = 0; l < L; l++) {
-        out = lstm_keep_rows(m, out, rows, m->acts[l].h, nullptr, nullptr, H);
-        out = lstm_keep_rows(m, out, rows, m->acts[l].c, nullptr, nullptr, H);
+        out = lstm_fetch_rows(config, out, rows, m->acts[l].h, nullptr, nullptr, H);
+        out = lstm_fetch_rows(config, out, rows, m->acts[l].c, nullptr, nullptr, H);
     }
-    out = lstm_keep_rows(m, out, rows, m->normalized1, ln1_w, ln1_b, 2 * H);
-    out = lstm_keep_rows(m, out, rows, m->normalized2, ln2_w, ln2_b, H);
-    lstm_keep_rows(m, out, rows, m->logits, nullptr, nullptr, V);
+    out = lstm_fetch_rows(config, out, rows, m->normalized1, ln1_w, ln1_b, 2 * H);
+    out = lstm_fetch_rows(config, out, rows, m->normalized2, ln2_w, ln2_b, H);
+    lstm_fetch_rows(config, out, rows, m->logits, nullptr, nullptr, V);
     return count;
 }
 

@@ -547,32 +547,19 @@ static void lstm_backward(Lstm *m, int B, int64_t step) {
 
 // ---- what the recipe asks of a model (recipe/model.h, ModelSpec)
 
-// Copies the rows of x to out, in the order of files; if there is a w, relu(x * w + b) of them. Returns the end.
-static real *lstm_keep_rows(const Lstm *m, real *out, const real *x, const real *w, const real *b, int C) {
-    const int B = m->host.config.B, T = m->host.config.T;
-    for (int r = 0; r < B * T; r++) {
-        real *out_r = out + ((size_t)(r % B) * T + r / B) * C;
-        const real *x_r = x + (size_t)r * C;
-        for (int c = 0; c < C; c++) {
-            const real v = w ? x_r[c] * w[c] + b[c] : x_r[c];
-            out_r[c] = w && v < 0 ? 0 : v;
-        }
-    }
-    return out + (size_t)B * T * C;
-}
-
 // Copies the activations that a dump holds, before the update changes the parameters that some are made from.
 static void lstm_keep(Lstm *m) {
     const LstmTensors *p = &m->params;
-    const int H = m->host.config.sizes[LSTM_WIDTH];
+    const ModelConfig *config = &m->host.config;
+    const int H = config->sizes[LSTM_WIDTH];
     real *out = m->host.kept;
     for (int l = 0; l < lstm_layers(m); l++) {
-        out = lstm_keep_rows(m, out, m->acts[l].h, NULL, NULL, H);
-        out = lstm_keep_rows(m, out, m->acts[l].c, NULL, NULL, H);
+        out = lstm_keep_rows(config, out, m->acts[l].h, NULL, NULL, H);
+        out = lstm_keep_rows(config, out, m->acts[l].c, NULL, NULL, H);
     }
-    out = lstm_keep_rows(m, out, m->normalized1, p->ln1_w, p->ln1_b, 2 * H);
-    out = lstm_keep_rows(m, out, m->normalized2, p->ln2_w, p->ln2_b, H);
-    lstm_keep_rows(m, out, m->logits, NULL, NULL, V);
+    out = lstm_keep_rows(config, out, m->normalized1, p->ln1_w, p->ln1_b, 2 * H);
+    out = lstm_keep_rows(config, out, m->normalized2, p->ln2_w, p->ln2_b, H);
+    lstm_keep_rows(config, out, m->logits, NULL, NULL, V);
 }
 
 // Forward and loss of a planned step, and the backward if the loss is finite.
@@ -612,20 +599,6 @@ static void *lstm_create(const ModelConfig *config, char *error) {
     lstm_point(&m->params, &m->host.layout, lstm_layers(m), m->host.state[STATE_PARAMS]);
     lstm_point(&m->grads, &m->host.layout, lstm_layers(m), m->host.state[STATE_GRADS]);
     return m;
-}
-
-// Activation i of 2 L + 3: its name, its shape and where it lies. Returns its width.
-static int lstm_describe(Activation *out, const real *data, const ModelConfig *config, int i) {
-    const int H = config->sizes[LSTM_WIDTH], head = i - 2 * config->sizes[LSTM_LAYERS];
-    const char *const names[] = {"act.head.3", "act.head.7", "logits"};
-    const int widths[] = {2 * H, H, V}, C = head < 0 ? H : widths[head];
-    *out = (Activation){"", 3, {config->B, config->T, C}, data};
-    if (head < 0) {
-        snprintf(out->name, sizeof out->name, "act.%c_l%d", "hc"[i % 2], i / 2);
-    } else {
-        strcpy(out->name, names[head]);
-    }
-    return C;
 }
 
 // The activations of the last step. Called with list NULL before a step, it makes that step keep them.
