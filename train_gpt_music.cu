@@ -44,10 +44,6 @@
 
 constexpr int V = DATA_TOKENS;
 
-// Whether operands are bf16, for tensor cores.
-template <typename Operand>
-constexpr bool BF16 = sizeof(Operand) == sizeof(__nv_bfloat16);
-
 // ---- parameters
 
 // Every parameter tensor of a layer, once: member, name in the file, initial values, rank and shape.
@@ -73,7 +69,7 @@ typedef struct {
 
 typedef struct { // pointers into a flat array: the parameters, their gradients, ...
     real *emb;   // [V,C]
-    LayerTensors *layers;
+    LayerTensors layers[GPT_MAX_LAYERS];
     real *head_w, *head_b; // [V,C], [V]
 } GptTensors;
 
@@ -555,24 +551,24 @@ __device__ inline __nv_bfloat16 *row_half(__nv_bfloat16 *rows, int row, int half
 
 // Operands of mma_bf16 from 16 rows in shared memory. A operands: the rows, or the rows transposed.
 __device__ inline void load_rows_a(uint32_t *a, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<4>(a, row_half(rows, lane % 16, lane / 16));
+    ldmatrix(a, row_half(rows, lane % 16, lane / 16));
 }
 __device__ inline void load_columns_a(uint32_t *a, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<4, true>(a, row_half(rows, lane / 16 * 8 + lane % 8, lane / 8 % 2));
+    ldmatrix<true>(a, row_half(rows, lane / 16 * 8 + lane % 8, lane / 8 % 2));
 }
 // B operands, two halves of 8 columns each: the rows, and the rows in the order of key_of().
 __device__ inline void load_rows_b(uint32_t *b, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<4, true>(b, row_half(rows, lane % 16, lane / 16));
+    ldmatrix<true>(b, row_half(rows, lane % 16, lane / 16));
 }
 __device__ inline void load_key_rows_b(uint32_t *b, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<4, true>(b, row_half(rows, key_of(lane / 8 % 2, lane % 8), lane / 16));
+    ldmatrix<true>(b, row_half(rows, key_of(lane / 8 % 2, lane % 8), lane / 16));
 }
 // B operands: the rows transposed, and the rows in the order of key_of(), transposed.
 __device__ inline void load_columns_b(uint32_t *b, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<4>(b, row_half(rows, lane / 16 * 8 + lane % 8, lane / 8 % 2));
+    ldmatrix(b, row_half(rows, lane / 16 * 8 + lane % 8, lane / 8 % 2));
 }
 __device__ inline void load_key_columns_b(uint32_t *b, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<4>(b, row_half(rows, key_of(lane / 16, lane % 8), lane / 8 % 2));
+    ldmatrix(b, row_half(rows, key_of(lane / 16, lane % 8), lane / 8 % 2));
 }
 // d[8] += A B for a B of 16 columns.
 __device__ inline void multiply(float *d, const uint32_t *a, const uint32_t *b) {
@@ -625,8 +621,8 @@ __device__ inline void stage_rows(__nv_bfloat16 *to, const __nv_bfloat16 *head, 
     for (int i = thread; i < 2 * count; i += threads) {
         int row = i / 2, half = i % 2;
         bool exists = first + row < T;
-        cp_async<16>(row_half(to, row, half), exists ? head + (size_t)(first + row) * stride + half * 8 : head,
-                     exists ? 16 : 0);
+        cp_async(row_half(to, row, half), exists ? head + (size_t)(first + row) * stride + half * 8 : head,
+                 exists ? 16 : 0);
     }
 }
 // The vectors of distances first..first+count-1, zeros for distances below 0, which are of the future.
@@ -1229,8 +1225,7 @@ static __global__ void __launch_bounds__(Tile<Operand, false, true, ROWS, FUSED_
     typedef Tile<Operand, false, true, ROWS, FUSED_WIDTH> RowTile;
     extern __shared__ __align__(16) unsigned char shared[];
     const int r0 = blockIdx.x * ROWS;
-    Sums<RowTile> sums;
-    tile_zero<RowTile>(sums);
+    Sums<RowTile> sums = {};
     tile_multiply<RowTile>(sums, p, r0, 0, 0, p.K, shared);
     float *v = tile_to_shared<RowTile>(sums, shared);
     layernorm_forward_rows<Operand>(v, RowTile::ROW, norm, x, bias, state->step, r0, min(ROWS, p.M - r0), T, p.N);
@@ -1281,8 +1276,7 @@ static __global__ void __launch_bounds__(Tile<Operand, false, false, ROWS, FUSED
     typedef Tile<Operand, false, false, ROWS, FUSED_WIDTH> RowTile;
     extern __shared__ __align__(16) unsigned char shared[];
     const int r0 = blockIdx.x * ROWS;
-    Sums<RowTile> sums;
-    tile_zero<RowTile>(sums);
+    Sums<RowTile> sums = {};
     tile_multiply<RowTile>(sums, p, r0, 0, 0, p.K, shared);
     float *v = tile_to_shared<RowTile>(sums, shared);
     layernorm_backward_rows<Operand>(v, RowTile::ROW, d, first, dbranch, norm_sums + (size_t)blockIdx.x * 2 * p.N, norm,
@@ -1369,11 +1363,11 @@ static __global__ void softmax_cross_entropy_kernel(float *losses, Operand *dlog
     }
 }
 
+// m->losses of the first R rows, with dlogits ready for the backward unless it is nullptr.
 template <typename Operand>
-static void softmax_cross_entropy(float *losses, Operand *dlogits, const float *logits, const uint8_t *targets, int R,
-                                  cudaStream_t stream) {
+static void softmax_cross_entropy(const DeviceModel *m, Operand *dlogits, const float *logits, int R) {
     const int blocks = blocks_for(R, ROW_WARPS), threads = ROW_WARPS * WARP;
-    softmax_cross_entropy_kernel<Operand><<<blocks, threads, 0, stream>>>(losses, dlogits, logits, targets, R);
+    softmax_cross_entropy_kernel<Operand><<<blocks, threads, 0, m->stream>>>(m->losses, dlogits, logits, m->targets, R);
     LAUNCHED(softmax_cross_entropy_kernel<Operand>);
 }
 
@@ -1396,9 +1390,11 @@ static __global__ void adamax_kernel(float *params, Operand *weights, const floa
 }
 
 template <typename Operand>
-static void adamax(float *params, Operand *weights, const float *grads, float *exp_avg, float *exp_inf,
-                   const DeviceState *state, int64_t n, cudaStream_t stream) {
-    adamax_kernel<Operand><<<blocks_for(n, 256), 256, 0, stream>>>(params, weights, grads, exp_avg, exp_inf, state, n);
+static void adamax(void *model) {
+    const DeviceModel *m = (const DeviceModel *)model;
+    float *const *flat = m->flat, *grads = flat[STATE_GRADS], *exp_avg = flat[STATE_EXP_AVG];
+    adamax_kernel<Operand><<<blocks_for(m->layout.size, 256), 256, 0, m->stream>>>(
+        flat[STATE_PARAMS], (Operand *)m->weights, grads, exp_avg, flat[STATE_EXP_INF], m->state, m->layout.size);
     LAUNCHED(adamax_kernel<Operand>);
 }
 
@@ -1426,7 +1422,7 @@ struct Gpt {
     AttentionShape shape;
     int block_rows; // of LayerNorm
     GptTensors params, grads;
-    LayerActivations<Operand> *acts;
+    LayerActivations<Operand> acts[GPT_MAX_LAYERS];
     LayerBackward<Operand> back[2]; // of layer l in [l % 2], as the gradients of the layer above are still being made
     Operand *emb;                   // [R,C] the first layer's input
     float *logits;                  // [R,V]
@@ -1473,52 +1469,48 @@ static double gpt_weights_scratch(const Gpt<Operand> *m, int R) {
     return fmax((double)matmul_weights_scratch(layer, LAYER_WEIGHTS, R), (double)matmul_weights_scratch(&head, 1, R));
 }
 
-// Points *piece to `count` elements of the arena.
-template <typename Element>
-static void take(DeviceArena *arena, Element **piece, double count) {
-    *piece = (Element *)device_take(arena, count, sizeof(Element));
-}
-
 template <typename Operand>
 static void gpt_carve(void *model, DeviceArena *arena) {
     Gpt<Operand> *m = (Gpt<Operand> *)model;
-    const AttentionShape s = m->shape;
-    const int B = m->device.config.B, C = s.C, F = m->device.config.sizes[GPT_HIDDEN];
+    const ModelConfig *config = &m->device.config;
+    const int *sizes = config->sizes, B = config->B, C = sizes[GPT_WIDTH], F = sizes[GPT_HIDDEN];
+    const AttentionShape s = attention_shape(config->T, C, sizes[GPT_HEADS], sizes[GPT_REL]);
     const double R = (double)B * s.T, scores = (double)attention_scores_size(B, s);
+    m->shape = s;
     m->block_rows = layernorm_block_rows(&m->device, B * s.T);
     const double norm_sums = (double)layernorm_sums_size(B * s.T, C, m->block_rows);
     for (int l = 0; l < gpt_layers(m); l++) {
         LayerActivations<Operand> *a = &m->acts[l];
-        take(arena, &a->attention.qkv, R * 3 * C);
-        take(arena, &a->attention.attn, R * C);
-        take(arena, &a->ln1, R * C);
-        take(arena, &a->fc1, R * F);
-        take(arena, &a->ln2, R * C);
-        take(arena, &a->attention.scores, scores);
-        take(arena, &a->attention.log_sums, R * s.NH);
-        take(arena, &a->normalized1, R * C);
-        take(arena, &a->rstd1, R);
-        take(arena, &a->normalized2, R * C);
-        take(arena, &a->rstd2, R);
+        device_take(arena, &a->attention.qkv, R * 3 * C);
+        device_take(arena, &a->attention.attn, R * C);
+        device_take(arena, &a->ln1, R * C);
+        device_take(arena, &a->fc1, R * F);
+        device_take(arena, &a->ln2, R * C);
+        device_take(arena, &a->attention.scores, scores);
+        device_take(arena, &a->attention.log_sums, R * s.NH);
+        device_take(arena, &a->normalized1, R * C);
+        device_take(arena, &a->rstd1, R);
+        device_take(arena, &a->normalized2, R * C);
+        device_take(arena, &a->rstd2, R);
     }
     for (LayerBackward<Operand> &back : m->back) {
-        take(arena, &back.dqkv, R * 3 * C);
-        take(arena, &back.dout, R * C);
-        take(arena, &back.dfc1, R * F);
-        take(arena, &back.dfc2, R * C);
-        take(arena, &back.norm_sums1, norm_sums);
-        take(arena, &back.norm_sums2, norm_sums);
-        take(arena, &back.rel_partial, (double)relative_partial_size<Operand>(B, s));
+        device_take(arena, &back.dqkv, R * 3 * C);
+        device_take(arena, &back.dout, R * C);
+        device_take(arena, &back.dfc1, R * F);
+        device_take(arena, &back.dfc2, R * C);
+        device_take(arena, &back.norm_sums1, norm_sums);
+        device_take(arena, &back.norm_sums2, norm_sums);
+        device_take(arena, &back.rel_partial, (double)relative_partial_size<Operand>(B, s));
     }
-    take(arena, &m->emb, R * C);
-    take(arena, &m->logits, R * V);
-    take(arena, &m->dlogits, R * DLOGITS_ROW);
-    take(arena, &m->dx, R * C);
-    take(arena, &m->branch, fused(C) ? 0 : R * C);
-    take(arena, &m->dattn, R * C);
-    take(arena, &m->dscores, scores);
-    take(arena, &m->partial, (double)embedding_partial_size(B * s.T, C));
-    take(arena, &m->partial_weights, gpt_weights_scratch(m, B * s.T));
+    device_take(arena, &m->emb, R * C);
+    device_take(arena, &m->logits, R * V);
+    device_take(arena, &m->dlogits, R * DLOGITS_ROW);
+    device_take(arena, &m->dx, R * C);
+    device_take(arena, &m->branch, fused(C) ? 0 : R * C);
+    device_take(arena, &m->dattn, R * C);
+    device_take(arena, &m->dscores, scores);
+    device_take(arena, &m->partial, (double)embedding_partial_size(B * s.T, C));
+    device_take(arena, &m->partial_weights, gpt_weights_scratch(m, B * s.T));
 }
 
 // ---- the model: forward, backward, update
@@ -1584,14 +1576,6 @@ static void gpt_forward(Gpt<Operand> *m, int B, bool training) {
     matmul_forward(m->logits, x, weight<Operand>(device, m->params.head_w), m->params.head_b, false, R, C, V, stream);
 }
 
-// The losses of the first R rows; with dlogits ready for the backward if asked.
-template <typename Operand>
-static void gpt_loss(Gpt<Operand> *m, int R, bool backward) {
-    const DeviceModel *device = &m->device;
-    softmax_cross_entropy(device->losses, backward ? m->dlogits : nullptr, m->logits, device->targets, R,
-                          device->stream);
-}
-
 // Gradients of all parameters, after gpt_forward and gpt_loss of the same step. The main stream carries the gradient
 // from the logits down to the embedding. What only the update waits for runs beside it on the side stream: the mean
 // loss, and, a layer behind, the gradients of each layer's parameters.
@@ -1655,28 +1639,13 @@ static void gpt_backward(Gpt<Operand> *m) {
 
 // ---- what the recipe asks of a model (dev/recipe/model.h, ModelSpec; dev/cuda/device_model.cuh, DeviceHooks)
 
-// Forward and loss of the batch in inputs and targets, and the backward.
+// Forward and losses of B windows of inputs and targets; when training, with dropout and the backward.
 template <typename Operand>
-static void gpt_enqueue_gradients(void *model) {
+static void gpt_enqueue(void *model, int B, bool training) {
     Gpt<Operand> *m = (Gpt<Operand> *)model;
-    const int B = m->device.config.B;
-    gpt_forward(m, B, true);
-    gpt_loss(m, B * m->shape.T, true);
-    gpt_backward(m);
-}
-
-template <typename Operand>
-static void gpt_enqueue_update(void *model) {
-    const DeviceModel *m = (const DeviceModel *)model;
-    adamax(m->flat[STATE_PARAMS], (Operand *)m->weights, m->flat[STATE_GRADS], m->flat[STATE_EXP_AVG],
-           m->flat[STATE_EXP_INF], m->state, m->layout.size, m->stream);
-}
-
-template <typename Operand>
-static void gpt_enqueue_losses(void *model, int n) {
-    Gpt<Operand> *m = (Gpt<Operand> *)model;
-    gpt_forward(m, n, false);
-    gpt_loss(m, n * m->shape.T, false);
+    gpt_forward(m, B, training);
+    softmax_cross_entropy(&m->device, training ? m->dlogits : nullptr, m->logits, B * m->shape.T);
+    if (training) gpt_backward(m);
 }
 
 template <typename Operand>
@@ -1685,36 +1654,16 @@ static const DeviceHooks gpt_hooks = {
     .time_major = false,
     .layout = gpt_layout,
     .carve = gpt_carve<Operand>,
-    .enqueue_gradients = gpt_enqueue_gradients<Operand>,
-    .enqueue_update = gpt_enqueue_update<Operand>,
-    .enqueue_losses = gpt_enqueue_losses<Operand>,
+    .enqueue = gpt_enqueue<Operand>,
+    .enqueue_update = adamax<Operand>,
 };
 
 template <typename Operand>
-static void gpt_destroy_as(Gpt<Operand> *m) {
-    device_destroy(&m->device);
-    free(m->params.layers);
-    free(m->grads.layers);
-    free(m->acts);
-    free(m);
-}
-
-template <typename Operand>
 static void *gpt_create_as(const ModelConfig *config, char *error) {
-    Gpt<Operand> *m = (Gpt<Operand> *)allocate("the model", 1, sizeof *m, error);
+    Gpt<Operand> *m = (Gpt<Operand> *)device_create(sizeof *m, config, &gpt_hooks<Operand>, error);
     if (!m) return nullptr;
-    const int *sizes = config->sizes, L = sizes[GPT_LAYERS];
-    m->shape = attention_shape(config->T, sizes[GPT_WIDTH], sizes[GPT_HEADS], sizes[GPT_REL]);
-    m->acts = (LayerActivations<Operand> *)allocate("the model", L, sizeof *m->acts, error);
-    m->params.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
-    m->grads.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
-    if (!m->acts || !m->params.layers || !m->grads.layers ||
-        !device_create(&m->device, config, &gpt_hooks<Operand>, error)) {
-        gpt_destroy_as(m);
-        return nullptr;
-    }
-    gpt_point(&m->params, &m->device.layout, L, m->device.flat[STATE_PARAMS]);
-    gpt_point(&m->grads, &m->device.layout, L, m->device.flat[STATE_GRADS]);
+    gpt_point(&m->params, &m->device.layout, gpt_layers(m), m->device.flat[STATE_PARAMS]);
+    gpt_point(&m->grads, &m->device.layout, gpt_layers(m), m->device.flat[STATE_GRADS]);
     return m;
 }
 
@@ -1726,7 +1675,6 @@ static int gpt_activations_as(Gpt<Operand> *m, Activation *list) {
     if (!device->kept) device->kept = (float *)calloc((size_t)(R * (C + L * (6 * C + F) + V)), sizeof(float));
     if (!device->kept) return -1;
     if (!list) return count;
-    cuda_check(cudaStreamSynchronize(device->stream));
     float *to = device->kept;
     Activation *next = list;
     device_fetch(to, m->emb, R * C, BF16<Operand>);
@@ -1754,21 +1702,10 @@ static void *gpt_create(const ModelConfig *config, char *error) {
                                              : gpt_create_as<__nv_bfloat16>(config, error);
 }
 
-static bool gpt_is_bf16(void *model) { return ((DeviceModel *)model)->bf16; }
-
-static void gpt_destroy(void *model) {
-    if (!model) return;
-    if (gpt_is_bf16(model)) {
-        gpt_destroy_as((Gpt<__nv_bfloat16> *)model);
-    } else {
-        gpt_destroy_as((Gpt<float> *)model);
-    }
-}
-
 // The activations of the last step. Called with list NULL before it, it makes room for them.
 static int gpt_activations(void *model, Activation *list) {
-    return gpt_is_bf16(model) ? gpt_activations_as((Gpt<__nv_bfloat16> *)model, list)
-                              : gpt_activations_as((Gpt<float> *)model, list);
+    return ((DeviceModel *)model)->bf16 ? gpt_activations_as((Gpt<__nv_bfloat16> *)model, list)
+                                        : gpt_activations_as((Gpt<float> *)model, list);
 }
 
 static const ModelSpec gpt_spec = {
@@ -1785,7 +1722,7 @@ static const ModelSpec gpt_spec = {
     .sizes_of_file = gpt_sizes_of_file,
     .step_flops = gpt_step_flops,
     .create = gpt_create,
-    .destroy = gpt_destroy,
+    .destroy = device_destroy,
     .state = device_state,
     .state_changed = device_state_changed,
     .set_data = device_set_data,

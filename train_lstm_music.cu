@@ -47,10 +47,6 @@
 
 constexpr int V = DATA_TOKENS;
 
-// Whether operands are bf16, for tensor cores.
-template <typename Operand>
-constexpr bool BF16 = sizeof(Operand) == sizeof(__nv_bfloat16);
-
 // ---- parameters
 
 // Every parameter tensor of an LSTM layer and of the head, once: member, name in the file, initial values, rank and
@@ -79,7 +75,7 @@ typedef struct {
 
 typedef struct { // pointers into a flat array: the parameters, their gradients, ...
     real *emb;   // [V,E]
-    LayerTensors *layers;
+    LayerTensors layers[LSTM_MAX_LAYERS];
     LSTM_HEAD_TENSORS(MEMBER)
 } LstmTensors;
 
@@ -621,7 +617,7 @@ static __device__ void load_columns(uint32_t (&w)[CHUNKS][8], int first, const _
     for (int j = 0; j < CHUNKS; j++) {
         staged[lane] = row[j];
         __syncwarp();
-        ldmatrix<4, true>(w[j] + first, &staged[lane]);
+        ldmatrix<true>(w[j] + first, &staged[lane]);
         __syncwarp();
     }
 }
@@ -721,12 +717,11 @@ static __global__ void __launch_bounds__(256) absent_kernel(uint4 *first, uint4 
 // How many sets of H / 8 blocks of this kernel run at the same time: 0 if not even one does.
 template <typename Kernel>
 static int fast_sets(Kernel *kernel, int H) {
-    int device = 0, multiprocessors = 0, cooperative = 0, blocks = 0;
-    cuda_check(cudaGetDevice(&device));
-    cuda_check(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device));
-    cuda_check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    int blocks = 0;
+    cudaDeviceProp device;
+    cuda_check(cudaGetDeviceProperties(&device, 0));
     cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, FAST_THREADS, 0));
-    return cooperative ? multiprocessors * blocks / (H / FAST_UNITS) : 0;
+    return device.cooperativeLaunch ? device.multiProcessorCount * blocks / (H / FAST_UNITS) : 0;
 }
 
 template <int L, int CHUNKS>
@@ -973,11 +968,11 @@ static __global__ void softmax_cross_entropy_kernel(float *losses, Operand *dlog
     }
 }
 
+// m->losses of the first R rows, with dlogits ready for the backward unless it is nullptr.
 template <typename Operand>
-static void softmax_cross_entropy(float *losses, Operand *dlogits, const float *logits, const uint8_t *targets, int R,
-                                  cudaStream_t stream) {
+static void softmax_cross_entropy(const DeviceModel *m, Operand *dlogits, const float *logits, int R) {
     const int blocks = blocks_for(R, ROW_WARPS), threads = ROW_WARPS * WARP;
-    softmax_cross_entropy_kernel<Operand><<<blocks, threads, 0, stream>>>(losses, dlogits, logits, targets, R);
+    softmax_cross_entropy_kernel<Operand><<<blocks, threads, 0, m->stream>>>(m->losses, dlogits, logits, m->targets, R);
     LAUNCHED(softmax_cross_entropy_kernel<Operand>);
 }
 
@@ -1000,9 +995,11 @@ static __global__ void adamax_kernel(float *params, Operand *weights, const floa
 }
 
 template <typename Operand>
-static void adamax(float *params, Operand *weights, const float *grads, float *exp_avg, float *exp_inf,
-                   const DeviceState *state, int64_t n, cudaStream_t stream) {
-    adamax_kernel<Operand><<<blocks_for(n, 256), 256, 0, stream>>>(params, weights, grads, exp_avg, exp_inf, state, n);
+static void adamax(void *model) {
+    const DeviceModel *m = (const DeviceModel *)model;
+    float *const *flat = m->flat, *grads = flat[STATE_GRADS], *exp_avg = flat[STATE_EXP_AVG];
+    adamax_kernel<Operand><<<blocks_for(m->layout.size, 256), 256, 0, m->stream>>>(
+        flat[STATE_PARAMS], (Operand *)m->weights, grads, exp_avg, flat[STATE_EXP_INF], m->state, m->layout.size);
     LAUNCHED(adamax_kernel<Operand>);
 }
 
@@ -1013,18 +1010,18 @@ struct Lstm {
     DeviceModel device; // first
     RecurrenceShape shape;
     LstmTensors params, grads;
-    LayerRecurrence<Operand> *acts;                // what the backward needs of a layer's forward, and its weights
-    float *table;                                  // [V,4H] layer 0's input product of each token
-    float *normalized1, *rstd1;                    // [R,2H], [R] of the head's first LayerNorm
-    float *normalized2, *rstd2;                    // [R,H], [R] of its second
-    Operand *x1, *x2;                              // [R,2H], [R,H] their outputs after dropout
-    float *logits;                                 // [R,V]
-    Operand *dlogits, *dfc1, *dfc2;                // [R,DLOGITS_ROW], [R,2H], [R,H]
-    float *d;                                      // [R,2H] the gradient on its way down
-    float *dtable, *partial;                       // [V,4H]; embedding_partial_size
-    Operand *dtable_operand;                       // [V,4H]
-    float *norm_sums1, *norm_sums2;                // layernorm_sums_size
-    float *head_parts, *layer_parts, *table_parts; // scratch for the weights' gradients
+    LayerRecurrence<Operand> acts[LSTM_MAX_LAYERS]; // what the backward needs of a layer's forward, and its weights
+    float *table;                                   // [V,4H] layer 0's input product of each token
+    float *normalized1, *rstd1;                     // [R,2H], [R] of the head's first LayerNorm
+    float *normalized2, *rstd2;                     // [R,H], [R] of its second
+    Operand *x1, *x2;                               // [R,2H], [R,H] their outputs after dropout
+    float *logits;                                  // [R,V]
+    Operand *dlogits, *dfc1, *dfc2;                 // [R,DLOGITS_ROW], [R,2H], [R,H]
+    float *d;                                       // [R,2H] the gradient on its way down
+    float *dtable, *partial;                        // [V,4H]; embedding_partial_size
+    Operand *dtable_operand;                        // [V,4H]
+    float *norm_sums1, *norm_sums2;                 // layernorm_sums_size
+    float *head_parts, *layer_parts, *table_parts;  // scratch for the weights' gradients
 };
 
 template <typename Operand>
@@ -1077,12 +1074,6 @@ static WeightGradient<Operand> lstm_table_weights(const Lstm<Operand> *m) {
     return {dlayer->w_ih, dlayer->b_ih, m->dtable_operand, emb, sizes[LSTM_EMBED], 4 * sizes[LSTM_WIDTH]};
 }
 
-// Points *piece to `count` elements of the arena.
-template <typename Element>
-static void take(DeviceArena *arena, Element **piece, double count) {
-    *piece = (Element *)device_take(arena, count, sizeof(Element));
-}
-
 template <typename Operand>
 static void lstm_carve(void *model, DeviceArena *arena) {
     Lstm<Operand> *m = (Lstm<Operand> *)model;
@@ -1091,33 +1082,33 @@ static void lstm_carve(void *model, DeviceArena *arena) {
     const double R = rows;
     for (int l = 0; l < lstm_layers(m); l++) {
         LayerRecurrence<Operand> *a = &m->acts[l];
-        take(arena, &a->gates, R * 4 * H);
-        take(arena, &a->c, R * H);
-        take(arena, &a->h, (R + B) * H);
+        device_take(arena, &a->gates, R * 4 * H);
+        device_take(arena, &a->c, R * H);
+        device_take(arena, &a->h, (R + B) * H);
         if (a->h) a->h += (size_t)B * H; // after the zeros of lstm_h_before()
-        take(arena, &a->x, R * H);
-        take(arena, &a->dgates, R * 4 * H);
-        take(arena, &a->dc, (double)B * H);
-        take(arena, &a->bias, 4 * H);
+        device_take(arena, &a->x, R * H);
+        device_take(arena, &a->dgates, R * 4 * H);
+        device_take(arena, &a->dc, (double)B * H);
+        device_take(arena, &a->bias, 4 * H);
     }
-    take(arena, &m->table, (double)V * 4 * H);
-    take(arena, &m->normalized1, R * 2 * H);
-    take(arena, &m->rstd1, R);
-    take(arena, &m->normalized2, R * H);
-    take(arena, &m->rstd2, R);
-    take(arena, &m->x1, R * 2 * H);
-    take(arena, &m->x2, R * H);
-    take(arena, &m->logits, R * V);
-    take(arena, &m->dlogits, R * DLOGITS_ROW);
-    take(arena, &m->dfc1, R * 2 * H);
-    take(arena, &m->dfc2, R * H);
-    take(arena, &m->d, R * 2 * H);
-    take(arena, &m->dtable, (double)V * 4 * H);
+    device_take(arena, &m->table, (double)V * 4 * H);
+    device_take(arena, &m->normalized1, R * 2 * H);
+    device_take(arena, &m->rstd1, R);
+    device_take(arena, &m->normalized2, R * H);
+    device_take(arena, &m->rstd2, R);
+    device_take(arena, &m->x1, R * 2 * H);
+    device_take(arena, &m->x2, R * H);
+    device_take(arena, &m->logits, R * V);
+    device_take(arena, &m->dlogits, R * DLOGITS_ROW);
+    device_take(arena, &m->dfc1, R * 2 * H);
+    device_take(arena, &m->dfc2, R * H);
+    device_take(arena, &m->d, R * 2 * H);
+    device_take(arena, &m->dtable, (double)V * 4 * H);
     m->dtable_operand = (Operand *)m->dtable;
-    if (BF16<Operand>) take(arena, &m->dtable_operand, (double)V * 4 * H);
-    take(arena, &m->partial, (double)embedding_partial_size(rows, 4 * H));
-    take(arena, &m->norm_sums1, (double)layernorm_sums_size(rows, 2 * H));
-    take(arena, &m->norm_sums2, (double)layernorm_sums_size(rows, H));
+    if (BF16<Operand>) device_take(arena, &m->dtable_operand, (double)V * 4 * H);
+    device_take(arena, &m->partial, (double)embedding_partial_size(rows, 4 * H));
+    device_take(arena, &m->norm_sums1, (double)layernorm_sums_size(rows, 2 * H));
+    device_take(arena, &m->norm_sums2, (double)layernorm_sums_size(rows, H));
     WeightGradient<Operand> head[HEAD_WEIGHTS], layers[WEIGHT_GROUP], table = lstm_table_weights(m);
     size_t most = 0;
     lstm_head_weights(m, head);
@@ -1125,9 +1116,9 @@ static void lstm_carve(void *model, DeviceArena *arena) {
         const int n = lstm_layer_weights(m, l, layers);
         most = max(most, matmul_weights_scratch(layers, n, rows));
     }
-    take(arena, &m->head_parts, (double)matmul_weights_scratch(head, HEAD_WEIGHTS, rows));
-    take(arena, &m->layer_parts, (double)most);
-    take(arena, &m->table_parts, (double)matmul_weights_scratch(&table, 1, V));
+    device_take(arena, &m->head_parts, (double)matmul_weights_scratch(head, HEAD_WEIGHTS, rows));
+    device_take(arena, &m->layer_parts, (double)most);
+    device_take(arena, &m->table_parts, (double)matmul_weights_scratch(&table, 1, V));
 }
 
 // ---- the model: forward, backward, update
@@ -1170,14 +1161,6 @@ static void lstm_forward(Lstm<Operand> *m, int B, bool training) {
     matmul_forward(m->normalized2, m->x1, weight<Operand>(device, p->fc2_w), nullptr, false, R, 2 * H, H, stream);
     layernorm_relu_dropout_forward(lstm_norm2(m, training), p->fc2_b, device->state, R, B, H, stream);
     matmul_forward(m->logits, m->x2, weight<Operand>(device, p->fc3_w), p->fc3_b, false, R, H, V, stream);
-}
-
-// The losses of the first R rows; with dlogits ready for the backward if asked.
-template <typename Operand>
-static void lstm_loss(Lstm<Operand> *m, int R, bool backward) {
-    const DeviceModel *device = &m->device;
-    softmax_cross_entropy(device->losses, backward ? m->dlogits : nullptr, m->logits, device->targets, R,
-                          device->stream);
 }
 
 // Gradients of all parameters, after lstm_forward and lstm_loss of the same step. What only the update waits for runs
@@ -1240,28 +1223,13 @@ static void lstm_backward(Lstm<Operand> *m) {
 
 // ---- what the recipe asks of a model (dev/recipe/model.h, ModelSpec; dev/cuda/device_model.cuh, DeviceHooks)
 
-// Forward and loss of the batch in inputs and targets, and the backward.
+// Forward and losses of B windows of inputs and targets; when training, with dropout and the backward.
 template <typename Operand>
-static void lstm_enqueue_gradients(void *model) {
+static void lstm_enqueue(void *model, int B, bool training) {
     Lstm<Operand> *m = (Lstm<Operand> *)model;
-    const int B = m->device.config.B;
-    lstm_forward(m, B, true);
-    lstm_loss(m, B * m->device.config.T, true);
-    lstm_backward(m);
-}
-
-template <typename Operand>
-static void lstm_enqueue_update(void *model) {
-    const DeviceModel *m = (const DeviceModel *)model;
-    adamax(m->flat[STATE_PARAMS], (Operand *)m->weights, m->flat[STATE_GRADS], m->flat[STATE_EXP_AVG],
-           m->flat[STATE_EXP_INF], m->state, m->layout.size, m->stream);
-}
-
-template <typename Operand>
-static void lstm_enqueue_losses(void *model, int n) {
-    Lstm<Operand> *m = (Lstm<Operand> *)model;
-    lstm_forward(m, n, false);
-    lstm_loss(m, n * m->device.config.T, false);
+    lstm_forward(m, B, training);
+    softmax_cross_entropy(&m->device, training ? m->dlogits : nullptr, m->logits, B * m->device.config.T);
+    if (training) lstm_backward(m);
 }
 
 template <typename Operand>
@@ -1270,33 +1238,15 @@ static const DeviceHooks lstm_hooks = {
     .time_major = true,
     .layout = lstm_layout,
     .carve = lstm_carve<Operand>,
-    .enqueue_gradients = lstm_enqueue_gradients<Operand>,
-    .enqueue_update = lstm_enqueue_update<Operand>,
-    .enqueue_losses = lstm_enqueue_losses<Operand>,
+    .enqueue = lstm_enqueue<Operand>,
+    .enqueue_update = adamax<Operand>,
 };
 
 template <typename Operand>
-static void lstm_destroy_as(Lstm<Operand> *m) {
-    device_destroy(&m->device);
-    free(m->params.layers);
-    free(m->grads.layers);
-    free(m->acts);
-    free(m);
-}
-
-template <typename Operand>
 static void *lstm_create_as(const ModelConfig *config, char *error) {
-    Lstm<Operand> *m = (Lstm<Operand> *)allocate("the model", 1, sizeof *m, error);
+    Lstm<Operand> *m = (Lstm<Operand> *)device_create(sizeof *m, config, &lstm_hooks<Operand>, error);
     if (!m) return nullptr;
-    const int L = config->sizes[LSTM_LAYERS], H = config->sizes[LSTM_WIDTH];
-    m->acts = (LayerRecurrence<Operand> *)allocate("the model", L, sizeof *m->acts, error);
-    m->params.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
-    m->grads.layers = (LayerTensors *)allocate("the model", L, sizeof(LayerTensors), error);
-    if (!m->acts || !m->params.layers || !m->grads.layers ||
-        !device_create(&m->device, config, &lstm_hooks<Operand>, error)) {
-        lstm_destroy_as(m);
-        return nullptr;
-    }
+    const int L = lstm_layers(m), H = config->sizes[LSTM_WIDTH];
     lstm_point(&m->params, &m->device.layout, L, m->device.flat[STATE_PARAMS]);
     lstm_point(&m->grads, &m->device.layout, L, m->device.flat[STATE_GRADS]);
     for (int l = 0; l < L; l++) {
@@ -1311,36 +1261,12 @@ static void *lstm_create_as(const ModelConfig *config, char *error) {
     return m;
 }
 
-// Copies R rows of C numbers from the device to out, in the order of files; if there is a w, relu(x * w + b) of them.
-// rows [R,C]: scratch. Returns the end.
-template <typename Operand, typename Number>
-static float *lstm_keep_rows(const Lstm<Operand> *m, float *out, float *rows, const Number *x, const float *w,
-                             const float *b, int C) {
-    const int B = m->device.config.B, T = m->device.config.T;
-    device_fetch(rows, x, (int64_t)B * T * C, BF16<Number>);
-    for (int r = 0; r < B * T; r++) {
-        float *out_r = out + ((size_t)(r % B) * T + r / B) * C;
-        const float *x_r = rows + (size_t)r * C;
-        for (int c = 0; c < C; c++) {
-            const float v = w ? x_r[c] * w[c] + b[c] : x_r[c];
-            out_r[c] = w && v < 0 ? 0 : v;
-        }
-    }
-    return out + (size_t)B * T * C;
-}
-
-// Activation i of 2 L + 3: its name, its shape and where it lies. Returns its width.
-static int lstm_describe(Activation *out, const real *data, const ModelConfig *config, int i) {
-    const int H = config->sizes[LSTM_WIDTH], head = i - 2 * config->sizes[LSTM_LAYERS];
-    const char *const names[] = {"act.head.3", "act.head.7", "logits"};
-    const int widths[] = {2 * H, H, V}, C = head < 0 ? H : widths[head];
-    *out = Activation{"", 3, {config->B, config->T, C}, data};
-    if (head < 0) {
-        snprintf(out->name, sizeof out->name, "act.%c_l%d", "hc"[i % 2], i / 2);
-    } else {
-        strcpy(out->name, names[head]);
-    }
-    return C;
+// lstm_keep_rows() of x on the device. rows [R,C]: scratch.
+template <typename Number>
+static float *lstm_fetch_rows(const ModelConfig *config, float *out, float *rows, const Number *x, const float *w,
+                              const float *b, int C) {
+    device_fetch(rows, x, (int64_t)config->B * config->T * C, BF16<Number>);
+    return lstm_keep_rows(config, out, rows, w, b, C);
 }
 
 // Before the step, this also keeps the LayerNorms' weights and biases, which the update changes: ln1_w, ln1_b [2H],
@@ -1348,13 +1274,13 @@ static int lstm_describe(Activation *out, const real *data, const ModelConfig *c
 template <typename Operand>
 static int lstm_activations_as(Lstm<Operand> *m, Activation *list) {
     DeviceModel *device = &m->device;
-    const int L = lstm_layers(m), count = 2 * L + 3, H = device->config.sizes[LSTM_WIDTH];
-    const int64_t R = (int64_t)device->config.B * device->config.T, size = R * ((2 * L + 3) * H + V);
+    const ModelConfig *config = &device->config;
+    const int L = lstm_layers(m), count = 2 * L + 3, H = config->sizes[LSTM_WIDTH];
+    const int64_t R = (int64_t)config->B * config->T, size = R * ((2 * L + 3) * H + V);
     if (!device->kept) device->kept = (float *)calloc((size_t)(size + 6 * H + R * max(2 * H, V)), sizeof(float));
     if (!device->kept) return -1;
     float *out = device->kept, *ln1_w = out + size, *ln1_b = ln1_w + 2 * H, *ln2_w = ln1_b + 2 * H, *ln2_b = ln2_w + H;
     float *rows = ln2_b + H;
-    cuda_check(cudaStreamSynchronize(device->stream));
     if (!list) {
         device_fetch(ln1_w, m->params.ln1_w, 2 * H, false);
         device_fetch(ln1_b, m->params.ln1_b, 2 * H, false);
@@ -1363,14 +1289,14 @@ static int lstm_activations_as(Lstm<Operand> *m, Activation *list) {
         return count;
     }
     const float *data = out;
-    for (int i = 0; i < count; i++) data += R * lstm_describe(&list[i], data, &device->config, i);
+    for (int i = 0; i < count; i++) data += R * lstm_describe(&list[i], data, config, i);
     for (int l = 0; l < L; l++) {
-        out = lstm_keep_rows(m, out, rows, m->acts[l].h, nullptr, nullptr, H);
-        out = lstm_keep_rows(m, out, rows, m->acts[l].c, nullptr, nullptr, H);
+        out = lstm_fetch_rows(config, out, rows, m->acts[l].h, nullptr, nullptr, H);
+        out = lstm_fetch_rows(config, out, rows, m->acts[l].c, nullptr, nullptr, H);
     }
-    out = lstm_keep_rows(m, out, rows, m->normalized1, ln1_w, ln1_b, 2 * H);
-    out = lstm_keep_rows(m, out, rows, m->normalized2, ln2_w, ln2_b, H);
-    lstm_keep_rows(m, out, rows, m->logits, nullptr, nullptr, V);
+    out = lstm_fetch_rows(config, out, rows, m->normalized1, ln1_w, ln1_b, 2 * H);
+    out = lstm_fetch_rows(config, out, rows, m->normalized2, ln2_w, ln2_b, H);
+    lstm_fetch_rows(config, out, rows, m->logits, nullptr, nullptr, V);
     return count;
 }
 
@@ -1379,21 +1305,10 @@ static void *lstm_create(const ModelConfig *config, char *error) {
                                              : lstm_create_as<__nv_bfloat16>(config, error);
 }
 
-static bool lstm_is_bf16(void *model) { return ((DeviceModel *)model)->bf16; }
-
-static void lstm_destroy(void *model) {
-    if (!model) return;
-    if (lstm_is_bf16(model)) {
-        lstm_destroy_as((Lstm<__nv_bfloat16> *)model);
-    } else {
-        lstm_destroy_as((Lstm<float> *)model);
-    }
-}
-
 // The activations of the last step. Called with list NULL before that step, it makes room for them.
 static int lstm_activations(void *model, Activation *list) {
-    return lstm_is_bf16(model) ? lstm_activations_as((Lstm<__nv_bfloat16> *)model, list)
-                               : lstm_activations_as((Lstm<float> *)model, list);
+    return ((DeviceModel *)model)->bf16 ? lstm_activations_as((Lstm<__nv_bfloat16> *)model, list)
+                                        : lstm_activations_as((Lstm<float> *)model, list);
 }
 
 static const ModelSpec lstm_spec = {
@@ -1410,7 +1325,7 @@ static const ModelSpec lstm_spec = {
     .sizes_of_file = lstm_sizes_of_file,
     .step_flops = lstm_step_flops,
     .create = lstm_create,
-    .destroy = lstm_destroy,
+    .destroy = device_destroy,
     .state = device_state,
     .state_changed = device_state_changed,
     .set_data = device_set_data,

@@ -55,7 +55,7 @@ typedef struct {
 
 typedef struct { // pointers into a flat array: the parameters, their gradients, ...
     real *emb;   // [V,C]
-    LayerTensors *layers;
+    LayerTensors layers[GPT_MAX_LAYERS];
     real *head_w, *head_b; // [V,C], [V]
 } GptTensors;
 
@@ -515,7 +515,7 @@ typedef struct {
     HostModel host; // first
     AttentionShape shape;
     GptTensors params, grads;
-    LayerActivations *acts;
+    LayerActivations acts[GPT_MAX_LAYERS];
     real *x;                             // [R,C] what flows from layer to layer; in the backward, a layer's input again
     real *logits, *dlogits, *losses;     // [R,V], [R,V], [R]
     real *dx, *branch, *wide;            // [R,C], [R,C], [R, max(3C, F)]: gradients on their way down
@@ -526,15 +526,19 @@ typedef struct {
 
 static int gpt_layers(const Gpt *m) { return m->host.config.sizes[GPT_LAYERS]; }
 
-// Points into the block of memory at base and returns its elements; with base NULL it only counts. The last strip and
-// the last tile of a batch read up to STRIP rows of qkv and x too many, and throw them away; there is memory for them.
-static double gpt_carve(Gpt *m, real *base) {
-    const AttentionShape s = m->shape;
-    const double B = m->host.config.B, R = B * s.T, C = s.C, F = m->host.config.sizes[GPT_HIDDEN], NH = s.NH;
+// For host_create(). The last strip and the last tile of a batch read up to STRIP rows of qkv and x too many, and throw
+// them away; there is memory for them.
+static double gpt_carve(void *model, real *base) {
+    Gpt *m = model;
+    const ModelConfig *config = &m->host.config;
+    const int *sizes = config->sizes;
+    const AttentionShape s = attention_shape(config->T, sizes[GPT_WIDTH], sizes[GPT_HEADS], sizes[GPT_REL]);
+    const double B = config->B, R = B * s.T, C = s.C, F = sizes[GPT_HIDDEN], NH = s.NH;
     const double wide = fmax(3 * C, F), widest = fmax(wide, V), threads = (double)thread_count();
     const double inputs = (double)matmul_scratch_size((size_t)R, (size_t)fmax(C, F));
     const double weights = (double)matmul_scratch_size((size_t)widest, (size_t)widest);
     Arena arena = {base, 0};
+    m->shape = s;
     for (int i = 0; i < 4; i++) m->host.state[i] = arena_take(&arena, (double)m->host.layout.size);
     for (int l = 0; l < gpt_layers(m); l++) {
         LayerActivations *a = &m->acts[l];
@@ -611,14 +615,6 @@ static void gpt_forward(Gpt *m, int B, int64_t step) {
     matmul_forward(m->logits, m->x, m->params.head_w, m->params.head_b, false, R, C, V, m->mm);
 }
 
-// The mean loss of the batch; with dlogits ready for the backward if asked.
-static double gpt_loss(Gpt *m, int R, bool backward) {
-    softmax_cross_entropy(m->losses, backward ? m->dlogits : NULL, m->logits, m->host.targets, R);
-    double sum = 0;
-    for (int r = 0; r < R; r++) sum += (double)m->losses[r];
-    return sum / R;
-}
-
 // Gradients of all parameters, from zero, after gpt_forward and gpt_loss of the same step.
 static void gpt_backward(Gpt *m, int B, int64_t step) {
     const AttentionShape s = m->shape;
@@ -661,77 +657,41 @@ static void gpt_backward(Gpt *m, int B, int64_t step) {
 
 // ---- what the recipe asks of a model (recipe/model.h, ModelSpec)
 
-static void gpt_load_windows(Gpt *m, const Dataset *data, const int64_t *starts, int n) {
-    const int T = m->shape.T;
-    for (int b = 0; b < n; b++) {
-        memcpy(m->host.tokens + (size_t)b * T, data->tokens + starts[b], (size_t)T);
-        memcpy(m->host.targets + (size_t)b * T, data->tokens + starts[b] + 1, (size_t)T);
-    }
-}
-
 // Forward and loss of a planned step, and the backward if the loss is finite.
 static double gpt_gradients(void *model, const StepPlan *plan) {
     Gpt *m = model;
     const int B = m->host.config.B;
     epoch_batch(m->host.data, m->host.config.seed, plan->epoch, plan->index, B, m->host.starts);
-    gpt_load_windows(m, m->host.data, m->host.starts, B);
+    host_load_windows(&m->host, m->host.data, m->host.starts, B, false);
     gpt_forward(m, B, plan->step);
-    double loss = gpt_loss(m, B * m->shape.T, true);
+    softmax_cross_entropy(m->losses, m->dlogits, m->logits, m->host.targets, B * m->shape.T);
+    const double loss = mean_loss(m->losses, B * m->shape.T);
     if (isfinite(loss)) gpt_backward(m, B, plan->step);
     return loss;
 }
 
 static void gpt_train_step(void *model, const StepPlan *plan) {
     Gpt *m = model;
-    if (m->host.bad_step >= 0) return;
-    double loss = gpt_gradients(m, plan);
-    if (!isfinite(loss) || !all_finite(m->host.state[STATE_GRADS], m->host.layout.size)) {
-        m->host.bad_step = plan->step;
-        return;
-    }
+    if (m->host.bad_step >= 0 || !host_count_step(&m->host, plan->step, gpt_gradients(m, plan))) return;
     adamax(m->host.state[STATE_PARAMS], m->host.state[STATE_GRADS], m->host.state[STATE_EXP_AVG],
            m->host.state[STATE_EXP_INF], m->host.layout.size, plan->lr, plan->step + 1);
-    m->host.loss_sum += loss;
 }
 
 static void gpt_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
     Gpt *m = model;
-    gpt_load_windows(m, test, starts, n);
+    const int R = n * m->shape.T;
+    host_load_windows(&m->host, test, starts, n, false);
     gpt_forward(m, n, -1);
-    gpt_loss(m, n * m->shape.T, false);
-    eval_add(add, m->losses, m->host.targets, n * m->shape.T);
-}
-
-static void gpt_destroy(void *model) {
-    Gpt *m = model;
-    if (!m) return;
-    host_destroy(&m->host);
-    free(m->params.layers);
-    free(m->grads.layers);
-    free(m->acts);
-    free(m);
+    softmax_cross_entropy(m->losses, NULL, m->logits, m->host.targets, R);
+    eval_add(add, m->losses, m->host.targets, R);
 }
 
 static void *gpt_create(const ModelConfig *config, char *error) {
-    Gpt *m = allocate("the model", 1, sizeof *m, error);
+    Gpt *m = host_create(sizeof *m, config, gpt_layout, gpt_carve, error);
     if (!m) return NULL;
-    const int *sizes = config->sizes, L = sizes[GPT_LAYERS];
-    m->shape = attention_shape(config->T, sizes[GPT_WIDTH], sizes[GPT_HEADS], sizes[GPT_REL]);
-    bool ok = host_create(&m->host, config, gpt_layout, error);
-    m->acts = allocate("the model", L, sizeof(LayerActivations), error);
-    m->params.layers = allocate("the model", L, sizeof(LayerTensors), error);
-    m->grads.layers = allocate("the model", L, sizeof(LayerTensors), error);
-    if (ok && m->acts && m->params.layers && m->grads.layers) {
-        m->host.memory = allocate("the model and its activations", gpt_carve(m, NULL), sizeof(real), error);
-    }
-    if (!m->host.memory) {
-        gpt_destroy(m);
-        return NULL;
-    }
-    gpt_carve(m, m->host.memory);
     m->mm.bf16 = !strcmp(config->precision, "bf16");
-    gpt_point(&m->params, &m->host.layout, L, m->host.state[STATE_PARAMS]);
-    gpt_point(&m->grads, &m->host.layout, L, m->host.state[STATE_GRADS]);
+    gpt_point(&m->params, &m->host.layout, gpt_layers(m), m->host.state[STATE_PARAMS]);
+    gpt_point(&m->grads, &m->host.layout, gpt_layers(m), m->host.state[STATE_GRADS]);
     return m;
 }
 
@@ -776,7 +736,7 @@ static const ModelSpec gpt_spec = {
     .sizes_of_file = gpt_sizes_of_file,
     .step_flops = gpt_step_flops,
     .create = gpt_create,
-    .destroy = gpt_destroy,
+    .destroy = host_destroy,
     .state = host_state,
     .state_changed = host_state_changed,
     .set_data = host_set_data,

@@ -67,7 +67,7 @@ typedef struct {
 
 typedef struct { // pointers into a flat array: the parameters, their gradients, ...
     real *emb;   // [V,E]
-    LayerTensors *layers;
+    LayerTensors layers[LSTM_MAX_LAYERS];
     LSTM_HEAD_TENSORS(MEMBER)
 } LstmTensors;
 
@@ -146,19 +146,13 @@ static void add_biases(real *bias, const real *b_ih, const real *b_hh, int n) {
 
 static int padded_units(int H) { return round_up(H, TILE_N); } // whole blocks
 
-// panels [H / TILE_N][4][H][TILE_N]: of each block the rows of each gate, transposed. H / TILE_N is rounded up. In bf16
-// a panel fills half of its place.
+// panels [H / TILE_N][4][H][TILE_N]: of each block the rows of each gate, transposed. H / TILE_N is rounded up.
 static void pack_recurrent_forward(real *panels, const real *w_hh, int H, bool bf16) {
 #pragma omp parallel for schedule(static)
     for (int i = 0; i < padded_units(H) / TILE_N * 4; i++) {
         const int u0 = i / 4 * TILE_N, gate = i % 4, width = min_int(TILE_N, H - u0);
         const real *rows = w_hh + ((size_t)gate * H + u0) * H;
-        real *panel = panels + (size_t)i * H * TILE_N;
-        if (bf16) {
-            pack_panel_bf16((uint32_t *)panel, rows, 1, H, H, width);
-        } else {
-            pack_panel(panel, rows, 1, H, H, width);
-        }
+        pack_panel(panels + (size_t)i * H * TILE_N, rows, 1, H, H, width, bf16);
     }
 }
 
@@ -166,39 +160,19 @@ static void pack_recurrent_forward(real *panels, const real *w_hh, int H, bool b
 static void pack_recurrent_backward(real *panels, const real *w_hh, int H, bool bf16) {
 #pragma omp parallel for schedule(static)
     for (int u0 = 0; u0 < H; u0 += TILE_N) {
-        real *panel = panels + (size_t)u0 * 4 * H;
-        if (bf16) {
-            pack_panel_bf16((uint32_t *)panel, w_hh + u0, H, 1, 4 * H, min_int(TILE_N, H - u0));
-        } else {
-            pack_panel(panel, w_hh + u0, H, 1, 4 * H, min_int(TILE_N, H - u0));
-        }
+        pack_panel(panels + (size_t)u0 * 4 * H, w_hh + u0, H, 1, 4 * H, min_int(TILE_N, H - u0), bf16);
     }
 }
-
-// The left operand of a time step's product: rows of x [B,K] where they lie, or in bf16 in a thread's own scratch.
-typedef struct {
-    const real *x;
-    const uint32_t *pairs; // or NULL
-    int stride;            // elements from row to row
-} StepRows;
 
 static size_t step_scratch_size(int B, int H) { return (size_t)round_up(B, TILE_M) * (2 * (size_t)H + 16); }
 
-static StepRows step_rows(const real *x, int B, int K, bool bf16, real *scratch) {
-    if (!bf16) return (StepRows){x, NULL, K};
+// The left operand of a time step's product: rows of x [B,K] where they lie, or in bf16 in a thread's own scratch.
+static MatmulRows step_rows(const real *x, int B, int K, bool bf16, real *scratch) {
+    if (!bf16) return (MatmulRows){x, NULL, K};
     uint32_t *pairs = (uint32_t *)scratch;
     const int stride = (K + 1) / 2 + 16; // rows a power of two apart would compete for the same places in the cache
     for (int b = 0; b < B; b++) bf16_pack(pairs + (size_t)b * stride, x + (size_t)b * K, K);
-    return (StepRows){NULL, pairs, stride};
-}
-
-// out [B][width] += rows [B,K] panel [K][TILE_N]
-static void step_product(real *out, int out_row, int B, int width, int K, StepRows rows, const real *panel) {
-    if (rows.pairs) {
-        matmul_panel_add_bf16(out, out_row, B, width, K, rows.pairs, rows.stride, (const uint32_t *)panel);
-    } else {
-        matmul_panel_add(out, out_row, B, width, K, rows.x, rows.stride, panel);
-    }
+    return (MatmulRows){NULL, pairs, stride};
 }
 
 // One row of a block of units. gates comes as sums and leaves as i, f, g, o, each H apart. c_before is NULL at t = 0.
@@ -227,14 +201,14 @@ static void recurrence_forward(real *gates, real *c, real *h, const real *panels
 #pragma omp parallel
     for (int t = 0; t < T; t++) {
         real *gates_t = gates + 4 * BH * t, *c_t = c + BH * t, *h_t = h + BH * t;
-        StepRows rows = {0};
+        MatmulRows rows = {0};
         if (t > 0) rows = step_rows(h_t - BH, B, H, bf16, scratch + thread_number() * step_scratch_size(B, H));
 #pragma omp for schedule(static) // the threads wait for each other at its end
         for (int u0 = 0; u0 < H; u0 += TILE_N) {
             const int width = min_int(TILE_N, H - u0);
             for (int gate = 0; gate < 4 && t > 0; gate++) {
-                step_product(gates_t + (size_t)gate * H + u0, 4 * H, B, width, H, rows,
-                             panels + (4 * (size_t)u0 + (size_t)gate * TILE_N) * H);
+                matmul_panel_add(gates_t + (size_t)gate * H + u0, 4 * H, B, width, H, rows,
+                                 panels + (4 * (size_t)u0 + (size_t)gate * TILE_N) * H);
             }
             for (int b = 0; b < B; b++) {
                 size_t at = (size_t)b * H + u0;
@@ -274,14 +248,14 @@ static void recurrence_backward(real *gates, real *dh, real *dc, const real *c, 
     for (int t = T - 1; t >= 0; t--) {
         real *gates_t = gates + 4 * BH * t, *dh_t = dh + BH * t;
         const real *c_t = c + BH * t;
-        StepRows rows = {0};
+        MatmulRows rows = {0};
         if (t < T - 1) {
             rows = step_rows(gates_t + 4 * BH, B, 4 * H, bf16, scratch + thread_number() * step_scratch_size(B, H));
         }
 #pragma omp for schedule(static)
         for (int u0 = 0; u0 < H; u0 += TILE_N) {
             const int width = min_int(TILE_N, H - u0);
-            if (t < T - 1) step_product(dh_t + u0, H, B, width, 4 * H, rows, panels + (size_t)u0 * 4 * H);
+            if (t < T - 1) matmul_panel_add(dh_t + u0, H, B, width, 4 * H, rows, panels + (size_t)u0 * 4 * H);
             for (int b = 0; b < B; b++) {
                 size_t at = (size_t)b * H + u0;
                 cell_backward(gates_t + 4 * (size_t)b * H + u0, dc + at, dh_t + at, c_t + at,
@@ -437,7 +411,7 @@ typedef struct {         // what the backward needs of a layer's forward
 typedef struct {
     HostModel host; // first
     LstmTensors params, grads;
-    LayerActivations *acts;
+    LayerActivations acts[LSTM_MAX_LAYERS];
     real *table, *bias;              // [V,4H] layer 0's input product of each token; [4H] sum of a layer's two biases
     real *normalized1, *rstd1, *x1;  // [R,2H], [R], [R,2H] of the head's first LayerNorm; x1 after dropout
     real *normalized2, *rstd2, *x2;  // [R,H], [R], [R,H] of its second
@@ -450,8 +424,9 @@ typedef struct {
 
 static int lstm_layers(const Lstm *m) { return m->host.config.sizes[LSTM_LAYERS]; }
 
-// Points into the block of memory at base and returns its elements; with base NULL it only counts.
-static double lstm_carve(Lstm *m, real *base) {
+// For host_create().
+static double lstm_carve(void *model, real *base) {
+    Lstm *m = model;
     const ModelConfig *config = &m->host.config;
     const double B = config->B, R = B * config->T, E = config->sizes[LSTM_EMBED], H = config->sizes[LSTM_WIDTH];
     const double larger = fmax(4 * H, V), smaller = fmax(fmax(2 * H, E), V); // sizes that no weight exceeds
@@ -528,14 +503,6 @@ static void lstm_forward(Lstm *m, int B, int64_t step) {
     matmul_forward(m->logits, m->x2, p->fc3_w, p->fc3_b, false, R, H, V, m->mm);
 }
 
-// The mean loss of the batch; with dlogits ready for the backward if asked.
-static double lstm_loss(Lstm *m, int R, bool backward) {
-    softmax_cross_entropy(m->losses, backward ? m->dlogits : NULL, m->logits, m->host.targets, R);
-    double sum = 0;
-    for (int r = 0; r < R; r++) sum += (double)m->losses[r];
-    return sum / R;
-}
-
 // Gradients of all parameters, from zero, after lstm_forward and lstm_loss of the same step.
 static void lstm_backward(Lstm *m, int B, int64_t step) {
     const int *sizes = m->host.config.sizes, L = lstm_layers(m);
@@ -580,40 +547,19 @@ static void lstm_backward(Lstm *m, int B, int64_t step) {
 
 // ---- what the recipe asks of a model (recipe/model.h, ModelSpec)
 
-static void lstm_load_windows(Lstm *m, const Dataset *data, const int64_t *starts, int n) {
-    for (int r = 0; r < n * m->host.config.T; r++) {
-        const uint8_t *token = data->tokens + starts[r % n] + r / n;
-        m->host.tokens[r] = token[0];
-        m->host.targets[r] = token[1];
-    }
-}
-
-// Copies the rows of x to out, in the order of files; if there is a w, relu(x * w + b) of them. Returns the end.
-static real *lstm_keep_rows(const Lstm *m, real *out, const real *x, const real *w, const real *b, int C) {
-    const int B = m->host.config.B, T = m->host.config.T;
-    for (int r = 0; r < B * T; r++) {
-        real *out_r = out + ((size_t)(r % B) * T + r / B) * C;
-        const real *x_r = x + (size_t)r * C;
-        for (int c = 0; c < C; c++) {
-            const real v = w ? x_r[c] * w[c] + b[c] : x_r[c];
-            out_r[c] = w && v < 0 ? 0 : v;
-        }
-    }
-    return out + (size_t)B * T * C;
-}
-
 // Copies the activations that a dump holds, before the update changes the parameters that some are made from.
 static void lstm_keep(Lstm *m) {
     const LstmTensors *p = &m->params;
-    const int H = m->host.config.sizes[LSTM_WIDTH];
+    const ModelConfig *config = &m->host.config;
+    const int H = config->sizes[LSTM_WIDTH];
     real *out = m->host.kept;
     for (int l = 0; l < lstm_layers(m); l++) {
-        out = lstm_keep_rows(m, out, m->acts[l].h, NULL, NULL, H);
-        out = lstm_keep_rows(m, out, m->acts[l].c, NULL, NULL, H);
+        out = lstm_keep_rows(config, out, m->acts[l].h, NULL, NULL, H);
+        out = lstm_keep_rows(config, out, m->acts[l].c, NULL, NULL, H);
     }
-    out = lstm_keep_rows(m, out, m->normalized1, p->ln1_w, p->ln1_b, 2 * H);
-    out = lstm_keep_rows(m, out, m->normalized2, p->ln2_w, p->ln2_b, H);
-    lstm_keep_rows(m, out, m->logits, NULL, NULL, V);
+    out = lstm_keep_rows(config, out, m->normalized1, p->ln1_w, p->ln1_b, 2 * H);
+    out = lstm_keep_rows(config, out, m->normalized2, p->ln2_w, p->ln2_b, H);
+    lstm_keep_rows(config, out, m->logits, NULL, NULL, V);
 }
 
 // Forward and loss of a planned step, and the backward if the loss is finite.
@@ -621,79 +567,38 @@ static double lstm_gradients(void *model, const StepPlan *plan) {
     Lstm *m = model;
     const int B = m->host.config.B;
     epoch_batch(m->host.data, m->host.config.seed, plan->epoch, plan->index, B, m->host.starts);
-    lstm_load_windows(m, m->host.data, m->host.starts, B);
+    host_load_windows(&m->host, m->host.data, m->host.starts, B, true);
     lstm_forward(m, B, plan->step);
     if (m->host.kept) lstm_keep(m);
-    const double loss = lstm_loss(m, B * m->host.config.T, true);
+    softmax_cross_entropy(m->losses, m->dlogits, m->logits, m->host.targets, B * m->host.config.T);
+    const double loss = mean_loss(m->losses, B * m->host.config.T);
     if (isfinite(loss)) lstm_backward(m, B, plan->step);
     return loss;
 }
 
 static void lstm_train_step(void *model, const StepPlan *plan) {
     Lstm *m = model;
-    if (m->host.bad_step >= 0) return;
-    const double loss = lstm_gradients(m, plan);
-    if (!isfinite(loss) || !all_finite(m->host.state[STATE_GRADS], m->host.layout.size)) {
-        m->host.bad_step = plan->step;
-        return;
-    }
+    if (m->host.bad_step >= 0 || !host_count_step(&m->host, plan->step, lstm_gradients(m, plan))) return;
     adamax(m->host.state[STATE_PARAMS], m->host.state[STATE_GRADS], m->host.state[STATE_EXP_AVG],
            m->host.state[STATE_EXP_INF], m->host.layout.size, plan->lr, plan->step + 1);
-    m->host.loss_sum += loss;
 }
 
 static void lstm_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
     Lstm *m = model;
-    lstm_load_windows(m, test, starts, n);
+    const int R = n * m->host.config.T;
+    host_load_windows(&m->host, test, starts, n, true);
     lstm_forward(m, n, -1);
-    lstm_loss(m, n * m->host.config.T, false);
-    eval_add(add, m->losses, m->host.targets, n * m->host.config.T);
-}
-
-static void lstm_destroy(void *model) {
-    Lstm *m = model;
-    if (!m) return;
-    host_destroy(&m->host);
-    free(m->params.layers);
-    free(m->grads.layers);
-    free(m->acts);
-    free(m);
+    softmax_cross_entropy(m->losses, NULL, m->logits, m->host.targets, R);
+    eval_add(add, m->losses, m->host.targets, R);
 }
 
 static void *lstm_create(const ModelConfig *config, char *error) {
-    Lstm *m = allocate("the model", 1, sizeof *m, error);
+    Lstm *m = host_create(sizeof *m, config, lstm_layout, lstm_carve, error);
     if (!m) return NULL;
-    const int L = config->sizes[LSTM_LAYERS];
-    bool ok = host_create(&m->host, config, lstm_layout, error);
-    m->acts = allocate("the model", L, sizeof *m->acts, error);
-    m->params.layers = allocate("the model", L, sizeof(LayerTensors), error);
-    m->grads.layers = allocate("the model", L, sizeof(LayerTensors), error);
-    if (ok && m->acts && m->params.layers && m->grads.layers) {
-        m->host.memory = allocate("the model and its activations", lstm_carve(m, NULL), sizeof(real), error);
-    }
-    if (!m->host.memory) {
-        lstm_destroy(m);
-        return NULL;
-    }
-    lstm_carve(m, m->host.memory);
     m->mm.bf16 = !strcmp(config->precision, "bf16");
-    lstm_point(&m->params, &m->host.layout, L, m->host.state[STATE_PARAMS]);
-    lstm_point(&m->grads, &m->host.layout, L, m->host.state[STATE_GRADS]);
+    lstm_point(&m->params, &m->host.layout, lstm_layers(m), m->host.state[STATE_PARAMS]);
+    lstm_point(&m->grads, &m->host.layout, lstm_layers(m), m->host.state[STATE_GRADS]);
     return m;
-}
-
-// Activation i of 2 L + 3: its name, its shape and where it lies. Returns its width.
-static int lstm_describe(Activation *out, const real *data, const ModelConfig *config, int i) {
-    const int H = config->sizes[LSTM_WIDTH], head = i - 2 * config->sizes[LSTM_LAYERS];
-    const char *const names[] = {"act.head.3", "act.head.7", "logits"};
-    const int widths[] = {2 * H, H, V}, C = head < 0 ? H : widths[head];
-    *out = (Activation){"", 3, {config->B, config->T, C}, data};
-    if (head < 0) {
-        snprintf(out->name, sizeof out->name, "act.%c_l%d", "hc"[i % 2], i / 2);
-    } else {
-        strcpy(out->name, names[head]);
-    }
-    return C;
 }
 
 // The activations of the last step. Called with list NULL before a step, it makes that step keep them.
@@ -722,7 +627,7 @@ static const ModelSpec lstm_spec = {
     .sizes_of_file = lstm_sizes_of_file,
     .step_flops = lstm_step_flops,
     .create = lstm_create,
-    .destroy = lstm_destroy,
+    .destroy = host_destroy,
     .state = host_state,
     .state_changed = host_state_changed,
     .set_data = host_set_data,

@@ -26,8 +26,7 @@ __global__ void __launch_bounds__(Tile<Operand, false, B_T, BM, 256>::THREADS)
     typedef Tile<Operand, false, B_T, BM, 256> Shape;
     extern __shared__ __align__(16) unsigned char shared[];
     const int m0 = blockIdx.x * Shape::BM, lane = threadIdx.x % 32;
-    Sums<Shape> sums;
-    tile_zero<Shape>(sums);
+    Sums<Shape> sums = {};
     tile_multiply<Shape>(sums, {x, K, w, B_T ? K : C, R, C, K}, m0, 0, 0, K, shared);
     const float *rows = tile_to_shared<Shape>(sums, shared);
     for (int row = threadIdx.x / 32; row < min(Shape::BM, R - m0); row += Shape::THREADS / 32) {

@@ -84,6 +84,13 @@ typedef struct { // negative log-likelihoods by the target's kind: bar, offset, 
     int64_t count[4];
 } EvalLoss;
 
+typedef struct {   // what a stage of the forward gave
+    char name[64]; // "act.emb", "logits", ... as in the dump
+    int rank;
+    int64_t shape[4];
+    const real *data;
+} Activation;
+
 static const char *const train_kinds[] = {"bar", "offset", "pitch", "duration"};
 
 enum { STATE_PARAMS, STATE_EXP_AVG, STATE_EXP_INF, STATE_GRADS };

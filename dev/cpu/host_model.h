@@ -23,25 +23,68 @@ typedef struct { // the first member of a model
     int64_t bad_step;
 } HostModel;
 
-static inline bool host_create(HostModel *m, const ModelConfig *config, void (*layout)(const int *, ParamLayout *),
-                               char *error) {
-    const double R = (double)config->B * config->T;
-    m->config = *config;
-    m->bad_step = -1;
-    layout(config->sizes, &m->layout);
-    m->tokens = (uint8_t *)allocate("the batch", R, 1, error);
-    m->targets = (uint8_t *)allocate("the batch", R, 1, error);
-    m->starts = (int64_t *)allocate("the batch", config->B, sizeof(int64_t), error);
-    return m->tokens && m->targets && m->starts;
-}
-
-static inline void host_destroy(HostModel *m) {
+static inline void host_destroy(void *model) {
+    HostModel *m = (HostModel *)model;
+    if (!m) return;
     layout_free(&m->layout);
     free(m->tokens);
     free(m->targets);
     free(m->starts);
     free(m->memory);
     free(m->kept);
+    free(m);
+}
+
+// A new model of `size` bytes, whose first member is a HostModel. carve() points the model's members, state[] among
+// them, into the block of memory at base and returns its elements; with base NULL it only counts. The rest is zero.
+// Release it with host_destroy(). NULL, and a sentence, if there cannot be one.
+static inline void *host_create(size_t size, const ModelConfig *config, void (*layout)(const int *, ParamLayout *),
+                                double (*carve)(void *model, real *base), char *error) {
+    const double R = (double)config->B * config->T;
+    HostModel *m = (HostModel *)allocate("the model", 1, size, error);
+    if (!m) return NULL;
+    m->config = *config;
+    m->bad_step = -1;
+    layout(config->sizes, &m->layout);
+    m->tokens = (uint8_t *)allocate("the batch", R, 1, error);
+    m->targets = (uint8_t *)allocate("the batch", R, 1, error);
+    m->starts = (int64_t *)allocate("the batch", config->B, sizeof(int64_t), error);
+    if (m->tokens && m->targets && m->starts) {
+        m->memory = allocate("the model and its activations", carve(m, NULL), sizeof(real), error);
+    }
+    if (!m->memory) {
+        host_destroy(m);
+        return NULL;
+    }
+    carve(m, (real *)m->memory);
+    return m;
+}
+
+// The tokens and targets of n windows. Time-major, the rows of position 0 come first, then those of position 1; else
+// the rows of window 0 come first.
+static inline void host_load_windows(HostModel *m, const Dataset *data, const int64_t *starts, int n, bool time_major) {
+    const int T = m->config.T;
+    for (int r = 0; r < n * T; r++) {
+        const uint8_t *token = data->tokens + (time_major ? starts[r % n] + r / n : starts[r / T] + r % T);
+        m->tokens[r] = token[0];
+        m->targets[r] = token[1];
+    }
+}
+
+// Adds the loss of a step and returns true, if the loss and the gradients are finite; else the step is the bad one.
+static inline bool host_count_step(HostModel *m, int64_t step, double loss) {
+    if (!isfinite(loss) || !all_finite(m->state[STATE_GRADS], m->layout.size)) {
+        m->bad_step = step;
+        return false;
+    }
+    m->loss_sum += loss;
+    return true;
+}
+
+static inline double mean_loss(const real *losses, int R) {
+    double sum = 0;
+    for (int r = 0; r < R; r++) sum += (double)losses[r];
+    return sum / R;
 }
 
 static inline real *host_state(void *model, int which) { return ((HostModel *)model)->state[which]; }

@@ -142,22 +142,9 @@ typedef struct {   // what a product needs beside its operands
 // Elements of scratch for a right operand of K x N.
 static inline size_t matmul_scratch_size(size_t K, size_t N) { return K * ((N + TILE_N - 1) / TILE_N * TILE_N); }
 
-// panel[k][n] = B(k,n) = b[k*b_row + n*b_col], k < block, n < TILE_N, and 0 from n = width on.
-static inline void pack_panel(real *panel, const real *b, ptrdiff_t b_row, ptrdiff_t b_col, int block, int width) {
-    if (b_col == 1) { // row by row
-        for (int k = 0; k < block; k++) {
-            for (int n = 0; n < TILE_N; n++) panel[k * TILE_N + n] = n < width ? b[k * b_row + n] : 0;
-        }
-    } else { // column by column: a transposed B is contiguous along k
-        for (int n = 0; n < TILE_N; n++) {
-            for (int k = 0; k < block; k++) panel[k * TILE_N + n] = n < width ? b[k * b_row + n * b_col] : 0;
-        }
-    }
-}
-
 enum { ROWS_BF16 = MATMUL_TILES * TILE_M, PAIRS_BF16 = MATMUL_K / 2 + LANES, ROW_BF16 = MATMUL_K / 2 + 16 };
 
-// The same in bf16: panel[k/2][n], a last odd k with 0. b_row or b_col is 1.
+// pack_panel() in bf16: panel[k/2][n], a last odd k with 0. b_row or b_col is 1.
 static inline void pack_panel_bf16(uint32_t *panel, const real *b, ptrdiff_t b_row, ptrdiff_t b_col, int block,
                                    int width) {
     for (int n = width; n < TILE_N; n++) {
@@ -175,6 +162,23 @@ static inline void pack_panel_bf16(uint32_t *panel, const real *b, ptrdiff_t b_r
                 uint32_t *out = panel + k0 / 2 * TILE_N + n;
                 for (int k = 0; k < divide_up(min_int(block - k0, MATMUL_K), 2); k++) out[k * TILE_N] = column[k];
             }
+        }
+    }
+}
+
+// panel[k][n] = B(k,n) = b[k*b_row + n*b_col], k < block, n < TILE_N, and 0 from n = width on. In bf16 the panel takes
+// only half of its memory.
+static inline void pack_panel(real *panel, const real *b, ptrdiff_t b_row, ptrdiff_t b_col, int block, int width,
+                              bool bf16) {
+    if (bf16) {
+        pack_panel_bf16((uint32_t *)panel, b, b_row, b_col, block, width);
+    } else if (b_col == 1) { // row by row
+        for (int k = 0; k < block; k++) {
+            for (int n = 0; n < TILE_N; n++) panel[k * TILE_N + n] = n < width ? b[k * b_row + n] : 0;
+        }
+    } else { // column by column: a transposed B is contiguous along k
+        for (int n = 0; n < TILE_N; n++) {
+            for (int k = 0; k < block; k++) panel[k * TILE_N + n] = n < width ? b[k * b_row + n * b_col] : 0;
         }
     }
 }
@@ -247,25 +251,29 @@ static inline void matmul_tile_bf16(real *out, ptrdiff_t out_row, int rows, int 
     tile_store_part(sums, out, out_row, rows, width, epilogue);
 }
 
-// out[i][n] += sum_k a[i][k] panel[k][n], i < M, n < width <= TILE_N: the product with one packed panel.
-static inline void matmul_panel_add(real *out, ptrdiff_t out_row, int M, int width, int K, const real *a,
-                                    ptrdiff_t a_row, const real *panel) {
-    for (int k0 = 0; k0 < K; k0 += MATMUL_K) {
-        for (int i0 = 0; i0 < M; i0 += TILE_M) {
-            matmul_tile(out + i0 * out_row, out_row, min_int(M - i0, TILE_M), width, min_int(K - k0, MATMUL_K),
-                        a + i0 * a_row + k0, a_row, 1, panel + (ptrdiff_t)k0 * TILE_N, (Epilogue){.add = true});
-        }
-    }
-}
+// Rows of a left operand: those of a matrix where they lie, or in bf16 pairs[rows rounded up to whole tiles][stride].
+typedef struct {
+    const real *x;
+    const uint32_t *pairs; // or NULL
+    int stride;            // elements from row to row
+} MatmulRows;
 
-// The same, the left operand in bf16 too: a[M rounded up to whole tiles][a_row] pairs.
-static inline void matmul_panel_add_bf16(real *out, ptrdiff_t out_row, int M, int width, int K, const uint32_t *a,
-                                         ptrdiff_t a_row, const uint32_t *panel) {
+// out[i][n] += sum_k a[i][k] panel[k][n], i < M, n < width <= TILE_N: the product with one packed panel.
+static inline void matmul_panel_add(real *out, ptrdiff_t out_row, int M, int width, int K, MatmulRows a,
+                                    const real *panel) {
+    const Epilogue add = {.add = true};
     for (int k0 = 0; k0 < K; k0 += MATMUL_K) {
         for (int i0 = 0; i0 < M; i0 += TILE_M) {
-            matmul_tile_bf16(out + i0 * out_row, out_row, min_int(M - i0, TILE_M), width, min_int(K - k0, MATMUL_K),
-                             a + i0 * a_row + k0 / 2, a_row, 1, panel + (ptrdiff_t)k0 / 2 * TILE_N,
-                             (Epilogue){.add = true});
+            const int rows = min_int(M - i0, TILE_M), block = min_int(K - k0, MATMUL_K);
+            const ptrdiff_t at = (ptrdiff_t)i0 * a.stride;
+            real *out_i = out + i0 * out_row;
+            if (a.pairs) {
+                matmul_tile_bf16(out_i, out_row, rows, width, block, a.pairs + at + k0 / 2, a.stride, 1,
+                                 (const uint32_t *)panel + (ptrdiff_t)k0 / 2 * TILE_N, add);
+            } else {
+                matmul_tile(out_i, out_row, rows, width, block, a.x + at + k0, a.stride, 1,
+                            panel + (ptrdiff_t)k0 * TILE_N, add);
+            }
         }
     }
 }
@@ -286,12 +294,7 @@ static inline void matmul(real *out, int M, int N, int K, const real *a, ptrdiff
             int k0 = q / panels * MATMUL_K, p = q % panels, block = min_int(K - k0, MATMUL_K);
             real *panel = space.scratch + ((size_t)k0 * panels + (size_t)p * block) * TILE_N;
             const real *b_kp = b + k0 * b_row + (ptrdiff_t)p * TILE_N * b_col;
-            int width = min_int(N - p * TILE_N, TILE_N);
-            if (space.bf16) {
-                pack_panel_bf16((uint32_t *)panel, b_kp, b_row, b_col, block, width);
-            } else {
-                pack_panel(panel, b_kp, b_row, b_col, block, width);
-            }
+            pack_panel(panel, b_kp, b_row, b_col, block, min_int(N - p * TILE_N, TILE_N), space.bf16);
         }
 #pragma omp for schedule(dynamic)
         for (int first = 0; first < tiles; first += step) {

@@ -28,6 +28,10 @@
 
 constexpr int WARP = 32;
 
+// Whether operands are bf16, for tensor cores.
+template <typename Operand>
+constexpr bool BF16 = sizeof(Operand) == sizeof(__nv_bfloat16);
+
 typedef struct {                // the running state of training
     int64_t step, epoch, index; // of the next step, as in StepPlan
     float rate;                 // lr / (1 - 0.9^t) of the step under way
@@ -50,15 +54,16 @@ typedef struct {
     double used;
 } DeviceArena;
 
-// What a model's own file gives. `model` points to the model, whose first member is the DeviceModel.
+// What a model's own file gives. `model` points to the model, whose first member is the DeviceModel. carve() may be
+// called with any B before the model is made.
 typedef struct {
     const char *program; // the program's name, for advice
-    bool time_major;     // row_window() and row_position() say which row of a batch is which
+    bool time_major;     // which row of a batch is which, see load_windows_kernel()
     void (*layout)(const int *sizes, ParamLayout *out);
     void (*carve)(void *model, DeviceArena *arena); // takes its memory, for B and T of the config
-    void (*enqueue_gradients)(void *model);         // forward, loss and backward of the batch in inputs and targets
+    // Forward and losses of the first n windows of inputs and targets; when training, with dropout and the backward.
+    void (*enqueue)(void *model, int n, bool training);
     void (*enqueue_update)(void *model);
-    void (*enqueue_losses)(void *model, int n); // forward without dropout, and the losses, of the first n windows
 } DeviceHooks;
 
 typedef struct { // the first member of a model
@@ -179,17 +184,13 @@ static __global__ void batch_starts_kernel(int64_t *starts, const DeviceState *s
     starts[b] = data.pieces[low] + (w - data.first_window[low]);
 }
 
-// Row r of a batch is position t of window b. Time-major, the rows of position 0 come first, then those of position 1;
-// else the rows of window 0 come first.
-__host__ __device__ inline int row_window(int r, int B, int T, bool time_major) { return time_major ? r % B : r / T; }
-__host__ __device__ inline int row_position(int r, int B, int T, bool time_major) { return time_major ? r / B : r % T; }
-
-// inputs[r] and targets[r] of the windows that begin at starts[0..B-1], a thread for each row.
+// inputs[r] and targets[r] of the windows that begin at starts[0..B-1], a thread for each row. Time-major, the rows of
+// position 0 come first, then those of position 1; else the rows of window 0 come first.
 static __global__ void load_windows_kernel(uint8_t *inputs, uint8_t *targets, const uint8_t *tokens,
                                            const int64_t *starts, int B, int T, bool time_major) {
     const int r = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (r >= B * T) return;
-    const uint8_t *token = tokens + starts[row_window(r, B, T, time_major)] + row_position(r, B, T, time_major);
+    const uint8_t *token = tokens + (time_major ? starts[r % B] + r / B : starts[r / T] + r % T);
     inputs[r] = token[0];
     targets[r] = token[1];
 }
@@ -248,27 +249,26 @@ static inline const Operand *weight(const DeviceModel *m, const float *parameter
 
 // ---- memory, and the device
 
-static inline void *device_take(DeviceArena *arena, double count, size_t size) {
-    void *piece = arena->base ? arena->base + (size_t)arena->used : nullptr;
-    arena->used += ceil(count * (double)size / 256) * 256;
-    return piece;
-}
-
-static inline float *device_floats(DeviceArena *arena, double count) {
-    return (float *)device_take(arena, count, sizeof(float));
+// Points *piece to `count` elements of the arena.
+template <typename Element>
+static inline void device_take(DeviceArena *arena, Element **piece, double count) {
+    *piece = arena->base ? (Element *)(arena->base + (size_t)arena->used) : nullptr;
+    arena->used += ceil(count * sizeof(Element) / 256) * 256;
 }
 
 // Lays the model out in memory from base on, or only counts if base is null. Returns the bytes.
 static inline double device_carve(DeviceModel *m, char *base) {
     const double n = (double)m->layout.size, R = (double)m->config.B * m->config.T;
     DeviceArena arena = {base, 0};
-    for (int i = 0; i < 4; i++) m->flat[i] = device_floats(&arena, n);
-    m->weights = m->bf16 ? device_take(&arena, n, 2) : m->flat[STATE_PARAMS];
-    m->losses = device_floats(&arena, R);
-    m->state = (DeviceState *)device_take(&arena, 1, sizeof(DeviceState));
-    m->starts = (int64_t *)device_take(&arena, m->config.B, sizeof(int64_t));
-    m->inputs = (uint8_t *)device_take(&arena, R, 1);
-    m->targets = (uint8_t *)device_take(&arena, R, 1);
+    __nv_bfloat16 *rounded = nullptr;
+    for (float *&flat : m->flat) device_take(&arena, &flat, n);
+    if (m->bf16) device_take(&arena, &rounded, n);
+    m->weights = m->bf16 ? (void *)rounded : m->flat[STATE_PARAMS];
+    device_take(&arena, &m->losses, R);
+    device_take(&arena, &m->state, 1);
+    device_take(&arena, &m->starts, m->config.B);
+    device_take(&arena, &m->inputs, R);
+    device_take(&arena, &m->targets, R);
     m->hooks->carve(m, &arena);
     return arena.used;
 }
@@ -286,16 +286,17 @@ static inline double device_bytes(DeviceModel *m, int B) { // that the model tak
 static inline bool device_open(DeviceModel *m, char *error) {
     int count = 0;
     cudaDeviceProp about;
+    const char *program = m->hooks->program;
     const cudaError_t status = cudaGetDeviceCount(&count);
     if (status == cudaErrorInsufficientDriver) {
         return fail(error,
-                    "the NVIDIA driver is missing or too old for this CUDA; install a newer one, or build for the "
-                    "CPU: make DEVICE=cpu %s",
-                    m->hooks->program);
+                    "the NVIDIA driver is missing or too old for this CUDA; install a newer one, or build for "
+                    "the CPU: make DEVICE=cpu %s",
+                    program);
     }
     if (status != cudaSuccess || count < 1) {
         return fail(error, "there is no GPU that CUDA can use (%s); build for the CPU: make DEVICE=cpu %s",
-                    status == cudaSuccess ? "none found" : cudaGetErrorString(status), m->hooks->program);
+                    status == cudaSuccess ? "none found" : cudaGetErrorString(status), program);
     }
     cuda_check(cudaGetDeviceProperties(&about, 0));
     if (m->bf16 && about.major < 8) {
@@ -309,7 +310,7 @@ static inline bool device_open(DeviceModel *m, char *error) {
         return fail(error,
                     "this program was not built for %s, compute capability %d.%d; build it on this machine: make -B "
                     "DEVICE=cuda %s (7.5 and up), or for the CPU: make -B DEVICE=cpu %s",
-                    about.name, about.major, about.minor, m->hooks->program, m->hooks->program);
+                    about.name, about.major, about.minor, program, program);
     }
     cuda_check(built);
     m->shared_limit = (int)about.sharedMemPerBlockOptin;
@@ -338,40 +339,37 @@ static inline bool device_open(DeviceModel *m, char *error) {
                 m->config.B, m->bytes / 1e9, (double)available / 1e9, fits);
 }
 
-// Releases what the DeviceModel holds, but not the model that it is part of.
-static inline void device_destroy(DeviceModel *m) {
-    if (m->step_graph) cuda_check(cudaGraphExecDestroy(m->step_graph));
-    if (m->memory) cuda_check(cudaFree(m->memory));
-    if (m->train.tokens) cuda_check(cudaFree((void *)m->train.tokens));
-    if (m->train.pieces) cuda_check(cudaFree((void *)m->train.pieces));
-    if (m->train.first_window) cuda_check(cudaFree((void *)m->train.first_window));
-    if (m->test_tokens) cuda_check(cudaFree(m->test_tokens));
-    if (m->forked) cuda_check(cudaEventDestroy(m->forked));
-    for (cudaEvent_t event : m->done) {
-        if (event) cuda_check(cudaEventDestroy(event));
+static inline void device_destroy(void *model) {
+    DeviceModel *m = (DeviceModel *)model;
+    if (!m) return;
+    if (m->stream) { // then all the others are there
+        const DeviceData *data = &m->train;
+        const void *const pieces[] = {m->memory, data->tokens, data->pieces, data->first_window, m->test_tokens};
+        if (m->step_graph) cuda_check(cudaGraphExecDestroy(m->step_graph));
+        for (const void *piece : pieces) cuda_check(cudaFree((void *)piece)); // or nullptr
+        for (cudaEvent_t event : m->done) cuda_check(cudaEventDestroy(event));
+        for (cudaEvent_t event : m->launched) cuda_check(cudaEventDestroy(event));
+        cuda_check(cudaEventDestroy(m->forked));
+        cuda_check(cudaStreamDestroy(m->side));
+        cuda_check(cudaStreamDestroy(m->stream));
     }
-    for (cudaEvent_t event : m->launched) {
-        if (event) cuda_check(cudaEventDestroy(event));
-    }
-    if (m->side) cuda_check(cudaStreamDestroy(m->side));
-    if (m->stream) cuda_check(cudaStreamDestroy(m->stream));
     layout_free(&m->layout);
-    for (int i = 0; i < 4; i++) free(m->host[i]);
+    for (float *flat : m->host) free(flat);
     free(m->host_losses);
     free(m->host_targets);
     free(m->kept);
+    free(m);
 }
 
-// Fills in a DeviceModel that is all zeros, save perhaps for its layout. What hooks->carve() uses of the model is there
-// already. False, and a sentence, if that fails. The caller must call device_destroy() in either case.
-static inline bool device_create(DeviceModel *m, const ModelConfig *config, const DeviceHooks *hooks, char *error) {
+// Fills in a DeviceModel that is all zeros. False, and a sentence, if that fails.
+static inline bool device_fill(DeviceModel *m, const ModelConfig *config, const DeviceHooks *hooks, char *error) {
     m->config = *config;
     m->hooks = hooks;
     m->bf16 = !strcmp(config->precision, "bf16");
-    if (!m->layout.n) hooks->layout(config->sizes, &m->layout);
-    for (int i = 0; i < 4; i++) {
-        m->host[i] = (float *)allocate("the model", (double)m->layout.size, sizeof(float), error);
-        if (!m->host[i]) return false;
+    hooks->layout(config->sizes, &m->layout);
+    for (float *&flat : m->host) {
+        flat = (float *)allocate("the model", (double)m->layout.size, sizeof(float), error);
+        if (!flat) return false;
     }
     m->host_losses = (float *)allocate("the batch", (double)config->B * config->T, sizeof(float), error);
     m->host_targets = (uint8_t *)allocate("the batch", (double)config->B * config->T, 1, error);
@@ -386,12 +384,21 @@ static inline bool device_create(DeviceModel *m, const ModelConfig *config, cons
     cuda_check(cudaEventCreateWithFlags(&m->forked, cudaEventDisableTiming));
     for (cudaEvent_t &event : m->done) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     for (cudaEvent_t &event : m->launched) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-    for (int i = 0; i < 4; i++) {
-        cuda_check(cudaMemsetAsync(m->flat[i], 0, (size_t)m->layout.size * sizeof(float), m->stream));
+    for (float *flat : m->flat) {
+        cuda_check(cudaMemsetAsync(flat, 0, (size_t)m->layout.size * sizeof(float), m->stream));
     }
     m->expected.bad_step = -1;
     m->expected.step = -1; // the device has no state yet
     return true;
+}
+
+// A new model of `size` bytes, whose first member is a DeviceModel. The rest is zero, but for what hooks->carve() sets.
+// Release it with device_destroy(). nullptr, and a sentence, if there cannot be one.
+static inline void *device_create(size_t size, const ModelConfig *config, const DeviceHooks *hooks, char *error) {
+    DeviceModel *m = (DeviceModel *)allocate("the model", 1, size, error);
+    if (!m || device_fill(m, config, hooks, error)) return m;
+    device_destroy(m);
+    return nullptr;
 }
 
 // ---- a step
@@ -412,14 +419,12 @@ static inline void device_wait(DeviceModel *m, int mark) {
 
 static inline DeviceState device_read_state(DeviceModel *m) { // waits for the device
     DeviceState state;
-    cuda_check(cudaMemcpyAsync(&state, m->state, sizeof state, cudaMemcpyDeviceToHost, m->stream));
-    cuda_check(cudaStreamSynchronize(m->stream));
+    cuda_check(cudaMemcpy(&state, m->state, sizeof state, cudaMemcpyDeviceToHost));
     return state;
 }
 
 static inline void device_write_state(DeviceModel *m, DeviceState state) {
-    cuda_check(cudaMemcpyAsync(m->state, &state, sizeof state, cudaMemcpyHostToDevice, m->stream));
-    cuda_check(cudaStreamSynchronize(m->stream));
+    cuda_check(cudaMemcpy(m->state, &state, sizeof state, cudaMemcpyHostToDevice));
     m->expected = state;
 }
 
@@ -447,7 +452,7 @@ static inline void device_enqueue_gradients(DeviceModel *m) {
     batch_starts_kernel<<<blocks_for(B, 64), 64, 0, m->stream>>>(m->starts, m->state, m->train, m->config.seed, B);
     LAUNCHED(batch_starts_kernel);
     device_load_windows(m, m->train.tokens, B);
-    m->hooks->enqueue_gradients(m);
+    m->hooks->enqueue(m, B, true);
     check_finite_kernel<<<256, 256, 0, m->stream>>>(m->state, m->flat[STATE_GRADS], m->layout.size);
     LAUNCHED(check_finite_kernel);
 }
@@ -533,31 +538,24 @@ static inline void device_set_data(void *model, const Dataset *train) {
 
 static inline void device_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
     DeviceModel *m = (DeviceModel *)model;
-    const int T = m->config.T, R = n * T;
-    const bool time_major = m->hooks->time_major;
+    const int R = n * m->config.T;
     if (m->test != test) {
         if (m->test_tokens) cuda_check(cudaFree(m->test_tokens));
         m->test_tokens = (uint8_t *)device_copy(test->tokens, (size_t)test->n_tokens);
         m->test = test;
     }
-    cuda_check(cudaMemcpyAsync(m->starts, starts, (size_t)n * sizeof *starts, cudaMemcpyHostToDevice, m->stream));
+    cuda_check(cudaMemcpy(m->starts, starts, (size_t)n * sizeof *starts, cudaMemcpyHostToDevice));
     device_load_windows(m, m->test_tokens, n);
-    m->hooks->enqueue_losses(m, n);
-    cuda_check(
-        cudaMemcpyAsync(m->host_losses, m->losses, (size_t)R * sizeof(float), cudaMemcpyDeviceToHost, m->stream));
-    cuda_check(cudaStreamSynchronize(m->stream));
-    for (int r = 0; r < R; r++) {
-        const int b = row_window(r, n, T, time_major), t = row_position(r, n, T, time_major);
-        m->host_targets[r] = test->tokens[starts[b] + t + 1];
-    }
+    m->hooks->enqueue(m, n, false);
+    cuda_check(cudaMemcpy(m->host_losses, m->losses, (size_t)R * sizeof(float), cudaMemcpyDeviceToHost));
+    cuda_check(cudaMemcpy(m->host_targets, m->targets, R, cudaMemcpyDeviceToHost));
     eval_add(add, m->host_losses, m->host_targets, R);
 }
 
 static inline float *device_state(void *model, int which) {
     DeviceModel *m = (DeviceModel *)model;
-    cuda_check(cudaMemcpyAsync(m->host[which], m->flat[which], (size_t)m->layout.size * sizeof(float),
-                               cudaMemcpyDeviceToHost, m->stream));
-    cuda_check(cudaStreamSynchronize(m->stream));
+    const size_t bytes = (size_t)m->layout.size * sizeof(float);
+    cuda_check(cudaMemcpy(m->host[which], m->flat[which], bytes, cudaMemcpyDeviceToHost));
     return m->host[which];
 }
 
@@ -565,15 +563,13 @@ static inline void device_state_changed(void *model) {
     DeviceModel *m = (DeviceModel *)model;
     const int64_t n = m->layout.size;
     for (int i = STATE_PARAMS; i <= STATE_EXP_INF; i++) {
-        cuda_check(
-            cudaMemcpyAsync(m->flat[i], m->host[i], (size_t)n * sizeof(float), cudaMemcpyHostToDevice, m->stream));
+        cuda_check(cudaMemcpy(m->flat[i], m->host[i], (size_t)n * sizeof(float), cudaMemcpyHostToDevice));
     }
     if (m->bf16) {
         __nv_bfloat16 *weights = (__nv_bfloat16 *)m->weights;
         to_operands_kernel<__nv_bfloat16><<<blocks_for(n, 256), 256, 0, m->stream>>>(weights, m->flat[STATE_PARAMS], n);
         LAUNCHED(to_operands_kernel<__nv_bfloat16>);
     }
-    cuda_check(cudaStreamSynchronize(m->stream));
 }
 
 // Copies count numbers at `from` on the device, floats or bf16, as floats to `to`.

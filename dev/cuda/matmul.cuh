@@ -79,55 +79,36 @@ struct Tile {
     static constexpr int BYTES_WITH_ROWS = BYTES > ROW_BYTES ? BYTES : ROW_BYTES; // where it uses tile_to_shared()
     static_assert(BM % WM == 0 && WM % 16 == 0 && BN % WN == 0, "whole warps");
     static_assert(sizeof(Operand) == 2 || !A_T || WM % 32 == 0, "16 bytes along m for a thread");
+
+    // The lane's g and q. On tensor cores they are those of tensor_core.cuh. In fp32 lanes i and i^1 have the same g
+    // and lanes i and i^2 the same q, that is the same address in one of their two loads. So a half warp reads its
+    // 16-byte pieces at once.
+    __device__ static int g() {
+        const int lane = threadIdx.x % 32;
+        return sizeof(Operand) == 2 ? lane / 4 : (lane >> 1 & 1) | (lane >> 2 & 6);
+    }
+    __device__ static int q() {
+        const int lane = threadIdx.x % 32;
+        return sizeof(Operand) == 2 ? lane % 4 : (lane & 1) | (lane >> 1 & 2);
+    }
+    // The first row and the first column of the thread's warp in the block's tile.
+    __device__ static int m() { return threadIdx.x / 32 / (BN / WN) * WM; }
+    __device__ static int n() { return threadIdx.x / 32 % (BN / WN) * WN; }
+    // The row of Sums::at[i / 2][.][i % 2 * 2 + .] in the block's tile.
+    __device__ static int row(int i) {
+        const bool permuted = sizeof(Operand) == 4 && A_T;
+        return m() + (permuted ? i / 4 * 32 + 4 * g() + i % 4 : 8 * i + g());
+    }
 };
 
 // A thread's share of the sums of a tile. at[i][j][2 h + e] is in row 16 i + 8 h + g and column 8 j + 2 q + e of its
 // warp's sums. g in 0..7 and q in 0..3 tell the lanes apart, and at[i][j] is D of mma_bf16. In fp32 with A_T the rows
-// are permuted so that a thread has 4 adjacent rows: see tile_row().
+// are permuted so that a thread has 4 adjacent rows: see Tile::row().
 template <typename Shape>
 struct Sums {
     float at[Shape::WM / 16][Shape::WN / 8][4];
     float a_rows[Shape::WM / 16][4]; // the sum of A's row over k, in [i][2 h]; kept only if asked for
 };
-
-// The lane's g and q. On tensor cores they are those of tensor_core.cuh. In fp32 lanes i and i^1 have the same g and
-// lanes i and i^2 the same q, that is the same address in one of their two loads. So a half warp reads its 16-byte
-// pieces at once.
-template <typename Shape>
-__device__ inline int tile_g() {
-    const int lane = threadIdx.x % 32;
-    return sizeof(typename Shape::Operand) == 2 ? lane / 4 : (lane >> 1 & 1) | (lane >> 2 & 6);
-}
-template <typename Shape>
-__device__ inline int tile_q() {
-    const int lane = threadIdx.x % 32;
-    return sizeof(typename Shape::Operand) == 2 ? lane % 4 : (lane & 1) | (lane >> 1 & 2);
-}
-// The first row and the first column of the thread's warp in the block's tile.
-template <typename Shape>
-__device__ inline int tile_m() {
-    return threadIdx.x / 32 / (Shape::BN / Shape::WN) * Shape::WM;
-}
-template <typename Shape>
-__device__ inline int tile_n() {
-    return threadIdx.x / 32 % (Shape::BN / Shape::WN) * Shape::WN;
-}
-// The row of sums.at[i / 2][.][i % 2 * 2 + .] in the block's tile.
-template <typename Shape>
-__device__ inline int tile_row(int i) {
-    const bool permuted = sizeof(typename Shape::Operand) == 4 && Shape::A_T;
-    return tile_m<Shape>() + (permuted ? i / 4 * 32 + 4 * tile_g<Shape>() + i % 4 : 8 * i + tile_g<Shape>());
-}
-
-template <typename Shape>
-__device__ inline void tile_zero(Sums<Shape> &sums) {
-    for (int i = 0; i < Shape::WM / 16; i++) {
-        for (int e = 0; e < 4; e++) {
-            sums.a_rows[i][e] = 0;
-            for (int j = 0; j < Shape::WN / 8; j++) sums.at[i][j][e] = 0;
-        }
-    }
-}
 
 // A product [M,K] x [K,N] and where its operands lie:
 //   A(m,k) = a[m a_row + k], or a[k a_row + m] with A_T;   B(k,n) = b[k b_row + n], or b[n b_row + k] with B_T
@@ -156,7 +137,7 @@ __device__ inline void copy_tile(Operand *tile, const Operand *from, int from_ro
 #pragma unroll
         for (int i = 0; i < ROWS; i += STEP) {
             if (ROWS % STEP && row + i >= ROWS) break;
-            cp_async<16>(to + i * ROW, from + (size_t)i * from_row, row + i < rows ? given * (int)sizeof(Operand) : 0);
+            cp_async(to + i * ROW, from + (size_t)i * from_row, row + i < rows ? given * (int)sizeof(Operand) : 0);
         }
     } else {
 #pragma unroll 1
@@ -176,8 +157,8 @@ template <typename Shape>
 __device__ inline void multiply_step(Sums<Shape> &sums, const __nv_bfloat16 *a, const __nv_bfloat16 *b, bool a_rows) {
     const int lane = threadIdx.x % 32;
     const uint32_t ones[2] = {0x3F803F80, 0x3F803F80};
-    a += tile_m<Shape>() * (Shape::A_T ? 1 : Shape::A_ROW);
-    b += tile_n<Shape>() * (Shape::B_T ? Shape::B_ROW : 1);
+    a += Shape::m() * (Shape::A_T ? 1 : Shape::A_ROW);
+    b += Shape::n() * (Shape::B_T ? Shape::B_ROW : 1);
     // The row whose address this lane gives to ldmatrix. (down, right): matrices 0 and 1 lie one below the other, and
     // 2 and 3 to their right. (down_last, right_first): 0 and 1 lie side by side, and 2 and 3 below them.
     const int down = lane % 16, right = lane / 16 * 8, down_last = lane / 16 * 8 + lane % 8, right_first = lane & 8;
@@ -185,15 +166,15 @@ __device__ inline void multiply_step(Sums<Shape> &sums, const __nv_bfloat16 *a, 
     auto load = [&](int k) {
 #pragma unroll
         for (int i = 0; i < Shape::WM / 16; i++) {
-            ldmatrix<4, Shape::A_T>(a_k[k / 16 % 2][i], Shape::A_T
-                                                            ? &a[(k + down_last) * Shape::A_ROW + 16 * i + right_first]
-                                                            : &a[(16 * i + down) * Shape::A_ROW + k + right]);
+            ldmatrix<Shape::A_T>(a_k[k / 16 % 2][i], Shape::A_T
+                                                         ? &a[(k + down_last) * Shape::A_ROW + 16 * i + right_first]
+                                                         : &a[(16 * i + down) * Shape::A_ROW + k + right]);
         }
 #pragma unroll
         for (int j = 0; j < Shape::WN / 8; j += 2) { // one ldmatrix loads two pieces of B
-            ldmatrix<4, !Shape::B_T>(b_k[k / 16 % 2][j], Shape::B_T
-                                                             ? &b[(8 * j + down_last) * Shape::B_ROW + k + right_first]
-                                                             : &b[(k + down) * Shape::B_ROW + 8 * j + right]);
+            ldmatrix<!Shape::B_T>(b_k[k / 16 % 2][j], Shape::B_T
+                                                          ? &b[(8 * j + down_last) * Shape::B_ROW + k + right_first]
+                                                          : &b[(k + down) * Shape::B_ROW + 8 * j + right]);
         }
     };
     load(0);
@@ -217,8 +198,8 @@ __device__ inline void load_four(float *to, const float *from) {
 // The same in fp32: for 4 of k, a thread loads WM/8 rows of A and, two by two, WN/4 columns of B.
 template <typename Shape>
 __device__ inline void multiply_step(Sums<Shape> &sums, const float *a, const float *b, bool a_rows) {
-    a += Shape::A_T ? tile_m<Shape>() + 4 * tile_g<Shape>() : (tile_m<Shape>() + tile_g<Shape>()) * Shape::A_ROW;
-    b += Shape::B_T ? (tile_n<Shape>() + 2 * tile_q<Shape>()) * Shape::B_ROW : tile_n<Shape>() + 2 * tile_q<Shape>();
+    a += Shape::A_T ? Shape::m() + 4 * Shape::g() : (Shape::m() + Shape::g()) * Shape::A_ROW;
+    b += Shape::B_T ? (Shape::n() + 2 * Shape::q()) * Shape::B_ROW : Shape::n() + 2 * Shape::q();
 #pragma unroll 1
     for (int k = 0; k < Shape::BK; k += 4) {
         float a_k[Shape::WM / 8][4];
@@ -310,7 +291,7 @@ __device__ inline void tile_multiply(Sums<Shape> &sums, Product<typename Shape::
 // and the whole warp must call this. A warp's stores are then rows of 16 columns, 32 bytes or more.
 template <typename Shape, typename F>
 __device__ inline void tile_each(Sums<Shape> &sums, F f) {
-    const int q = tile_q<Shape>();
+    const int q = Shape::q();
     const bool odd = q & 1;
 #pragma unroll
     for (int j = 0; j < Shape::WN / 8; j += 2) {
@@ -321,7 +302,7 @@ __device__ inline void tile_each(Sums<Shape> &sums, F f) {
             const float other1 = __shfl_xor_sync(~0u, odd ? low[1] : high[1], 1);
             const float4 four =
                 odd ? make_float4(other0, other1, high[0], high[1]) : make_float4(low[0], low[1], other0, other1);
-            f(tile_row<Shape>(i), tile_n<Shape>() + 8 * (j + odd) + 2 * (q - odd), four);
+            f(Shape::row(i), Shape::n() + 8 * (j + odd) + 2 * (q - odd), four);
         }
     }
 }
@@ -329,7 +310,7 @@ __device__ inline void tile_each(Sums<Shape> &sums, F f) {
 // Puts the sums into shared memory as a matrix of BM rows that are Shape::ROW floats apart, for kernels that go on with
 // whole rows. shared has Shape::BYTES_WITH_ROWS bytes. It ends with a barrier.
 //
-// So a fused kernel, say a LayerNorm of x w^T + bias, makes a tile as wide as the matrix: tile_zero(), tile_multiply(),
+// So a fused kernel, say a LayerNorm of x w^T + bias, makes a tile as wide as the matrix: zero sums, tile_multiply(),
 // tile_to_shared(), and then a warp takes a row after the other. linear_residual_layernorm in test/test_matmul_gpu.cu
 // is one. With BM = 16 (256 threads) there are the most blocks. With BM = 64 (512 threads) w is read a quarter as
 // often, in 75 KiB of shared memory, more than sm_75 has.
@@ -486,8 +467,7 @@ __global__ void __launch_bounds__(Tile<Operand, A_T, B_T, BM, BN>::THREADS)
     extern __shared__ __align__(16) unsigned char shared[];
     const int columns = (p.N + BN - 1) / BN;
     const int m0 = blockIdx.x / columns * BM, n0 = blockIdx.x % columns * BN;
-    Sums<Shape> sums;
-    tile_zero<Shape>(sums);
+    Sums<Shape> sums = {};
     tile_multiply<Shape>(sums, p, m0, n0, 0, p.K, shared);
     tile_store<Shape>(sums, out, out_row, m0, n0, p.M, p.N, epilogue);
 }
@@ -526,17 +506,16 @@ __global__ void __launch_bounds__(Tile<Operand, true, false, BM, BN>::THREADS)
     const int m0 = tile / columns * BM, n0 = tile % columns * BN;
     const int k0 = blockIdx.y * group.rows, k1 = min(group.R, k0 + group.rows);
     const size_t part = blockIdx.y * group.part_size;
-    const bool a_rows = g.dbias && n0 == 0 && tile_n<Shape>() == 0;
-    Sums<Shape> sums;
-    tile_zero<Shape>(sums);
+    const bool a_rows = g.dbias && n0 == 0 && Shape::n() == 0;
+    Sums<Shape> sums = {};
     const Product<Operand> product = {
         .a = g.dy, .a_row = g.y_row, .b = g.x, .b_row = g.C, .M = g.OC, .N = g.C, .K = group.R};
     tile_multiply<Shape>(sums, product, m0, n0, k0, k1, shared, a_rows);
     tile_store<Shape>(sums, g.dw + part, g.C, m0, n0, g.OC, g.C, {});
-    if (!a_rows || tile_q<Shape>() != 0) return;
+    if (!a_rows || Shape::q() != 0) return;
 #pragma unroll
     for (int r = 0; r < Shape::WM / 8; r++) {
-        const int m = m0 + tile_row<Shape>(r);
+        const int m = m0 + Shape::row(r);
         if (m < g.OC) g.dbias[part + m] = sums.a_rows[r / 2][r % 2 * 2];
     }
 }

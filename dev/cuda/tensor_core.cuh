@@ -41,57 +41,48 @@ __device__ inline void mma_bf16(float *d, const uint32_t *a, const uint32_t *b) 
 #endif
 }
 
-// Loads N (1, 2 or 4) matrices of 8 x 8 bf16 from shared memory. Lane 8 i + j gives the address of row j of matrix i:
-// 16 bytes, aligned. The lanes from 8 N on give nothing. Each lane gets, as r[i], the elements [g][2q, 2q+1] of matrix
-// i with g = lane / 4 and q = lane % 4; TRANSPOSED: the elements [2q, 2q+1][g]. The operands of mma_bf16 are loaded by
+// Loads 4 matrices of 8 x 8 bf16 from shared memory. Lane 8 i + j gives the address of row j of matrix i: 16 bytes,
+// aligned. Each lane gets, as r[i], the elements [g][2q, 2q+1] of matrix i with g = lane / 4 and q = lane % 4;
+// TRANSPOSED: the elements [2q, 2q+1][g]. So one call loads an A of mma_bf16, or two B that lie side by side, the first
+// as r[0] and r[1]:
 //
-//   lanes whose rows make up A, 16 x 16      lanes whose rows make up B, 16 x 8
-//     +---------+---------+                    +---------+
-//     |  0 - 7  | 16 - 23 |                    |  0 - 7  |
-//     +---------+---------+                    +---------+
-//     |  8 - 15 | 24 - 31 |                    |  8 - 15 |
-//     +---------+---------+                    +---------+
+//   lanes whose rows make up A, 16 x 16      lanes whose rows make up two B, each 16 x 8
+//     +---------+---------+                    +---------+---------+
+//     |  0 - 7  | 16 - 23 |                    |  0 - 7  | 16 - 23 |
+//     +---------+---------+                    +---------+---------+
+//     |  8 - 15 | 24 - 31 |                    |  8 - 15 | 24 - 31 |
+//     +---------+---------+                    +---------+---------+
 //
-//   A in memory as A[16][16]:        N = 4,              row = &A[lane % 16][lane / 16 * 8]
-//   B in memory as B[16][8]:         N = 2, TRANSPOSED,  row = &B[lane % 16][0]
-//   B in memory as Bt[8][16], B^T:   N = 2,              row = &Bt[lane % 8][lane / 8 % 2 * 8]
-template <int N, bool TRANSPOSED = false>
+//   A in memory as A[16][16]:                     row = &A[lane % 16][lane / 16 * 8]
+//   A in memory as At[16][16], A^T: TRANSPOSED,   row = &At[lane / 16 * 8 + lane % 8][lane / 8 % 2 * 8]
+//   B in memory as B[16][16]:       TRANSPOSED,   row = &B[lane % 16][lane / 16 * 8]
+//   B in memory as Bt[16][16], B^T:               row = &Bt[lane / 16 * 8 + lane % 8][lane / 8 % 2 * 8]
+template <bool TRANSPOSED = false>
 __device__ inline void ldmatrix(uint32_t *r, const void *row) {
-    static_assert(N == 1 || N == 2 || N == 4, "1, 2 or 4 matrices");
     uint32_t address = (uint32_t)__cvta_generic_to_shared(row);
-#define LDMATRIX(FORM, REGISTERS, ...)                                                                                 \
-    asm volatile("ldmatrix.sync.aligned.m8n8." FORM ".shared.b16 " REGISTERS ";"                                       \
-                 : __VA_ARGS__                                                                                         \
-                 : "r"(address)                                                                                        \
-                 : "memory")
-    if constexpr (N == 1 && !TRANSPOSED) LDMATRIX("x1", "{%0}, [%1]", "=r"(r[0]));
-    if constexpr (N == 1 && TRANSPOSED) LDMATRIX("x1.trans", "{%0}, [%1]", "=r"(r[0]));
-    if constexpr (N == 2 && !TRANSPOSED) LDMATRIX("x2", "{%0, %1}, [%2]", "=r"(r[0]), "=r"(r[1]));
-    if constexpr (N == 2 && TRANSPOSED) LDMATRIX("x2.trans", "{%0, %1}, [%2]", "=r"(r[0]), "=r"(r[1]));
-    if constexpr (N == 4 && !TRANSPOSED)
-        LDMATRIX("x4", "{%0, %1, %2, %3}, [%4]", "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]));
-    if constexpr (N == 4 && TRANSPOSED)
-        LDMATRIX("x4.trans", "{%0, %1, %2, %3}, [%4]", "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]));
-#undef LDMATRIX
+    if constexpr (TRANSPOSED) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(address)
+                     : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(address)
+                     : "memory");
+    }
 }
 
-// Starts a copy of BYTES bytes (4, 8 or 16) from global to shared memory. Both addresses are multiples of BYTES. Only
+// Starts a copy of 16 bytes from global to shared memory, past the L1 cache. Both addresses are multiples of 16. Only
 // the first `given` bytes are read, the rest become zero: given = 0 is for what lies past the edge of a matrix, whose
 // address must be aligned all the same. For sm_75 given is a multiple of 4. The copy belongs to the group that this
 // thread's next cp_async_commit() closes.
-template <int BYTES>
-__device__ inline void cp_async(void *shared, const void *global, int given = BYTES) {
-    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "4, 8 or 16 bytes");
+__device__ inline void cp_async(void *shared, const void *global, int given = 16) {
 #if __CUDA_ARCH__ >= 800
     uint32_t address = (uint32_t)__cvta_generic_to_shared(shared);
-    if constexpr (BYTES == 16) // .cg: past the L1 cache
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(given)
-                     : "memory");
-    else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(global), "n"(BYTES), "r"(given)
-                     : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(given) : "memory");
 #else
-    for (int i = 0; i < BYTES / 4; i++) ((uint32_t *)shared)[i] = 4 * i < given ? ((const uint32_t *)global)[i] : 0;
+    for (int i = 0; i < 4; i++) ((uint32_t *)shared)[i] = 4 * i < given ? ((const uint32_t *)global)[i] : 0;
 #endif
 }
 __device__ inline void cp_async_commit() {

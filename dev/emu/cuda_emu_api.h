@@ -10,8 +10,6 @@
 #define __global__
 #define __device__
 #define __host__
-#define __constant__
-#define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 
@@ -25,10 +23,7 @@
     inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                                         \
     inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 EMU_VECTORS(float, float)
-EMU_VECTORS(int, int)
 EMU_VECTORS(unsigned, uint)
-EMU_VECTORS(unsigned char, uchar)
-EMU_VECTORS(unsigned short, ushort)
 
 // ---- Device functions: synchronisation and warps
 
@@ -83,27 +78,16 @@ inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, EMU_S
     int lane = emu::me->lane, source = lane ^ bits;
     return emu::shuffle(mask, value, source >= (lane & -width) + width ? lane : source, site);
 }
-template <class T>
-inline T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32, EMU_SITE) {
-    int lane = emu::me->lane;
-    return emu::shuffle(mask, value, (lane & (width - 1)) + (int)by >= width ? lane : lane + (int)by, site);
-}
-template <class T>
-inline T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, EMU_SITE) {
-    int lane = emu::me->lane;
-    return emu::shuffle(mask, value, (lane & (width - 1)) < (int)by ? lane : lane - (int)by, site);
-}
 inline unsigned __ballot_sync(unsigned mask, int vote, EMU_SITE) {
-    emu::Shuffled<unsigned> offer = {vote != 0, 0, 0};
+    unsigned votes = vote != 0; // this lane's, then those of all
     auto count = [](emu::Warp &warp, unsigned lanes) {
-        unsigned votes = 0;
+        unsigned all = 0;
         for (unsigned m = lanes; m; m &= m - 1)
-            if (emu::offer_of<emu::Shuffled<unsigned>>(warp, __builtin_ctz(m)).value) votes |= m & -m;
-        for (unsigned m = lanes; m; m &= m - 1)
-            emu::offer_of<emu::Shuffled<unsigned>>(warp, __builtin_ctz(m)).result = votes;
+            if (emu::offer_of<unsigned>(warp, __builtin_ctz(m))) all |= m & -m;
+        for (unsigned m = lanes; m; m &= m - 1) emu::offer_of<unsigned>(warp, __builtin_ctz(m)) = all;
     };
-    emu::warp_operation(mask, &offer, count, site);
-    return offer.result;
+    emu::warp_operation(mask, &votes, count, site);
+    return votes;
 }
 inline int __any_sync(unsigned mask, int vote, EMU_SITE) { return __ballot_sync(mask, vote, site) != 0; }
 
@@ -127,77 +111,21 @@ inline T atomicAdd(T *p, emu::Same<T> v) {
     return emu::atomically(p, [=](T old) { return T(old + v); });
 }
 template <class T>
-inline T atomicMax(T *p, emu::Same<T> v) {
-    return emu::atomically(p, [=](T old) { return old < v ? v : old; });
-}
-template <class T>
 inline T atomicOr(T *p, emu::Same<T> v) {
     return emu::atomically(p, [=](T old) { return T(old | v); });
 }
 template <class T>
-inline T atomicCAS(T *p, emu::Same<T> expected, emu::Same<T> v) {
-    return emu::atomically(p, [=](T old) { return old == expected ? v : old; });
-}
-
-// For a barrier among blocks (CUDA 12.8 and up): nothing that follows an acquire moves before it, and nothing that
-// precedes a release moves behind it.
-enum { __NV_ATOMIC_RELAXED, __NV_ATOMIC_ACQUIRE = 2, __NV_ATOMIC_RELEASE, __NV_ATOMIC_ACQ_REL };
-enum { __NV_THREAD_SCOPE_DEVICE = 3 };
-template <class T>
-EMU_UNCHECKED inline T __nv_atomic_load_n(const T *p, int, int, EMU_SITE) {
+EMU_UNCHECKED inline T __ldg(const T *p, EMU_SITE) {
     emu::note_access(p, sizeof(T), emu::READ, site);
-    return __atomic_load_n(p, __ATOMIC_SEQ_CST);
-}
-template <class T>
-inline T __nv_atomic_fetch_add(T *p, emu::Same<T> v, int order, int) {
-    if (order >= __NV_ATOMIC_RELEASE) emu::note_fence();
-    return atomicAdd(p, v);
-}
-
-namespace emu {
-template <class T>
-EMU_UNCHECKED inline T load(const T *p, Site site) {
-    note_access(p, sizeof(T), READ, site);
     return *p;
-}
-template <class T>
-EMU_UNCHECKED inline void store(T *p, T v, Site site) {
-    note_access(p, sizeof(T), WRITE, site);
-    *p = v;
-}
-} // namespace emu
-template <class T>
-inline T __ldg(const T *p, EMU_SITE) {
-    return emu::load(p, site);
-}
-template <class T>
-inline T __ldcg(const T *p, EMU_SITE) {
-    return emu::load(p, site);
-}
-template <class T>
-inline void __stcs(T *p, emu::Same<T> v, EMU_SITE) {
-    emu::store(p, v, site);
 }
 
 // These are macros because the C library has, or may come to have, functions of these names.
 #define __expf(x) expf(x)
 #define __logf(x) logf(x)
-#define rsqrtf(x) (1.0f / sqrtf(x))
 inline float __fdividef(float a, float b) { return a / b; }
-inline float __frcp_rn(float a) { return 1.0f / a; }
-namespace emu {
-template <class To, class From>
-inline To bits_as(From from) {
-    static_assert(sizeof(To) == sizeof(From), "the same size");
-    To to;
-    memcpy(&to, &from, sizeof to);
-    return to;
-}
-} // namespace emu
-inline int __float_as_int(float f) { return emu::bits_as<int>(f); }
-inline unsigned __float_as_uint(float f) { return emu::bits_as<unsigned>(f); }
-inline float __int_as_float(int i) { return emu::bits_as<float>(i); }
-inline float __uint_as_float(unsigned i) { return emu::bits_as<float>(i); }
+inline unsigned __float_as_uint(float f) { return std::bit_cast<unsigned>(f); }
+inline float __uint_as_float(unsigned i) { return std::bit_cast<float>(i); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 template <class A, class B>
 inline std::common_type_t<A, B> min(A a, B b) {
@@ -227,12 +155,8 @@ struct alignas(4) __nv_bfloat162 {
 inline __nv_bfloat16 __float2bfloat16(float f) { return f; }
 inline float __bfloat162float(__nv_bfloat16 b) { return b; }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 b) { return b.bits; }
-inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { return emu::bits_as<__nv_bfloat16>(u); }
+inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { return std::bit_cast<__nv_bfloat16>(u); }
 inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {a, b}; }
-inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 a, __nv_bfloat16 b) { return {a, b}; }
-inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {v.x, v.y}; }
-inline float __low2float(__nv_bfloat162 v) { return v.x; }
-inline float __high2float(__nv_bfloat162 v) { return v.y; }
 
 // ---- fp16: 5 bits of exponent, 11 of precision; storage and conversions only
 
@@ -301,7 +225,6 @@ struct Stream {
     std::set<size_t> last;          // the nodes that its next node waits for
 };
 struct Event {
-    double milliseconds = 0;
     std::shared_ptr<Graph> capture; // where it was recorded; null: outside of a capture
     std::set<size_t> last;          // the nodes that it stands for
 };
@@ -378,17 +301,14 @@ inline auto launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block
         launch_checked((const void *)kernel, {name, body, grid, block, shared, false}, stream);
     };
 }
-template <class... P, size_t... I>
-inline std::function<void()> bind(void (*kernel)(P...), void **arguments, std::index_sequence<I...>) {
-    (void)arguments;
-    auto values = std::make_tuple(*(std::decay_t<P> *)arguments[I]...);
-    return [=] { std::apply(kernel, values); };
-}
 // What cuda2cpp.sed makes of cudaLaunchCooperativeKernel(kernel, ...).
 template <class... P>
 inline cudaError_t launch_cooperative(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, void **arguments,
                                       size_t shared = 0, Stream *stream = nullptr) {
-    auto body = emu::bind(kernel, arguments, std::index_sequence_for<P...>());
+    auto values_of = [=]<size_t... I>(std::index_sequence<I...>) {
+        return std::make_tuple(*(std::decay_t<P> *)arguments[I]...);
+    };
+    auto body = [kernel, values = values_of(std::index_sequence_for<P...>())] { std::apply(kernel, values); };
     return launch_checked((const void *)kernel, {name, body, grid, block, shared, true}, stream);
 }
 } // namespace emu
@@ -461,17 +381,8 @@ inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
 // The device
 struct cudaDeviceProp {
     char name[256];
-    int major, minor, multiProcessorCount, maxThreadsPerMultiProcessor, maxThreadsPerBlock, warpSize, cooperativeLaunch;
-    int l2CacheSize, regsPerBlock;
-    size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
-};
-enum cudaDeviceAttr {
-    cudaDevAttrMultiProcessorCount = 16,
-    cudaDevAttrL2CacheSize = 38,
-    cudaDevAttrComputeCapabilityMajor = 75,
-    cudaDevAttrComputeCapabilityMinor = 76,
-    cudaDevAttrCooperativeLaunch = 95,
-    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+    int major, minor, multiProcessorCount, cooperativeLaunch;
+    size_t sharedMemPerBlockOptin;
 };
 inline cudaError_t cudaGetDeviceCount(int *count) {
     *count = emu::config.major != 0;
@@ -479,40 +390,11 @@ inline cudaError_t cudaGetDeviceCount(int *count) {
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     if (emu::config.major == 0) return emu::result(cudaErrorNoDevice);
-    *p = {.name = "CUDA on the CPU",
-          .major = emu::config.major,
-          .minor = emu::config.minor,
-          .multiProcessorCount = emu::config.multiprocessors,
-          .maxThreadsPerMultiProcessor = 2048,
-          .maxThreadsPerBlock = 1024,
-          .warpSize = 32,
-          .cooperativeLaunch = 1,
-          .l2CacheSize = 1 << 20,
-          .regsPerBlock = 1 << 16,
-          .totalGlobalMem = emu::config.memory,
-          .sharedMemPerBlock = emu::SHARED_DEFAULT,
-          .sharedMemPerBlockOptin = emu::SHARED_LIMIT,
-          .sharedMemPerMultiprocessor = emu::SHARED_SIZE};
+    const emu::Config &config = emu::config;
+    *p = {"CUDA on the CPU", config.major, config.minor, config.multiprocessors, 1, emu::SHARED_LIMIT};
     return cudaSuccess;
 }
-inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
-    cudaDeviceProp p;
-    if (cudaError_t error = cudaGetDeviceProperties(&p, device)) return error;
-    switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: *value = p.multiProcessorCount; break;
-    case cudaDevAttrL2CacheSize: *value = p.l2CacheSize; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = p.major; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = p.minor; break;
-    case cudaDevAttrCooperativeLaunch: *value = p.cooperativeLaunch; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (int)p.sharedMemPerBlockOptin; break;
-    default: return emu::result(cudaErrorInvalidValue);
-    }
-    return cudaSuccess;
-}
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return std::exchange(emu::last_error, cudaSuccess); }
-inline cudaError_t cudaPeekAtLastError() { return emu::last_error; }
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 template <class F>
 inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute, int value) {
@@ -521,13 +403,10 @@ inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute, int value)
     return cudaSuccess;
 }
 // The emulated device runs what can be built for its compute capability: 7.5 and up.
-struct cudaFuncAttributes {
-    int maxThreadsPerBlock;
-};
+struct cudaFuncAttributes {};
 template <class F>
-inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, F *) {
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, F *) {
     const bool old = emu::config.major * 10 + emu::config.minor < 75;
-    attributes->maxThreadsPerBlock = 1024;
     return old ? emu::result(cudaErrorNoKernelImageForDevice) : cudaSuccess;
 }
 template <class F>
@@ -536,11 +415,8 @@ inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F 
 }
 
 // Streams and events
-enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
-    return *stream = new emu::Stream, cudaSuccess;
-}
-inline cudaError_t cudaStreamCreate(cudaStream_t *stream) { return cudaStreamCreateWithFlags(stream, 0); }
+enum { cudaEventDisableTiming = 2 };
+inline cudaError_t cudaStreamCreate(cudaStream_t *stream) { return *stream = new emu::Stream, cudaSuccess; }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
 inline cudaError_t cudaDeviceSynchronize() {
     return emu::captures ? emu::result(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
@@ -551,20 +427,13 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
     return *event = new emu::Event, cudaSuccess;
 }
-inline cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr) {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    event->milliseconds = (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
     event->capture = stream ? stream->capture : nullptr;
     if (stream) event->last = stream->last;
     return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
-    return *milliseconds = (float)(end->milliseconds - start->milliseconds), cudaSuccess;
-}
 // A stream that waits for an event of a captured stream is captured too.
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
     std::shared_ptr<emu::Graph> capture = event->capture;
@@ -579,11 +448,7 @@ inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, u
 }
 
 // Graphs
-enum cudaStreamCaptureMode {
-    cudaStreamCaptureModeGlobal,
-    cudaStreamCaptureModeThreadLocal,
-    cudaStreamCaptureModeRelaxed
-};
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal };
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     if (!stream || stream->capture) return emu::result(cudaErrorStreamCaptureUnsupported);
     emu::captures++;

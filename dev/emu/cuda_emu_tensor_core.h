@@ -34,24 +34,21 @@ inline void mma_bf16(float *d, const uint32_t *a, const uint32_t *b, EMU_SITE) {
     emu::warp_operation(~0u, &mine, multiply, site);
 }
 
-// Lanes 0 to 8 N - 1 each read a row; the last lane of the warp to arrive deals out the elements.
-template <int N, bool TRANSPOSED = false>
+// Each lane reads a row; the last lane of the warp to arrive deals out the elements.
+template <bool TRANSPOSED = false>
 inline void ldmatrix(uint32_t *r, const void *row, EMU_SITE) {
-    static_assert(N == 1 || N == 2 || N == 4, "1, 2 or 4 matrices");
     struct Rows {
         uint16_t row[8];
         uint32_t *r;
     } mine = {{}, r};
-    if (emu::me->lane < 8 * N) {
-        if ((uintptr_t)row % 16) emu::die(site, "ldmatrix: a row's address is no multiple of 16");
-        emu::note_access(row, 16, emu::READ, site);
-        emu::copy_bytes(mine.row, row, 16);
-    }
+    if ((uintptr_t)row % 16) emu::die(site, "ldmatrix: a row's address is no multiple of 16");
+    emu::note_access(row, 16, emu::READ, site);
+    emu::copy_bytes(mine.row, row, 16);
     auto distribute = [](emu::Warp &warp, unsigned lanes) {
         if (lanes != ~0u) emu::die(warp.lanes[__builtin_ctz(lanes)].site, "ldmatrix needs all 32 lanes of the warp");
         auto element = [&](int i, int j, int k) { return (uint32_t)emu::offer_of<Rows>(warp, 8 * i + j).row[k]; };
         for (int lane = 0; lane < 32; lane++)
-            for (int i = 0, g = lane / 4, q = lane % 4; i < N; i++)
+            for (int i = 0, g = lane / 4, q = lane % 4; i < 4; i++)
                 emu::offer_of<Rows>(warp, lane).r[i] = TRANSPOSED
                                                            ? element(i, 2 * q, g) | element(i, 2 * q + 1, g) << 16
                                                            : element(i, g, 2 * q) | element(i, g, 2 * q + 1) << 16;
@@ -65,18 +62,16 @@ namespace emu {
 EMU_UNCHECKED inline void copy_now(AsyncCopy &copy) {
     if (copy.done) return;
     memcpy(copy.to, copy.from, (size_t)copy.given);
-    memset((char *)copy.to + copy.given, 0, (size_t)(copy.bytes - copy.given));
+    memset((char *)copy.to + copy.given, 0, (size_t)(16 - copy.given));
     copy.done = true;
 }
 } // namespace emu
-template <int BYTES>
-inline void cp_async(void *shared, const void *global, int given = BYTES, EMU_SITE) {
-    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "4, 8 or 16 bytes");
+inline void cp_async(void *shared, const void *global, int given = 16, EMU_SITE) {
     using namespace emu;
-    if (((uintptr_t)shared | (uintptr_t)global) % BYTES) die(site, "cp.async: an address is no multiple of %d", BYTES);
-    if (given < 0 || given > BYTES) die(site, "cp.async: %d bytes of %d", given, BYTES);
-    note_access(shared, BYTES, REQUEST, site);
-    me->copies.push_back({shared, global, BYTES, given, me->copy_group, false});
+    if (((uintptr_t)shared | (uintptr_t)global) % 16) die(site, "cp.async: an address is no multiple of 16");
+    if (given < 0 || given > 16) die(site, "cp.async: %d bytes of 16", given);
+    note_access(shared, 16, REQUEST, site);
+    me->copies.push_back({shared, global, given, me->copy_group, false});
     bool early = config.order == RANDOM ? next_random(gang->random) >> 40 & 1 : config.order == REVERSE;
     if (early) copy_now(me->copies.back());
 }
@@ -88,7 +83,7 @@ inline void cp_async_wait(EMU_SITE) {
     for (; copy < me->copies.end() && copy->group < me->copy_group - LEFT; copy++) {
         copy_now(*copy);
         note_access(copy->from, (size_t)copy->given, READ, site);
-        note_access(copy->to, (size_t)copy->bytes, ARRIVAL, site);
+        note_access(copy->to, 16, ARRIVAL, site);
     }
     me->copies.erase(me->copies.begin(), copy);
 }

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <functional>
 #include <map>
 #include <math.h>
@@ -55,7 +56,6 @@ struct dim3 {
 };
 inline __thread uint3 threadIdx, blockIdx;
 inline __thread dim3 blockDim, gridDim;
-constexpr int warpSize = 32;
 
 namespace emu {
 
@@ -184,10 +184,10 @@ struct Site { // a place in the .cu
 // A function with this last parameter knows where it was called.
 #define EMU_SITE emu::Site site = {__builtin_FILE(), __builtin_LINE()}
 
-struct AsyncCopy { // a cp.async that was requested
+struct AsyncCopy { // a cp.async of 16 bytes that was requested
     void *to;
     const void *from;
-    int bytes, given, group;
+    int given, group;
     bool done;
 };
 struct Warp;
@@ -591,20 +591,18 @@ inline void start_block(int b, uint3 index) {
         unsigned ready = lanes == 32 ? ~0u : (1u << lanes) - 1;
         block.warps[w] = {&g.threads[((size_t)b * n_warps + w) * 32], ready, 0, 0, ~ready, block.started};
     }
-    unsigned t = 0;
-    for (unsigned z = 0; z < size.z; z++)
-        for (unsigned y = 0; y < size.y; y++)
-            for (unsigned x = 0; x < size.x; x++, t++) {
-                Thread &thread = block.warps[t / 32].lanes[t % 32];
-                thread.index = {x, y, z};
-                thread.number = (int)t;
-                thread.lane = (int)t % 32;
-                thread.warp = &block.warps[t / 32];
-                thread.block = &block;
-                thread.fiber = nullptr;
-                thread.copies.clear();
-                thread.copy_group = 0;
-            }
+    for (int t = 0; t < n_threads; t++) {
+        unsigned row = (unsigned)t / size.x;
+        Thread &thread = block.warps[t / 32].lanes[t % 32];
+        thread.index = {(unsigned)t % size.x, row % size.y, row / size.y};
+        thread.number = t;
+        thread.lane = t % 32;
+        thread.warp = &block.warps[t / 32];
+        thread.block = &block;
+        thread.fiber = nullptr;
+        thread.copies.clear();
+        thread.copy_group = 0;
+    }
 }
 
 // Runs the blocks first, first + 1, ... first + n - 1 of a launch together.

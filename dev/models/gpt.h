@@ -9,9 +9,10 @@
 #include "base/safetensors.h"
 
 enum { GPT_LAYERS, GPT_WIDTH, GPT_HEADS, GPT_HIDDEN, GPT_REL, GPT_SIZES };
+enum { GPT_MAX_LAYERS = 1000 };
 
 static const SizeFlag gpt_size_flags[GPT_SIZES] = {
-    {"layers", "number of layers", 8, 1, 1000},
+    {"layers", "number of layers", 8, 1, GPT_MAX_LAYERS},
     {"width", "width of the model, a multiple of the heads", 256, 1, 1 << 16},
     {"heads", "attention heads", 16, 1, 1 << 12},
     {"hidden", "width between the two products of a layer", 512, 1, 1 << 18},

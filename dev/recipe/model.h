@@ -14,13 +14,6 @@
 #include "base/safetensors.h"
 
 typedef struct {
-    char name[64]; // "act.emb", "logits", ... as in the dump
-    int rank;
-    int64_t shape[4];
-    const real *data;
-} Activation;
-
-typedef struct {
     const char *name;       // "gpt": the default --out out/gpt, the metadata model=gpt, the bench line
     const char *device;     // "cpu", "cuda", "emu"
     const char *precisions; // what --precision may be, the default first: "fp32" or "bf16|fp32"
