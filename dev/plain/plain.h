@@ -1,5 +1,6 @@
-// What both plain models need besides their stages: tensors that have gradients, first weights, Adamax, and batches of
-// music. C11.
+// What both plain models need besides their stages: tensors with gradients, first weights, Adamax, batches of music.
+//
+// C11.
 #ifndef PLAIN_H
 #define PLAIN_H
 
@@ -87,8 +88,8 @@ static inline void adamax(TensorList *all, double lr, int64_t t) {
 
 // ---- music
 
-// Opens data/train.safetensors for batches of B windows of T tokens. False: there is too little, and stderr says how to
-// make some.
+// Opens data/train.safetensors for batches of B windows of T tokens. False: there is too little, and a sentence on
+// stderr says how to make some.
 static inline bool music_open(Dataset *data, const char *program, int B, int T) {
     char error[ERROR_SIZE] = "data/train.safetensors: too little music for a batch";
     const bool opened = dataset_open(data, "data/train.safetensors", T, error);
