@@ -1576,9 +1576,9 @@ static void gpt_forward(Gpt<Operand> *m, int B, bool training) {
     matmul_forward(m->logits, x, weight<Operand>(device, m->params.head_w), m->params.head_b, false, R, C, V, stream);
 }
 
-// Gradients of all parameters, after gpt_forward and gpt_loss of the same step. The main stream carries the gradient
-// from the logits down to the embedding. What only the update waits for runs beside it on the side stream: the mean
-// loss, and, a layer behind, the gradients of each layer's parameters.
+// Gradients of all parameters, after gpt_forward and softmax_cross_entropy of the same step. The main stream carries
+// the gradient from the logits down to the embedding. What only the update waits for runs beside it on the side stream:
+// the mean loss, and, a layer behind, the gradients of each layer's parameters.
 template <typename Operand>
 static void gpt_backward(Gpt<Operand> *m) {
     DeviceModel *device = &m->device;

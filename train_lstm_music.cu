@@ -1163,9 +1163,9 @@ static void lstm_forward(Lstm<Operand> *m, int B, bool training) {
     matmul_forward(m->logits, m->x2, weight<Operand>(device, p->fc3_w), p->fc3_b, false, R, H, V, stream);
 }
 
-// Gradients of all parameters, after lstm_forward and lstm_loss of the same step. What only the update waits for runs
-// on the side stream: the gradients of the head's parameters and the mean loss beside the recurrence, then those of the
-// layers' weights beside the table's.
+// Gradients of all parameters, after lstm_forward and softmax_cross_entropy of the same step. What only the update
+// waits for runs on the side stream: the gradients of the head's parameters and the mean loss beside the recurrence,
+// then those of the layers' weights beside the table's.
 template <typename Operand>
 static void lstm_backward(Lstm<Operand> *m) {
     DeviceModel *device = &m->device;

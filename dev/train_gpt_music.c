@@ -526,8 +526,8 @@ typedef struct {
 
 static int gpt_layers(const Gpt *m) { return m->host.config.sizes[GPT_LAYERS]; }
 
-// For host_create(). The last strip and the last tile of a batch read up to STRIP rows of qkv and x too many, and throw
-// them away; there is memory for them.
+// Points into the block of memory at base and returns its elements; with base NULL it only counts. The last strip and
+// the last tile of a batch read up to STRIP rows of qkv and x too many, and throw them away; there is memory for them.
 static double gpt_carve(void *model, real *base) {
     Gpt *m = model;
     const ModelConfig *config = &m->host.config;
@@ -615,7 +615,7 @@ static void gpt_forward(Gpt *m, int B, int64_t step) {
     matmul_forward(m->logits, m->x, m->params.head_w, m->params.head_b, false, R, C, V, m->mm);
 }
 
-// Gradients of all parameters, from zero, after gpt_forward and gpt_loss of the same step.
+// Gradients of all parameters, from zero, after gpt_forward and softmax_cross_entropy of the same step.
 static void gpt_backward(Gpt *m, int B, int64_t step) {
     const AttentionShape s = m->shape;
     const int T = s.T, C = s.C, R = B * T, F = m->host.config.sizes[GPT_HIDDEN], L = gpt_layers(m);

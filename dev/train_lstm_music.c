@@ -424,7 +424,7 @@ typedef struct {
 
 static int lstm_layers(const Lstm *m) { return m->host.config.sizes[LSTM_LAYERS]; }
 
-// For host_create().
+// Points into the block of memory at base and returns its elements; with base NULL it only counts.
 static double lstm_carve(void *model, real *base) {
     Lstm *m = model;
     const ModelConfig *config = &m->host.config;
@@ -503,7 +503,7 @@ static void lstm_forward(Lstm *m, int B, int64_t step) {
     matmul_forward(m->logits, m->x2, p->fc3_w, p->fc3_b, false, R, H, V, m->mm);
 }
 
-// Gradients of all parameters, from zero, after lstm_forward and lstm_loss of the same step.
+// Gradients of all parameters, from zero, after lstm_forward and softmax_cross_entropy of the same step.
 static void lstm_backward(Lstm *m, int B, int64_t step) {
     const int *sizes = m->host.config.sizes, L = lstm_layers(m);
     const int T = m->host.config.T, R = B * T, E = sizes[LSTM_EMBED], H = sizes[LSTM_WIDTH];
