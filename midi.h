@@ -1011,11 +1011,11 @@ MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, mid
 }
 
 MIDI_DEF int midi_usable(const midi_song *song, const midi_report *report, midi_error *error) {
-    if (report->bars > MIDI_MAX_BARS) {
+    if (report->notes && report->bars <= MIDI_MAX_BARS) return 1;
+    if (report->notes) {
         return midi__fail(error, MIDI_NO_OFFSET, "its %llu bar lines alone take more than %d tokens",
                           (unsigned long long)report->bars, 2 * MIDI_MAX_BARS);
     }
-    if (report->notes) return 1;
     const struct {
         size_t n;
         const char *what;
