@@ -238,9 +238,9 @@ MIDI_DEF void midi_count(const midi_song *song, int64_t before, midi_report *rep
 // Errors: longer than MIDI_MAX_STEPS, more than MIDI_MAX_PIECES or MIDI_MAX_LINES, division not 1..32767, no memory.
 MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, midi_report *report, midi_error *error);
 
-// Whether what midi_encode made of a song is music: 0 and the reason where it holds no note (the song has none, or all
-// are too short, out of range, dropped drums or in tracks that the header does not announce) or more than MIDI_MAX_BARS
-// bar lines.
+// Whether what midi_encode made of a song is music. 0 and the reason where it holds no note (the song has none, or all
+// are too short, out of range, dropped drums or in tracks that the header does not announce), or too many bar
+// lines, more than MIDI_MAX_BARS.
 MIDI_DEF int midi_usable(const midi_song *song, const midi_report *report, midi_error *error);
 
 // Tokens -> song of division 480: notes sorted by (start, key, duration) with velocity 80 on channel 0 of track 0, and

@@ -95,10 +95,12 @@ static int complain(const char *path, const char *sentence) { // returns the exi
     return 1;
 }
 
-static void line(const char *what, const char *path, const char *why) {
+static void line(const char *what, const char *path, const char *why, const char *other_path) {
     printf("%s ", what);
     print_name(stdout, path);
-    printf(": %s\n", why);
+    printf(": %s", why);
+    print_name(stdout, other_path);
+    printf("\n");
 }
 
 // ---- finding the files
@@ -187,7 +189,7 @@ static bool find_files(const char *root, Search *search) {
     for (size_t i = 0; i < search->n; i++) {
         if (is_midi_name(search->entries[i].path)) return true;
     }
-    for (size_t i = 0; i < search->n; i++) line("skipped", search->entries[i].path, search->entries[i].problem);
+    for (size_t i = 0; i < search->n; i++) line("skipped", search->entries[i].path, search->entries[i].problem, "");
     return !complain(root, "holds no MIDI files (.mid .midi .kar .rmi)");
 }
 
@@ -303,25 +305,18 @@ static bool add_piece(Corpus *corpus, const char *root, const char *name, bool t
     bool good = read_piece(path, choices, &piece, all, changes, &problem), transposed = false;
     bool failed = !good && problem.code && !of_one_file(problem.code);
     if (failed) complain(path, problem.text);
+    if (!good && !failed) line("skipped", name, problem.text, "");
     free(path);
-    if (failed) return false;
-    if (!good) {
-        line("skipped", name, problem.text);
-        return true;
-    }
+    if (!good) return !failed;
     piece.tune = tune_of(piece.tokens, piece.n_tokens);
     const Piece *copy = find_copy(corpus, &piece, &transposed);
     all->copies += copy != NULL;
     if (copy && !choices->keep_copies) {
-        printf("skipped ");
-        print_name(stdout, name);
-        printf(": a copy of ");
-        print_name(stdout, copy->name);
-        printf("%s, token by token\n", copy->test == test ? "" : " of the training folder");
+        line("skipped", name, copy->test == test ? "a copy of " : "a copy of the training folder's ", copy->name);
         MIDI_FREE(piece.tokens);
         return true;
     }
-    if (*changes) line("changed", name, changes);
+    if (*changes) line("changed", name, changes, "");
     all->changed += *changes != 0;
     all->transposed += transposed && !copy;
     piece.name = copy_text(name);
@@ -355,7 +350,7 @@ static bool add_folder(Corpus *corpus, const char *root, bool test, const Choice
     bool good = find_files(root, &search);
     for (size_t i = 0; good && i < search.n; i++) {
         const Entry *entry = &search.entries[i];
-        if (entry->problem) line("skipped", entry->path, entry->problem);
+        if (entry->problem) line("skipped", entry->path, entry->problem, "");
         if (!entry->problem) good = add_piece(corpus, root, entry->path, test, choices, &all);
     }
     if (good) {
@@ -410,61 +405,61 @@ static Set gather(const Corpus *corpus, bool test) {
     return set;
 }
 
-// Puts fresh[0] and [1] into the place of path[0] and [1], both or neither. The old files step aside first: a program
-// that is killed in between leaves no set at one of the paths, which a trainer notices, and never an old one beside a
-// new one.
-static bool replace_both(char *const path[2], char *const fresh[2], char *const old[2], char *error) {
+enum { PLACE, FRESH, OLD, NAMES }; // where a set belongs, grows, and steps aside
+
+// Puts the fresh sets into their places, both or neither. The old ones first step aside: a program that is killed in
+// between leaves no set at one of the places, which a trainer notices, and never an old one beside a new one.
+static bool replace_both(char *paths[NAMES][2], char *error) {
     bool aside[2] = {false, false}, placed[2] = {false, false}, good = true;
     for (int step = 0; step < 4 && good; step++) {
         const int i = step % 2;
-        if (step < 2) aside[i] = good = !rename(path[i], old[i]);
-        if (step >= 2) placed[i] = good = !rename(fresh[i], path[i]);
+        if (step < 2) aside[i] = good = !rename(paths[PLACE][i], paths[OLD][i]);
+        if (step >= 2) placed[i] = good = !rename(paths[FRESH][i], paths[PLACE][i]);
         if (step < 2 && errno == ENOENT) good = true;
-        if (!good) fail(error, "%s: cannot be replaced: %s", path[i], strerror(errno));
+        if (!good) fail(error, "%s: cannot be replaced: %s", paths[PLACE][i], strerror(errno));
     }
     for (int i = 0; i < 2; i++) {
-        if (placed[i] && !good) remove(path[i]);
-        if (aside[i] && !good) rename(old[i], path[i]);
-        if (good) remove(old[i]);
+        if (placed[i] && !good) remove(paths[PLACE][i]);
+        if (aside[i] && !good) rename(paths[OLD][i], paths[PLACE][i]);
+        if (good) remove(paths[OLD][i]);
     }
     return good;
 }
 
-static char *with_suffix(const char *path, const char *suffix) {
-    return strcat(strcpy(grow(NULL, strlen(path) + strlen(suffix) + 1, 1), path), suffix);
-}
-
 static bool save_both(const Corpus *corpus, const char *out, char *error) {
+    static const char *const names[NAMES][2] = {{"train.safetensors", "test.safetensors"},
+                                                {"train.safetensors.new.tmp", "test.safetensors.new.tmp"},
+                                                {"train.safetensors.old", "test.safetensors.old"}};
     Set sets[2] = {gather(corpus, false), gather(corpus, true)};
-    char *path[2], *fresh[2], *old[2];
+    char *paths[NAMES][2];
     struct stat status;
-    for (int i = 0; i < 2; i++) {
-        path[i] = path_join(out, i ? "test.safetensors" : "train.safetensors");
-        fresh[i] = with_suffix(path[i], ".new.tmp");
-        old[i] = with_suffix(path[i], ".old");
-    }
+    for (int i = 0; i < 2 * NAMES; i++) paths[i / 2][i % 2] = path_join(out, names[i / 2][i % 2]);
     size_t existing = existing_folders(out);
     bool saved = make_folders(out, error);
     for (int i = 0; i < 2 && saved; i++) {
-        if (!stat(path[i], &status) && !S_ISREG(status.st_mode)) {
-            saved = fail(error, "%s: is in the way; a dataset would replace it, but it is not a regular file", path[i]);
+        const char *path = paths[PLACE][i];
+        if (!stat(path, &status) && !S_ISREG(status.st_mode)) {
+            saved = fail(error, "%s: is in the way; a dataset would replace it, but it is not a regular file", path);
         }
     }
     const bool ready = saved;
     for (int i = 0; i < 2 && saved; i++) {
-        size_t length = strlen(fresh[i]);
-        saved = dataset_save(fresh[i], sets[i].tokens, (int64_t)sets[i].n_tokens, sets[i].starts,
-                             (int64_t)sets[i].n_pieces, sets[i].names, error);
-        bool of_fresh = !saved && !strncmp(error, fresh[i], length);
-        if (of_fresh) fail(error, "%s%s", path[i], error + length); // say it of the file that was asked for
+        const Set *set = &sets[i];
+        size_t length = strlen(paths[FRESH][i]);
+        saved = dataset_save(paths[FRESH][i], set->tokens, (int64_t)set->n_tokens, set->starts, (int64_t)set->n_pieces,
+                             set->names, error);
+        bool of_fresh = !saved && !strncmp(error, paths[FRESH][i], length);
+        if (of_fresh) fail(error, "%s%s", paths[PLACE][i], error + length); // say it of the file that was asked for
     }
-    saved = saved && replace_both(path, fresh, old, error);
-    for (int i = 0; i < 2 && ready && !saved; i++) remove(fresh[i]);
-    if (saved) printf("wrote %s and %s\n", path[0], path[1]);
+    saved = saved && replace_both(paths, error);
+    for (int i = 0; i < 2 && ready && !saved; i++) remove(paths[FRESH][i]);
+    if (saved) printf("wrote %s and %s\n", paths[PLACE][0], paths[PLACE][1]);
     if (!saved) remove_empty_folders(out, existing);
+    for (int i = 0; i < 2 * NAMES; i++) free(paths[i / 2][i % 2]);
     for (int i = 0; i < 2; i++) {
-        void *owned[] = {sets[i].tokens, sets[i].starts, sets[i].names, path[i], fresh[i], old[i]};
-        for (int k = 0; k < 6; k++) free(owned[k]);
+        free(sets[i].tokens);
+        free(sets[i].starts);
+        free(sets[i].names);
     }
     return saved;
 }
