@@ -1,11 +1,11 @@
 /* prepare_music - folders of MIDI files -> train.safetensors and test.safetensors, the datasets of the trainers.
 
 Promises: the same files give the same bytes, whatever order the folder lists them in; every file that is skipped or
-changed gets a line that says why or how; nothing is written before everything is computed, and an old dataset is
-replaced only once both new files are safely on the disk. Every file is treated as hostile (see midi.h), and so is its
-name.
+changed gets a line that says why or how; a file that the system fails to give (a bad disk, no memory) ends the run.
+Nothing is written before everything is computed, and an old dataset is replaced only once both new files are safely
+on the disk, both or neither. Every file is treated as hostile (see midi.h), and so is its name.
 
-Leaves out: judging the music. Each file is a piece, long or short, good or bad, once or twice; sort the folder first.
+Leaves out: judging the music. Each file that has notes is a piece, long or short, good or bad; sort the folder first.
 */
 #include "base/data.h"
 #include "base/flags.h"
@@ -28,20 +28,37 @@ enum { WINDOW = 257, MOST_FILE_BYTES = 32 << 20 }; // files above 32 MiB are ski
 
 typedef struct {
     char *path;    // relative to the folder searched
-    char *problem; // why it cannot be read, or NULL
+    char *problem; // why it is not tried, or NULL
 } Entry;
 
 typedef struct {
     char *name;
     uint8_t *tokens;
     size_t n_tokens;
+    size_t lengthened; // notes that were too short
+    uint64_t tune;     // see tune_of
+    size_t next;       // number + 1 of the piece before it in its chain, or 0
     bool test;
 } Piece;
+
+enum { CHAINS = 1 << 16 };
 
 typedef struct {
     Piece *pieces;
     size_t n;
+    size_t chains[CHAINS]; // number + 1 of the last piece of each tune modulo CHAINS, or 0
 } Corpus;
+
+typedef struct {
+    bool keep_short, no_drums, keep_copies;
+} Choices;
+
+// Of a file, or of all files of a folder that can be read.
+typedef struct {
+    size_t notes, too_short, out_of_range, drums; // notes in all, and some of them
+    size_t pedals;                                // files in which the sustain pedal is pressed
+    size_t changed, copies, transposed;           // pieces; transposed: another one in a different key
+} Tally;
 
 // An array for n items of a size, at least one byte, with what `old` held; NULL makes a new one.
 static void *grow(void *old, size_t n, size_t size) {
@@ -78,10 +95,12 @@ static int complain(const char *path, const char *sentence) { // returns the exi
     return 1;
 }
 
-static void line(const char *what, const char *path, const char *why) {
+static void line(const char *what, const char *path, const char *why, const char *other_path) {
     printf("%s ", what);
     print_name(stdout, path);
-    printf(": %s\n", why);
+    printf(": %s", why);
+    print_name(stdout, other_path);
+    printf("\n");
 }
 
 // ---- finding the files
@@ -113,53 +132,64 @@ static void add_entry(Search *search, char *path, const char *problem) {
     search->entries[search->n++].problem = problem ? copy_text(problem) : NULL;
 }
 
-static void search_folder(Search *search, const char *root, char *relative) {
+// Whether a failure of the system concerns one file or folder alone. All others end the run: what could not be read
+// this time must not be missing from a dataset.
+static bool of_one_file(int code) {
+    return code == ENOENT || code == EACCES || code == EPERM || code == ELOOP || code == ENOTDIR ||
+           code == ENAMETOOLONG || code == EOVERFLOW; // too large for 32 bits
+}
+
+// Frees relative. False (with a sentence on stderr) if the run must end.
+static bool search_folder(Search *search, const char *root, char *relative) {
     char *path = path_join(root, relative);
     DIR *folder = opendir(path);
-    if (!folder) {
-        char why[200];
-        snprintf(why, sizeof why, "this folder cannot be searched: %s", strerror(errno));
-        add_entry(search, copy_text(*relative ? relative : "."), why);
-    }
-    for (struct dirent *item; folder && (item = readdir(folder)) != NULL;) {
+    struct dirent *item;
+    int problem = folder ? 0 : errno;
+    while (folder && !problem && (errno = 0, item = readdir(folder)) != NULL) {
         if (!strcmp(item->d_name, ".") || !strcmp(item->d_name, "..")) continue;
         char *name = path_join(relative, item->d_name), *full = path_join(root, name);
         struct stat status;
-        bool midi = is_midi_name(name), link = !lstat(full, &status) && S_ISLNK(status.st_mode),
-             known = !stat(full, &status);
+        bool known = !lstat(full, &status), link = known && S_ISLNK(status.st_mode);
+        if (link) known = !stat(full, &status);
+        if (!known && !of_one_file(errno)) problem = errno;
         if (known && S_ISDIR(status.st_mode) && !link) {
             search->folders = grow(search->folders, search->n_folders + 1, sizeof(char *));
             search->folders[search->n_folders++] = name;
         } else if (known && S_ISDIR(status.st_mode)) {
             add_entry(search, name, "a link to a folder is not followed");
-        } else if (midi && !known) {
-            add_entry(search, name, strerror(errno));
-        } else if (midi) {
-            add_entry(search, name, S_ISREG(status.st_mode) ? NULL : "is not a regular file");
+        } else if (is_midi_name(name)) {
+            add_entry(search, name, NULL); // whether it can be read is seen when it is
         } else {
             search->others++;
             free(name);
         }
         free(full);
     }
+    if (folder && !problem) problem = errno;
+    char why[200];
+    snprintf(why, sizeof why, "this folder cannot be searched: %s", strerror(problem));
+    bool good = !problem || of_one_file(problem) || complain(path, why) == 0;
+    if (good && problem) add_entry(search, copy_text(*relative ? relative : "."), why);
     if (folder) closedir(folder);
     free(path);
     free(relative);
+    return good;
 }
 
-// All MIDI files below the root, sorted; false (with a sentence on stderr) if there is none.
+// All MIDI files below the root, sorted; false (with a sentence on stderr) if there is none, or the run must end.
 static bool find_files(const char *root, Search *search) {
     memset(search, 0, sizeof *search);
     struct stat status;
     if (stat(root, &status)) return !complain(root, strerror(errno));
     if (!S_ISDIR(status.st_mode)) return !complain(root, "is not a folder; give a folder of MIDI files");
-    search_folder(search, root, copy_text(""));
-    while (search->n_folders > 0) search_folder(search, root, search->folders[--search->n_folders]);
+    bool good = search_folder(search, root, copy_text(""));
+    while (good && search->n_folders > 0) good = search_folder(search, root, search->folders[--search->n_folders]);
+    if (!good) return false;
     if (search->n > 0) qsort(search->entries, search->n, sizeof(Entry), by_path);
     for (size_t i = 0; i < search->n; i++) {
         if (is_midi_name(search->entries[i].path)) return true;
     }
-    for (size_t i = 0; i < search->n; i++) line("skipped", search->entries[i].path, search->entries[i].problem);
+    for (size_t i = 0; i < search->n; i++) line("skipped", search->entries[i].path, search->entries[i].problem, "");
     return !complain(root, "holds no MIDI files (.mid .midi .kar .rmi)");
 }
 
@@ -168,82 +198,167 @@ static void free_search(Search *search) {
         free(search->entries[i].path);
         free(search->entries[i].problem);
     }
+    while (search->n_folders > 0) free(search->folders[--search->n_folders]);
     free(search->entries);
     free(search->folders);
 }
 
 // ---- reading them
 
-enum { CHANGES_SIZE = 600 };
+enum { CHANGES_SIZE = 800 };
 
-static void note_change(char changes[CHANGES_SIZE], const char *what, size_t count) {
+// total: of how many, or 0.
+static void note_change(char changes[CHANGES_SIZE], const char *what, size_t count, size_t total) {
     size_t length = strlen(changes);
-    if (count > 0) snprintf(changes + length, CHANGES_SIZE - length, "%s%s: %zu", length ? "; " : "", what, count);
+    char of[32] = "";
+    if (total > 0) snprintf(of, sizeof of, " of %zu", total);
+    if (count == 0) return;
+    snprintf(changes + length, CHANGES_SIZE - length, "%s%s: %zu%s", length ? "; " : "", what, count, of);
 }
 
-// Appends the piece in a file. changes becomes how it differs from the file, or "". On failure problem is why.
-static bool add_piece(Corpus *corpus, const char *root, const char *name, bool test, char changes[CHANGES_SIZE],
-                      midi_error *problem) {
+// What becomes of notes, of a file or in the summary of all, which tells the flag that keeps them.
+static void note_notes(char changes[CHANGES_SIZE], const Tally *tally, const Choices *choices, bool summary) {
+    const char *too_short = choices->keep_short ? "notes too short for the grid made a 16th long"
+                            : summary           ? "notes too short for the grid dropped (--keep-short keeps them)"
+                                                : "notes too short for the grid dropped";
+    const char *drums = choices->no_drums ? "drum notes dropped"
+                        : summary         ? "drum notes played as keys (--no-drums drops them)"
+                                          : "drum notes played as keys";
+    note_change(changes, "notes outside the piano's keys dropped", tally->out_of_range, tally->notes);
+    note_change(changes, too_short, tally->too_short, tally->notes);
+    note_change(changes, drums, tally->drums, tally->notes);
+}
+
+// A hash of tokens that is the same in every key, because pitches count from the first one.
+static uint64_t tune_of(const uint8_t *tokens, size_t n) {
+    uint64_t hash = 14695981039346656037u; // FNV-1a (Fowler, Noll, Vo)
+    int first = 0;
+    for (size_t i = 0; i < n; i++) {
+        bool pitch = tokens[i] >= MIDI_PITCH && tokens[i] < MIDI_DURATION;
+        if (pitch && !first) first = tokens[i];
+        hash = (hash ^ (uint64_t)(pitch ? 256 + tokens[i] - first : tokens[i])) * 1099511628211u;
+    }
+    return hash;
+}
+
+// A piece with the same tokens, or NULL; *transposed becomes true where one is the same in another key.
+static const Piece *find_copy(const Corpus *corpus, const Piece *piece, bool *transposed) {
+    const Piece *other;
+    for (size_t i = corpus->chains[piece->tune % CHAINS]; i > 0; i = other->next) {
+        other = &corpus->pieces[i - 1];
+        if (other->tune != piece->tune || other->n_tokens != piece->n_tokens) continue;
+        if (!memcmp(other->tokens, piece->tokens, piece->n_tokens)) return other;
+        *transposed = true;
+    }
+    return NULL;
+}
+
+// Reads a file and makes its tokens. On failure there is nothing to free.
+static bool encode(const char *path, const Choices *choices, midi_song *song, Piece *piece, midi_report *report,
+                   midi_error *problem) {
+    if (!midi_read_file(song, path, MOST_FILE_BYTES, problem)) return false;
+    if (choices->no_drums) midi_drop_drums(song);
+    piece->lengthened = choices->keep_short ? midi_keep_short(song) : 0;
+    bool good = midi_encode(song, &piece->tokens, &piece->n_tokens, report, problem);
+    if (!good) midi_free(song);
+    return good;
+}
+
+// A piece, its counts, and how it differs from its file. On failure there is nothing to free.
+static bool read_piece(const char *path, const Choices *choices, Piece *piece, Tally *all, char changes[CHANGES_SIZE],
+                       midi_error *problem) {
     midi_song song;
     midi_report report;
-    Piece piece = {NULL, NULL, 0, test};
-    char *path = path_join(root, name);
-    bool good = midi_read_file(&song, path, MOST_FILE_BYTES, problem) &&
-                midi_encode(&song, &piece.tokens, &piece.n_tokens, &report, problem);
-    free(path);
-    changes[0] = 0;
+    if (!encode(path, choices, &song, piece, &report, problem)) return false;
+    const Tally tally = {.notes = song.n_notes + song.dropped_drums,
+                         .too_short = report.vanished + piece->lengthened,
+                         .out_of_range = report.out_of_range,
+                         .drums = report.drums + song.dropped_drums};
+    all->notes += tally.notes;
+    all->too_short += tally.too_short;
+    all->out_of_range += tally.out_of_range;
+    all->drums += tally.drums;
+    all->pedals += song.pedal_presses > 0;
+    bool good = midi_usable(&song, &report, problem);
+    if (!good) MIDI_FREE(piece->tokens);
     if (good) {
         if (report.assumed_meter) strcpy(changes, "no time signature, read as 4/4");
-        note_change(changes, "notes outside the piano's keys dropped", report.out_of_range);
-        note_change(changes, "notes too short for the grid dropped", report.vanished);
-        note_change(changes, "notes never ended, ended with their track", song.open_notes);
-        note_change(changes, "ends of notes that never began ignored", song.unmatched_offs);
-        note_change(changes, "senseless time signatures ignored", song.ignored_meters);
-        note_change(changes, "tracks announced and missing", song.missing_tracks);
-        note_change(changes, "chunks that are no tracks ignored", song.skipped_chunks);
-        note_change(changes, "bytes after the last track ignored", song.trailing_bytes);
-    }
-    if (good && piece.n_tokens == 0) {
-        good = false;
-        snprintf(problem->text, sizeof problem->text, "gives no tokens%s%.150s%s", *changes ? " (" : "", changes,
-                 *changes ? ")" : "");
-    } else if (good && report.notes == 0) {
-        note_change(changes, "holds no notes, only bar lines", report.bars);
+        note_notes(changes, &tally, choices, false);
+        note_change(changes, "notes never ended, ended with their track", song.open_notes, 0);
+        note_change(changes, "ends of notes that never began ignored", song.unmatched_offs, 0);
+        note_change(changes, "senseless time signatures ignored", song.ignored_meters, 0);
+        note_change(changes, "tracks announced and missing", song.missing_tracks, 0);
+        note_change(changes, "tracks not announced and not read", song.unread_tracks, 0);
+        note_change(changes, "chunks that are no tracks ignored", song.skipped_chunks, 0);
+        note_change(changes, "bytes after the last track ignored", song.trailing_bytes, 0);
     }
     midi_free(&song);
-    if (!good) {
+    return good;
+}
+
+// Appends the piece in a file and prints how it is changed, or why it is skipped. False if the run must end.
+static bool add_piece(Corpus *corpus, const char *root, const char *name, bool test, const Choices *choices,
+                      Tally *all) {
+    Piece piece = {.test = test};
+    char changes[CHANGES_SIZE] = "", *path = path_join(root, name);
+    midi_error problem;
+    bool good = read_piece(path, choices, &piece, all, changes, &problem), transposed = false;
+    bool failed = !good && problem.code && !of_one_file(problem.code);
+    if (failed) complain(path, problem.text);
+    if (!good && !failed) line("skipped", name, problem.text, "");
+    free(path);
+    if (!good) return !failed;
+    piece.tune = tune_of(piece.tokens, piece.n_tokens);
+    const Piece *copy = find_copy(corpus, &piece, &transposed);
+    all->copies += copy != NULL;
+    if (copy && !choices->keep_copies) {
+        line("skipped", name, copy->test == test ? "a copy of " : "a copy of the training folder's ", copy->name);
         MIDI_FREE(piece.tokens);
-        return false;
+        return true;
     }
+    if (*changes) line("changed", name, changes, "");
+    all->changed += *changes != 0;
+    all->transposed += transposed && !copy;
     piece.name = copy_text(name);
+    piece.next = corpus->chains[piece.tune % CHAINS];
     corpus->pieces = grow(corpus->pieces, corpus->n + 1, sizeof(Piece));
     corpus->pieces[corpus->n++] = piece;
+    corpus->chains[piece.tune % CHAINS] = corpus->n;
     return true;
 }
 
+// What became of a folder: a line about its files, and one about their notes.
+static void print_summary(const char *root, const Search *search, size_t kept, const Tally *all,
+                          const Choices *choices) {
+    char changes[CHANGES_SIZE] = "";
+    print_name(stdout, root);
+    printf(": %zu files, %zu kept (%zu of them changed), %zu skipped, %zu of other kinds\n", search->n + search->others,
+           kept, all->changed, search->n - kept, search->others);
+    note_notes(changes, all, choices, true);
+    note_change(changes, "files whose sustain pedal is ignored", all->pedals, 0);
+    note_change(changes, choices->keep_copies ? "copies kept" : "copies left out", all->copies, 0);
+    note_change(changes, "pieces that are others in a different key", all->transposed, kept);
+    print_name(stdout, root);
+    printf(": %zu notes%s%s\n", all->notes, *changes ? "; " : "", changes);
+}
+
 // Appends the pieces of a folder, as training or test pieces; false (with a sentence on stderr) if there are none.
-static bool add_folder(Corpus *corpus, const char *root, bool test) {
+static bool add_folder(Corpus *corpus, const char *root, bool test, const Choices *choices) {
     Search search;
-    size_t before = corpus->n, changed = 0;
-    bool found = find_files(root, &search);
-    for (size_t i = 0; found && i < search.n; i++) {
+    Tally all = {0};
+    size_t before = corpus->n;
+    bool good = find_files(root, &search);
+    for (size_t i = 0; good && i < search.n; i++) {
         const Entry *entry = &search.entries[i];
-        char changes[CHANGES_SIZE] = "";
-        midi_error problem;
-        bool kept = !entry->problem && add_piece(corpus, root, entry->path, test, changes, &problem);
-        if (!kept) line("skipped", entry->path, entry->problem ? entry->problem : problem.text);
-        if (kept && *changes) line("changed", entry->path, changes);
-        changed += kept && *changes;
+        if (entry->problem) line("skipped", entry->path, entry->problem, "");
+        if (!entry->problem) good = add_piece(corpus, root, entry->path, test, choices, &all);
     }
-    size_t kept = corpus->n - before;
-    if (found) {
-        print_name(stdout, root);
-        printf(": %zu files, %zu kept (%zu of them changed), %zu skipped, %zu of other kinds\n",
-               search.n + search.others, kept, changed, search.n - kept, search.others);
-        if (kept == 0) complain(root, "none of its MIDI files can be used; the lines above say why");
+    if (good) {
+        print_summary(root, &search, corpus->n - before, &all, choices);
+        if (corpus->n == before) complain(root, "none of its MIDI files can be used; the lines above say why");
     }
     free_search(&search);
-    return found && kept > 0;
+    return good && corpus->n > before;
 }
 
 // ---- writing the datasets
@@ -257,84 +372,110 @@ static void split(Corpus *corpus, double test, uint64_t seed) {
     }
 }
 
-// Writes PATH.new, which takes PATH's place once its sibling is written as well.
-static bool save(const Corpus *corpus, bool test, const char *path, char *error) {
-    size_t n_tokens = 0, n_pieces = 0, names_size = 0, too_short = 0;
-    int64_t windows = 0, *starts = grow(NULL, corpus->n + 1, sizeof *starts);
-    uint8_t *tokens = NULL;
-    char *names = NULL;
+typedef struct {
+    uint8_t *tokens;
+    int64_t *starts; // [n_pieces + 1]
+    char *names;
+    size_t n_tokens, n_pieces;
+} Set;
+
+// The training or the test set, and a line about it.
+static Set gather(const Corpus *corpus, bool test) {
+    Set set = {.starts = grow(NULL, corpus->n + 1, sizeof(int64_t)), .names = grow(NULL, 0, 1)};
+    size_t names_size = 0, too_short = 0;
+    int64_t windows = 0;
     for (size_t i = 0; i < corpus->n; i++) {
         const Piece *piece = &corpus->pieces[i];
         if (piece->test != test) continue;
-        tokens = grow(tokens, n_tokens + piece->n_tokens, 1);
-        names = grow(names, names_size + 3 * strlen(piece->name) + 2, 1);
-        if (n_pieces > 0) names[names_size++] = '\n';
-        names_size += name_escape(piece->name, names + names_size);
-        starts[n_pieces++] = (int64_t)n_tokens;
-        memcpy(tokens + n_tokens, piece->tokens, piece->n_tokens);
-        n_tokens += piece->n_tokens;
+        set.tokens = grow(set.tokens, set.n_tokens + piece->n_tokens, 1);
+        set.names = grow(set.names, names_size + 3 * strlen(piece->name) + 2, 1);
+        if (set.n_pieces > 0) set.names[names_size++] = '\n';
+        names_size += name_escape(piece->name, set.names + names_size);
+        set.starts[set.n_pieces++] = (int64_t)set.n_tokens;
+        memcpy(set.tokens + set.n_tokens, piece->tokens, piece->n_tokens);
+        set.n_tokens += piece->n_tokens;
         windows += piece->n_tokens >= WINDOW ? (int64_t)piece->n_tokens - WINDOW + 1 : 0;
         too_short += piece->n_tokens < WINDOW;
     }
-    starts[n_pieces] = (int64_t)n_tokens;
-    printf("%s: %zu pieces, %zu tokens, %lld windows of %d tokens", test ? "test" : "train", n_pieces, n_tokens,
+    set.starts[set.n_pieces] = (int64_t)set.n_tokens;
+    printf("%s: %zu pieces, %zu tokens, %lld windows of %d tokens", test ? "test" : "train", set.n_pieces, set.n_tokens,
            (long long)windows, WINDOW);
     if (too_short > 0) printf(" (pieces too short for one: %zu)", too_short);
     printf("\n");
-    bool saved = dataset_save(path, tokens, (int64_t)n_tokens, starts, (int64_t)n_pieces, names, error);
-    free(tokens);
-    free(starts);
-    free(names);
-    return saved;
+    return set;
+}
+
+enum { PLACE, FRESH, OLD, NAMES }; // where a set belongs, grows, and steps aside
+
+// Puts the fresh sets into their places, both or neither. The old ones first step aside: a program that is killed in
+// between leaves no set at one of the places, which a trainer notices, and never an old one beside a new one.
+static bool replace_both(char *paths[NAMES][2], char *error) {
+    bool aside[2] = {false, false}, placed[2] = {false, false}, good = true;
+    for (int step = 0; step < 4 && good; step++) {
+        const int i = step % 2;
+        if (step < 2) aside[i] = good = !rename(paths[PLACE][i], paths[OLD][i]);
+        if (step >= 2) placed[i] = good = !rename(paths[FRESH][i], paths[PLACE][i]);
+        if (step < 2 && errno == ENOENT) good = true;
+        if (!good) fail(error, "%s: cannot be replaced: %s", paths[PLACE][i], strerror(errno));
+    }
+    for (int i = 0; i < 2; i++) {
+        if (placed[i] && !good) remove(paths[PLACE][i]);
+        if (aside[i] && !good) rename(paths[OLD][i], paths[PLACE][i]);
+        if (good) remove(paths[OLD][i]);
+    }
+    return good;
 }
 
 static bool save_both(const Corpus *corpus, const char *out, char *error) {
-    static const char *const names[2] = {"train.safetensors", "test.safetensors"};
-    static const char *const fresh_names[2] = {"train.safetensors.new", "test.safetensors.new"};
-    char *path[2], *fresh[2];
+    static const char *const names[NAMES][2] = {{"train.safetensors", "test.safetensors"},
+                                                {"train.safetensors.new.tmp", "test.safetensors.new.tmp"},
+                                                {"train.safetensors.old", "test.safetensors.old"}};
+    Set sets[2] = {gather(corpus, false), gather(corpus, true)};
+    char *paths[NAMES][2];
     struct stat status;
+    for (int i = 0; i < 2 * NAMES; i++) paths[i / 2][i % 2] = path_join(out, names[i / 2][i % 2]);
     size_t existing = existing_folders(out);
     bool saved = make_folders(out, error);
-    for (int i = 0; i < 2; i++) {
-        path[i] = path_join(out, names[i]);
-        fresh[i] = path_join(out, fresh_names[i]);
-        if (saved && !stat(path[i], &status) && !S_ISREG(status.st_mode)) {
-            saved = fail(error, "%s: is in the way; a dataset would replace it, but it is not a regular file", path[i]);
+    for (int i = 0; i < 2 && saved; i++) {
+        const char *path = paths[PLACE][i];
+        if (!stat(path, &status) && !S_ISREG(status.st_mode)) {
+            saved = fail(error, "%s: is in the way; a dataset would replace it, but it is not a regular file", path);
         }
     }
     const bool ready = saved;
     for (int i = 0; i < 2 && saved; i++) {
-        size_t length = strlen(fresh[i]);
-        saved = save(corpus, i == 1, fresh[i], error);
-        bool of_fresh = !saved && !strncmp(error, fresh[i], length);
-        if (of_fresh) fail(error, "%s%s", path[i], error + length); // say it of the file that was asked for
+        const Set *set = &sets[i];
+        size_t length = strlen(paths[FRESH][i]);
+        saved = dataset_save(paths[FRESH][i], set->tokens, (int64_t)set->n_tokens, set->starts, (int64_t)set->n_pieces,
+                             set->names, error);
+        bool of_fresh = !saved && !strncmp(error, paths[FRESH][i], length);
+        if (of_fresh) fail(error, "%s%s", paths[PLACE][i], error + length); // say it of the file that was asked for
     }
-    for (int i = 0; i < 2 && saved; i++) {
-        if (rename(fresh[i], path[i])) saved = fail(error, "%s: cannot be replaced: %s", path[i], strerror(errno));
-    }
-    for (int i = 0; i < 2 && ready && !saved; i++) remove(fresh[i]);
-    if (saved) printf("wrote %s and %s\n", path[0], path[1]);
+    saved = saved && replace_both(paths, error);
+    for (int i = 0; i < 2 && ready && !saved; i++) remove(paths[FRESH][i]);
+    if (saved) printf("wrote %s and %s\n", paths[PLACE][0], paths[PLACE][1]);
     if (!saved) remove_empty_folders(out, existing);
+    for (int i = 0; i < 2 * NAMES; i++) free(paths[i / 2][i % 2]);
     for (int i = 0; i < 2; i++) {
-        free(path[i]);
-        free(fresh[i]);
+        free(sets[i].tokens);
+        free(sets[i].starts);
+        free(sets[i].names);
     }
     return saved;
 }
 
 // ---- the command line
 
-static int print_tokens(const char *path) {
+static int print_tokens(const char *path, const Choices *choices) {
     midi_song song;
     midi_error error;
-    uint8_t *tokens;
-    size_t n;
-    if (!midi_read_file(&song, path, MOST_FILE_BYTES, &error)) return complain(path, error.text);
-    bool good = midi_encode(&song, &tokens, &n, NULL, &error);
+    midi_report report;
+    Piece piece;
+    if (!encode(path, choices, &song, &piece, &report, &error)) return complain(path, error.text);
+    if (piece.n_tokens == 0 && !midi_usable(&song, &report, &error)) complain(path, error.text);
+    for (size_t i = 0; i < piece.n_tokens; i++) printf("%d\n", piece.tokens[i]);
+    MIDI_FREE(piece.tokens);
     midi_free(&song);
-    if (!good) return complain(path, error.text);
-    for (size_t i = 0; i < n; i++) printf("%d\n", tokens[i]);
-    MIDI_FREE(tokens);
     return 0;
 }
 
@@ -344,16 +485,20 @@ static void print_help(const Flags *flags) {
            "  prepare_music [--out data] [--test 0.1] [--seed 1] DIR    split one folder, piece by piece\n"
            "  prepare_music --tokens FILE.mid                           print the token ids of a file, one a line\n\n");
     flags_print(flags);
-    printf(
-        "\nFolders are searched to any depth for .mid .midi .kar .rmi (in any letter case). Links to files are\n"
-        "followed, links to folders are not. A line is printed for each file that is skipped or changed. Files that\n"
-        "give no tokens are skipped; pieces too short for a window of 257 tokens are kept, but give nothing to train\n"
-        "on. Exit status: 0 done, 1 it failed and nothing was written, 2 wrong usage.\n");
+    printf("\nFolders are searched to any depth for .mid .midi .kar .rmi (in any letter case). Links to files are\n"
+           "followed, links to folders are not. A line is printed for each file that is skipped or changed. Files "
+           "without\n"
+           "notes are skipped, and copies of other pieces; pieces too short for a window of 257 tokens are kept, but "
+           "give\n"
+           "nothing to train on. --tokens goes with --keep-short and --no-drums. The sustain pedal is ignored: a note "
+           "is as\n"
+           "long as its key is down. Exit status: 0 done, 1 it failed and nothing was written, 2 wrong usage.\n");
 }
 
 int main(int argc, char **argv) {
     Flags flags = {0};
     Texts folders;
+    Choices choices;
     const char *out, *tokens;
     double test;
     uint64_t seed;
@@ -362,7 +507,10 @@ int main(int argc, char **argv) {
     program_start();
     flag_texts(&flags, "", "DIR", &folders, 2, "folder of MIDI files");
     Flag *out_flag = flag_text(&flags, "out", "DIR", &out, "data", "where the datasets go");
-    flag_text(&flags, "tokens", "FILE", &tokens, NULL, "print the token ids of FILE; goes with nothing else");
+    flag_text(&flags, "tokens", "FILE", &tokens, NULL, "print the token ids of FILE");
+    flag_switch(&flags, "keep-short", &choices.keep_short, "keep notes too short for the grid, a 16th long");
+    flag_switch(&flags, "no-drums", &choices.no_drums, "drop the notes of channel 10, the drums");
+    Flag *copies_flag = flag_switch(&flags, "keep-copies", &choices.keep_copies, "keep pieces with the same tokens");
     Flag *test_flag = flag_number(&flags, "test", &test, 0.1, "(0, 1)", "part of the pieces of DIR for testing");
     Flag *seed_flag = flag_seed(&flags, &seed, "which pieces these are");
     bool good = flags_parse(&flags, argc, argv, error), splits = test_flag->given || seed_flag->given;
@@ -372,9 +520,9 @@ int main(int argc, char **argv) {
         return program_end("prepare_music", 0, error);
     }
     if (good && tokens) {
-        good = (!folders.n && !splits && !out_flag->given) ||
-               fail(error, "--tokens %.60s: it goes with nothing else", tokens);
-        return program_end("prepare_music", good ? print_tokens(tokens) : 2, error);
+        good = (!folders.n && !splits && !out_flag->given && !copies_flag->given) ||
+               fail(error, "--tokens %.60s: it goes with nothing else but --keep-short and --no-drums", tokens);
+        return program_end("prepare_music", good ? print_tokens(tokens, &choices) : 2, error);
     }
     if (good && folders.n == 0) {
         good = fail(error, "give a folder of MIDI files, or two, for training and for testing; --help says more");
@@ -384,8 +532,10 @@ int main(int argc, char **argv) {
     }
     if (!good) return program_end("prepare_music", 2, error);
 
-    Corpus corpus = {NULL, 0};
-    for (int i = 0; i < folders.n && status == 0; i++) status = !add_folder(&corpus, folders.list[i], i == 1);
+    static Corpus corpus;
+    for (int i = 0; i < folders.n && status == 0; i++) {
+        status = !add_folder(&corpus, folders.list[i], i == 1, &choices);
+    }
     if (status == 0 && folders.n == 1 && corpus.n < 2) {
         status = complain(folders.list[0], "holds only one piece; two are needed, one to train on and one to test on");
     }

@@ -470,6 +470,95 @@ static void test_report(void) {
     midi_free(&song);
 }
 
+// The notes of a song that may be changed before it is encoded, and what is counted of them.
+static void test_choices(void) {
+    midi_song song;
+    midi_error error;
+    midi_report report;
+    uint8_t *tokens;
+    size_t n;
+    const uint8_t wanted[] = {1, 72, 121, 1, 74, 124, 3, 73, 121, 4, 0, 1, 74, 121};
+    empty_song(&song, 0);
+    midi_add_meter(&song, 0, 3, 4, 0);         // bars of three steps
+    midi_add_note(&song, 0, 59, 60, 80, 0, 0); // too short
+    midi_add_note(&song, 61, 480, 62, 80, 0, 0);
+    midi_add_note(&song, 300, 300, 61, 80, 0, 0); // to step 2, which is even
+    midi_add_note(&song, 360, 360, 62, 80, 0, 0); // behind what else there is, on a bar line
+    midi_add_note(&song, 480, 4800, 40, 80, MIDI_DRUMS, 0);
+    midi_add_note(&song, 0, 1, 20, 80, 0, 0); // on no piano
+    midi_count(&song, 3, &report);
+    CHECK(report.notes == 1 && report.vanished == 2 && report.out_of_range == 1 && report.drums == 0,
+          "the notes before step 3");
+    CHECK(report.moved == 1, "%u notes moved", (unsigned)report.moved);
+    midi_count(&song, INT64_MAX, &report);
+    CHECK(report.notes == 2 && report.vanished == 3 && report.drums == 1 && report.pieces == 3, "all notes");
+    CHECK(midi_drop_drums(&song) == 1 && song.dropped_drums == 1 && song.n_notes == 5, "one drum");
+    CHECK(midi_drop_drums(&song) == 0 && song.dropped_drums == 1, "no other drum");
+    song.notes[1].start = 0;
+    CHECK(midi_keep_short(&song) == 3 && midi_keep_short(&song) == 0, "three short notes");
+    CHECK(midi_encode(&song, &tokens, &n, &report, &error), "%s", error.text);
+    CHECK(n == sizeof wanted && !memcmp(tokens, wanted, n), "%u tokens", (unsigned)n);
+    CHECK(report.notes == 4 && report.vanished == 0 && report.out_of_range == 1 && report.moved == 1, "what was done");
+    MIDI_FREE(tokens);
+    midi_free(&song);
+
+    int wrong = 0; // a note of no length at every tick of a quarter, in every kind of division
+    for (int division = 1; division < 2000; division += division < 50 ? 1 : 97) {
+        empty_song(&song, 0);
+        song.division = division;
+        for (int tick = 0; tick <= division; tick++) midi_add_note(&song, tick, tick, 60, 80, 0, 0);
+        midi_keep_short(&song);
+        for (int tick = 0; tick <= division; tick++) {
+            const midi_note *note = &song.notes[tick];
+            int64_t steps = midi_steps(note->end, division) - midi_steps(note->start, division);
+            wrong += division < 4 ? note->end != tick + 1 : steps != 1;
+        }
+        midi_free(&song);
+    }
+    CHECK(wrong == 0, "%d short notes have another length than a step", wrong);
+}
+
+static void reads_as(const char *bytes, size_t size, size_t pedals, size_t unread, const char *words) {
+    midi_song song;
+    midi_error error;
+    midi_report report;
+    uint8_t *tokens = NULL;
+    size_t n;
+    CHECK(midi_read(&song, bytes, size, &error) && midi_encode(&song, &tokens, &n, &report, &error), "%s", error.text);
+    CHECK(song.pedal_presses == pedals, "the pedal goes down %u times", (unsigned)song.pedal_presses);
+    CHECK(song.unread_tracks == unread, "%u tracks are not read", (unsigned)song.unread_tracks);
+    error.text[0] = 0;
+    bool good = midi_usable(&song, &report, &error);
+    CHECK(good == !words && !strcmp(error.text, words ? words : ""), "'%s', not '%s'", error.text, words);
+    MIDI_FREE(tokens);
+    midi_free(&song);
+}
+
+// Why a song is no music, and what else is counted.
+static void test_usable(void) {
+#define HEAD(tracks) "MThd\0\0\0\6\0\1\0" tracks "\1\340"
+#define TRACK(size, events) "MTrk\0\0\0" size events "\0\377\57\0"
+#define NOTE "\0\220\74\120\203\140\74\0" // 8 bytes
+#define READS_AS(bytes, pedals, unread, words) reads_as(bytes, sizeof(bytes) - 1, pedals, unread, words)
+    READS_AS(HEAD("\1") TRACK("\14", NOTE), 0, 0, NULL);
+    READS_AS(HEAD("\1") TRACK("\4", ""), 0, 0, "holds no notes");
+    READS_AS(HEAD("\1") TRACK("\4", "") TRACK("\14", NOTE) "XFIH\0\0\0\1!" TRACK("\14", NOTE) "junk", 0, 2,
+             "holds no notes: 2 of its tracks not read, because the header announces fewer");
+    READS_AS(HEAD("\3") TRACK("\4", ""), 0, 0, "holds no notes: 2 of the tracks that the header announces missing");
+    READS_AS(HEAD("\1") TRACK("\13", "\0\220\74\120\1\74\0"), 0, 0,
+             "none of its notes can be used: 1 too short for the grid of 16ths");
+    READS_AS(HEAD("\1") TRACK("\14", "\0\220\24\120\203\140\24\0"), 0, 0,
+             "none of its notes can be used: 1 outside the piano's keys");
+    // Bars of a 16th for 2^22 ticks, which are 2^22 / 120 of them, and for 2^27.
+    READS_AS(HEAD("\1") TRACK("\35", NOTE "\0\377\130\4\1\4\30\10\202\200\200\0\377\131\2\0\0"), 0, 0, NULL);
+    READS_AS(HEAD("\1") TRACK("\35", NOTE "\0\377\130\4\1\4\30\10\300\200\200\0\377\131\2\0\0"), 0, 0,
+             "its 1118481 bar lines alone take more than 1000000 tokens");
+    // Down, further down, half up, up, on another channel down; in another track the pedal is up again.
+    READS_AS(HEAD("\2") TRACK("\35", NOTE "\0\260\100\100\0\100\177\0\100\100\0\100\77\0\261\100\177")
+                 TRACK("\10", "\0\261\100\100"),
+             3, 0, NULL);
+}
+
 static void test_grammar(void) {
     const midi_kind kinds[4] = {MIDI_KIND_BAR, MIDI_KIND_OFFSET, MIDI_KIND_PITCH, MIDI_KIND_DURATION};
     const int first[5] = {0, 1, 33, 121, 153};
@@ -626,6 +715,7 @@ static void test_no_memory(void) {
         midi_free(&back);
         MIDI_FREE(tokens);
         MIDI_FREE(bytes);
+        if (!done && error.text[0]) CHECK(error.code == ENOMEM, "%s", error.text);
         if (memory_now)
             CHECK(memory_now == 0, "allocation %ld failed, %u bytes lost", allocations, (unsigned)memory_now);
     }
@@ -636,7 +726,9 @@ static void test_files(void) {
     midi_song song;
     midi_error error;
     CHECK(!midi_read_file(&song, "no such file", 1000, &error) && song.notes == NULL, "a missing file");
+    CHECK(error.code == ENOENT, "the system's error is %d", error.code);
     CHECK(!midi_read_file(&song, ".", 1000, &error) && strstr(error.text, "regular"), "a folder: %s", error.text);
+    CHECK(error.code == 0, "the system's error is %d", error.code);
     CHECK(!midi_read_file(&song, "/dev/null", 1000, &error) && strstr(error.text, "regular"), "a device: %s",
           error.text);
 }
@@ -649,6 +741,8 @@ int main(int argc, char **argv) {
     test_refused();
     test_decoding();
     test_report();
+    test_choices();
+    test_usable();
     test_grammar();
     test_hostile();
     test_bombs();

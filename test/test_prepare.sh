@@ -31,6 +31,26 @@ long() {
     } >"$1"
 }
 
+# smf FILE TRACKS TRACK...: so many tracks are announced; the events of each are octal, without their end.
+smf() {
+    file=$1
+    announced=$2
+    shift 2
+    printf 'MThd\000\000\000\006\000\001\000%b\001\340' "\\0$announced" >"$file"
+    for track in "$@"; do
+        # shellcheck disable=SC2059 # the events are a format
+        printf "$track"'\000\377\057\000' >track
+        printf 'MTrk\000\000\000%b' "$(printf '\\0%03o' "$(wc -c <track)")" >>"$file"
+        cat track >>"$file"
+    done
+}
+note='\000\220\074\120\203\140\074\000'  # a quarter
+short='\000\220\074\120\001\074\000'      # a tick of it
+high='\000\220\177\120\203\140\177\000'  # on no piano
+drum='\000\231\043\120\203\140\043\000'  # on channel 10
+pedal='\000\260\100\177\000\260\100\000' # down and up
+tempo='\000\377\121\003\007\241\040'
+
 # The tokens of a file
 midi one.mid 074
 run --tokens one.mid
@@ -55,6 +75,26 @@ head -c 30 one.mid >cut.mid
 run --tokens cut.mid
 check "a truncated file says where" sentence "byte"
 
+# A file that gives no tokens: why
+silent() { # silent WORDS: --tokens of silent.mid prints nothing, and these words in a sentence
+    run --tokens silent.mid
+    check "no tokens is no failure ($1)" [ "$status" -eq 0 -a ! -s out.txt ]
+    check "the reason is '$1'" sentence "silent.mid: $1\$"
+}
+smf silent.mid 1 "$tempo"
+silent 'holds no notes'
+smf silent.mid 1 "$short$short"
+silent 'none of its notes can be used: 2 too short for the grid of 16ths'
+smf silent.mid 1 "$high$short"
+silent "none of its notes can be used: 1 too short for the grid of 16ths, 1 outside the piano's keys"
+smf silent.mid 1 "" "$note" "$note"
+silent 'holds no notes: 2 of its tracks not read, because the header announces fewer'
+smf silent.mid 2 ""
+silent 'holds no notes: 1 of the tracks that the header announces missing'
+smf kept.mid 1 "$short$drum$note"
+run --tokens kept.mid --keep-short --no-drums
+check "--tokens takes what changes notes" [ "$status $(tr '\n' ' ' <out.txt)" = "0 1 72 121 5 72 124 " ]
+
 # Two folders: order, depth, letter case, and files that are none
 mkdir -p train/sub.mid/deep test
 long train/b.MID 074
@@ -75,7 +115,7 @@ check "two folders: nothing on stderr" [ ! -s err.txt ]
 check "text.mid skipped" said '^skipped text.mid: not a MIDI file'
 check "empty.mid skipped" said '^skipped empty.mid: the file is empty'
 check "cut.mid skipped" said '^skipped cut.mid: .*byte'
-check "high.mid skipped" said '^skipped high.mid: gives no tokens (.*notes outside'
+check "high.mid skipped" said "^skipped high.mid: none of its notes can be used: 1 outside the piano's keys"
 check "no time signature is a change" said '^changed b.MID: no time signature, read as 4/4'
 check "the summary" said '^train: 11 files, 4 kept (4 of them changed), 4 skipped, 3 of other kinds'
 # a long piece: 200 notes in 50 bars, so 200 * 3 + 49 * 2 tokens, 698 - 256 windows
@@ -106,7 +146,7 @@ ln -s self.mid odd/self.mid
 ln -s nowhere odd/broken.mid
 ln -s ../one.mid odd/link.mid
 mkfifo odd/pipe.mid
-run --out sets3 odd test
+run --out sets3 --keep-copies odd test
 check "odd names: exit status 0" [ "$status" -eq 0 ]
 check "odd names: six pieces" said '^train: 6 pieces, 18 tokens'
 check "a newline is escaped in the set" holds sets3/train.safetensors 'new%0Aline.mid'
@@ -125,7 +165,7 @@ check "a pipe is skipped" said '^skipped pipe.mid: is not a regular file'
 mkdir many
 i=100
 while [ $i -lt 140 ]; do
-    midi many/$i.mid 074
+    midi many/$i.mid "$(printf %03o $((i - 67)))"
     i=$((i + 1))
 done
 run --out split1 many
@@ -139,6 +179,61 @@ run --out split4 --test 0.001 many
 check "one piece at least to test" [ "$status $(tokens_in train) $(tokens_in test)" = "0 117 3" ]
 run --out split5 --test 0.999 many
 check "one piece at least to train" [ "$status $(tokens_in train) $(tokens_in test)" = "0 3 117" ]
+
+# Recordings and arrangements: short notes, drums, pedal
+mkdir band
+smf band/a.mid 1 "$short$short$short$note"
+smf band/b.mid 1 "$pedal$drum$drum$note$pedal"
+smf band/c.mid 1 "$short$high"
+smf band/d.mid 1 "$drum"
+smf band/e.mid 1 "$note$note" "$note"
+run --out band.1 band
+check "short notes are counted" said '^changed a.mid: .*notes too short for the grid dropped: 3 of 4'
+check "drums are counted" said '^changed b.mid: .*drum notes played as keys: 2 of 3'
+check "a file of short notes is skipped" said '^skipped c.mid: none of its notes can be used: 1 too short'
+check "tracks that are not read" said '^changed e.mid: .*tracks not announced and not read: 1'
+check "all short notes" said '^band: 12 notes; .*too short for the grid dropped (--keep-short keeps them): 4 of 12'
+check "all drums" said '^band: .*drum notes played as keys (--no-drums drops them): 3 of 12'
+check "the pedal" said '^band: .*files whose sustain pedal is ignored: 1'
+run --out band.2 --keep-short --no-drums band
+check "short notes are kept" said '^changed a.mid: .*notes too short for the grid made a 16th long: 3 of 4'
+check "drums are dropped" said '^changed b.mid: .*drum notes dropped: 2 of 3'
+check "a file of short notes is a piece" said "^changed c.mid: .*made a 16th long: 1 of 2"
+check "a file of drums is skipped" said '^skipped d.mid: none of its notes can be used: 1 dropped with the drums'
+check "the pieces" [ "$status $(tokens_in train) $(tokens_in test)" = "0 21 3" ] # a: 4 notes, b, c: 1, e: 2
+
+# Bar lines without end: a note, then bars of 1/16 for 2^28 ticks
+mkdir bars
+bars='\000\377\130\004\001\004\030\010\377\377\377\177\377\121\003\007\241\040'
+smf bars/bars.mid 1 "$bars"
+smf bars/noted.mid 1 "$note$bars"
+midi bars/one.mid 075
+run --out sets.bars bars test
+check "bar lines are no piece" said '^skipped bars.mid: holds no notes'
+check "nor beside a note" said '^skipped noted.mid: its 22369[0-9]* bar lines alone take more than 1000000 tokens'
+check "the rest is" said '^train: 1 pieces, 3 tokens'
+
+# Copies: the same notes under another name, in other bytes, in the other folder; in another key they are another piece
+mkdir -p twice/more again.test
+long twice/a.mid 074
+cp twice/a.mid twice/b.mid
+long twice/up.mid 075
+long twice/more/b.mid 076
+smf twice/c.mid 1 "$note"
+smf twice/d.mid 1 "$tempo$note"
+cp twice/a.mid again.test/x.mid
+midi again.test/y.mid 100
+run --out copies twice again.test
+check "a copy is left out" said '^skipped b.mid: a copy of a.mid$'
+check "by its tokens" said '^skipped d.mid: a copy of c.mid$'
+check "in the test folder too" said '^skipped x.mid: a copy of the training folder.s a.mid$'
+check "copies and other keys are counted" said '^twice: .*copies left out: 2; .*different key: 2 of 4'
+check "the rest is kept" [ "$status $(tokens_in train) $(tokens_in test)" = "0 2097 3" ]
+run --out copies --keep-copies twice again.test
+check "--keep-copies" [ "$status $(tokens_in train) $(tokens_in test)" = "0 2798 701" ]
+check "counts them" said '^twice: .*copies kept: 2; '
+run --out copies twice twice
+check "a test set of copies alone" sentence 'twice: none of its MIDI files can be used'
 
 # What fails leaves the old sets as they were
 mkdir none one
@@ -190,6 +285,105 @@ if [ -w /dev/full ]; then
     check "and says so" sentence 'output'
 fi
 
+# A file that the system fails to give is not skipped, and of two sets both appear or none
+cat >fault.c <<'end'
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+// FAULT=open,CODE,PART: fopen and opendir fail where PART is in the path.
+// FAULT=rename,CODE,N: the Nth rename fails, or with the code 0 the program is killed there.
+static int fault(const char *what, const char *path) {
+    static int count;
+    const char *fault = getenv("FAULT");
+    if (!fault || strncmp(fault, what, strlen(what))) return 0;
+    int code = atoi(strchr(fault, ',') + 1);
+    const char *which = strrchr(fault, ',') + 1;
+    if (path ? !strstr(path, which) : ++count != atoi(which)) return 0;
+    if (!code) kill(getpid(), SIGKILL);
+    errno = code;
+    return 1;
+}
+
+FILE *fopen(const char *path, const char *mode) {
+    FILE *(*next)(const char *, const char *) = (FILE * (*)(const char *, const char *)) dlsym(RTLD_NEXT, "fopen");
+    return fault("open", path) ? NULL : next(path, mode);
+}
+
+DIR *opendir(const char *path) {
+    DIR *(*next)(const char *) = (DIR * (*)(const char *)) dlsym(RTLD_NEXT, "opendir");
+    return fault("open", path) ? NULL : next(path);
+}
+
+int rename(const char *from, const char *to) {
+    int (*next)(const char *, const char *) = (int (*)(const char *, const char *))dlsym(RTLD_NEXT, "rename");
+    return fault("rename", NULL) ? -1 : next(from, to);
+}
+end
+# shellcheck disable=SC2086 # CC may have flags
+if [ "$(uname)" = Linux ] && ${CC:-cc} -shared -fPIC -o fault.so fault.c -ldl 2>stderr; then
+    faulty() { # faulty FAULT ARGUMENTS...
+        FAULT=$1
+        shift
+        FAULT=$FAULT LD_PRELOAD=$PWD/fault.so "$program" "$@" >out.txt 2>err.txt
+        status=$?
+    }
+    head -c 33000000 /dev/zero >bars/large.mid
+    ( # no memory: 30 MB at most
+        # shellcheck disable=SC3045 # Linux has it
+        ulimit -v 30000
+        exec "$program" --out sets bars test >out.txt 2>err.txt
+    )
+    check "no memory for a file exits 1" [ $? -eq 1 ]
+    check "and says so" sentence 'bars/large.mid: out of memory'
+    for code in 5 12 24; do # EIO, ENOMEM, EMFILE
+        faulty open,$code,b.MID --out sets train test
+        check "error $code of a file exits 1" [ "$status" -eq 1 ]
+        check "names it" sentence 'train/b.MID: cannot be read: '
+        check "and leaves the old sets" diff -r sets before
+    done
+    faulty open,24,deep --out sets train test
+    check "a folder that the system fails to give" sentence 'deep: this folder cannot be searched: Too many open files'
+    faulty open,13,b.MID --out sets.13 train test
+    check "a forbidden file is skipped" [ "$status" -eq 0 ]
+    check "with the reason" said '^skipped b.MID: cannot be read: Permission denied'
+    run --out sets.new many
+    for n in 1 2 3 4 5 6; do # two of the temporary files, two of the old sets, two of the new ones
+        rm -rf sets.n
+        cp -R sets sets.n
+        faulty rename,5,$n --out sets.n many
+        check "a failed rename exits 1 ($n)" [ "$status" -eq 1 ]
+        check "says so ($n)" sentence 'sets.n/t[a-z]*.safetensors: cannot be [a-z]*: Input/output error'
+        check "and leaves the old sets alone ($n)" diff -r sets.n before
+        rm -rf sets.n
+        faulty rename,5,$n --out sets.n many
+        case $n in 3 | 4) continue ;; esac # there is nothing to step aside, which is another error
+        check "and nothing where there was nothing ($n)" [ "$status" -eq 1 -a ! -e sets.n ]
+    done
+    for n in 1 2 3 4 5 6; do
+        rm -rf sets.n
+        cp -R sets sets.n
+        faulty rename,0,$n --out sets.n many
+        check "killed at a rename ($n)" [ "$status" -gt 128 ]
+        old=0 new=0
+        for set in train.safetensors test.safetensors; do
+            cmp -s sets.n/$set before/$set && old=$((old + 1))
+            cmp -s sets.n/$set sets.new/$set && new=$((new + 1))
+        done
+        check "no old set beside a new one ($n)" [ $((old * new)) -eq 0 ]
+        run --out sets.n many
+        check "another run makes it good ($n)" diff -r sets.n sets.new
+    done
+else
+    echo "skipped: failing system calls, which need Linux and a compiler"
+fi
+
 # Wrong usage
 misused() { # misused WORDS ARGUMENTS...
     words=$1
@@ -206,6 +400,7 @@ for part in 0 1 nan x; do misused "--test $part: it must be a number above 0 and
 for seed in -1 1x 99999999999999999999; do misused "--seed $seed: it must be a whole number" --seed $seed many; done
 misused 'only one folder can be split' --seed 2 train test
 misused '--tokens one.mid: it goes with nothing else' --tokens one.mid train
+misused '--tokens one.mid: it goes with nothing else' --tokens one.mid --keep-copies
 misused '--tokens: its value is missing' --tokens
 run --help
 check "--help" [ "$status" -eq 0 -a -s out.txt ]
