@@ -15,6 +15,7 @@
 
 #include "base/flags.h"
 #include "base/program.h"
+#include "base/threads.h"
 #include "sample/formats.h"
 #include "sample/keys.h"
 #include "sample/live.h"
@@ -410,7 +411,7 @@ static int slots_of(const Model *model, const Settings *settings, int64_t thread
 
 static int threads_of(const Settings *settings) { // 1 without OpenMP
 #if defined(_OPENMP)
-    return settings->threads ? (int)settings->threads : omp_get_max_threads();
+    return settings->threads ? (int)settings->threads : threads_default();
 #else
     (void)settings;
     return 1;
@@ -740,5 +741,8 @@ static int sample_main(int argc, char **argv) {
 }
 
 #ifndef TESTING
-int main(int argc, char **argv) { return sample_main(argc, argv); }
+int main(int argc, char **argv) {
+    threads_wait_briefly(argv);
+    return sample_main(argc, argv);
+}
 #endif
