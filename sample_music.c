@@ -14,8 +14,8 @@
 #include "sample/decoder.h" // first: it chooses the system's interfaces
 
 #include "base/flags.h"
+#include "base/limits.h"
 #include "base/program.h"
-#include "base/threads.h"
 #include "sample/formats.h"
 #include "sample/keys.h"
 #include "sample/live.h"

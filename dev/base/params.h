@@ -5,9 +5,7 @@
 #ifndef PARAMS_H
 #define PARAMS_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
+#include "base/limits.h" // first: it chooses the system's interfaces
 
 #include "base/data.h"
 #include "base/files.h"
@@ -174,14 +172,15 @@ static inline bool layers_check(int layers, const SizeFlag *flag, char *error) {
 // ---- memory
 
 // `count` zeroed elements of `size` bytes at a 64-byte boundary, for free(). NULL, and a sentence that says what they
-// were for, where that is more than the machine's memory. count is a double so that no product of sizes overflows.
-static inline void *allocate(const char *what, double count, size_t size, char *error) {
-    double bytes = count * (double)size, memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+// were for, and gives advice, where there is not so much memory. count is a double so that no product of sizes
+// overflows.
+static inline void *allocate_or_advise(const char *what, double count, size_t size, const char *advice, char *error) {
+    const char *who;
+    double bytes = count * (double)size, memory = memory_granted("", &who);
     size_t unit = bytes < (4 << 20) ? 64 : 2 << 20;
     void *out = NULL;
     if (bytes > memory || posix_memalign(&out, unit, (size_t)bytes + 64)) {
-        fail(error, "%s would take %.3g GB, and this machine has %.3g GB; take a smaller --batch, --window or model",
-             what, bytes / 1e9, memory / 1e9);
+        fail(error, "%s would take %.3g GB, and %s %.3g GB in all; %s", what, bytes / 1e9, who, memory / 1e9, advice);
         return NULL;
     }
 #ifdef MADV_HUGEPAGE
@@ -210,6 +209,10 @@ static inline void eval_add(EvalLoss *eval, const real *losses, const uint8_t *t
     for (int64_t i = 0; i < n; i++) {
         int kind = token_kind(targets[i]);
         eval->sum[kind] += (double)losses[i];
+static inline void *allocate(const char *what, double count, size_t size, char *error) { // for a trainer
+    return allocate_or_advise(what, count, size, "take a smaller --batch, --window or model", error);
+}
+
         eval->count[kind]++;
     }
 }

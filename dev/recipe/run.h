@@ -7,9 +7,9 @@
 #include "recipe/model.h" // first: it chooses the system's interfaces
 
 #include "base/flags.h"
+#include "base/limits.h"
 #include "base/program.h"
 #include "base/text.h"
-#include "base/threads.h"
 
 #include <limits.h>
 

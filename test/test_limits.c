@@ -1,6 +1,7 @@
-// How many processors a program takes: quotas of control groups, from files of a folder that stands for the root.
+// How many processors and how much memory a program may have: by control groups, from files of a folder that stands for
+// the root, and by the limits of ulimit.
 #include "base/files.h"
-#include "base/threads.h"
+#include "base/limits.h"
 
 #include "check.h"
 
@@ -17,12 +18,23 @@ static void put(const char *name, const char *text) { // with the folders on the
 }
 
 static void expect(const char *what, int most, int wanted) {
-    int got = processors_by_quota(folder, most);
+    int got = processors_granted(folder, most);
     CHECK(got == wanted, "%s: %d of %d, expected %d", what, got, most, wanted);
 }
 
+static void expect_memory(const char *what, double bytes, const char *by) {
+    const char *who;
+    double got = memory_granted(folder, &who);
+    CHECK(got == bytes && strstr(who, by), "%s: %.0f bytes that %s, expected %.0f", what, got, who, bytes);
+}
+
 int main(void) {
+    const double machine = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    const struct rlimit none = {RLIM_INFINITY, RLIM_INFINITY};
+    setrlimit(RLIMIT_AS, &none);
+    setrlimit(RLIMIT_DATA, &none);
     check_folder(folder);
+    expect_memory("no control groups", machine, "this machine");
     expect("no control groups", 8, 8);
     put("proc/self/cgroup", "0::/user/job\n");
     expect("a group without files", 8, 8);
@@ -58,8 +70,25 @@ int main(void) {
     put("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "50000\n");
     expect("version 1, mounted by both names, less than one", 8, 1);
 
+    expect_memory("version 1, no limit of memory", machine, "this machine");
+    put("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+    put("sys/fs/cgroup/memory/jobs/b/memory.limit_in_bytes", "4096\n");
+    expect_memory("version 1, no limit and the group of another controller", machine, "this machine");
+    put("sys/fs/cgroup/memory/jobs/a/memory.limit_in_bytes", "1048576\n");
+    expect_memory("version 1", 1048576, "control group");
+    put("proc/self/cgroup", "0::/user/job\n");
+    expect_memory("version 2, a group without a limit", machine, "this machine");
+    put("sys/fs/cgroup/user/job/memory.max", "max\n");
+    expect_memory("version 2, no limit", machine, "this machine");
+    put("sys/fs/cgroup/user/job/memory.max", "1000000\n");
+    expect_memory("version 2", 1000000, "control group");
+    put("sys/fs/cgroup/user/memory.max", "500000\n");
+    expect_memory("version 2, a tighter group above", 500000, "control group");
+    const struct rlimit tight = {400000, RLIM_INFINITY};
+    if (!CHECK_SANITIZED && !setrlimit(RLIMIT_DATA, &tight)) expect_memory("ulimit", 400000, "ulimit -d");
+
     char command[300];
     snprintf(command, sizeof command, "rm -rf '%s'", folder);
     CHECK(!system(command), "%s", command);
-    return check_report("threads");
+    return check_report("limits");
 }
