@@ -99,8 +99,7 @@ enum { STATE_PARAMS, STATE_EXP_AVG, STATE_EXP_INF, STATE_GRADS };
 PRINTF_LIKE(7, 8)
 static inline void param_add(ParamLayout *layout, InitKind init, double scale, int rank, int64_t d0, int64_t d1,
                              const char *name_format, ...) {
-    layout->list = (ParamTensor *)realloc(layout->list, (size_t)(layout->n + 1) * sizeof *layout->list);
-    if (!layout->list) abort();
+    layout->list = (ParamTensor *)must_have(realloc(layout->list, (size_t)(layout->n + 1) * sizeof *layout->list));
     const int64_t columns = rank > 1 ? d1 : 1, count = d0 * columns;
     const ParamTensor tensor = {"", rank, {d0, columns}, count, layout->size, init, scale};
     layout->list[layout->n] = tensor;

@@ -481,8 +481,7 @@ static inline bool train_run(TrainRun *run) {
 
 // A trainer's whole main. Returns the exit status.
 static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
-    TrainRun *run = (TrainRun *)calloc(1, sizeof *run);
-    if (!run) abort();
+    TrainRun *run = (TrainRun *)must_have(calloc(1, sizeof *run));
     const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
     run->spec = spec;
     run->program = slash ? slash + 1 : argc > 0 ? argv[0] : "train";
