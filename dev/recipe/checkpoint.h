@@ -62,7 +62,7 @@ static inline bool params_load(TrainRun *run, const char *prefix, real *params) 
 
 // ---- files in the making
 
-// The tensors and the metadata of a file to write. Names, keys and values are its own.
+// The tensors and the metadata of a file to write. Names, keys and values are its own. failed: out of memory
 typedef struct {
     StTensor *tensors;
     StMeta meta[64];
@@ -70,30 +70,32 @@ typedef struct {
 } Draft;
 
 // --eval-stride is saved as eval_stride.
-static inline char *meta_key(const char *flag) {
-    char *key = path_join("", flag);
-    for (char *c = key; *c; c++) {
+static inline char *meta_key(const char *flag) { // for free(); NULL: out of memory
+    char *key = strdup(flag);
+    for (char *c = key; c && *c; c++) {
         if (*c == '-') *c = '_';
     }
     return key;
 }
 
 PRINTF_LIKE(3, 4) static inline void meta_add(Draft *draft, const char *key, const char *format, ...) {
-    char *value;
+    char *value, *own_key = meta_key(key);
     va_list arguments;
     va_start(arguments, format);
-    if (vasprintf(&value, format, arguments) < 0) abort();
+    if (vasprintf(&value, format, arguments) < 0) value = NULL;
     va_end(arguments);
-    draft->meta[draft->n_meta].key = meta_key(key);
+    draft->meta[draft->n_meta].key = own_key;
     draft->meta[draft->n_meta++].value = value;
+    bool failed;
 }
 
 static inline void draft_tensor(Draft *draft, const char *prefix, const char *name, StType type, int rank,
                                 const int64_t *shape, const void *data) {
     char *whole;
-    draft->tensors = (StTensor *)realloc(draft->tensors, (size_t)(draft->n_tensors + 1) * sizeof *draft->tensors);
-    if (!draft->tensors || asprintf(&whole, "%s%s", prefix, name) < 0) abort();
-    draft->tensors[draft->n_tensors++] = st_tensor(whole, type, rank, shape, data);
+    StTensor *grown = (StTensor *)realloc(draft->tensors, (size_t)(draft->n_tensors + 1) * sizeof *grown);
+    if (grown) draft->tensors = grown;
+    draft->failed = draft->failed || !grown || asprintf(&whole, "%s%s", prefix, name) < 0;
+    if (!draft->failed) draft->tensors[draft->n_tensors++] = st_tensor(whole, type, rank, shape, data);
 }
 
 // The tensors of a flat array. The names of Adamax's averages have prefixes.
@@ -105,10 +107,12 @@ static inline void draft_params(Draft *draft, const ParamLayout *layout, const c
 }
 
 static const char *const state_prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_inf."};
+    draft->failed = draft->failed || !own_key || !value;
 
 // Writes the file, and frees all that is the draft's.
 static inline bool draft_write(Draft *draft, const char *path, char *error) {
-    bool ok = st_write(path, draft->tensors, draft->n_tensors, draft->meta, draft->n_meta, error);
+    bool ok = draft->failed ? atomic_fail(path, ENOMEM, error)
+                            : st_write(path, draft->tensors, draft->n_tensors, draft->meta, draft->n_meta, error);
     for (int i = 0; i < draft->n_tensors; i++) free((void *)draft->tensors[i].name);
     for (int i = 0; i < draft->n_meta; i++) {
         free((void *)draft->meta[i].key);
@@ -174,9 +178,9 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
         }
     }
     char *data = (char *)malloc(3 * strlen(run->o.data) + 1);
-    if (!data) abort();
-    name_escape(run->o.data, data);
-    meta_add(&draft, "data", "%s", data);
+    if (data) name_escape(run->o.data, data);
+    meta_add(&draft, "data", "%s", data ? data : "");
+    draft.failed = draft.failed || !data;
     free(data);
     meta_add(&draft, "train_data", "%s", run->train_identity);
     meta_add(&draft, "test_data", "%s", run->test_identity);
@@ -207,7 +211,8 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
     double now = seconds_now();
     if (interrupted) meta_add(&draft, "seconds", "%.3f", run->seconds_before + now - run->resumed_at);
     run->saved_at = now;
-    return draft_write(&draft, run->last_path, run->error);
+    run->unsaved = !draft_write(&draft, run->last_path, run->error);
+    return !run->unsaved;
 }
 
 // A number out of the metadata, from 0 to max. Missing: false and a sentence.
@@ -240,7 +245,7 @@ static inline bool resume_flags(TrainRun *run) {
     for (int i = 0; i < run->flags.n; i++) {
         Flag *flag = &run->flags.list[i];
         if (!flag->fixed) continue;
-        char given[64], saved[64], *key = meta_key(flag->name);
+        char given[64], saved[64], *key = (char *)must_have(meta_key(flag->name));
         const char *text = st_meta(&run->weights, key);
         free(key);
         if (!text) return fail(run->error, "%s: it is no resume state: its metadata lack --%s", path, flag->name);
@@ -274,10 +279,11 @@ static inline bool resume_data(TrainRun *run, const char *key, const char *file,
                 run->o.data, file, run->o.out, identity, saved ? saved : "nothing");
 }
 
-static inline void rows_add(TrainRun *run, LogRow row) {
+static inline bool rows_add(TrainRun *run, LogRow row) {
     // There is always room for one more, the row of an epoch that --steps ends early.
-    run->rows = (LogRow *)realloc(run->rows, ((size_t)run->n_rows + 2) * sizeof *run->rows);
-    if (!run->rows) abort();
+    LogRow *grown = (LogRow *)realloc(run->rows, ((size_t)run->n_rows + 2) * sizeof *grown);
+    if (!grown) return fail(run->error, "out of memory for %d epochs", run->n_rows + 1);
+    run->rows = grown;
     run->rows[run->n_rows++] = row;
 }
 
@@ -296,9 +302,10 @@ static inline bool resume_state(TrainRun *run) {
         if (fields != 6 || at[used] != '\n' || !isfinite(row.train + row.test + row.lr) ||
             row.epoch != run->n_rows + 1 || row.step != row.epoch * run->epoch_steps || row.steps != run->epoch_steps) {
             return fail(run->error, "%s: its metadata are damaged: row %d of 'log'", path, run->n_rows + 1);
+    return true;
         }
         row.seconds = -1;
-        rows_add(run, row);
+        if (!rows_add(run, row)) return false;
         at += used + 1;
     }
     if (epochs != run->n_rows || run->step < epochs * run->epoch_steps || run->step > (epochs + 1) * run->epoch_steps) {

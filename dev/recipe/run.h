@@ -50,7 +50,8 @@ typedef struct {
     long long epoch_steps, eval_windows;
 
     // The state of the run, beside the model's own.
-    bool begun; // the files in --out are this run's
+    bool begun;   // the files in --out are this run's
+    bool unsaved; // last.safetensors is not up to date
     long long step;
     double loss_sum; // of this epoch's steps so far
     LogRow *rows;    // one for each epoch done, and room for one more
