@@ -323,6 +323,7 @@ static void job_finish(Job *job, Song *song, int64_t i) {
         report_making(song, settings, &report);
     }
     if (ok && job->call->models.n > 1) text_print(&report, "  %s", job->model->path);
+    if (ok && report.failed) ok = fail(problem, "out of memory for what to say about song %lld", (long long)i + 1);
     if (!ok) job_fail(job, problem);
 #pragma omp critical(job)
     {

@@ -62,7 +62,12 @@ static inline bool measure_loss(const Model *model, const char *dataset, int64_t
     double *losses = calloc((size_t)n + 1, sizeof *losses), sum = 0;
     bool good = losses || fail(error, "%s: no memory for its windows", dataset);
     if (!n) good = fail(error, "%s: no piece in it is longer than %d tokens", dataset, WINDOW);
-    if (threads > batches) threads = batches ? (int)batches : 1;
+    if (threads > batches) threads = (int)batches;
+    if (!good) {
+        free(losses);
+        dataset_close(&data);
+        return false;
+    }
 #pragma omp parallel num_threads(threads)
     {
         Batch batch;
