@@ -150,6 +150,24 @@ static inline bool all_finite(const real *values, int64_t n) {
     return !bad;
 }
 
+// Reads a model's file. What PyTorch puts before all names where a model is wrapped, "module." in DataParallel and
+// "_orig_mod." in torch.compile, is taken off.
+static inline bool model_read(StFile *file, const char *path, char *error) {
+    static const char *const wrappers[] = {"module.", "_orig_mod."};
+    if (!st_read(file, path, error)) return false;
+    for (int i = 0; i < file->n_tensors; i++) {
+        for (int k = 0; k < 2; k++) {
+            const size_t length = strlen(wrappers[k]);
+            if (strncmp(file->tensors[i].name, wrappers[k], length)) continue;
+            file->tensors[i].name += length;
+            k = -1; // they may be wrapped twice
+        }
+    }
+    if (st_sort(file, path, error)) return true;
+    st_free(file);
+    return false;
+}
+
 // The layers of a model in a file: 1 + the largest number behind `mark` in the names of tensors that begin with `kind`,
 // or 0. A layer counts if it has any of its tensors, so that the others, if they are missing, are missed.
 static inline int count_layers(const StFile *file, const char *kind, const char *mark) {
@@ -191,6 +209,10 @@ static inline void *allocate_or_advise(const char *what, double count, size_t si
     return out;
 }
 
+static inline void *allocate(const char *what, double count, size_t size, char *error) { // for a trainer
+    return allocate_or_advise(what, count, size, "take a smaller --batch, --window or model", error);
+}
+
 // Pieces of one block of memory, each at a 64-byte boundary of it. With base NULL it only counts.
 typedef struct {
     real *base;
@@ -208,10 +230,6 @@ static inline void eval_add(EvalLoss *eval, const real *losses, const uint8_t *t
     for (int64_t i = 0; i < n; i++) {
         int kind = token_kind(targets[i]);
         eval->sum[kind] += (double)losses[i];
-static inline void *allocate(const char *what, double count, size_t size, char *error) { // for a trainer
-    return allocate_or_advise(what, count, size, "take a smaller --batch, --window or model", error);
-}
-
         eval->count[kind]++;
     }
 }

@@ -22,42 +22,61 @@ static inline const ParamTensor *params_not_finite(const ParamLayout *layout, co
     return NULL;
 }
 
-// Reads every tensor of the layout from the weights' file into the flat array; each is looked up behind prefix ("" for
-// the weights). With --resume its elements must have this build's type, because rounding them would not continue the
-// same run. False, and a sentence, where a tensor is missing, is not finite, or has another shape or type.
-static inline bool params_load(TrainRun *run, const char *prefix, real *params) {
-    const ParamLayout *layout = &run->layout;
+static const char *const state_prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_inf."};
+
+// The tensor in the weights' file that belongs to one of the layout, in state number k. With --resume its elements must
+// have this build's type, because rounding them would not continue the same run. NULL, and a sentence, where it is
+// missing or has another shape or type.
+static inline const StTensor *params_find(TrainRun *run, int k, const ParamTensor *want) {
     const char *path = run->weights_path;
-    char *error = run->error;
+    char name[96], has[200], needs[200];
+    snprintf(name, sizeof name, "%s%s", state_prefixes[k], want->name);
+    const StTensor *found = st_find(&run->weights, name);
+    st_shape_text(needs, want->rank, want->shape);
+    bool same = found && found->rank == want->rank;
+    for (int i = 0; same && i < want->rank; i++) same = found->shape[i] == want->shape[i];
+    if (!found) {
+        fail(run->error, "%s: tensor '%s' %s is missing", path, name, needs);
+    } else if (!same) {
+        fail(run->error, "%s: tensor '%s' has the shape %s instead of %s", path, name,
+             st_shape_text(has, found->rank, found->shape), needs);
+    } else if (run->o.resume && found->type != REAL_TYPE) {
+        fail(run->error, "%s: tensor '%s' is %s, and this build can only go on with %s", path, name,
+             st_type_name(found->type), st_type_name(REAL_TYPE));
+    } else if (!st_is_float(found)) {
+        fail(run->error, "%s: tensor '%s' is %s instead of floating point", path, name, st_type_name(found->type));
+    } else {
+        return found;
+    }
+    return NULL;
+}
+
+// Whether the weights' file, if there is one, has all tensors: asked before any memory is taken for them.
+static inline bool params_there(TrainRun *run) {
+    for (int k = STATE_PARAMS; run->weights_path && k <= (run->o.resume ? STATE_EXP_INF : STATE_PARAMS); k++) {
+        for (int i = 0; i < run->layout.n; i++) {
+            if (!params_find(run, k, &run->layout.list[i])) return false;
+        }
+    }
+    return true;
+}
+
+// Reads every tensor of the layout, in state number k, into the flat array. False, and a sentence, where one is not
+// there (see params_find) or not finite.
+static inline bool params_load(TrainRun *run, int k, real *params) {
+    const ParamLayout *layout = &run->layout;
     memset(params, 0, (size_t)layout->size * sizeof *params);
-    for (int k = 0; k < layout->n; k++) {
-        const ParamTensor *want = &layout->list[k];
-        char name[96], has[200], needs[200];
-        snprintf(name, sizeof name, "%s%s", prefix, want->name);
-        const StTensor *found = st_find(&run->weights, name);
-        st_shape_text(needs, want->rank, want->shape);
-        if (!found) return fail(error, "%s: tensor '%s' %s is missing", path, name, needs);
-        bool same = found->rank == want->rank;
-        for (int i = 0; same && i < want->rank; i++) same = found->shape[i] == want->shape[i];
-        if (!same) {
-            return fail(error, "%s: tensor '%s' has the shape %s instead of %s", path, name,
-                        st_shape_text(has, found->rank, found->shape), needs);
-        }
-        if (run->o.resume && found->type != REAL_TYPE) {
-            return fail(error, "%s: tensor '%s' is %s, and this build can only go on with %s", path, name,
-                        st_type_name(found->type), st_type_name(REAL_TYPE));
-        }
-        real *out = params + want->offset;
-        bool taken = sizeof *out == sizeof(double) ? st_to_double(found, (double *)(void *)out)
-                                                   : st_to_float(found, (float *)(void *)out);
-        if (!taken) {
-            return fail(error, "%s: tensor '%s' is %s instead of floating point", path, name,
-                        st_type_name(found->type));
-        }
+    for (int i = 0; i < layout->n; i++) {
+        const StTensor *found = params_find(run, k, &layout->list[i]);
+        real *out = params + layout->list[i].offset;
+        if (!found) return false;
+        if (sizeof *out == sizeof(double)) st_to_double(found, (double *)(void *)out);
+        if (sizeof *out == sizeof(float)) st_to_float(found, (float *)(void *)out);
     }
     const ParamTensor *bad = params_not_finite(layout, params);
     if (!bad) return true;
-    return fail(error, "%s: tensor '%s%s' has a number that is not finite", path, prefix, bad->name);
+    return fail(run->error, "%s: tensor '%s%s' has a number that is not finite", run->weights_path, state_prefixes[k],
+                bad->name);
 }
 
 // ---- files in the making
@@ -67,6 +86,7 @@ typedef struct {
     StTensor *tensors;
     StMeta meta[64];
     int n_tensors, n_meta;
+    bool failed;
 } Draft;
 
 // --eval-stride is saved as eval_stride.
@@ -86,7 +106,7 @@ PRINTF_LIKE(3, 4) static inline void meta_add(Draft *draft, const char *key, con
     va_end(arguments);
     draft->meta[draft->n_meta].key = own_key;
     draft->meta[draft->n_meta++].value = value;
-    bool failed;
+    draft->failed = draft->failed || !own_key || !value;
 }
 
 static inline void draft_tensor(Draft *draft, const char *prefix, const char *name, StType type, int rank,
@@ -105,9 +125,6 @@ static inline void draft_params(Draft *draft, const ParamLayout *layout, const c
         draft_tensor(draft, prefix, tensor->name, REAL_TYPE, tensor->rank, tensor->shape, flat + tensor->offset);
     }
 }
-
-static const char *const state_prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_inf."};
-    draft->failed = draft->failed || !own_key || !value;
 
 // Writes the file, and frees all that is the draft's.
 static inline bool draft_write(Draft *draft, const char *path, char *error) {
@@ -285,6 +302,7 @@ static inline bool rows_add(TrainRun *run, LogRow row) {
     if (!grown) return fail(run->error, "out of memory for %d epochs", run->n_rows + 1);
     run->rows = grown;
     run->rows[run->n_rows++] = row;
+    return true;
 }
 
 // After the model is made: counters, log and sums.
@@ -302,7 +320,6 @@ static inline bool resume_state(TrainRun *run) {
         if (fields != 6 || at[used] != '\n' || !isfinite(row.train + row.test + row.lr) ||
             row.epoch != run->n_rows + 1 || row.step != row.epoch * run->epoch_steps || row.steps != run->epoch_steps) {
             return fail(run->error, "%s: its metadata are damaged: row %d of 'log'", path, run->n_rows + 1);
-    return true;
         }
         row.seconds = -1;
         if (!rows_add(run, row)) return false;

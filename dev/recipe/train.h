@@ -259,7 +259,7 @@ static inline bool weights_open(TrainRun *run) {
     if (o->resume && access(run->last_path, F_OK)) {
         return fail(run->error, "%s: there is no run to go on with; leave out --resume to start one", run->last_path);
     }
-    if (!st_read(&run->weights, run->weights_path, run->error)) return false;
+    if (!model_read(&run->weights, run->weights_path, run->error)) return false;
     int sizes[MAX_SIZES];
     if (o->resume && !resume_flags(run)) return false;
     if (!run->spec->sizes_of_file(&run->weights, sizes, run->error)) {
@@ -343,7 +343,7 @@ static inline bool model_make(TrainRun *run) {
             params_init(&run->layout, run->config.seed, state);
         } else if (k > STATE_PARAMS && !run->o.resume) {
             memset(state, 0, (size_t)run->layout.size * sizeof *state);
-        } else if (!params_load(run, state_prefixes[k], state)) {
+        } else if (!params_load(run, k, state)) {
             return false;
         }
     }
@@ -477,7 +477,7 @@ static inline bool train_run(TrainRun *run) {
         return false;
     }
     spec->layout(config->sizes, &run->layout);
-    if (!data_open(run)) return false;
+    if (!params_there(run) || !data_open(run)) return false;
     if (!model_make(run)) return false;
     if (!o->bench && !o->eval && !o->dump && !out_make(run)) return false;
     announce(run);

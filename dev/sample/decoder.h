@@ -639,7 +639,7 @@ static inline bool model_load(Model *m, const char *path, Precision precision, c
     memset(m, 0, sizeof *m);
     m->path = path;
     m->precision = precision;
-    if (!st_read(&file, path, error)) return false;
+    if (!model_read(&file, path, error)) return false;
     model_take(m, &from);
     if (from.ok) {
         m->memory = vector_alloc(path, (int64_t)from.arena.used, "--weights int8 takes the least", error);
