@@ -193,10 +193,11 @@ static inline bool layers_check(int layers, const SizeFlag *flag, char *error) {
 // overflows.
 static inline void *allocate_or_advise(const char *what, double count, size_t size, const char *advice, char *error) {
     const char *who;
-    double bytes = count * (double)size, memory = memory_granted("", &who);
+    double bytes = count * (double)size;
     size_t unit = bytes < (4 << 20) ? 64 : 2 << 20;
     void *out = NULL;
-    if (bytes > memory || posix_memalign(&out, unit, (size_t)bytes + 64)) {
+    if ((unit > 64 && bytes > memory_granted("", &who)) || posix_memalign(&out, unit, (size_t)bytes + 64)) {
+        double memory = memory_granted("", &who);
         fail(error, "%s would take %.3g GB, and %s %.3g GB in all; %s", what, bytes / 1e9, who, memory / 1e9, advice);
         return NULL;
     }

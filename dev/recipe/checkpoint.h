@@ -209,6 +209,7 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
                    row->steps);
     }
     meta_add(&draft, "log", "%.*s", (int)log.size, log.size ? log.bytes : "");
+    draft.failed = draft.failed || log.failed;
     free(log.bytes);
     if (run->n_rows) {
         meta_add(&draft, "train_loss", "%.17g", run->rows[run->n_rows - 1].train);
@@ -360,13 +361,17 @@ static inline bool hard_link(const char *path, const char *name, char *error) {
     return fail(error, "%s: cannot be kept as %s: %s", path, name, strerror(errno));
 }
 
-static inline void previous_keep(const TrainRun *run) {
+static inline bool previous_keep(TrainRun *run) {
+    if (access(run->previous_path, F_OK)) return true;
     char *path = path_join(run->o.out, "model.prev.safetensors");
-    if (!access(run->previous_path, F_OK) && !rename(run->previous_path, path)) {
+    bool kept = !rename(run->previous_path, path) ||
+                fail(run->error, "%s: cannot be kept as %s: %s", run->previous_path, path, strerror(errno));
+    if (kept) {
         fprintf(stderr, "%s: %s holds an earlier run; its best model is kept as %s\n", run->program, run->o.out, path);
         unlink(run->previous_path); // where both were one file already, rename has left it
     }
     free(path);
+    return kept;
 }
 
 #endif

@@ -46,7 +46,8 @@ static inline bool curve_write(TrainRun *run, int n) {
     snprintf(epochs, sizeof epochs, "epoch (%s steps each)", thousands(count, run->epoch_steps));
     TextBuffer out = {NULL, 0, 0, false};
     curves_draw(&out, title, epochs, &curve, 1);
-    bool ok = !out.failed && write_file_atomically(run->svg_path, out.bytes, out.size, run->error);
+    bool ok = out.failed ? atomic_fail(run->svg_path, ENOMEM, run->error)
+                         : write_file_atomically(run->svg_path, out.bytes, out.size, run->error);
     free(out.bytes);
     free(points);
     return ok;
@@ -63,7 +64,8 @@ static inline bool reports_write(TrainRun *run, int n) {
         if (run->rows[i].seconds >= 0) text_print(&out, "%.1f", run->rows[i].seconds);
         text_print(&out, "\n");
     }
-    bool ok = !out.failed && write_file_atomically(run->log_path, out.bytes, out.size, run->error);
+    bool ok = out.failed ? atomic_fail(run->log_path, ENOMEM, run->error)
+                         : write_file_atomically(run->log_path, out.bytes, out.size, run->error);
     free(out.bytes);
     if (ok && !n) unlink(run->svg_path);
     return ok && (!n || curve_write(run, n));

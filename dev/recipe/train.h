@@ -49,8 +49,7 @@ static inline bool run_begin(TrainRun *run) {
         return false;
     }
     run->begun = true;
-    previous_keep(run);
-    return reports_write(run, 0);
+    return previous_keep(run) && reports_write(run, 0);
 }
 
 // After a step or an evaluation batch: save if it is time, or if a signal asks for the end.
@@ -419,8 +418,7 @@ static inline bool run_training(TrainRun *run) {
     if (run->begun) {
         if (!log_recall_seconds(run)) return false;
         printf("going on from step %lld, after %d epochs\n", run->step, run->n_rows);
-        previous_keep(run);
-        if (!reports_write(run, run->n_rows)) return false;
+        if (!previous_keep(run) || !reports_write(run, run->n_rows)) return false;
     }
     signal(SIGINT, train_on_signal);
     signal(SIGTERM, train_on_signal);
