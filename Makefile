@@ -170,7 +170,7 @@ format:
 # script after a colon are its arguments.
 
 C_TESTS = $(patsubst test/%.c,build/%,$(wildcard test/test_*.c))
-NOT_SANITIZED = build/test_philox build/test_gradients build/test_lstm_gradients
+NOT_SANITIZED = build/test_philox build/test_gradients build/test_lstm_gradients build/test_faults
 TESTS = $(C_TESTS) $(filter-out test/test_gpu.sh test/test_recurrence.sh,$(wildcard test/test_*.sh)) \
 	test/test_gpu.sh:gpt test/test_gpu.sh:lstm $(patsubst %,%_sanitized,$(filter-out $(NOT_SANITIZED),$(C_TESTS))) \
 	build/test_matmul_double build/test_matmul_narrow build/test_lstm_narrow
@@ -200,10 +200,17 @@ test/test_paper.sh: all dev/tools/paper
 test/test_player.sh: build/test_player data_prep/compose_music
 test/test_prepare.sh test/test_resume.sh: $(PREPARE)
 test/test_headers.sh: build/player_page.h
+build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_music $(PREPARE) dev/tools/compare_tensors
 test/test_emu.sh test/test_matmul_gpu.sh test/test_recurrence.sh: test/%.sh: $(addprefix build/test/%,$(EMULATED))
 test/test_plain.sh: plain dev/tools/compare_tensors build/plain_step_gpt build/plain_step_lstm \
 	$(foreach build,cpu cpu_sanitized cpu_narrow emu,$(TRAINERS:%=build/%_$(build)))
 test/test_gpu.sh: $(PREPARE) dev/tools/compare_tensors $(foreach build,_cpu $(EMULATED),$(TRAINERS:%=build/%$(build)))
+
+# The library that lets a call fail, and trainers that show each step, and save it where the environment has OFTEN.
+build/faults.so: test/faults/preload.c build/flags
+	$(COMPILE) -Werror -fPIC -shared $(LDFLAGS) -o $@ $< -ldl
+build/faults_%: dev/train_%_music.c build/flags
+	$(COMPILE) -O1 -DPROGRESS_SECONDS=0 -DSAVE_SECONDS='(getenv("OFTEN") ? 0 : 300)' $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 SANITIZE = -Og -g1 -fsanitize=address,undefined -fno-sanitize-recover=all
 DOUBLE = build/test_gradients build/test_gradients_sanitized build/test_lstm_gradients build/test_matmul_double

@@ -14,6 +14,7 @@
 #include "sample/decoder.h" // first: it chooses the system's interfaces
 
 #include "base/flags.h"
+#include "base/limits.h"
 #include "base/program.h"
 #include "sample/formats.h"
 #include "sample/keys.h"
@@ -322,6 +323,7 @@ static void job_finish(Job *job, Song *song, int64_t i) {
         report_making(song, settings, &report);
     }
     if (ok && job->call->models.n > 1) text_print(&report, "  %s", job->model->path);
+    if (ok && report.failed) ok = fail(problem, "out of memory for what to say about song %lld", (long long)i + 1);
     if (!ok) job_fail(job, problem);
 #pragma omp critical(job)
     {
@@ -410,7 +412,7 @@ static int slots_of(const Model *model, const Settings *settings, int64_t thread
 
 static int threads_of(const Settings *settings) { // 1 without OpenMP
 #if defined(_OPENMP)
-    return settings->threads ? (int)settings->threads : omp_get_max_threads();
+    return settings->threads ? (int)settings->threads : threads_default();
 #else
     (void)settings;
     return 1;
@@ -740,5 +742,8 @@ static int sample_main(int argc, char **argv) {
 }
 
 #ifndef TESTING
-int main(int argc, char **argv) { return sample_main(argc, argv); }
+int main(int argc, char **argv) {
+    threads_wait_briefly(argv);
+    return sample_main(argc, argv);
+}
 #endif

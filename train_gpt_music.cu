@@ -1737,5 +1737,8 @@ static const ModelSpec gpt_spec = {
 #ifndef TESTING
 #include "recipe/train.h"
 
-int main(int argc, char **argv) { return train_main(argc, argv, &gpt_spec); }
+int main(int argc, char **argv) {
+    threads_wait_briefly(argv);
+    return train_main(argc, argv, &gpt_spec);
+}
 #endif

@@ -642,5 +642,8 @@ static const ModelSpec lstm_spec = {
 #ifndef TESTING
 #include "recipe/train.h"
 
-int main(int argc, char **argv) { return train_main(argc, argv, &lstm_spec); }
+int main(int argc, char **argv) {
+    threads_wait_briefly(argv);
+    return train_main(argc, argv, &lstm_spec);
+}
 #endif

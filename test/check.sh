@@ -49,6 +49,19 @@ emulated() {
     ln -s "$root/build/test/$1_emu_race" race
 }
 
+# octal NUMBER: bytes for printf, the two lowest of a number, the lower one first
+octal() { printf '\\%03o\\%03o' $(($1 % 256)) $(($1 / 256 % 256)); }
+
+# tensors_file HEADER: the head of a safetensors file, with a header of less than 64 KB
+tensors_file() { printf "$(octal ${#1})\\0\\0\\0\\0\\0\\0%s" "$1"; }
+
+# wrapped PREFIX FILE: a model with this before the names of its tensors
+wrapped() {
+    size=$(($(od -An -tu4 -N4 "$2")))
+    tensors_file "$(tail -c +9 "$2" | head -c $size | sed "s/^\"\([^\"]*\":{\"dtype\"\)/\"$1\1/")"
+    tail -c +$((9 + size)) "$2"
+}
+
 # kernels_of FILE...: the kernels that CUDA sources define, a name a line. ran FILE: those that ran, by what
 # CUDA_EMU_KERNELS left in the file, without template arguments.
 kernels_of() {

@@ -31,6 +31,16 @@ refuses() { # STATUS WORDS FLAGS...
     check "the sentence should begin with the program's name: $*" grep -q '^[a-z_]*: ' last_line
 }
 
+# limited WORDS FLAGS...: within 400,000 KiB of memory the trainer ends with a sentence that has these words
+limited() {
+    words=$1
+    shift
+    (ulimit -v 400000 && exec "$trainer" --threads 1 "$@" >stdout 2>stderr)
+    check "it is no failure within a limit: $*" test $? -eq 1
+    tail -n 1 stderr >last_line
+    says "$words"
+}
+
 ends_with() { # DESCRIPTION EXPRESSION: stdout does
     tail -n 1 stdout >last_line
     check "$1" grep -q -E -e "$2" last_line
@@ -185,6 +195,29 @@ for model in gpt lstm; do
     sed "/^\"$head.weight\"/s/\[153,16\]/[16,153]/" model >misshaped
     refuses 1 "misshaped: tensor '$head.weight' has the shape [16, 153] instead of [153, 16]" --eval --init misshaped
     refuses 2 "--layers 3: model has 2" --eval --init model --layers 3
+
+    # A small file that names a large model is refused before there is memory for it; limits are named.
+    zero='"dtype":"U8","data_offsets"'
+    case $model in
+    gpt)
+        small="{\"emb.weight\":{$zero:[0,4096],\"shape\":[1,4096]},\"layers.0.attn.rel\":{$zero:[4096,4097],"
+        small="$small\"shape\":[1,1]},\"layers.0.fc1.weight\":{$zero:[4097,4098],\"shape\":[1,1]}}"
+        ;;
+    lstm)
+        small="{\"emb.weight\":{$zero:[0,0],\"shape\":[0,64]},"
+        small="$small\"lstm.weight_hh_l0\":{$zero:[0,0],\"shape\":[0,4096]}}"
+        ;;
+    esac
+    { tensors_file "$small" && test $model = lstm || printf '%04098d' 0; } >small
+    limited "small: tensor 'emb.weight' has the shape [" --init small
+    limited "and ulimit -v grants 0.41 GB in all; take a smaller --batch, --window or model" --width 4096
+
+    # As PyTorch saves what it has wrapped.
+    wrapped module._orig_mod. model >wrapped
+    run 0 --eval --init model --eval-stride 5000
+    tail -n 1 stdout >whole_line
+    run 0 --eval --init wrapped --eval-stride 5000
+    ends_with "a wrapped model has the same loss" "^$(cat whole_line)\$"
 
     # --eval, --bench, --dump.
     run 0 --eval --out $out --eval-stride 5000 --batch 2

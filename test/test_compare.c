@@ -171,6 +171,29 @@ static void test_families(void) {
     PRINTS(" used=inf worst=act.b\n");
 }
 
+static double seconds_for(int n) { // to compare a file of n tensors with itself
+    StTensor *list = calloc((size_t)n, sizeof *list);
+    char(*names)[32] = calloc((size_t)n, sizeof *names);
+    for (int i = 0; i < n; i++) {
+        snprintf(names[i], sizeof names[i], "%s.%d", i % 2 ? "grad" : "new", i);
+        list[i] = tensor_of(names[i], ST_F32, 0, 0, 0, 0, weights);
+    }
+    CHECK(st_write(in_folder("A"), list, n, NULL, 0, error), "%s", error);
+    const clock_t start = clock();
+    RUNS(0, "compare A A --quiet");
+    const double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
+    free(list);
+    free(names);
+    return seconds;
+}
+
+// The time for a file is nearly proportional to the number of its tensors.
+static void test_many_tensors(void) {
+    const int n = check_brief() ? 2000 : 4000;
+    const double few = seconds_for(n), many = seconds_for(8 * n);
+    CHECK(many < 24 * few + 0.1, "%d tensors take %.3f s, eight times as many %.3f s", n, few, many);
+}
+
 static void test_missing(void) {
     StTensor list[] = {tensor_of("grad.a", ST_F32, 1, 4, 0, 0, weights),
                        tensor_of("grad.b", ST_F32, 1, 4, 0, 0, weights),
@@ -323,6 +346,7 @@ int main(void) {
     test_differences();
     test_relus();
     test_families();
+    test_many_tensors();
     test_missing();
     test_kinds();
     test_show();

@@ -219,7 +219,8 @@ static void check_product(Precision precision, int n_in, int n_out) {
     enum { SONGS = 14 };
     const int64_t high = round_up(n_out, PANEL), wide = round_up(n_in, PANEL);
     PhiloxKey key = philox_key(5, (uint32_t)n_in, (uint32_t)n_out);
-    Arena arena = {vector_alloc(panels_words(precision, n_in, n_out) + (2 * high + wide) * (SONGS + 4)), 0};
+    Arena arena = {
+        vector_alloc("the test", panels_words(precision, n_in, n_out) + (2 * high + wide) * (SONGS + 4), "", NULL), 0};
     float *W = calloc((size_t)n_out * (size_t)n_in, sizeof *W);
     Weights w = {precision, n_in, n_out, take(&arena, panels_words(precision, n_in, n_out)), take(&arena, n_out), NULL};
     w.starts = (int32_t *)(void *)take(&arena, n_out);

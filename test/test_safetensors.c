@@ -1,5 +1,6 @@
 // dev/base/safetensors.h: what is written and read again, every kind of damaged file, a random search for crashes (to
 // be run under AddressSanitizer), and what happens when a file cannot be written.
+#include "base/params.h" // model_read
 #include "base/safetensors.h"
 
 #include "check.h"
@@ -346,6 +347,41 @@ static char *sample(size_t *n) {
     return (char *)bytes;
 }
 
+// However many colons a header has, its lists are no longer than it can need.
+static void test_colons(void) {
+    enum { COLONS = 4 << 20 };
+    static const char begin[] = "{\"__metadata__\":{\"k\":\"", end[] = "\"}}";
+    char *header = (char *)malloc(COLONS + sizeof begin + sizeof end);
+    struct rlimit before, tight;
+    StFile file;
+    sprintf(header, "%s%*s%s", begin, COLONS, "", end);
+    memset(header + sizeof begin - 1, ':', COLONS);
+    getrlimit(RLIMIT_DATA, &before);
+    tight = before;
+    tight.rlim_cur = 200 << 20;
+    if (!CHECK_SANITIZED) setrlimit(RLIMIT_DATA, &tight);
+    CHECK(parse(&file, header, 0), "%s", error);
+    setrlimit(RLIMIT_DATA, &before);
+    CHECK(st_meta(&file, "k") && strlen(st_meta(&file, "k")) == COLONS, "the colons");
+    st_free(&file);
+    free(header);
+}
+
+// The names that PyTorch gives the tensors of a wrapped model.
+static void test_wrapped(void) {
+    const float one = 1;
+    StTensor tensors[] = {tensor_of("module.z", ST_F32, 0, 0, 0, &one),
+                          tensor_of("_orig_mod.module.module.a", ST_F32, 0, 0, 0, &one),
+                          tensor_of("n_averaged", ST_F32, 0, 0, 0, &one), tensor_of("z", ST_F32, 0, 0, 0, &one)};
+    const char *path = in_folder("wrapped.safetensors");
+    StFile file;
+    CHECK(st_write(path, tensors, 3, NULL, 0, error) && model_read(&file, path, error), "%s", error);
+    CHECK(file.n_tensors == 3 && st_find(&file, "a") && st_find(&file, "n_averaged") && st_find(&file, "z"), "a, z");
+    st_free(&file);
+    CHECK(st_write(path, tensors, 4, NULL, 0, error) && !model_read(&file, path, error), "z is there twice");
+    CHECK(strstr(error, "has two tensors of the name 'z'"), "it says: %s", error);
+}
+
 static void test_truncations(void) {
     size_t n;
     char *whole = sample(&n);
@@ -589,6 +625,8 @@ int main(void) {
     test_foreign_files();
     test_conversions();
     test_damaged_headers();
+    test_colons();
+    test_wrapped();
     test_truncations();
     test_mutations();
     test_reading_trouble();

@@ -77,6 +77,19 @@ prints '^a\.svg   .*  repeats 8 notes  '
 run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime thrice.mid --no-prime -o a.svg
 prints '^a\.svg   .*  repeats [0-4] notes?  '
 
+# A model whose names PyTorch has put others before is the same.
+mkdir a b
+cp lstm/model.safetensors a/m
+wrapped _orig_mod.module. a/m >b/m
+run 0 a/m --seed 5 --tokens 30 -o a.mid
+run 0 b/m --seed 5 --tokens 30 -o b.mid
+same a.mid b.mid
+(ulimit -v 40000 && exec "$sample" gpt/model.safetensors -n 2 --threads 1 --tokens 70000 --context 65536 2>stderr)
+check "what does not fit into a limit is an error" test $? -eq 1
+words="the state of the songs would take 0.0[0-9]* GB, and ulimit -v grants 0.041 GB in all; take a smaller --context"
+check "it is said, and by which limit" grep -q "^sample_music: $words\$" stderr
+run 0 gpt/model.safetensors --seed 5 --tokens 300 -o a.mid
+
 # ---- the standard output
 run 0 gpt/model.safetensors --seed 5 --tokens 300 -o -
 same stdout a.mid

@@ -7,8 +7,8 @@
 #ifndef FILES_H
 #define FILES_H
 
-#if defined(__STRICT_ANSI__) && !defined(__cplusplus) && !defined(_POSIX_C_SOURCE)
-#define _POSIX_C_SOURCE 200809L // fileno and fsync
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE // fileno, fsync and program_invocation_short_name
 #endif
 
 #include <errno.h>
@@ -40,6 +40,17 @@ PRINTF_LIKE(2, 3) static inline bool fail(char *error, const char *format, ...) 
     return false;
 }
 
+// The memory that was asked for. Without it the program ends with a sentence: for where nothing is lost by that.
+static inline void *must_have(void *memory) {
+    if (memory) return memory;
+#ifdef __APPLE__
+    fprintf(stderr, "%s: out of memory\n", getprogname());
+#else
+    fprintf(stderr, "%s: out of memory\n", program_invocation_short_name);
+#endif
+    exit(1);
+}
+
 // Reads a regular file into *bytes (malloc, the caller frees; a NUL follows the last byte, not counted in *size).
 static inline bool read_file(const char *path, void **bytes, size_t *size, char *error) {
     *bytes = NULL;
@@ -67,11 +78,10 @@ static inline bool read_file(const char *path, void **bytes, size_t *size, char 
     return true;
 }
 
-// folder/name, for free(). Without memory the program ends.
+// folder/name, for free().
 static inline char *path_join(const char *folder, const char *name) {
     size_t length = strlen(folder);
-    char *path = (char *)malloc(length + strlen(name) + 2);
-    if (!path) abort();
+    char *path = (char *)must_have(malloc(length + strlen(name) + 2));
     sprintf(path, "%s%s%s", folder, length && folder[length - 1] != '/' ? "/" : "", name);
     return path;
 }

@@ -5,9 +5,7 @@
 #ifndef PARAMS_H
 #define PARAMS_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
+#include "base/limits.h" // first: it chooses the system's interfaces
 
 #include "base/data.h"
 #include "base/files.h"
@@ -101,8 +99,7 @@ enum { STATE_PARAMS, STATE_EXP_AVG, STATE_EXP_INF, STATE_GRADS };
 PRINTF_LIKE(7, 8)
 static inline void param_add(ParamLayout *layout, InitKind init, double scale, int rank, int64_t d0, int64_t d1,
                              const char *name_format, ...) {
-    layout->list = (ParamTensor *)realloc(layout->list, (size_t)(layout->n + 1) * sizeof *layout->list);
-    if (!layout->list) abort();
+    layout->list = (ParamTensor *)must_have(realloc(layout->list, (size_t)(layout->n + 1) * sizeof *layout->list));
     const int64_t columns = rank > 1 ? d1 : 1, count = d0 * columns;
     const ParamTensor tensor = {"", rank, {d0, columns}, count, layout->size, init, scale};
     layout->list[layout->n] = tensor;
@@ -153,6 +150,24 @@ static inline bool all_finite(const real *values, int64_t n) {
     return !bad;
 }
 
+// Reads a model's file. What PyTorch puts before all names where a model is wrapped, "module." in DataParallel and
+// "_orig_mod." in torch.compile, is taken off.
+static inline bool model_read(StFile *file, const char *path, char *error) {
+    static const char *const wrappers[] = {"module.", "_orig_mod."};
+    if (!st_read(file, path, error)) return false;
+    for (int i = 0; i < file->n_tensors; i++) {
+        for (int k = 0; k < 2; k++) {
+            const size_t length = strlen(wrappers[k]);
+            if (strncmp(file->tensors[i].name, wrappers[k], length)) continue;
+            file->tensors[i].name += length;
+            k = -1; // they may be wrapped twice
+        }
+    }
+    if (st_sort(file, path, error)) return true;
+    st_free(file);
+    return false;
+}
+
 // The layers of a model in a file: 1 + the largest number behind `mark` in the names of tensors that begin with `kind`,
 // or 0. A layer counts if it has any of its tensors, so that the others, if they are missing, are missed.
 static inline int count_layers(const StFile *file, const char *kind, const char *mark) {
@@ -174,14 +189,16 @@ static inline bool layers_check(int layers, const SizeFlag *flag, char *error) {
 // ---- memory
 
 // `count` zeroed elements of `size` bytes at a 64-byte boundary, for free(). NULL, and a sentence that says what they
-// were for, where that is more than the machine's memory. count is a double so that no product of sizes overflows.
-static inline void *allocate(const char *what, double count, size_t size, char *error) {
-    double bytes = count * (double)size, memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+// were for, and gives advice, where there is not so much memory. count is a double so that no product of sizes
+// overflows.
+static inline void *allocate_or_advise(const char *what, double count, size_t size, const char *advice, char *error) {
+    const char *who;
+    double bytes = count * (double)size;
     size_t unit = bytes < (4 << 20) ? 64 : 2 << 20;
     void *out = NULL;
-    if (bytes > memory || posix_memalign(&out, unit, (size_t)bytes + 64)) {
-        fail(error, "%s would take %.3g GB, and this machine has %.3g GB; take a smaller --batch, --window or model",
-             what, bytes / 1e9, memory / 1e9);
+    if ((unit > 64 && bytes > memory_granted("", &who)) || posix_memalign(&out, unit, (size_t)bytes + 64)) {
+        double memory = memory_granted("", &who);
+        fail(error, "%s would take %.3g GB, and %s %.3g GB in all; %s", what, bytes / 1e9, who, memory / 1e9, advice);
         return NULL;
     }
 #ifdef MADV_HUGEPAGE
@@ -191,6 +208,10 @@ static inline void *allocate(const char *what, double count, size_t size, char *
 #endif
     memset(out, 0, (size_t)bytes + 64);
     return out;
+}
+
+static inline void *allocate(const char *what, double count, size_t size, char *error) { // for a trainer
+    return allocate_or_advise(what, count, size, "take a smaller --batch, --window or model", error);
 }
 
 // Pieces of one block of memory, each at a 64-byte boundary of it. With base NULL it only counts.

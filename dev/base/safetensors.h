@@ -281,6 +281,15 @@ static inline int st_by_name(const void *a, const void *b) { // of StTensor or S
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
+static inline bool st_sort(StFile *file, const char *path, char *error) { // by name; false: two have the same one
+    if (file->n_tensors) qsort(file->tensors, (size_t)file->n_tensors, sizeof(StTensor), st_by_name);
+    for (int i = 1; i < file->n_tensors; i++) {
+        const StTensor *t = &file->tensors[i];
+        if (!st_by_name(t - 1, t)) return fail(error, "%s: has two tensors of the name '%.80s'", path, t->name);
+    }
+    return true;
+}
+
 static inline bool st_parse_all(StFile *file, const char *path, char *error) {
     uint64_t header;
     if (file->size < sizeof header) {
@@ -299,10 +308,9 @@ static inline bool st_parse_all(StFile *file, const char *path, char *error) {
     size_t data_size = file->size - 8 - (size_t)header;
     if (!header || *begin != '{') return st_expected(&text, "'{'");
     st_take(&text, '{');
-    size_t most = 1; // what each of the lists holds at most: behind every name there is a colon
-    for (const char *c = begin; c < text.end; c++) most += *c == ':';
-    file->tensors = (StTensor *)calloc(most, sizeof *file->tensors);
-    file->meta = (StMeta *)calloc(most, sizeof *file->meta);
+    // A tensor takes at least 49 bytes of the header, a string of the metadata 6; one more of each may be cut short.
+    file->tensors = (StTensor *)calloc((size_t)header / 49 + 2, sizeof *file->tensors);
+    file->meta = (StMeta *)calloc((size_t)header / 6 + 2, sizeof *file->meta);
     if (!file->tensors || !file->meta) return fail(error, "%s: its header does not fit into memory", path);
     bool has_meta = false;
     if (!st_take(&text, '}')) {
@@ -338,11 +346,7 @@ static inline bool st_parse_all(StFile *file, const char *path, char *error) {
         return fail(error, "%s: %lld bytes after the last tensor belong to none; the file is damaged", path,
                     (long long)(data + data_size - covered));
     }
-    qsort(file->tensors, (size_t)file->n_tensors, sizeof(StTensor), st_by_name);
-    for (int i = 1; i < file->n_tensors; i++) {
-        const StTensor *t = &file->tensors[i];
-        if (!st_by_name(t - 1, t)) return fail(error, "%s: has two tensors of the name '%.80s'", path, t->name);
-    }
+    if (!st_sort(file, path, error)) return false;
     qsort(file->meta, (size_t)file->n_meta, sizeof(StMeta), st_by_name);
     for (int i = 1; i < file->n_meta; i++) {
         const StMeta *m = &file->meta[i];

@@ -15,6 +15,7 @@
 #include <map>
 #include <math.h>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <set>
 #include <stdarg.h>
@@ -58,6 +59,11 @@ inline __thread uint3 threadIdx, blockIdx;
 inline __thread dim3 blockDim, gridDim;
 
 namespace emu {
+
+inline const std::new_handler no_memory = std::set_new_handler([] { // for the emulator's own lists
+    fprintf(stderr, "cuda_emu: out of memory\n");
+    exit(1);
+});
 
 // ---- Fibers
 
@@ -155,7 +161,7 @@ inline Fiber *new_fiber() {
     void *p = mmap(nullptr, page + size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED || mprotect(p, page, PROT_NONE)) {
         perror("cuda_emu: a fiber's stack");
-        abort();
+        exit(1);
     }
     Fiber *fiber = new Fiber;
     fiber->low = (char *)p + page;

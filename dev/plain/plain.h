@@ -27,13 +27,12 @@ typedef struct { // all tensors of a model, the parameters first
 // Makes t a tensor of zeros and puts it at the end of the list. A %d in the name becomes l, the number of the layer.
 static inline void tensor_add(TensorList *all, Tensor *t, int rows, int columns, const char *name, int l) {
     const size_t n = (size_t)rows * (size_t)columns;
-    *t = (Tensor){.rows = rows, .columns = columns, .value = calloc(4 * n, sizeof(double))};
+    *t = (Tensor){.rows = rows, .columns = columns, .value = must_have(calloc(4 * n, sizeof(double)))};
     t->grad = t->value + n;
     t->exp_avg = t->grad + n;
     t->exp_inf = t->exp_avg + n;
     snprintf(t->name, sizeof t->name, name, l);
-    all->list = realloc(all->list, (size_t)(all->n + 1) * sizeof *all->list);
-    if (!t->value || !all->list) abort();
+    all->list = must_have(realloc(all->list, (size_t)(all->n + 1) * sizeof *all->list));
     all->list[all->n++] = t;
 }
 

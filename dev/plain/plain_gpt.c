@@ -341,8 +341,7 @@ static void gpt_create(Gpt *m, Config config) {
     const int L = config.L, C = config.C, NH = config.NH, F = config.F, R = config.B * config.T;
     const double scale_C = 1 / sqrt(C), scale_F = 1 / sqrt(F);
     TensorList *all = &m->all;
-    *m = (Gpt){.config = config, .all.seed = config.seed, .layers = calloc((size_t)L, sizeof(Layer))};
-    if (!m->layers) abort();
+    *m = (Gpt){.config = config, .all.seed = config.seed, .layers = must_have(calloc((size_t)L, sizeof(Layer)))};
     param_add(all, &m->emb, V, C, "emb.weight", 0, NORMAL, 1);
     for (int l = 0; l < L; l++) {
         Layer *a = &m->layers[l];

@@ -321,8 +321,7 @@ static void lstm_create(Lstm *m, Config config) {
     const int L = config.L, E = config.E, H = config.H, R = config.B * config.T;
     const double scale_H = 1 / sqrt(H);
     TensorList *all = &m->all;
-    *m = (Lstm){.config = config, .all.seed = config.seed, .layers = calloc((size_t)L, sizeof(Layer))};
-    if (!m->layers) abort();
+    *m = (Lstm){.config = config, .all.seed = config.seed, .layers = must_have(calloc((size_t)L, sizeof(Layer)))};
     param_add(all, &m->emb, V, E, "emb.weight", 0, NORMAL, 1);
     for (int l = 0; l < L; l++) {
         Layer *a = &m->layers[l];

@@ -22,78 +22,100 @@ static inline const ParamTensor *params_not_finite(const ParamLayout *layout, co
     return NULL;
 }
 
-// Reads every tensor of the layout from the weights' file into the flat array; each is looked up behind prefix ("" for
-// the weights). With --resume its elements must have this build's type, because rounding them would not continue the
-// same run. False, and a sentence, where a tensor is missing, is not finite, or has another shape or type.
-static inline bool params_load(TrainRun *run, const char *prefix, real *params) {
-    const ParamLayout *layout = &run->layout;
+static const char *const state_prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_inf."};
+
+// The tensor in the weights' file that belongs to one of the layout, in state number k. With --resume its elements must
+// have this build's type, because rounding them would not continue the same run. NULL, and a sentence, where it is
+// missing or has another shape or type.
+static inline const StTensor *params_find(TrainRun *run, int k, const ParamTensor *want) {
     const char *path = run->weights_path;
-    char *error = run->error;
+    char name[96], has[200], needs[200];
+    snprintf(name, sizeof name, "%s%s", state_prefixes[k], want->name);
+    const StTensor *found = st_find(&run->weights, name);
+    st_shape_text(needs, want->rank, want->shape);
+    bool same = found && found->rank == want->rank;
+    for (int i = 0; same && i < want->rank; i++) same = found->shape[i] == want->shape[i];
+    if (!found) {
+        fail(run->error, "%s: tensor '%s' %s is missing", path, name, needs);
+    } else if (!same) {
+        fail(run->error, "%s: tensor '%s' has the shape %s instead of %s", path, name,
+             st_shape_text(has, found->rank, found->shape), needs);
+    } else if (run->o.resume && found->type != REAL_TYPE) {
+        fail(run->error, "%s: tensor '%s' is %s, and this build can only go on with %s", path, name,
+             st_type_name(found->type), st_type_name(REAL_TYPE));
+    } else if (!st_is_float(found)) {
+        fail(run->error, "%s: tensor '%s' is %s instead of floating point", path, name, st_type_name(found->type));
+    } else {
+        return found;
+    }
+    return NULL;
+}
+
+// Whether the weights' file, if there is one, has all tensors: asked before any memory is taken for them.
+static inline bool params_there(TrainRun *run) {
+    for (int k = STATE_PARAMS; run->weights_path && k <= (run->o.resume ? STATE_EXP_INF : STATE_PARAMS); k++) {
+        for (int i = 0; i < run->layout.n; i++) {
+            if (!params_find(run, k, &run->layout.list[i])) return false;
+        }
+    }
+    return true;
+}
+
+// Reads every tensor of the layout, in state number k, into the flat array. False, and a sentence, where one is not
+// there (see params_find) or not finite.
+static inline bool params_load(TrainRun *run, int k, real *params) {
+    const ParamLayout *layout = &run->layout;
     memset(params, 0, (size_t)layout->size * sizeof *params);
-    for (int k = 0; k < layout->n; k++) {
-        const ParamTensor *want = &layout->list[k];
-        char name[96], has[200], needs[200];
-        snprintf(name, sizeof name, "%s%s", prefix, want->name);
-        const StTensor *found = st_find(&run->weights, name);
-        st_shape_text(needs, want->rank, want->shape);
-        if (!found) return fail(error, "%s: tensor '%s' %s is missing", path, name, needs);
-        bool same = found->rank == want->rank;
-        for (int i = 0; same && i < want->rank; i++) same = found->shape[i] == want->shape[i];
-        if (!same) {
-            return fail(error, "%s: tensor '%s' has the shape %s instead of %s", path, name,
-                        st_shape_text(has, found->rank, found->shape), needs);
-        }
-        if (run->o.resume && found->type != REAL_TYPE) {
-            return fail(error, "%s: tensor '%s' is %s, and this build can only go on with %s", path, name,
-                        st_type_name(found->type), st_type_name(REAL_TYPE));
-        }
-        real *out = params + want->offset;
-        bool taken = sizeof *out == sizeof(double) ? st_to_double(found, (double *)(void *)out)
-                                                   : st_to_float(found, (float *)(void *)out);
-        if (!taken) {
-            return fail(error, "%s: tensor '%s' is %s instead of floating point", path, name,
-                        st_type_name(found->type));
-        }
+    for (int i = 0; i < layout->n; i++) {
+        const StTensor *found = params_find(run, k, &layout->list[i]);
+        real *out = params + layout->list[i].offset;
+        if (!found) return false;
+        if (sizeof *out == sizeof(double)) st_to_double(found, (double *)(void *)out);
+        if (sizeof *out == sizeof(float)) st_to_float(found, (float *)(void *)out);
     }
     const ParamTensor *bad = params_not_finite(layout, params);
     if (!bad) return true;
-    return fail(error, "%s: tensor '%s%s' has a number that is not finite", path, prefix, bad->name);
+    return fail(run->error, "%s: tensor '%s%s' has a number that is not finite", run->weights_path, state_prefixes[k],
+                bad->name);
 }
 
 // ---- files in the making
 
-// The tensors and the metadata of a file to write. Names, keys and values are its own.
+// The tensors and the metadata of a file to write. Names, keys and values are its own. failed: out of memory
 typedef struct {
     StTensor *tensors;
     StMeta meta[64];
     int n_tensors, n_meta;
+    bool failed;
 } Draft;
 
 // --eval-stride is saved as eval_stride.
-static inline char *meta_key(const char *flag) {
-    char *key = path_join("", flag);
-    for (char *c = key; *c; c++) {
+static inline char *meta_key(const char *flag) { // for free(); NULL: out of memory
+    char *key = strdup(flag);
+    for (char *c = key; c && *c; c++) {
         if (*c == '-') *c = '_';
     }
     return key;
 }
 
 PRINTF_LIKE(3, 4) static inline void meta_add(Draft *draft, const char *key, const char *format, ...) {
-    char *value;
+    char *value, *own_key = meta_key(key);
     va_list arguments;
     va_start(arguments, format);
-    if (vasprintf(&value, format, arguments) < 0) abort();
+    if (vasprintf(&value, format, arguments) < 0) value = NULL;
     va_end(arguments);
-    draft->meta[draft->n_meta].key = meta_key(key);
+    draft->meta[draft->n_meta].key = own_key;
     draft->meta[draft->n_meta++].value = value;
+    draft->failed = draft->failed || !own_key || !value;
 }
 
 static inline void draft_tensor(Draft *draft, const char *prefix, const char *name, StType type, int rank,
                                 const int64_t *shape, const void *data) {
     char *whole;
-    draft->tensors = (StTensor *)realloc(draft->tensors, (size_t)(draft->n_tensors + 1) * sizeof *draft->tensors);
-    if (!draft->tensors || asprintf(&whole, "%s%s", prefix, name) < 0) abort();
-    draft->tensors[draft->n_tensors++] = st_tensor(whole, type, rank, shape, data);
+    StTensor *grown = (StTensor *)realloc(draft->tensors, (size_t)(draft->n_tensors + 1) * sizeof *grown);
+    if (grown) draft->tensors = grown;
+    draft->failed = draft->failed || !grown || asprintf(&whole, "%s%s", prefix, name) < 0;
+    if (!draft->failed) draft->tensors[draft->n_tensors++] = st_tensor(whole, type, rank, shape, data);
 }
 
 // The tensors of a flat array. The names of Adamax's averages have prefixes.
@@ -104,11 +126,10 @@ static inline void draft_params(Draft *draft, const ParamLayout *layout, const c
     }
 }
 
-static const char *const state_prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_inf."};
-
 // Writes the file, and frees all that is the draft's.
 static inline bool draft_write(Draft *draft, const char *path, char *error) {
-    bool ok = st_write(path, draft->tensors, draft->n_tensors, draft->meta, draft->n_meta, error);
+    bool ok = draft->failed ? atomic_fail(path, ENOMEM, error)
+                            : st_write(path, draft->tensors, draft->n_tensors, draft->meta, draft->n_meta, error);
     for (int i = 0; i < draft->n_tensors; i++) free((void *)draft->tensors[i].name);
     for (int i = 0; i < draft->n_meta; i++) {
         free((void *)draft->meta[i].key);
@@ -174,9 +195,9 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
         }
     }
     char *data = (char *)malloc(3 * strlen(run->o.data) + 1);
-    if (!data) abort();
-    name_escape(run->o.data, data);
-    meta_add(&draft, "data", "%s", data);
+    if (data) name_escape(run->o.data, data);
+    meta_add(&draft, "data", "%s", data ? data : "");
+    draft.failed = draft.failed || !data;
     free(data);
     meta_add(&draft, "train_data", "%s", run->train_identity);
     meta_add(&draft, "test_data", "%s", run->test_identity);
@@ -188,6 +209,7 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
                    row->steps);
     }
     meta_add(&draft, "log", "%.*s", (int)log.size, log.size ? log.bytes : "");
+    draft.failed = draft.failed || log.failed;
     free(log.bytes);
     if (run->n_rows) {
         meta_add(&draft, "train_loss", "%.17g", run->rows[run->n_rows - 1].train);
@@ -207,7 +229,8 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
     double now = seconds_now();
     if (interrupted) meta_add(&draft, "seconds", "%.3f", run->seconds_before + now - run->resumed_at);
     run->saved_at = now;
-    return draft_write(&draft, run->last_path, run->error);
+    run->unsaved = !draft_write(&draft, run->last_path, run->error);
+    return !run->unsaved;
 }
 
 // A number out of the metadata, from 0 to max. Missing: false and a sentence.
@@ -240,7 +263,7 @@ static inline bool resume_flags(TrainRun *run) {
     for (int i = 0; i < run->flags.n; i++) {
         Flag *flag = &run->flags.list[i];
         if (!flag->fixed) continue;
-        char given[64], saved[64], *key = meta_key(flag->name);
+        char given[64], saved[64], *key = (char *)must_have(meta_key(flag->name));
         const char *text = st_meta(&run->weights, key);
         free(key);
         if (!text) return fail(run->error, "%s: it is no resume state: its metadata lack --%s", path, flag->name);
@@ -274,11 +297,13 @@ static inline bool resume_data(TrainRun *run, const char *key, const char *file,
                 run->o.data, file, run->o.out, identity, saved ? saved : "nothing");
 }
 
-static inline void rows_add(TrainRun *run, LogRow row) {
+static inline bool rows_add(TrainRun *run, LogRow row) {
     // There is always room for one more, the row of an epoch that --steps ends early.
-    run->rows = (LogRow *)realloc(run->rows, ((size_t)run->n_rows + 2) * sizeof *run->rows);
-    if (!run->rows) abort();
+    LogRow *grown = (LogRow *)realloc(run->rows, ((size_t)run->n_rows + 2) * sizeof *grown);
+    if (!grown) return fail(run->error, "out of memory for %d epochs", run->n_rows + 1);
+    run->rows = grown;
     run->rows[run->n_rows++] = row;
+    return true;
 }
 
 // After the model is made: counters, log and sums.
@@ -298,7 +323,7 @@ static inline bool resume_state(TrainRun *run) {
             return fail(run->error, "%s: its metadata are damaged: row %d of 'log'", path, run->n_rows + 1);
         }
         row.seconds = -1;
-        rows_add(run, row);
+        if (!rows_add(run, row)) return false;
         at += used + 1;
     }
     if (epochs != run->n_rows || run->step < epochs * run->epoch_steps || run->step > (epochs + 1) * run->epoch_steps) {
@@ -336,13 +361,17 @@ static inline bool hard_link(const char *path, const char *name, char *error) {
     return fail(error, "%s: cannot be kept as %s: %s", path, name, strerror(errno));
 }
 
-static inline void previous_keep(const TrainRun *run) {
+static inline bool previous_keep(TrainRun *run) {
+    if (access(run->previous_path, F_OK)) return true;
     char *path = path_join(run->o.out, "model.prev.safetensors");
-    if (!access(run->previous_path, F_OK) && !rename(run->previous_path, path)) {
+    bool kept = !rename(run->previous_path, path) ||
+                fail(run->error, "%s: cannot be kept as %s: %s", run->previous_path, path, strerror(errno));
+    if (kept) {
         fprintf(stderr, "%s: %s holds an earlier run; its best model is kept as %s\n", run->program, run->o.out, path);
         unlink(run->previous_path); // where both were one file already, rename has left it
     }
     free(path);
+    return kept;
 }
 
 #endif

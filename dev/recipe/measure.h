@@ -48,11 +48,10 @@ static inline bool run_dump(TrainRun *run) {
     // What the step begins with: the weights and, after step 0, Adamax's averages, which are zero before.
     const int states = run->step > 0 ? 3 : 1;
     const size_t size = (size_t)run->layout.size;
-    Activation *activations = (Activation *)calloc((size_t)n_activations + 1, sizeof *activations);
-    real *before = (real *)malloc((size_t)states * size * sizeof *before);
-    int64_t *starts = (int64_t *)malloc((size_t)B * sizeof *starts);
-    int64_t *input = (int64_t *)malloc((size_t)(2 * B * T) * sizeof *input);
-    if (!activations || !before || !starts || !input) abort();
+    Activation *activations = (Activation *)must_have(calloc((size_t)n_activations + 1, sizeof *activations));
+    real *before = (real *)must_have(malloc((size_t)states * size * sizeof *before));
+    int64_t *starts = (int64_t *)must_have(malloc((size_t)B * sizeof *starts));
+    int64_t *input = (int64_t *)must_have(malloc((size_t)(2 * B * T) * sizeof *input));
     Draft draft;
     meta_model(run, &draft);
     for (int k = 0; k < states; k++) {

@@ -14,10 +14,11 @@ static inline int row_text(char text[192], const LogRow *row) { // all but the s
 }
 
 // Takes the seconds, which are in no other file, out of an existing log.csv, from rows that are otherwise the same.
-static inline void log_recall_seconds(TrainRun *run) {
-    char *bytes = NULL, ignored[ERROR_SIZE];
+static inline bool log_recall_seconds(TrainRun *run) {
+    char *bytes = NULL;
     size_t size;
-    if (!read_file(run->log_path, (void **)&bytes, &size, ignored)) return;
+    if (access(run->log_path, F_OK)) return true;
+    if (!read_file(run->log_path, (void **)&bytes, &size, run->error)) return false;
     for (int i = 0; i < run->n_rows; i++) {
         char text[193] = "\n";
         row_text(text + 1, &run->rows[i]);
@@ -27,11 +28,12 @@ static inline void log_recall_seconds(TrainRun *run) {
         if (end > at && *end == '\n' && seconds >= 0) run->rows[i].seconds = seconds;
     }
     free(bytes);
+    return true;
 }
 
 static inline bool curve_write(TrainRun *run, int n) {
     LossPoint *points = (LossPoint *)malloc((size_t)n * sizeof *points);
-    if (!points) abort();
+    if (!points) return atomic_fail(run->svg_path, ENOMEM, run->error);
     for (int i = 0; i < n; i++) {
         points[i].epoch = (double)run->rows[i].step / (double)run->epoch_steps;
         points[i].train = run->rows[i].train;
@@ -44,7 +46,8 @@ static inline bool curve_write(TrainRun *run, int n) {
     snprintf(epochs, sizeof epochs, "epoch (%s steps each)", thousands(count, run->epoch_steps));
     TextBuffer out = {NULL, 0, 0, false};
     curves_draw(&out, title, epochs, &curve, 1);
-    bool ok = !out.failed && write_file_atomically(run->svg_path, out.bytes, out.size, run->error);
+    bool ok = out.failed ? atomic_fail(run->svg_path, ENOMEM, run->error)
+                         : write_file_atomically(run->svg_path, out.bytes, out.size, run->error);
     free(out.bytes);
     free(points);
     return ok;
@@ -61,7 +64,8 @@ static inline bool reports_write(TrainRun *run, int n) {
         if (run->rows[i].seconds >= 0) text_print(&out, "%.1f", run->rows[i].seconds);
         text_print(&out, "\n");
     }
-    bool ok = !out.failed && write_file_atomically(run->log_path, out.bytes, out.size, run->error);
+    bool ok = out.failed ? atomic_fail(run->log_path, ENOMEM, run->error)
+                         : write_file_atomically(run->log_path, out.bytes, out.size, run->error);
     free(out.bytes);
     if (ok && !n) unlink(run->svg_path);
     return ok && (!n || curve_write(run, n));

@@ -7,13 +7,11 @@
 #include "recipe/model.h" // first: it chooses the system's interfaces
 
 #include "base/flags.h"
+#include "base/limits.h"
 #include "base/program.h"
 #include "base/text.h"
 
 #include <limits.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #define DEFAULT_DATA "data"
 
@@ -52,7 +50,8 @@ typedef struct {
     long long epoch_steps, eval_windows;
 
     // The state of the run, beside the model's own.
-    bool begun; // the files in --out are this run's
+    bool begun;   // the files in --out are this run's
+    bool unsaved; // last.safetensors is not up to date
     long long step;
     double loss_sum; // of this epoch's steps so far
     LogRow *rows;    // one for each epoch done, and room for one more
@@ -67,10 +66,6 @@ static inline void flags_define(TrainRun *run) {
     Options *o = &run->o;
     const ModelSpec *spec = run->spec;
     Flags *f = &run->flags;
-    int threads = 1;
-#ifdef _OPENMP
-    threads = omp_get_max_threads();
-#endif
     snprintf(run->default_out, sizeof run->default_out, "out/%s", spec->name);
     snprintf(run->precision, sizeof run->precision, "%.*s", (int)strcspn(spec->precisions, "|"), spec->precisions);
     flag_text(f, "data", "DIR", &o->data, DEFAULT_DATA, "folder with train.safetensors and test.safetensors");
@@ -99,7 +94,7 @@ static inline void flags_define(TrainRun *run) {
     Flag *precision = flag_text(f, "precision", "P", &o->precision, run->precision, "number format");
     precision->choices = spec->precisions;
     precision->fixed = true;
-    flag_whole(f, "threads", &o->threads, threads, 1, 1024, "CPU threads; they change no result");
+    flag_whole(f, "threads", &o->threads, threads_default(), 1, 1024, "CPU threads; they change no result");
 }
 
 static inline bool flags_agree(const Options *o, char *error) {

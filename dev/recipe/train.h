@@ -49,8 +49,7 @@ static inline bool run_begin(TrainRun *run) {
         return false;
     }
     run->begun = true;
-    previous_keep(run);
-    return reports_write(run, 0);
+    return previous_keep(run) && reports_write(run, 0);
 }
 
 // After a step or an evaluation batch: save if it is time, or if a signal asks for the end.
@@ -89,6 +88,7 @@ static inline Outcome train_until(TrainRun *run, int64_t end) {
         StepPlan plan = plan_of(run, run->step);
         spec->train_step(run->model, &plan);
         run->step++;
+        run->unsaved = true;
         // Looking at the loss waits for the device, so it is done now and then only.
         double now = seconds_now();
         bool show = progress_due(&progress, now);
@@ -113,8 +113,8 @@ static inline Outcome train_until(TrainRun *run, int64_t end) {
 static inline Outcome evaluate(TrainRun *run, bool save) {
     Progress progress = progress_start(run->eval_done, run->eval_windows, 0);
     int64_t *starts = (int64_t *)malloc((size_t)run->config.B * sizeof *starts);
-    Outcome outcome = GO_ON;
-    if (!starts) abort();
+    Outcome outcome = starts ? GO_ON : FAILED;
+    if (!starts) fail(run->error, "out of memory for the evaluation");
     while (run->eval_done < run->eval_windows && outcome == GO_ON) {
         int n = 0;
         for (; n < run->config.B && run->eval_done + n < run->eval_windows; n++) {
@@ -122,6 +122,7 @@ static inline Outcome evaluate(TrainRun *run, bool save) {
         }
         run->spec->eval_batch(run->model, &run->test, starts, n, &run->eval);
         run->eval_done += n;
+        run->unsaved = true;
         double now = seconds_now();
         if (progress_due(&progress, now)) progress_eval(&progress, run, now);
         if (save) outcome = save_if_due(run, now);
@@ -164,14 +165,14 @@ static inline bool epoch_done(TrainRun *run, bool whole) {
     bool better = !run->best.step || row.test < run->best.test;
     if (better && !whole && run->best.step && !hard_link(run->model_path, run->whole_path, run->error)) return false;
     if (better && !model_save(run, row.epoch, row.train, row.test)) return false;
-    if (better && whole) run->best = row;
     double now = seconds_now();
     row.seconds = run->seconds_before + now - run->resumed_at;
+    if (!rows_add(run, row)) return false; // up to here all is as it was after the evaluation
+    if (better && whole) run->best = row;
     run->seconds_before = 0;
     run->resumed_at = now;
     run->eval_done = 0;
     memset(&run->eval, 0, sizeof run->eval);
-    rows_add(run, row);
     if (whole) {
         run->loss_sum = 0;
         run->spec->set_loss(run->model, 0);
@@ -234,7 +235,7 @@ static inline void resume_hint(const TrainRun *run) {
 
 static inline bool run_eval(TrainRun *run) {
     int64_t tokens;
-    evaluate(run, false);
+    if (evaluate(run, false) == FAILED) return false;
     double mean = eval_mean(&run->eval, &tokens);
     if (!isfinite(mean)) return fail(run->error, "%s: its loss on the test set is not finite", run->weights_path);
     for (int i = 0; i < 4; i++) {
@@ -257,7 +258,7 @@ static inline bool weights_open(TrainRun *run) {
     if (o->resume && access(run->last_path, F_OK)) {
         return fail(run->error, "%s: there is no run to go on with; leave out --resume to start one", run->last_path);
     }
-    if (!st_read(&run->weights, run->weights_path, run->error)) return false;
+    if (!model_read(&run->weights, run->weights_path, run->error)) return false;
     int sizes[MAX_SIZES];
     if (o->resume && !resume_flags(run)) return false;
     if (!run->spec->sizes_of_file(&run->weights, sizes, run->error)) {
@@ -341,7 +342,7 @@ static inline bool model_make(TrainRun *run) {
             params_init(&run->layout, run->config.seed, state);
         } else if (k > STATE_PARAMS && !run->o.resume) {
             memset(state, 0, (size_t)run->layout.size * sizeof *state);
-        } else if (!params_load(run, state_prefixes[k], state)) {
+        } else if (!params_load(run, k, state)) {
             return false;
         }
     }
@@ -415,15 +416,20 @@ static inline bool run_training(TrainRun *run) {
     run->resumed_at = run->saved_at = seconds_now();
     run->begun = run->o.resume;
     if (run->begun) {
-        log_recall_seconds(run);
+        if (!log_recall_seconds(run)) return false;
         printf("going on from step %lld, after %d epochs\n", run->step, run->n_rows);
-        previous_keep(run);
-        if (!reports_write(run, run->n_rows)) return false;
+        if (!previous_keep(run) || !reports_write(run, run->n_rows)) return false;
     }
     signal(SIGINT, train_on_signal);
     signal(SIGTERM, train_on_signal);
     Outcome outcome = train(run);
-    if (outcome == STOPPED) {
+    char why[ERROR_SIZE];
+    memcpy(why, run->error, sizeof why);
+    // Whatever has failed, what was done since the last save is not lost if it can be saved.
+    const bool rescued =
+        outcome == FAILED && run->begun && run->unsaved && last_save(run, run->step > run->n_rows * run->epoch_steps);
+    if (rescued) memcpy(run->error, why, sizeof why);
+    if (outcome == STOPPED || rescued) {
         fprintf(stderr, "%s: stopped at step %lld and saved in %s; to go on:\n    ", run->program, run->step,
                 run->last_path);
         resume_hint(run);
@@ -469,7 +475,7 @@ static inline bool train_run(TrainRun *run) {
         return false;
     }
     spec->layout(config->sizes, &run->layout);
-    if (!data_open(run)) return false;
+    if (!params_there(run) || !data_open(run)) return false;
     if (!model_make(run)) return false;
     if (!o->bench && !o->eval && !o->dump && !out_make(run)) return false;
     announce(run);
@@ -481,8 +487,7 @@ static inline bool train_run(TrainRun *run) {
 
 // A trainer's whole main. Returns the exit status.
 static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
-    TrainRun *run = (TrainRun *)calloc(1, sizeof *run);
-    if (!run) abort();
+    TrainRun *run = (TrainRun *)must_have(calloc(1, sizeof *run));
     const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
     run->spec = spec;
     run->program = slash ? slash + 1 : argc > 0 ? argv[0] : "train";

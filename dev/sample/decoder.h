@@ -639,12 +639,12 @@ static inline bool model_load(Model *m, const char *path, Precision precision, c
     memset(m, 0, sizeof *m);
     m->path = path;
     m->precision = precision;
-    if (!st_read(&file, path, error)) return false;
+    if (!model_read(&file, path, error)) return false;
     model_take(m, &from);
     if (from.ok) {
-        m->memory = vector_alloc((int64_t)from.arena.used);
+        m->memory = vector_alloc(path, (int64_t)from.arena.used, "--weights int8 takes the least", error);
         from.arena = (Arena){m->memory, 0};
-        if (!m->memory) from.ok = load_no_memory(&from);
+        from.ok = m->memory;
     }
     if (from.ok) model_take(m, &from);
     if (from.ok && m->kind == LSTM) lstm_prepare(&m->lstm);
@@ -694,11 +694,9 @@ static inline bool batch_new(Batch *b, const Model *m, int n_slots, int context,
     const int64_t size = batch_size(m, n_slots, context);
     memset(b, 0, sizeof *b);
     b->model = m;
-    b->memory = vector_alloc(size / (int64_t)sizeof(float));
-    if (!b->memory) {
-        return fail(error, "the state of %d songs, %lld MB, does not fit into memory%s", n_slots,
-                    (long long)(size >> 20), m->kind == GPT ? "; a smaller --context takes less" : "");
-    }
+    b->memory = vector_alloc("the state of the songs", size / (int64_t)sizeof(float),
+                             m->kind == GPT ? "take a smaller --context" : "make fewer songs at a time", error);
+    if (!b->memory) return false;
     Arena arena = {b->memory, 0};
     batch_lay_out(b, n_slots, context, &arena);
     return true;

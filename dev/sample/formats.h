@@ -45,6 +45,7 @@ static inline bool page_song(TextBuffer *out, const Song *song, bool first, char
     char title[200], settings[HOW_SIZE + 300];
     TextBuffer mid = {NULL, 0, 0, false};
     if (!make_mid(&mid, song, error)) return false;
+    out->failed = out->failed || mid.failed;
     snprintf(title, sizeof title, "%s, seed %llu", song->model_name, (unsigned long long)song->seed);
     snprintf(settings, sizeof settings, "%s\n%s", song->how, song->model);
     const PlayerSong page = {.title = title,

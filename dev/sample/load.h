@@ -2,7 +2,7 @@
 // into one block of memory, in the arrangements that weights.h multiplies.
 //
 //     Loader from = {&file, path, precision, error, true, 0, {NULL, 0}};   without memory: checks all, counts how much
-//     from.arena = (Arena){vector_alloc((int64_t)from.arena.used), 0};     the same calls again: copies
+//     from.arena = (Arena){vector_alloc(...), 0};                          the same calls again: copies
 //     fc1 = load_linear(&from, rows, cols, "layers.%d.fc1", layer);
 //
 // It promises that a tensor that is missing, of another shape or type, or that holds a number that is not finite ends
@@ -17,11 +17,10 @@
 
 // ---- memory
 
-// Zeroed memory, aligned for vectors, in whole large pages where it is much (see allocate), for free(). NULL: there is
-// not enough of it.
-static inline float *vector_alloc(int64_t floats) {
-    const int64_t page = (2 << 20) / (int64_t)sizeof(float);
-    return allocate("", (double)(floats < page ? floats : round_up(floats, page)), sizeof(float), NULL);
+// Zeroed memory, aligned for vectors, in whole large pages where it is much, for free(); see allocate_or_advise.
+static inline float *vector_alloc(const char *what, int64_t floats, const char *advice, char *error) {
+    const int64_t page = (2 << 20) / (int64_t)sizeof(float), whole = floats < page ? floats : round_up(floats, page);
+    return allocate_or_advise(what, (double)whole, sizeof(float), advice, error);
 }
 
 // So many floats of a block of memory, and zeros up to the next whole panel. Without memory it only counts.

@@ -62,7 +62,12 @@ static inline bool measure_loss(const Model *model, const char *dataset, int64_t
     double *losses = calloc((size_t)n + 1, sizeof *losses), sum = 0;
     bool good = losses || fail(error, "%s: no memory for its windows", dataset);
     if (!n) good = fail(error, "%s: no piece in it is longer than %d tokens", dataset, WINDOW);
-    if (threads > batches) threads = batches ? (int)batches : 1;
+    if (threads > batches) threads = (int)batches;
+    if (!good) {
+        free(losses);
+        dataset_close(&data);
+        return false;
+    }
 #pragma omp parallel num_threads(threads)
     {
         Batch batch;
@@ -116,7 +121,7 @@ static inline bool measure_speed(const Model *m, int context, int n_songs, char 
         needed += 8LL * n_songs * m->gpt.L * context * (m->gpt.C / columns_a_word(precision) + (precision == INT8));
     }
     const int64_t floats = round_up(needed / 4, 128);
-    float *buffer = vector_alloc(floats);
+    float *buffer = vector_alloc("what --bench reads", floats, "take a smaller model", error);
     double reads[ROUNDS * EACH], steps[ROUNDS * EACH];
     int slots[MAX_SLOTS], tokens[MAX_SLOTS];
     volatile float sum = 0; // so that the reading is not optimised away
@@ -135,7 +140,7 @@ static inline bool measure_speed(const Model *m, int context, int n_songs, char 
         }
     }
     batch_free(&batch);
-    if (!buffer) return fail(error, "--bench: no memory for a buffer of %lld MB", (long long)(needed >> 20));
+    if (!buffer) return false;
     free(buffer);
     double step = median(steps, ROUNDS * EACH), read = median(reads, ROUNDS * EACH);
     printf("bench model=%s weights=%s songs=%d", kind_names[m->kind], precision_names[m->precision], n_songs);

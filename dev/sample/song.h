@@ -244,7 +244,7 @@ static inline bool repeats(const uint8_t *tokens, size_t n, size_t length, Passa
 }
 
 // The notes of the longest passage of tokens that comes twice in what is written. Notes of one key that begin together
-// count once (see song_part_notes). No memory: 0.
+// count once (see song_part_notes). No memory: -1.
 static inline int longest_repetition(const Song *song) {
     enum { BEFORE = 64 }; // steps: a bar line lies at most 31 after the one before, and so does a note
     const uint8_t *tokens = song->tokens + song->written;
@@ -261,7 +261,7 @@ static inline int longest_repetition(const Song *song) {
             high = middle;
         }
     }
-    int notes = 0;
+    int notes = table ? 0 : -1;
     Place place = {0};
     int64_t struck[MIDI_DURATION - MIDI_PITCH][BEFORE] = {{0}}; // 1 + the step at which it was
     for (size_t i = 0; table && i < at + low; i++) {
@@ -282,6 +282,7 @@ static inline void song_report(const Song *song, TextBuffer *out) {
     char low[16], high[16];
     int lowest, highest;
     const int bars = song_bars(song), again = longest_repetition(song);
+    out->failed = out->failed || again < 0;
     text_print(out, "  %zu note%s  %d bar%s  %.1f s", n, plural(n), bars, plural((size_t)bars), song_seconds(song));
     if (song_range(song, &lowest, &highest)) text_print(out, "  %s-%s", key_name(lowest, low), key_name(highest, high));
     text_print(out, "  repeats %d note%s  nll %.3f  seed %llu", again, plural((size_t)again), song->nll,

@@ -55,7 +55,7 @@ static long double norm_of(const StTensor *tensor) {
 
 static void print_text(const char *text) { // up to MAX_WIDTH bytes, control characters as '?'
     int n = 0;
-    for (int step; text[n] && (step = utf8_length(text + n, strlen(text + n))) && n + step <= MAX_WIDTH; n += step) {
+    for (int step; text[n] && (step = utf8_length(text + n, 4)) && n + step <= MAX_WIDTH; n += step) {
         for (int i = n; i < n + step; i++) putchar((unsigned char)text[i] < 32 || text[i] == 127 ? '?' : text[i]);
     }
     if (text[n]) printf("... (%zu bytes)", strlen(text));
@@ -145,8 +145,15 @@ typedef struct {
 } Patterns;
 
 typedef struct {
+    int tensor; // number
+    const char *name;
+    size_t family; // length of that part of the name
+    long double norm, family_norm;
+} Norm;
+
+typedef struct {
     StFile a, b;
-    long double *norms; // of b's tensors
+    Norm *norms; // of b's tensors
     Patterns tolerances, required, relus;
     double relu_rtol; // by which gradients may differ because of them
     bool quiet;
@@ -200,16 +207,33 @@ static void find_relus(Comparison *c) {
     if (c->relus.n) printf("%lld of %lld ReLUs differ: %.2g more for grad.\n", differ, all, c->relu_rtol);
 }
 
-// The largest norm of the same family in b.
-static long double family_norm(const Comparison *c, const char *name) {
-    size_t length = strcspn(name, ".");
-    long double largest = 0;
-    for (int i = 0; i < c->b.n_tensors; i++) {
-        const char *other = c->b.tensors[i].name;
-        bool same = strcspn(other, ".") == length && !strncmp(name, other, length);
-        if (same && isfinite(c->norms[i]) && c->norms[i] > largest) largest = c->norms[i];
+static int by_family(const void *left, const void *right) {
+    const Norm *a = left, *b = right;
+    const int order = strncmp(a->name, b->name, a->family < b->family ? a->family : b->family);
+    return order ? order : (a->family > b->family) - (a->family < b->family);
+}
+
+static int by_number(const void *left, const void *right) {
+    const Norm *a = left, *b = right;
+    return (a->tensor > b->tensor) - (a->tensor < b->tensor);
+}
+
+// The norms of b's tensors, and of each the largest of its family.
+static void find_norms(Comparison *c) {
+    const int n = c->b.n_tensors;
+    for (int i = 0; i < n; i++) {
+        const StTensor *tensor = &c->b.tensors[i];
+        c->norms[i] = (Norm){i, tensor->name, strcspn(tensor->name, "."), norm_of(tensor), 0};
     }
-    return largest;
+    qsort(c->norms, (size_t)n, sizeof *c->norms, by_family);
+    for (int i = 0, end; i < n; i = end) {
+        long double largest = 0;
+        for (end = i; end < n && !by_family(&c->norms[i], &c->norms[end]); end++) {
+            if (isfinite(c->norms[end].norm)) largest = fmaxl(largest, c->norms[end].norm);
+        }
+        for (int k = i; k < end; k++) c->norms[k].family_norm = largest;
+    }
+    qsort(c->norms, (size_t)n, sizeof *c->norms, by_number);
 }
 
 static void compare_tensor(Comparison *c, const StTensor *a, const StTensor *b) {
@@ -242,7 +266,8 @@ static void compare_tensor(Comparison *c, const StTensor *a, const StTensor *b) 
     const Pattern *tolerance = last_fitting(&c->tolerances, a->name);
     double rtol = !floats ? 0 : tolerance ? tolerance->rtol : 1e-5;
     if (!strncmp(a->name, "grad.", 5)) rtol += c->relu_rtol;
-    long double norm = fmaxl(c->norms[b - c->b.tensors], family_norm(c, a->name) / 1000);
+    const Norm *of_b = &c->norms[b - c->b.tensors];
+    long double norm = fmaxl(of_b->norm, of_b->family_norm / 1000);
     double relative = max == 0 ? 0 : floats && isfinite(max) ? (double)(sqrtl(sum) / norm) : INFINITY;
     double used = relative == 0 ? 0 : relative / rtol;
     bool good = used <= 1 && !isinf(norm); // NaN is not
@@ -277,9 +302,8 @@ static bool in_file(const char *glob, const StFile *file) {
 
 static bool compare(Comparison *c, const char *path_a, const char *path_b, char *error) {
     if (!st_read(&c->a, path_a, error) || !st_read(&c->b, path_b, error)) return false;
-    c->norms = (long double *)malloc(((size_t)c->b.n_tensors + 1) * sizeof *c->norms);
-    if (!c->norms) return fail(error, "%s: there is no memory for its %d norms", path_b, c->b.n_tensors);
-    for (int i = 0; i < c->b.n_tensors; i++) c->norms[i] = norm_of(&c->b.tensors[i]);
+    c->norms = must_have(malloc(((size_t)c->b.n_tensors + 1) * sizeof *c->norms));
+    find_norms(c);
     find_relus(c);
     c->width = name_width(name_width(6, &c->a), &c->b);
     printf("%-*s  %-14s %9s %9s %9s  %s\n", c->width, "tensor", "shape", "max diff", "relative", "of rtol",

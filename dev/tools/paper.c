@@ -70,8 +70,7 @@ static bool read_log(Result *result, const char *path, char *error) {
         if (!ok) break;
         if (!result->n) result->epoch_steps = steps;
         point.epoch = (double)step / (double)result->epoch_steps;
-        result->points = (LossPoint *)realloc(result->points, (size_t)epoch * sizeof point);
-        if (!result->points) abort();
+        result->points = (LossPoint *)must_have(realloc(result->points, (size_t)epoch * sizeof point));
         result->points[result->n++] = point;
         result->seconds += strtod(line + used, NULL);
         result->timed &= line[used] != '\n';
