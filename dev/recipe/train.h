@@ -19,25 +19,29 @@
 #include "recipe/report.h"
 #include "recipe/starter.h"
 
-#include <signal.h>
-
 // ---- signals and saving in time
 
 #ifndef SAVE_SECONDS
 #define SAVE_SECONDS 300 // between saves within an epoch: what a killed run loses at most
 #endif
 
-static volatile sig_atomic_t train_signal; // the first SIGINT or SIGTERM
+static volatile sig_atomic_t train_signal; // the first SIGINT, SIGTERM or SIGHUP
 
 static inline void train_on_signal(int number) {
-    if (train_signal) { // the second: now
+    if (train_signal && number != SIGHUP) { // the second: now; but of SIGHUP a terminal that is closed may send two
         signal(number, SIG_DFL);
         raise(number);
     }
     train_signal = number;
 }
 
+// Sends off what was printed. A reader that has gone away costs no work: nothing more is printed then.
+static inline void print_flush(void) {
+    if (fflush(stdout) && errno == EPIPE) (void)!freopen("/dev/null", "w", stdout);
+}
+
 typedef enum { GO_ON, STOPPED, FAILED } Outcome;
+
 // Saves the state of a new run for the first time: from here on it can be resumed, and the folder is its own. The best
 // model of an earlier run gets a second name, first a temporary one, and the final one when the state is saved. Killed
 // before that, the folder holds the earlier run; killed after it, the resumed run does the rest.
@@ -182,7 +186,7 @@ static inline bool epoch_done(TrainRun *run, bool whole) {
     if (better) run->best = row; // of a part of an epoch: for the last line only, nothing is saved any more
     printf("epoch %lld  train %.4f  test %.4f  lr %g  steps %lld  %.1f s\n", row.epoch, row.train, row.test, row.lr,
            row.steps, row.seconds);
-    fflush(stdout);
+    print_flush();
     return true;
 }
 
@@ -371,7 +375,7 @@ static inline void announce(const TrainRun *run) {
         printf(", %s of them evaluated (stride %lld)\n", thousands(text, run->eval_windows),
                (long long)run->o.eval_stride);
     }
-    fflush(stdout);
+    print_flush();
     bool cpu = !strcmp(spec->device, "cpu"), asked = flag_find((Flags *)&run->flags, "precision")->given;
 #ifdef __AVX512BF16__
     if (cpu && !asked && !strcmp(config->precision, "fp32") && run->test.n_windows && !run->o.resume && !run->o.eval) {
@@ -422,7 +426,9 @@ static inline bool run_training(TrainRun *run) {
     }
     signal(SIGINT, train_on_signal);
     signal(SIGTERM, train_on_signal);
+    if (signal(SIGHUP, train_on_signal) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
     Outcome outcome = train(run);
+    print_flush();
     if (outcome == STOPPED) {
         fprintf(stderr, "%s: stopped at step %lld and saved in %s; to go on:\n    ", run->program, run->step,
                 run->last_path);
@@ -450,6 +456,8 @@ static inline bool train_run(TrainRun *run) {
     run->previous_path = path_join(o->out, "model.prev.safetensors.tmp");
     run->whole_path = path_join(o->out, "model.whole.safetensors");
     run->best.test = HUGE_VAL;
+    const bool training = !o->bench && !o->eval && !o->dump;
+    if (training) signal(SIGPIPE, SIG_IGN); // see print_flush
     if (!weights_open(run)) return false;
     ModelConfig *config = &run->config;
     for (int i = 0; i < spec->n_sizes; i++) config->sizes[i] = (int)o->sizes[i];
@@ -471,7 +479,7 @@ static inline bool train_run(TrainRun *run) {
     spec->layout(config->sizes, &run->layout);
     if (!data_open(run)) return false;
     if (!model_make(run)) return false;
-    if (!o->bench && !o->eval && !o->dump && !out_make(run)) return false;
+    if (training && !out_make(run)) return false;
     announce(run);
     if (o->bench) return run_bench(run);
     if (o->eval) return run_eval(run);
