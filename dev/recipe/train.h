@@ -49,12 +49,11 @@ static inline bool run_begin(TrainRun *run) {
     if (run->begun) return true;
     if (!hard_link(run->model_path, run->previous_path, run->error)) return false;
     if (!last_save(run, true)) {
-        if (!rename(run->previous_path, run->model_path)) unlink(run->previous_path); // where both are one file
+        previous_return(run);
         return false;
     }
     run->begun = true;
-    previous_keep(run);
-    return reports_write(run, 0);
+    return previous_keep(run) && reports_write(run, 0);
 }
 
 // After a step or an evaluation batch: save if it is time, or if a signal asks for the end.
@@ -74,7 +73,10 @@ static inline Outcome training_broke(TrainRun *run) {
         snprintf(why, sizeof why, "no tensor of it could be named");
     fail(run->error, "step %lld: the loss or a gradient is no longer finite (%.300s); %s%.400s%s%s", run->step, why,
          run->begun ? "" : "nothing was saved, and ", run->begun ? run->last_path : run->o.out,
-         run->begun ? " holds the state before it" : " is as it was", run->step ? "; try a smaller --lr" : "");
+         run->begun ? " holds the state before it" : " is as it was",
+         run->begun  ? "; try a smaller --lr in another --out"
+         : run->step ? "; try a smaller --lr"
+                     : "");
     return FAILED;
 }
 
@@ -192,12 +194,12 @@ static inline bool epoch_done(TrainRun *run, bool whole) {
 
 static inline Outcome train(TrainRun *run) {
     const Options *o = &run->o;
-    int64_t from = run->step;
+    bool idle = true;
     for (;;) {
         int64_t start = (int64_t)run->n_rows * run->epoch_steps, end = start + run->epoch_steps;
         if (o->steps && o->steps < end) end = o->steps;
-        bool patient = !run->best.step || run->n_rows - run->best.epoch < o->patience;
-        if (run->n_rows >= o->epochs || !patient || end <= start || run->step > end) break;
+        if (run_over(run) || end <= start || run->step > end) break;
+        idle = false;
         Outcome outcome = train_until(run, end);
         if (outcome == GO_ON) outcome = evaluate(run, true);
         if (outcome != GO_ON) return outcome;
@@ -205,8 +207,9 @@ static inline Outcome train(TrainRun *run) {
         if (!epoch_done(run, whole)) return FAILED;
         if (!whole) break;
     }
-    if (run->o.resume && run->step == from) {
+    if (idle) {
         printf("nothing was left to do; to go on further, raise --epochs, --patience or --steps\n");
+        if (!last_save(run, false)) return FAILED; // perhaps it was interrupted later than these end it
     }
     if (run->best.step) {
         printf("best test loss %.4f, epoch %lld: %s\n", run->best.test, run->best.epoch, run->model_path);
@@ -409,20 +412,15 @@ static inline bool out_make(TrainRun *run) {
 }
 
 static inline bool run_training(TrainRun *run) {
-    static const char *const unfinished[] = {"model.safetensors.tmp", "last.safetensors.tmp", "log.csv.tmp",
-                                             "loss.svg.tmp"};
-    for (int i = 0; i < 4; i++) { // what a run that was killed while writing has left
-        char *path = path_join(run->o.out, unfinished[i]);
-        unlink(path);
-        free(path);
-    }
+    const char *const written[] = {run->model_path, run->last_path, run->log_path, run->svg_path};
+    for (int i = 0; i < 4; i++) temporary_clean(written[i]);
     run->resumed_at = run->saved_at = seconds_now();
     run->begun = run->o.resume;
     if (run->begun) {
         log_recall_seconds(run);
         printf("going on from step %lld, after %d epochs\n", run->step, run->n_rows);
-        previous_keep(run);
-        if (!reports_write(run, run->n_rows)) return false;
+        if (run->ended) previous_return(run); // a new run was killed before it began
+        if (!previous_keep(run) || !reports_write(run, run->n_rows)) return false;
     }
     signal(SIGINT, train_on_signal);
     signal(SIGTERM, train_on_signal);
@@ -455,9 +453,11 @@ static inline bool train_run(TrainRun *run) {
     run->svg_path = path_join(o->out, "loss.svg");
     run->previous_path = path_join(o->out, "model.prev.safetensors.tmp");
     run->whole_path = path_join(o->out, "model.whole.safetensors");
+    run->lock_path = path_join(o->out, "lock");
     run->best.test = HUGE_VAL;
     const bool training = !o->bench && !o->eval && !o->dump;
     if (training) signal(SIGPIPE, SIG_IGN); // see print_flush
+    if (training && !out_take(run)) return false;
     if (!weights_open(run)) return false;
     ModelConfig *config = &run->config;
     for (int i = 0; i < spec->n_sizes; i++) config->sizes[i] = (int)o->sizes[i];
@@ -479,7 +479,7 @@ static inline bool train_run(TrainRun *run) {
     spec->layout(config->sizes, &run->layout);
     if (!data_open(run)) return false;
     if (!model_make(run)) return false;
-    if (training && !out_make(run)) return false;
+    if (training && run->lock < 0 && (!out_make(run) || !out_take(run))) return false;
     announce(run);
     if (o->bench) return run_bench(run);
     if (o->eval) return run_eval(run);
@@ -496,6 +496,7 @@ static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
     run->program = slash ? slash + 1 : argc > 0 ? argv[0] : "train";
     run->argc = argc;
     run->argv = argv;
+    run->lock = -1;
     program_start();
     flags_define(run);
     if (!train_run(run) && !run->status) run->status = 1;
@@ -505,6 +506,10 @@ static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
     st_free(&run->weights);
     dataset_close(&run->train);
     dataset_close(&run->test);
+    if (run->lock >= 0) {
+        unlink(run->lock_path);
+        close(run->lock);
+    }
     free(run->rows);
     free(run->model_path);
     free(run->last_path);
@@ -512,6 +517,7 @@ static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
     free(run->svg_path);
     free(run->previous_path);
     free(run->whole_path);
+    free(run->lock_path);
     free(run->saved_data);
     free(run);
     return status;
