@@ -290,6 +290,7 @@ for model in gpt lstm; do
             check "SIGTERM ends with $status" test $status -eq 1
             check "the command that goes on is printed" grep -q -e " --resume$" stderr
             command=$(tail -n 1 stderr)
+            refuses 1 "its run has not ended; go on with --resume, or give another --out" $flags --out $killed
             eval "$command" >stdout 2>stderr
             check "the command that is printed goes on" test $? -eq 0
         else
@@ -335,6 +336,7 @@ check "no word before that" test ! -s stdout
 # What --resume refuses.
 refuses 2 "--batch 3: the run in first has 2" --resume --out first --batch 3
 refuses 2 "--seed 2: the run in first has 1" --resume --out first --seed 2
+refuses 2 "start anew from its weights, by --init first/last.safetensors, in another --out" --resume --out first --lr 1
 refuses 1 "there is no run to go on with" --resume --out void
 refuses 1 "data/train.safetensors" --resume --out 152 --data data
 

@@ -194,6 +194,17 @@ check "--batch ${fits:=0} fits, as it said" runs $memory "$plain" $step --batch 
 check "and one more does not" says 'would fit' env $memory "$plain" $step --batch $((fits + 1)) --dump emu
 check "too large a model" says 'even with --batch 1' env $memory "$plain" --data data --window 64 --dump emu
 
+# The README's example, on the starter corpus.
+if test "$model,$every" = gpt,all; then
+    {
+        "$root/data_prep/compose_music" --out starter &&
+            "$root/data_prep/prepare_music" --out whole starter/train starter/test
+    } >stdout 2>stderr
+    example=$(sed -n '/ DEVICE=emu train_gpt_music/{n;s/^ *[^ ]* //p;}' "$root/README.md")
+    check "it ends in a minute: $example" runs timeout 60 "$plain" --data whole $example
+    check "the README says what torch_music.py needs" grep -q 'pip install torch safetensors numpy' "$root/README.md"
+fi
+
 # nvcc takes the source for every architecture; the hot kernels keep everything in registers and use the tensor cores.
 if command -v nvcc >/dev/null; then
     case $model,$every in # one that has bf16, and one that has not, is enough for both models

@@ -48,9 +48,9 @@ finish_off() {
     check "the run has ended by itself" test $? -eq 137
     process=
     kills=$((kills + 1))
-    test ! -s killed/model.safetensors.tmp || in_model=$((in_model + 1))
-    test ! -s killed/last.safetensors.tmp || in_last=$((in_last + 1))
-    test ! -e killed/log.csv.tmp || in_log=$((in_log + 1))
+    test ! -s killed/model.safetensors.1.tmp || in_model=$((in_model + 1))
+    test ! -s killed/last.safetensors.1.tmp || in_last=$((in_last + 1))
+    test ! -e killed/log.csv.1.tmp || in_log=$((in_log + 1))
     test -e killed/last.safetensors || return
     rows=$(saved epoch)
     step=$(saved step)
@@ -66,9 +66,9 @@ kill_in() {
     polls=0
     while test $polls -lt 500000; do
         polls=$((polls + 1))
-        test -e killed/$1.tmp || continue
+        test -e killed/$1.1.tmp || continue
         kill -STOP $process
-        ! test -e killed/$1.tmp || break
+        ! test -e killed/$1.1.tmp || break
         kill -CONT $process
     done
     finish_off
@@ -178,7 +178,7 @@ for model in $models; do
     # A run that has ended has nothing left to do but to put its folder in order.
     cp -r whole ended
     cat whole/log.csv whole/log.csv >ended/log.csv
-    for file in model.safetensors last.safetensors log.csv loss.svg; do head -c 99 whole/$file >ended/$file.tmp; done
+    for file in model.safetensors last.safetensors log.csv loss.svg; do head -c 99 whole/$file >ended/$file.1.tmp; done
     ends_alike ended
 done
 

@@ -1,5 +1,20 @@
 // dev/base/safetensors.h: what is written and read again, every kind of damaged file, a random search for crashes (to
 // be run under AddressSanitizer), and what happens when a file cannot be written.
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <sys/file.h>
+
+// Stands for flock in everything below: a file system may have no locks.
+static int no_locks;
+static int flock_if_any(int file, int how) {
+    if (!no_locks) return flock(file, how);
+    errno = ENOLCK;
+    return -1;
+}
+#define flock flock_if_any
+
 #include "base/params.h" // model_read
 #include "base/safetensors.h"
 
@@ -545,9 +560,7 @@ static void test_writing(void) {
     const char *path = in_folder("file");
     CHECK(write_file_atomically(path, "old", 3, error) && holds(path, "old"), "%s", error);
     CHECK(write_file_atomically(path, "new and longer", 14, error) && holds(path, "new and longer"), "%s", error);
-    CHECK(!exists(in_folder("file.tmp")), "the temporary file is left over");
-    write_file_atomically(in_folder("other.tmp"), "from a killed run", 17, error);
-    CHECK(write_file_atomically(in_folder("other"), "x", 1, error) && holds(in_folder("other"), "x"), "%s", error);
+    CHECK(!exists(in_folder("file.1.tmp")), "the temporary file is left over");
 
     CHECK(!write_file_atomically(folder, "x", 1, error) && strstr(error, "it is a folder"), "%s", error);
     // A pipe of our own stands for all devices: if this check ever breaks, nothing of the machine is lost.
@@ -566,6 +579,63 @@ static void test_writing(void) {
     StMeta bad_meta = {"k", "\xff"};
     CHECK(!st_write(path, NULL, 0, &bad_meta, 1, error) && strstr(error, "not UTF-8"), "%s", error);
     CHECK(holds(path, "new and longer"), "a failed write changed the old file");
+}
+
+// Temporary files: those of programs that live, of dead ones, and what only has such a name.
+static void test_temporary(void) {
+    AtomicFile first, second;
+    const char *path = in_folder("shared");
+    CHECK(atomic_open(&first, path, error) && atomic_open(&second, path, error), "%s", error);
+    char *temporary = strdup(first.temporary);
+    CHECK(strcmp(temporary, second.temporary), "two writers share %s", temporary);
+    atomic_write(&first, "first", 5);
+    atomic_write(&second, "second", 6);
+    CHECK(write_file_atomically(path, "third", 5, error) && holds(path, "third"), "%s", error);
+    CHECK(exists(temporary) && exists(second.temporary), "a living writer has lost its file");
+    CHECK(atomic_close(&second, error) && holds(path, "second"), "%s", error);
+    CHECK(atomic_close(&first, error) && holds(path, "first"), "%s", error);
+    CHECK(!exists(temporary), "%s is left over", temporary);
+    for (int lockless = 0; lockless < 2; lockless++) {
+        pid_t child = fork();
+        if (child == 0) { // two programs that are killed
+            raise(atomic_open(&first, path, error) && atomic_open(&second, path, error) ? SIGKILL : SIGTERM);
+        }
+        int status;
+        CHECK(waitpid(child, &status, 0) == child && WTERMSIG(status) == SIGKILL, "the kill");
+        no_locks = lockless;
+        CHECK(exists(temporary), "where is %s?", temporary);
+        CHECK(write_file_atomically(path, "x", 1, error) && holds(path, "x"), "%s", error);
+        CHECK(exists(temporary) == lockless && exists(in_folder("shared.2.tmp")) == lockless, "%s after its death",
+              temporary);
+        no_locks = 0;
+    }
+    free(temporary);
+
+    // A link is neither followed nor taken for left over, nor is anything else that is no file of ours.
+    write_file_atomically(in_folder("victim"), "precious", 8, error);
+    CHECK(!symlink(in_folder("victim"), in_folder("linked.1.tmp")) &&
+              !symlink(in_folder("nowhere"), in_folder("linked.2.tmp")) && !mkfifo(in_folder("linked.3.tmp"), 0600) &&
+              !mkdir(in_folder("linked.4.tmp"), 0700),
+          "links");
+    write_file_atomically(in_folder("linked.tmp"), "yours", 5, error);
+    CHECK(write_file_atomically(in_folder("linked"), "x", 1, error) && holds(in_folder("linked"), "x"), "%s", error);
+    CHECK(holds(in_folder("victim"), "precious") && holds(in_folder("linked.1.tmp"), "precious") &&
+              !exists(in_folder("nowhere")) && holds(in_folder("linked.tmp"), "yours") &&
+              exists(in_folder("linked.3.tmp")) && exists(in_folder("linked.4.tmp")),
+          "another's file was taken");
+
+    // A file keeps its mode; a new one has the usual one.
+    static const mode_t modes[] = {0600, 0640, 0666, 0400};
+    struct stat about;
+    const mode_t mask = umask(027);
+    path = in_folder("mode");
+    CHECK(write_file_atomically(path, "x", 1, error) && !stat(path, &about) && (about.st_mode & 07777) == 0640, "new");
+    for (int i = 0; i < 4; i++) {
+        CHECK(!chmod(path, modes[i]) && write_file_atomically(path, "y", 1, error), "%s", error);
+        CHECK(!stat(path, &about) && (about.st_mode & 07777) == modes[i], "%o became %o", (unsigned)modes[i],
+              (unsigned)about.st_mode);
+    }
+    umask(mask);
 }
 
 // Runs one attempt in a child process, because limits and users cannot be taken back; reports through a pipe.
@@ -589,7 +659,7 @@ static void in_child(void (*restrict_child)(void), const char *path, const char 
     CHECK(strstr(text, expected) && strstr(text, path) == text, "expected '%s', got '%s'", expected, text);
     CHECK(holds(path, "old"), "the old file is gone");
     char temporary[600];
-    snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    snprintf(temporary, sizeof temporary, "%s.1.tmp", path);
     CHECK(!exists(temporary), "%s is left over", temporary);
 }
 
@@ -614,6 +684,11 @@ static void test_unwritable(void) {
     chmod(folder, 0755);
     chmod(in_folder("locked"), 0555);
     in_child(become_nobody, path, "choose a folder that you may write to");
+    const bool root = !geteuid() && !seteuid(65534);
+    CHECK(!make_folders(in_folder("locked/new/deep"), error) && strstr(error, "locked/new: ") &&
+              strstr(error, strerror(EACCES)),
+          "%s", error);
+    if (root && seteuid(0)) exit(1);
     chmod(in_folder("locked"), 0755);
 }
 
@@ -631,6 +706,7 @@ int main(void) {
     test_mutations();
     test_reading_trouble();
     test_writing();
+    test_temporary();
     test_unwritable();
     snprintf(command, sizeof command, "rm -rf '%s'", folder);
     CHECK(!system(command), "the scratch folder stays");

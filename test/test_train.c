@@ -4,31 +4,65 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <termios.h>
 #include <unistd.h>
 
 #define fsync(file) 0 // hundreds of runs would wait for the disk; what a killed process has written is safe without it
 
-// Stands for rename in everything below, to die just before or just after a file takes its place.
+// Stands for rename in everything below, to die just before or just after a file takes its place, or to fail.
 static int killing_rename(const char *from, const char *to);
 #define rename killing_rename
+
+// A file system may have neither hard links nor locks.
+static bool no_links, no_locks;
+static int link_if_any(const char *from, const char *to) { return no_links ? errno = EPERM, -1 : link(from, to); }
+static int flock_if_any(int file, int how) { return no_locks ? errno = ENOLCK, -1 : flock(file, how); }
+#define link link_if_any
+#define flock flock_if_any
+
+// There may be no memory for a text, told by how it begins.
+#include "base/text.h"
+static const char *no_text;
+PRINTF_LIKE(2, 3) static void text_if_any(TextBuffer *buffer, const char *format, ...) {
+    char text[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    text_print(buffer, "%s", text);
+    if (no_text && !strncmp(text, no_text, strlen(no_text))) buffer->failed = true;
+}
+#define text_print text_if_any
+
 static double save_seconds = 300, progress_seconds = 10;
 #define SAVE_SECONDS save_seconds
 #define PROGRESS_SECONDS progress_seconds
 #include "recipe/train.h"
 #undef rename
+#undef link
+#undef flock
+#undef text_print
 
 #include "check.h"
 
 // ---- the moments at which a run is made to die; 0 or -1: never
 
-static int kill_before_rename, kill_after_rename, renames;
+static int kill_before_rename, kill_after_rename, fail_rename, renames;
 static int64_t kill_in_step = -1, stop_in_step = -1, poison_step = -1;
-static int kill_in_batch, stop_in_batch, batches; // of the evaluation, counted from 1
+static int stop_signal = SIGTERM, stop_signals = 1; // which, and how often
+static int kill_in_batch, stop_in_batch, batches;   // of the evaluation, counted from 1
 static bool poison_test;
 
 static int killing_rename(const char *from, const char *to) {
     if (++renames == kill_before_rename) raise(SIGKILL);
+    if (renames == fail_rename) return errno = EACCES, -1;
     int result = rename(from, to);
     if (renames == kill_after_rename) raise(SIGKILL);
     return result;
@@ -170,7 +204,7 @@ static double bigram_gradients(void *model, const StepPlan *plan) {
 static void bigram_train_step(void *model, const StepPlan *plan) {
     Bigram *m = (Bigram *)model;
     if (plan->step == kill_in_step) raise(SIGKILL);
-    if (plan->step == stop_in_step) raise(SIGTERM);
+    for (int i = 0; plan->step == stop_in_step && i < stop_signals; i++) raise(stop_signal);
     if (m->bad_step >= 0) return;
     double loss = bigram_gradients(m, plan);
     if (!isfinite(loss)) {
@@ -246,11 +280,15 @@ static ModelSpec bigram_spec(void) {
 
 static char scratch[200], error[ERROR_SIZE];
 static long file_limit; // bytes a file of the trainer may have; 0: any
+static bool no_readers; // of its stdout and stderr
 
 static void never_kill(void) {
-    kill_before_rename = kill_after_rename = kill_in_batch = stop_in_batch = 0;
+    kill_before_rename = kill_after_rename = fail_rename = kill_in_batch = stop_in_batch = 0;
     kill_in_step = stop_in_step = poison_step = -1;
-    poison_test = false;
+    stop_signal = SIGTERM;
+    stop_signals = 1;
+    poison_test = no_links = no_locks = no_readers = false;
+    no_text = NULL;
 }
 
 static char *read_text(const char *format, const char *name) { // malloc; "" if there is none
@@ -262,10 +300,9 @@ static char *read_text(const char *format, const char *name) { // malloc; "" if 
     return (char *)bytes;
 }
 
-// Runs the trainer in a process of its own with these flags, separated by blanks; @ stands for the scratch folder. What
-// it writes goes to scratch/stdout and scratch/stderr. Returns the exit status, or 128 + the signal that killed it.
-// With seconds > 0 it is killed after that time.
-static int trainer_for(double seconds, const char *flags) {
+// Starts the trainer in a process of its own with these flags, separated by blanks; @ stands for the scratch folder.
+// What it writes goes to scratch/stdout and scratch/stderr.
+static pid_t trainer_start(const char *flags) {
     fflush(NULL);
     pid_t child = fork();
     if (child == 0) {
@@ -284,6 +321,8 @@ static int trainer_for(double seconds, const char *flags) {
         if (!freopen(path, "w", stdout)) _exit(99);
         snprintf(path, sizeof path, "%s/stderr", scratch);
         if (!freopen(path, "w", stderr)) _exit(99);
+        int ends[2];
+        if (no_readers && (pipe(ends) || close(ends[0]) || dup2(ends[1], 1) < 0 || dup2(ends[1], 2) < 0)) _exit(99);
         struct rlimit limit;
         limit.rlim_cur = limit.rlim_max = (rlim_t)file_limit;
         if (file_limit) setrlimit(RLIMIT_FSIZE, &limit);
@@ -293,6 +332,12 @@ static int trainer_for(double seconds, const char *flags) {
         fflush(NULL);
         _exit(status);
     }
+    return child;
+}
+
+// Runs it, with seconds > 0 until it is killed after that time. Returns its exit status, or 128 + what signal ended it.
+static int trainer_for(double seconds, const char *flags) {
+    const pid_t child = trainer_start(flags);
     if (seconds > 0) {
         usleep((useconds_t)(1e6 * seconds));
         kill(child, SIGKILL);
@@ -529,25 +574,64 @@ static void test_run(void) {
     free(table);
 }
 
-// A new run in a used folder keeps the best model of the earlier one.
-static void test_used_folder(void) {
-    shell("cp -r %s/whole %s/used", scratch, scratch);
-    CHECK(trainer(RUN "--out @/used --seed 2") == 0 && said("stderr", "model.prev.safetensors"),
-          "its status or its words");
-    shell("cmp %s/used/model.prev.safetensors %s/whole/model.safetensors", scratch, scratch);
+static bool same_file(const char *a, const char *b) {
     char command[512];
-    snprintf(command, sizeof command, "cd %s; cmp -s used/model.prev.safetensors whole/model.safetensors", scratch);
-    CHECK(system(command) == 0, "the earlier best is not model.prev.safetensors");
-    snprintf(command, sizeof command, "cd %s; cmp -s used/model.safetensors whole/model.safetensors", scratch);
-    CHECK(system(command) != 0, "another seed gave the same model");
+    snprintf(command, sizeof command, "cd %s && cmp -s %s %s", scratch, a, b);
+    return system(command) == 0;
+}
+
+static bool same_folders(const char *a, const char *b) { // every byte of every file, but the lock of a killed run
+    char command[512];
+    snprintf(command, sizeof command, "cd %s && diff -r -x lock %s %s", scratch, a, b);
+    return system(command) == 0;
+}
+
+// A new run in a used folder keeps the best model of the earlier ones.
+static void test_used_folder(void) {
+    static const char again[] = RUN "--out @/used --seed 2";
+    static const char kept[] = "used/model.prev.safetensors", earlier[] = "whole/model.safetensors";
+    shell("cd %s && cp -r whole used", scratch);
+    CHECK(trainer(again) == 0 && said("stderr", "model.prev.safetensors"), "its status or its words");
+    CHECK(same_file(kept, earlier), "the earlier best is not model.prev.safetensors");
+    CHECK(!same_file("used/model.safetensors", earlier), "another seed gave the same model");
+    // Whatever has the next name already is nobody's to replace.
+    shell("cd %s/used && cp model.safetensors ../second && ln -s nothing model.prev-2.safetensors", scratch);
+    CHECK(trainer(RUN "--out @/used --seed 3") == 0 && said("stderr", "model.prev-3.safetensors"), "the third run");
+    shell("cd %s/used && cp model.safetensors ../third", scratch);
+    CHECK(trainer(RUN "--out @/used --seed 4") == 0 && said("stderr", "model.prev-4.safetensors"), "the fourth run");
+    CHECK(same_file(kept, earlier) && same_file("used/model.prev-3.safetensors", "second") &&
+              same_file("used/model.prev-4.safetensors", "third") && !same_file("used/model.safetensors", "third"),
+          "a kept model was replaced");
     // Killed when its first state is saved, before the second name is final.
     shell("cd %s && rm -r used && cp -r whole used", scratch);
     kill_after_rename = 1;
-    CHECK(trainer(RUN "--out @/used --seed 2") == 137, "the kill");
+    CHECK(trainer(again) == 137, "the kill");
     never_kill();
     CHECK(trainer(RUN "--out @/used --seed 2 --resume") == 0, "going on");
-    snprintf(command, sizeof command, "cd %s; cmp -s used/model.prev.safetensors whole/model.safetensors", scratch);
-    CHECK(system(command) == 0, "the earlier best is lost when the new run is killed early");
+    CHECK(same_file(kept, earlier), "the earlier best is lost when the new run is killed early");
+    // The final name cannot be given: nothing is lost.
+    shell("cd %s && rm -r used && cp -r whole used", scratch);
+    fail_rename = 2;
+    CHECK(trainer(again) == 1 && said("stderr", "model.prev.safetensors: Permission denied"), "a failed rename");
+    never_kill();
+    CHECK(trainer(RUN "--out @/used --seed 2 --resume") == 0 && same_file(kept, earlier), "after a failed rename");
+    // Killed before its first state is saved, with and without hard links: the earlier run can go on, and a new one
+    // keeps its best model.
+    for (int linked = 0; linked < 2; linked++) {
+        for (int resumed = 0; resumed < 2; resumed++) {
+            shell("cd %s && rm -r used && cp -r whole used", scratch);
+            no_links = !linked;
+            kill_before_rename = linked ? 1 : 2;
+            CHECK(trainer(again) == 137, "the kill");
+            kill_before_rename = 0;
+            if (resumed) {
+                CHECK(trainer("--out @/used --resume --epochs 4") == 0 && same_results("used", "whole"), "going on");
+            } else {
+                CHECK(trainer(again) == 0 && same_file(kept, earlier), "starting again");
+            }
+            never_kill();
+        }
+    }
 }
 
 static void resume_and_compare(const char *flags, const char *what, int n) {
@@ -645,6 +729,215 @@ static void test_kills(void) {
           "the best model is lost");
 }
 
+// A run that was stopped, killed or broken is not begun anew, one that has ended is.
+static void test_unfinished(void) {
+    static const struct {
+        int64_t *when;
+        int status;
+    } ways[] = {{&stop_in_step, 1}, {&kill_in_step, 137}, {&poison_step, 1}};
+    for (int i = 0; i < 3; i++) {
+        shell("cd %s && rm -rf used earlier", scratch);
+        *ways[i].when = 12;
+        save_seconds = progress_seconds = 0;
+        CHECK(trainer(RUN "--out @/used") == ways[i].status, "way %d", i);
+        save_seconds = 300, progress_seconds = 10;
+        never_kill();
+        shell("cd %s && cp -r used earlier", scratch);
+        CHECK(trainer(RUN "--out @/used") == 1 && said("stderr", "used/last.safetensors: its run has not ended") &&
+                  said("stderr", "--resume") && said("stderr", "another --out"),
+              "its status or its words");
+        CHECK(trainer(RUN "--out @/used --init @/whole/model.safetensors --lr 0.001") == 1, "--init");
+        CHECK(same_folders("used", "earlier"), "a refused run has changed files");
+        CHECK(trainer(RUN "--out @/used --resume") == 0 && same_results("used", "unbroken"), "--resume");
+        CHECK(trainer(RUN "--out @/used --seed 2 --epochs 1") == 0 &&
+                  same_file("used/model.prev.safetensors", "unbroken/model.safetensors"),
+              "a new run after its end");
+    }
+    static const char *const ends[][2] = {{"unbroken", "epochs"}, {"patient", "patience"}, {"ended", "steps"}};
+    CHECK(trainer(RUN "--out @/ended --steps 30") == 0, "its status or its words");
+    for (int i = 0; i < 3; i++) {
+        char path[256];
+        StFile state;
+        snprintf(path, sizeof path, "%s/%s/last.safetensors", scratch, ends[i][0]);
+        CHECK(st_read(&state, path, error), "%s", error);
+        const char *ended = st_meta(&state, "ended");
+        CHECK(ended && !strcmp(ended, ends[i][1]), "%s ended by %s", ends[i][0], ended ? ended : "nothing");
+        st_free(&state);
+        shell("cd %s && rm -r used && cp -r %s used", scratch, ends[i][0]);
+        CHECK(trainer(RUN "--out @/used --epochs 1") == 0, "a new run over %s", ends[i][0]);
+    }
+    // Of a state of an older build, which does not say how it ended, --resume finds out.
+    shell(
+        "cd %s && rm -r used && cp -r unbroken used && LC_ALL=C sed -i 's/^\"ended\"/\"ender\"/' used/last.safetensors",
+        scratch);
+    CHECK(trainer(RUN "--out @/used") == 1 && said("stderr", "its run has not ended"), "an older build's state");
+    CHECK(trainer(RUN "--out @/used --resume") == 0 && said("stdout", "nothing was left to do") &&
+              same_results("used", "unbroken") && trainer(RUN "--out @/used") == 0,
+          "after --resume");
+    // A run that was stopped is ended by fewer epochs, and can still go on.
+    shell("cd %s && rm -r used", scratch);
+    stop_in_step = last_step("unbroken") * 5 / 8;
+    CHECK(trainer(RUN "--out @/used") == 1, "stopped");
+    never_kill();
+    CHECK(trainer(RUN "--out @/used --resume --epochs 2") == 0 && said("stdout", "nothing was left to do"), "ended");
+    shell("cd %s && rm -rf part && cp -r used part", scratch);
+    CHECK(trainer(RUN "--out @/used") == 0 && trainer(RUN "--out @/part --resume") == 0 &&
+              same_results("part", "unbroken"),
+          "after its end");
+    // A state that cannot be read may be worth something yet.
+    shell(
+        "cd %s && rm -r used && cp -r unbroken used && head -c 999 unbroken/last.safetensors >used/last.safetensors && "
+        "rm -r earlier && cp -r used earlier",
+        scratch);
+    CHECK(trainer(RUN "--out @/used") == 1 && said("stderr", "remove it, or give another --out") &&
+              same_folders("used", "earlier"),
+          "a damaged state");
+}
+
+// Two trainers in one folder: the second one refuses, from the first one's first step on until it ends.
+static void test_lock(void) {
+    static const char *const flags[] = {RUN "--out @/killed", RUN "--out @/killed --resume"};
+    for (int step = 0; step < 13; step += 12) {
+        int status = 0;
+        shell("cd %s && rm -rf killed", scratch);
+        save_seconds = 0;
+        stop_in_step = step;
+        stop_signal = SIGSTOP;
+        const pid_t first = trainer_start(flags[0]);
+        CHECK(waitpid(first, &status, WUNTRACED) == first && WIFSTOPPED(status), "it has not stopped");
+        save_seconds = 300;
+        never_kill();
+        for (int i = 0; i < 2; i++) {
+            CHECK(trainer(flags[i]) == 1 && said("stderr", "killed: another trainer is at work there") &&
+                      said("stderr", "another --out"),
+                  "its status or its words");
+        }
+        CHECK(!step || trainer("--data @/data --eval --init @/killed/last.safetensors --out @/killed") == 0, "--eval");
+        kill(first, SIGKILL);
+        waitpid(first, &status, 0);
+        resume_and_compare("", "killed beside another one in step", step);
+    }
+    no_locks = true;
+    shell("cd %s && rm -rf killed", scratch);
+    CHECK(trainer(RUN "--out @/killed") == 0 && said("stderr", "killed cannot be locked (No locks available)") &&
+              same_results("killed", "unbroken"),
+          "a file system without locks");
+    never_kill();
+}
+
+// SIGHUP saves, unless it was ignored, also when it comes twice; a second signal of another kind stops at once. Who
+// reads what the trainer says may go away.
+static void test_signals(void) {
+    static const struct {
+        int number, times, status;
+        bool ignored;
+    } cases[] = {{SIGHUP, 1, 1, false},
+                 {SIGHUP, 2, 1, false},
+                 {SIGHUP, 1, 0, true},
+                 {SIGINT, 1, 1, true},
+                 {SIGTERM, 2, 143, false}};
+    for (int i = 0; i < 5; i++) {
+        shell("cd %s && rm -rf killed", scratch);
+        stop_in_step = 7;
+        stop_signal = cases[i].number;
+        stop_signals = cases[i].times;
+        if (cases[i].ignored) signal(SIGHUP, SIG_IGN);
+        const int status = trainer(RUN "--out @/killed");
+        signal(SIGHUP, SIG_DFL);
+        CHECK(status == cases[i].status, "signal %d, %d times: exit status %d", stop_signal, stop_signals, status);
+        CHECK(status != 1 || said("stderr", "stopped at step 8 and saved"), "signal %d", stop_signal);
+        resume_and_compare("", "stopped by signal", stop_signal);
+    }
+    for (int stopped = 0; stopped < 2; stopped++) {
+        shell("cd %s && rm -rf killed", scratch);
+        no_readers = true;
+        progress_seconds = 0;
+        if (stopped) stop_in_step = 7;
+        const int status = trainer(RUN "--out @/killed");
+        progress_seconds = 10;
+        never_kill();
+        CHECK(status == stopped && (stopped || same_results("killed", "unbroken")), "nobody reads: %d", status);
+        resume_and_compare("", "nobody reads", stopped);
+    }
+}
+
+// Where a part of a state, of the log or of the curves is lost for want of memory, so is the whole.
+static void test_texts_lost(void) {
+    static const char *const texts[][2] = {
+        {"1,", "last.safetensors"}, {"epoch,step", "log.csv"}, {"<svg ", "loss.svg"}};
+    for (int i = 0; i < 3; i++) {
+        shell("cd %s && rm -rf killed", scratch);
+        no_text = texts[i][0];
+        CHECK(trainer(RUN "--out @/killed") == 1 && said("stderr", texts[i][1]) &&
+                  said("stderr", ": cannot be written: Cannot allocate memory"),
+              "%s", texts[i][1]);
+        resume_and_compare("", "without memory", i);
+    }
+}
+
+// What a terminal of so many columns gets, of a training step and of an evaluation; ends at a NUL.
+static void progress_on_terminal(const char *kind, int columns, char text[1024]) {
+    struct termios raw;
+    struct winsize window = {24, (unsigned short)columns, 0, 0};
+    int kept = dup(2), master = posix_openpt(O_RDWR | O_NOCTTY);
+    if (master < 0 || grantpt(master) || unlockpt(master)) exit(1);
+    int slave = open(ptsname(master), O_RDWR | O_NOCTTY);
+    tcgetattr(slave, &raw);
+    raw.c_oflag &= ~(tcflag_t)OPOST;
+    tcsetattr(slave, TCSANOW, &raw);
+    ioctl(slave, TIOCSWINSZ, &window);
+    dup2(slave, 2);
+    if (kind) setenv("TERM", kind, 1);
+    if (!kind) unsetenv("TERM");
+    TrainRun *run = (TrainRun *)calloc(1, sizeof *run);
+    run->config.B = 8;
+    run->config.T = 256;
+    run->n_rows = 11;
+    run->epoch_steps = 1431;
+    run->step = 11 * 1431;
+    run->loss_sum = 1;
+    Progress p = progress_start(run->step, 12 * 1431, 0);
+    run->step += 700;
+    p.started -= 500;
+    progress_train(&p, run, seconds_now());
+    p.first = 0;
+    p.last = 1098;
+    run->eval_done = 550;
+    progress_eval(&p, run, seconds_now());
+    progress_clear(&p);
+    dup2(kept, 2);
+    close(kept);
+    close(slave); // the last one: read ends where the text does
+    for (ssize_t n, left = 1023; (n = read(master, text, (size_t)left)) > 0; left -= n) text += n;
+    *text = 0;
+    close(master);
+    free(run);
+}
+
+static void test_progress(void) {
+    static const int widths[] = {200, 80, 60, 40, 20, 0};
+    char text[1024], lines[1024];
+    for (int i = 0; i < 6; i++) {
+        progress_on_terminal("xterm", widths[i], text);
+        memcpy(lines, text, sizeof lines);
+        CHECK(!strchr(text, '\n') && text[0] == '\r', "%d columns: a line of its own", widths[i]);
+        for (char *line = strtok(lines, "\r"); line; line = strtok(NULL, "\r")) {
+            const char *end = strstr(line, "\033[K");
+            const int most = (widths[i] ? widths[i] : 80) - 1;
+            CHECK(end && !end[3] && end - line <= most, "%d columns: %s", widths[i], line);
+        }
+        CHECK(strstr(text, "epoch 12 ") && strstr(text, " 49%") && strstr(text, "evaluation "), "%s", text);
+        CHECK(widths[i] == 20 || (strstr(text, "loss 0.0014") && strstr(text, "8:42 left")), "%s", text);
+        CHECK(!strstr(text, "epoch 12 #") == (widths[i] && widths[i] < 60), "%d columns: %s", widths[i], text);
+    }
+    for (int i = 0; i < 3; i++) {
+        static const char *const kinds[] = {"dumb", "", NULL};
+        progress_on_terminal(kinds[i], 80, text);
+        CHECK(!strchr(text, '\r') && !strchr(text, '\033') && strstr(text, "epoch 12  700 of 1431  loss 0.0014  "),
+              "no terminal: %s", text);
+    }
+}
+
 static void test_resume(void) {
     // Stopped by --steps within an epoch, then on: as if never stopped. No model is lost that was better in between.
     CHECK(trainer(RUN "--out @/straight --steps 30") == 0, "its status or its words");
@@ -688,8 +981,9 @@ static void test_resume(void) {
         {"--batch 5", "--batch 5: the run in", 2},
         {"--batch 5", "has 4; leave the flag out", 2},
         {"--lr 0.03", "--lr 0.03: the run in", 2},
+        {"--lr 0.03", "start anew from its weights, by --init", 2},
         {"--seed 3", "--seed 3:", 2},
-        {"--rank 5", "--rank 5:", 2},
+        {"--rank 5", "start anew in another --out", 2},
         {"--precision bf16", "--precision bf16:", 2},
         {"--eval-stride 1", "has 2", 2},
         {"--data @/other", "other/train.safetensors: it is not what the run in", 1},
@@ -711,12 +1005,6 @@ static void test_resume(void) {
     }
     CHECK(trainer("--out @/unbroken --resume --batch=4 --lr 2e-2 --epochs 4 --threads 3") == 0, "the same flags");
     CHECK(same_results("unbroken", "before"), "a refused resume has changed files");
-}
-
-static bool same_folders(const char *a, const char *b) { // every byte of every file
-    char command[512];
-    snprintf(command, sizeof command, "cd %s && diff -r %s %s", scratch, a, b);
-    return system(command) == 0;
 }
 
 // A part of an epoch, ended by --steps, may have the best model so far, but is forgotten when the run goes on.
@@ -1024,6 +1312,11 @@ int main(int argc, char **argv) {
     test_run();
     test_used_folder();
     test_kills();
+    test_unfinished();
+    test_lock();
+    test_signals();
+    test_texts_lost();
+    test_progress();
     test_resume();
     test_parts();
     test_young();

@@ -12,12 +12,14 @@
 #endif
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h> // flock
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -92,8 +94,9 @@ static inline bool make_folders(const char *path, char *error) { // as mkdir -p;
     for (char *slash = part + strspn(part, "/"); made && (slash = strchr(slash, '/')); *slash++ = '/') {
         struct stat about;
         *slash = 0;
-        if (mkdir(part, 0777) && (stat(part, &about) || !S_ISDIR(about.st_mode))) {
-            made = fail(error, "%s: the folder cannot be made: %s; choose another", part, strerror(errno));
+        const int problem = mkdir(part, 0777) ? errno : 0;
+        if (problem && (stat(part, &about) || !S_ISDIR(about.st_mode))) {
+            made = fail(error, "%s: the folder cannot be made: %s; choose another", part, strerror(problem));
         }
     }
     free(part);
@@ -125,12 +128,15 @@ static inline void remove_empty_folders(const char *path, size_t existing) {
     }
 }
 
-// A file in the making: atomic_open, any number of atomic_write, then atomic_close. It grows as PATH.tmp in the same
-// folder and becomes PATH when all of it is on the disk; on any failure PATH.tmp is removed and PATH stays as it was.
+// A file in the making: atomic_open, any number of atomic_write, then atomic_close. It grows under a name of its own,
+// PATH.1.tmp or another number, and becomes PATH, with the mode of an earlier PATH, when all of it is on the disk. On
+// any failure the temporary file is removed and PATH stays as it was. Of a program that is killed the temporary file is
+// left over, until somebody writes PATH again: a living program has it locked.
 typedef struct {
     FILE *file;
     char *temporary;
     const char *path; // the caller's; it must live until atomic_close
+    int mode;         // of an earlier file, or -1
     int problem;      // errno of the first failure, or 0
 } AtomicFile;
 
@@ -142,23 +148,69 @@ static inline bool atomic_fail(const char *path, int problem, char *error) {
     return fail(error, "%s: cannot be written: %s%s", path, strerror(problem), advice);
 }
 
+static inline bool is_named(int file, const char *name) { // whether this is the name of the open file, not of another
+    struct stat opened, named;
+    return !fstat(file, &opened) && !lstat(name, &named) && opened.st_ino == named.st_ino &&
+           opened.st_dev == named.st_dev;
+}
+
+// The temporary name of this number, for free(); NULL: out of memory.
+static inline char *temporary_name(const char *path, int number) {
+    char *name = (char *)malloc(strlen(path) + 16);
+    if (name) sprintf(name, "%s.%d.tmp", path, number);
+    return name;
+}
+
+// Removes what dead programs have left of PATH in the making. What is locked, or is no regular file, stays, and so does
+// everything on a file system without locks.
+static inline void temporary_clean(const char *path) {
+    for (int number = 1; number < 10; number++) { // with more writers of one file at a time some may stay
+        struct stat about;
+        char *name = temporary_name(path, number);
+        int file = name ? open(name, O_WRONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC) : -1;
+        bool left = file >= 0 && !fstat(file, &about) && S_ISREG(about.st_mode) && !flock(file, LOCK_EX | LOCK_NB);
+        if (left && is_named(file, name)) unlink(name); // its writer may just have ended, and another one have the name
+        if (file >= 0) close(file);
+        free(name);
+    }
+}
+
+// Opens the first temporary file whose name is free, and locks it. -1 and errno: there is none.
+static inline int temporary_open(const char *path, int mode, char **name) {
+    for (int number = 1; number < 1000; number++) {
+        *name = temporary_name(path, number);
+        int file = *name ? open(*name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode) : -1;
+        // Before the lock somebody may have taken it for left over. Where there are no locks, nobody does.
+        bool mine = file >= 0 && (!flock(file, LOCK_EX | LOCK_NB) || errno != EWOULDBLOCK) && is_named(file, *name);
+        if (mine || (file < 0 && errno != EEXIST)) return file;
+        if (file >= 0) close(file);
+        free(*name);
+    }
+    *name = NULL;
+    return -1;
+}
+
 static inline bool atomic_open(AtomicFile *out, const char *path, char *error) {
     memset(out, 0, sizeof *out);
     // Renaming onto a device would replace it, onto a folder would fail only after all the work.
     struct stat about;
     if (!*path) return fail(error, "a file to write has no name; give one");
-    if (!stat(path, &about) && !S_ISREG(about.st_mode)) {
+    bool exists = !stat(path, &about);
+    if (exists && !S_ISREG(about.st_mode)) {
         return fail(error, "%s: cannot be written: it is %s", path,
                     S_ISDIR(about.st_mode) ? "a folder; give a file name" : "not a regular file");
     }
     out->path = path;
-    out->temporary = (char *)malloc(strlen(path) + 5);
-    if (!out->temporary) return atomic_fail(path, ENOMEM, error);
-    strcpy(out->temporary, path);
-    strcat(out->temporary, ".tmp");
-    out->file = fopen(out->temporary, "wb");
+    out->mode = exists ? (int)about.st_mode & 0777 : -1;
+    temporary_clean(path);
+    int file = temporary_open(path, exists ? 0600 : 0666, &out->temporary);
+    out->file = file < 0 ? NULL : fdopen(file, "wb");
     if (out->file) return true;
     int problem = errno;
+    if (file >= 0) {
+        remove(out->temporary);
+        close(file);
+    }
     free(out->temporary);
     return atomic_fail(path, problem, error);
 }
@@ -175,9 +227,12 @@ static inline bool atomic_close(AtomicFile *out, char *error) {
     if (!out->problem && fflush(out->file)) out->problem = errno;
     // EINVAL: a file system that has nothing to synchronise.
     if (!out->problem && fsync(fileno(out->file)) && errno != EINVAL) out->problem = errno;
+    if (out->mode >= 0) fchmod(fileno(out->file), (mode_t)out->mode); // some file systems have one mode for all
+    int lock = dup(fileno(out->file));                                // until the file has its name
     if (fclose(out->file) && !out->problem) out->problem = errno;
     if (!out->problem && rename(out->temporary, out->path)) out->problem = errno;
     if (out->problem) remove(out->temporary);
+    if (lock >= 0) close(lock);
     free(out->temporary);
     return out->problem ? atomic_fail(out->path, out->problem, error) : true;
 }

@@ -66,6 +66,14 @@ PRINTF_LIKE(2, 3) static inline void text_print(TextBuffer *buffer, const char *
     text_add(buffer, text, n < (int)sizeof text ? (size_t)n : sizeof text - 1);
 }
 
+// Writes the text to a file, atomically, and frees it. A text that has failed is not written.
+static inline bool text_write(TextBuffer *buffer, const char *path, char *error) {
+    bool ok = buffer->failed ? atomic_fail(path, ENOMEM, error)
+                             : write_file_atomically(path, buffer->bytes, buffer->size, error);
+    free(buffer->bytes);
+    return ok;
+}
+
 // ---- names of files on one line
 
 // Escapes a path for a line of `names`: newline, % and bytes that are not UTF-8 become %0A, %25 and %XX. out needs

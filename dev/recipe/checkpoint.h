@@ -4,7 +4,8 @@
 // Promises: a run that is killed at any moment and resumed ends with the same bytes as one that was never killed. Hence
 // the state of a run is the weights, the optimizer's averages, the number of steps taken, the epochs logged so far, and
 // the running sums of the epoch and of the evaluation in progress. Weights that are not finite are neither read nor
-// saved. A new run leaves the files of an earlier one in its folder alone until its own first steps have gone well.
+// saved. A new run refuses a folder with a run that has not ended, and leaves the files of one that has alone until its
+// own first steps have gone well. Two runs never share a folder.
 //
 // C11 and C++17, POSIX. Include it before any system header.
 #ifndef CHECKPOINT_H
@@ -169,8 +170,8 @@ static inline bool model_save(TrainRun *run, int64_t epoch, double train_loss, d
 }
 
 // Writes last.safetensors, everything that a bit-exact continuation needs. The time spent so far on an unfinished epoch
-// is kept where the run is only interrupted, not where it ends: two runs that end alike have the same bytes. A state
-// that is not finite is no use to anybody: then the file stays as it is.
+// is kept where the run is only interrupted, not where it ends: two runs that end alike have the same bytes. Then
+// `ended` is the flag by which it did. A state that is not finite is no use to anybody: then the file stays as it is.
 static inline bool last_save(TrainRun *run, bool interrupted) {
     for (int k = STATE_PARAMS; k <= STATE_EXP_INF; k++) {
         const ParamTensor *bad = params_not_finite(&run->layout, run->spec->state(run->model, k));
@@ -178,8 +179,17 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
         return fail(run->error, "%s: not saved: after step %lld tensor '%s' is not finite; try a smaller --lr",
                     run->last_path, run->step - 1, bad->name);
     }
-    Draft draft;
     TextBuffer log = {NULL, 0, 0, false};
+    for (int i = 0; i < run->n_rows; i++) {
+        const LogRow *row = &run->rows[i];
+        text_print(&log, "%lld,%lld,%.17g,%.17g,%.17g,%lld\n", row->epoch, row->step, row->train, row->test, row->lr,
+                   row->steps);
+    }
+    if (log.failed) {
+        free(log.bytes);
+        return atomic_fail(run->last_path, ENOMEM, run->error);
+    }
+    Draft draft;
     meta_common(run, &draft);
     for (int k = STATE_PARAMS; k <= STATE_EXP_INF; k++) {
         draft_params(&draft, &run->layout, state_prefixes[k], run->spec->state(run->model, k));
@@ -203,11 +213,6 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
     meta_add(&draft, "test_data", "%s", run->test_identity);
     meta_add(&draft, "epoch", "%d", run->n_rows);
     meta_add(&draft, "loss_sum", "%.17g", run->loss_sum);
-    for (int i = 0; i < run->n_rows; i++) {
-        const LogRow *row = &run->rows[i];
-        text_print(&log, "%lld,%lld,%.17g,%.17g,%.17g,%lld\n", row->epoch, row->step, row->train, row->test, row->lr,
-                   row->steps);
-    }
     meta_add(&draft, "log", "%.*s", (int)log.size, log.size ? log.bytes : "");
     draft.failed = draft.failed || log.failed;
     free(log.bytes);
@@ -227,7 +232,10 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
         meta_add(&draft, key, "%lld,%.17g", (long long)run->eval.count[i], run->eval.sum[i]);
     }
     double now = seconds_now();
+    const char *over = run_over(run);
+    if (!over && run->o.steps && run->step >= run->o.steps) over = "steps";
     if (interrupted) meta_add(&draft, "seconds", "%.3f", run->seconds_before + now - run->resumed_at);
+    if (!interrupted && over) meta_add(&draft, "ended", "%s", over);
     run->saved_at = now;
     run->unsaved = !draft_write(&draft, run->last_path, run->error);
     return !run->unsaved;
@@ -274,10 +282,13 @@ static inline bool resume_flags(TrainRun *run) {
         }
         if (flag->kind == FLAG_TEXT) precision_keep(run, text);
         if (flag->given && strcmp(given, flag_show(flag, saved))) {
+            const bool size = flag->value >= (void *)run->o.sizes && flag->value < (void *)(run->o.sizes + MAX_SIZES);
             run->status = 2;
             return fail(run->error,
-                        "--%s %s: the run in %s has %s; leave the flag out to go on, or start anew in another --out",
-                        flag->name, given, run->o.out, saved);
+                        "--%s %s: the run in %s has %s; leave the flag out to go on, or start anew %s%s%sin another "
+                        "--out",
+                        flag->name, given, run->o.out, saved, size ? "" : "from its weights, by --init ",
+                        size ? "" : run->last_path, size ? "" : ", ");
         }
     }
     const char *data = st_meta(&run->weights, "data");
@@ -348,30 +359,87 @@ static inline bool resume_state(TrainRun *run) {
             run->eval.count[i] = count;
         }
     }
+    run->ended = st_meta(&run->weights, "ended") != NULL;
     if (st_meta(&run->weights, "seconds") && !meta_read(run, "seconds", 1e12, NULL, &run->seconds_before)) return false;
     return true;
 }
 
-// ---- the best model of an earlier run
+// ---- an earlier run in the folder
 
-// Makes `name` a hard link to the file `path`, in place of any file of that name. A file that is not there is no error.
+// Makes `name` a hard link to the file `path`, in place of any file of that name, or does nothing where there is none.
 static inline bool hard_link(const char *path, const char *name, char *error) {
+    if (access(path, F_OK)) return true;
     unlink(name);
-    if (access(path, F_OK) || !link(path, name) || !rename(path, name)) return true; // rename: there may be no links
+    if (!link(path, name) || !rename(path, name)) return true; // rename: there may be no links
     return fail(error, "%s: cannot be kept as %s: %s", path, name, strerror(errno));
 }
 
+// Undoes hard_link(run->model_path, run->previous_path): the new run has not begun.
+static inline void previous_return(const TrainRun *run) {
+    if (access(run->model_path, F_OK)) {
+        rename(run->previous_path, run->model_path);
+    } else {
+        unlink(run->previous_path);
+    }
+}
+
+// Gives the best model of an earlier run the first free one of its final names.
 static inline bool previous_keep(TrainRun *run) {
     if (access(run->previous_path, F_OK)) return true;
-    char *path = path_join(run->o.out, "model.prev.safetensors");
+    struct stat about;
+    char name[64] = "model.prev.safetensors", *path = path_join(run->o.out, name);
+    for (int n = 2; !lstat(path, &about); n++) {
+        snprintf(name, sizeof name, "model.prev-%d.safetensors", n);
+        free(path);
+        path = path_join(run->o.out, name);
+    }
     bool kept = !rename(run->previous_path, path) ||
                 fail(run->error, "%s: cannot be kept as %s: %s", run->previous_path, path, strerror(errno));
     if (kept) {
         fprintf(stderr, "%s: %s holds an earlier run; its best model is kept as %s\n", run->program, run->o.out, path);
-        unlink(run->previous_path); // where both were one file already, rename has left it
     }
     free(path);
     return kept;
+}
+
+// Locks the --out folder, where there is one, until the program ends in whatever way. False, and a sentence, where
+// another trainer has the lock.
+static inline bool out_lock(TrainRun *run) {
+    while (run->lock < 0) {
+        int file = open(run->lock_path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666), problem = errno;
+        if (file < 0) file = open(run->lock_path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC); // another user's
+        if (file < 0)
+            return problem == ENOENT || problem == ENOTDIR || atomic_fail(run->lock_path, problem, run->error);
+        problem = flock(file, LOCK_EX | LOCK_NB) ? errno : 0;
+        if (problem == EWOULDBLOCK || !is_named(file, run->lock_path)) { // a trainer that ends removes it
+            close(file);
+            if (problem != EWOULDBLOCK) continue;
+            return fail(run->error,
+                        "--out %s: another trainer is at work there; wait for its end, or give another --out",
+                        run->o.out);
+        }
+        if (problem) {
+            fprintf(stderr, "%s: --out %s cannot be locked (%s); start no second trainer there\n", run->program,
+                    run->o.out, strerror(problem));
+        }
+        run->lock = file;
+    }
+    return true;
+}
+
+// Takes the --out folder for this run. False, and a sentence, where another trainer is at work or, unless this run goes
+// on with it, one has been stopped or killed.
+static inline bool out_take(TrainRun *run) {
+    StFile last;
+    if (!out_lock(run)) return false;
+    if (run->o.resume || access(run->last_path, F_OK)) return true;
+    if (!st_read(&last, run->last_path, run->error)) {
+        return fail(run->error, "%s; remove it, or give another --out", run->error);
+    }
+    const bool ended = st_meta(&last, "ended") != NULL; // states of older builds never say so
+    st_free(&last);
+    return ended ||
+           fail(run->error, "%s: its run has not ended; go on with --resume, or give another --out", run->last_path);
 }
 
 #endif

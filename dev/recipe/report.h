@@ -46,11 +46,8 @@ static inline bool curve_write(TrainRun *run, int n) {
     snprintf(epochs, sizeof epochs, "epoch (%s steps each)", thousands(count, run->epoch_steps));
     TextBuffer out = {NULL, 0, 0, false};
     curves_draw(&out, title, epochs, &curve, 1);
-    bool ok = out.failed ? atomic_fail(run->svg_path, ENOMEM, run->error)
-                         : write_file_atomically(run->svg_path, out.bytes, out.size, run->error);
-    free(out.bytes);
     free(points);
-    return ok;
+    return text_write(&out, run->svg_path, run->error);
 }
 
 // Writes log.csv and loss.svg of the first n rows; without rows, a header and no curve.
@@ -64,11 +61,10 @@ static inline bool reports_write(TrainRun *run, int n) {
         if (run->rows[i].seconds >= 0) text_print(&out, "%.1f", run->rows[i].seconds);
         text_print(&out, "\n");
     }
-    bool ok = out.failed ? atomic_fail(run->log_path, ENOMEM, run->error)
-                         : write_file_atomically(run->log_path, out.bytes, out.size, run->error);
-    free(out.bytes);
-    if (ok && !n) unlink(run->svg_path);
-    return ok && (!n || curve_write(run, n));
+    if (!text_write(&out, run->log_path, run->error)) return false;
+    if (n) return curve_write(run, n);
+    unlink(run->svg_path);
+    return true;
 }
 
 #endif

@@ -38,7 +38,8 @@ typedef struct {
     char default_out[64], precision[16], error[ERROR_SIZE];
     int status; // exit status, if it is not to follow from success
     char *model_path, *last_path, *log_path, *svg_path, *saved_data;
-    char *previous_path, *whole_path; // see run_begin, epoch_done
+    char *previous_path, *whole_path, *lock_path; // see run_begin, epoch_done, out_lock
+    int lock;                                     // the open file, or -1
 
     ModelConfig config;
     ParamLayout layout;
@@ -52,6 +53,8 @@ typedef struct {
     // The state of the run, beside the model's own.
     bool begun;   // the files in --out are this run's
     bool unsaved; // last.safetensors is not up to date
+    bool begun; // the files in --out are this run's
+    bool ended; // it was over when it was resumed
     long long step;
     double loss_sum; // of this epoch's steps so far
     LogRow *rows;    // one for each epoch done, and room for one more
@@ -120,14 +123,21 @@ static inline void help_print(const TrainRun *run) {
     printf("\nIn the --out folder: model.safetensors, the best model; last.safetensors, the state that --resume\n"
            "goes on from, with all other flags as they were (only --epochs, --patience, --steps and --threads\n"
            "may change); log.csv, a row per epoch: epoch, step (since step 0), train_loss, test_loss, lr, steps\n"
-           "(in the epoch), seconds; loss.svg, the curves. A new run keeps an earlier best model as\n"
-           "model.prev.safetensors. Where --steps ends a run within an epoch with a better model, the best of\n"
-           "the epochs before it is model.whole.safetensors.\n\n"
+           "(in the epoch), seconds; loss.svg, the curves. A new run does not begin over one that was stopped or\n"
+           "killed; of one that has ended it keeps the best model, as model.prev.safetensors, then\n"
+           "model.prev-2.safetensors and so on. Where --steps ends a run within an epoch with a better model, the\n"
+           "best of the epochs before it is model.whole.safetensors.\n\n"
            "--eval ends with a line `eval loss=... windows=... tokens=... stride=...`, --bench with a line\n"
            "`bench model=%s device=... precision=... batch=... ms_per_step=... tokens_per_s=...\n"
            "gflop_per_s=...`, the median.\n"
            "Exit status: 0 done; 1 it failed, or it was stopped and saved before its end; 2 wrong usage.\n",
            name);
+}
+
+// The flag by which the run is over after the epochs done, or NULL.
+static inline const char *run_over(const TrainRun *run) {
+    if (run->n_rows >= run->o.epochs) return "epochs";
+    return run->best.step && run->n_rows - run->best.epoch >= run->o.patience ? "patience" : NULL;
 }
 
 static inline StepPlan plan_of(const TrainRun *run, int64_t step) {

@@ -12,13 +12,14 @@
 
 extern char **environ;
 
-// Runs a program and waits. Its stdout goes to stderr, for stdout belongs to the epochs' lines.
+// Runs a program and waits. Its stdout is thrown away: ours belongs to the epochs' lines, and of stderr the reader may
+// have gone away.
 static inline bool run_program(const char *path, const char *const *arguments, char *error) {
     posix_spawn_file_actions_t actions;
     pid_t child;
     int status = 0;
     posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_adddup2(&actions, 2, 1);
+    posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
     int problem = posix_spawn(&child, path, &actions, NULL, (char *const *)arguments, environ);
     posix_spawn_file_actions_destroy(&actions);
     if (problem) return fail(error, "%s: cannot be run: %s", path, strerror(problem));

@@ -19,25 +19,29 @@
 #include "recipe/report.h"
 #include "recipe/starter.h"
 
-#include <signal.h>
-
 // ---- signals and saving in time
 
 #ifndef SAVE_SECONDS
 #define SAVE_SECONDS 300 // between saves within an epoch: what a killed run loses at most
 #endif
 
-static volatile sig_atomic_t train_signal; // the first SIGINT or SIGTERM
+static volatile sig_atomic_t train_signal; // the first SIGINT, SIGTERM or SIGHUP
 
 static inline void train_on_signal(int number) {
-    if (train_signal) { // the second: now
+    if (train_signal && number != SIGHUP) { // the second: now; but of SIGHUP a terminal that is closed may send two
         signal(number, SIG_DFL);
         raise(number);
     }
     train_signal = number;
 }
 
+// Sends off what was printed. A reader that has gone away costs no work: nothing more is printed then.
+static inline void print_flush(void) {
+    if (fflush(stdout) && errno == EPIPE) (void)!freopen("/dev/null", "w", stdout);
+}
+
 typedef enum { GO_ON, STOPPED, FAILED } Outcome;
+
 // Saves the state of a new run for the first time: from here on it can be resumed, and the folder is its own. The best
 // model of an earlier run gets a second name, first a temporary one, and the final one when the state is saved. Killed
 // before that, the folder holds the earlier run; killed after it, the resumed run does the rest.
@@ -45,7 +49,7 @@ static inline bool run_begin(TrainRun *run) {
     if (run->begun) return true;
     if (!hard_link(run->model_path, run->previous_path, run->error)) return false;
     if (!last_save(run, true)) {
-        if (!rename(run->previous_path, run->model_path)) unlink(run->previous_path); // where both are one file
+        previous_return(run);
         return false;
     }
     run->begun = true;
@@ -69,7 +73,10 @@ static inline Outcome training_broke(TrainRun *run) {
         snprintf(why, sizeof why, "no tensor of it could be named");
     fail(run->error, "step %lld: the loss or a gradient is no longer finite (%.300s); %s%.400s%s%s", run->step, why,
          run->begun ? "" : "nothing was saved, and ", run->begun ? run->last_path : run->o.out,
-         run->begun ? " holds the state before it" : " is as it was", run->step ? "; try a smaller --lr" : "");
+         run->begun ? " holds the state before it" : " is as it was",
+         run->begun  ? "; try a smaller --lr in another --out"
+         : run->step ? "; try a smaller --lr"
+                     : "");
     return FAILED;
 }
 
@@ -183,18 +190,18 @@ static inline bool epoch_done(TrainRun *run, bool whole) {
     if (better) run->best = row; // of a part of an epoch: for the last line only, nothing is saved any more
     printf("epoch %lld  train %.4f  test %.4f  lr %g  steps %lld  %.1f s\n", row.epoch, row.train, row.test, row.lr,
            row.steps, row.seconds);
-    fflush(stdout);
+    print_flush();
     return true;
 }
 
 static inline Outcome train(TrainRun *run) {
     const Options *o = &run->o;
-    int64_t from = run->step;
+    bool idle = true;
     for (;;) {
         int64_t start = (int64_t)run->n_rows * run->epoch_steps, end = start + run->epoch_steps;
         if (o->steps && o->steps < end) end = o->steps;
-        bool patient = !run->best.step || run->n_rows - run->best.epoch < o->patience;
-        if (run->n_rows >= o->epochs || !patient || end <= start || run->step > end) break;
+        if (run_over(run) || end <= start || run->step > end) break;
+        idle = false;
         Outcome outcome = train_until(run, end);
         if (outcome == GO_ON) outcome = evaluate(run, true);
         if (outcome != GO_ON) return outcome;
@@ -202,8 +209,9 @@ static inline Outcome train(TrainRun *run) {
         if (!epoch_done(run, whole)) return FAILED;
         if (!whole) break;
     }
-    if (run->o.resume && run->step == from) {
+    if (idle) {
         printf("nothing was left to do; to go on further, raise --epochs, --patience or --steps\n");
+        if (!last_save(run, false)) return FAILED; // perhaps it was interrupted later than these end it
     }
     if (run->best.step) {
         printf("best test loss %.4f, epoch %lld: %s\n", run->best.test, run->best.epoch, run->model_path);
@@ -372,7 +380,7 @@ static inline void announce(const TrainRun *run) {
         printf(", %s of them evaluated (stride %lld)\n", thousands(text, run->eval_windows),
                (long long)run->o.eval_stride);
     }
-    fflush(stdout);
+    print_flush();
     bool cpu = !strcmp(spec->device, "cpu"), asked = flag_find((Flags *)&run->flags, "precision")->given;
 #ifdef __AVX512BF16__
     if (cpu && !asked && !strcmp(config->precision, "fp32") && run->test.n_windows && !run->o.resume && !run->o.eval) {
@@ -406,22 +414,19 @@ static inline bool out_make(TrainRun *run) {
 }
 
 static inline bool run_training(TrainRun *run) {
-    static const char *const unfinished[] = {"model.safetensors.tmp", "last.safetensors.tmp", "log.csv.tmp",
-                                             "loss.svg.tmp"};
-    for (int i = 0; i < 4; i++) { // what a run that was killed while writing has left
-        char *path = path_join(run->o.out, unfinished[i]);
-        unlink(path);
-        free(path);
-    }
+    const char *const written[] = {run->model_path, run->last_path, run->log_path, run->svg_path};
+    for (int i = 0; i < 4; i++) temporary_clean(written[i]);
     run->resumed_at = run->saved_at = seconds_now();
     run->begun = run->o.resume;
     if (run->begun) {
         if (!log_recall_seconds(run)) return false;
         printf("going on from step %lld, after %d epochs\n", run->step, run->n_rows);
+        if (run->ended) previous_return(run); // a new run was killed before it began
         if (!previous_keep(run) || !reports_write(run, run->n_rows)) return false;
     }
     signal(SIGINT, train_on_signal);
     signal(SIGTERM, train_on_signal);
+    if (signal(SIGHUP, train_on_signal) == SIG_IGN) signal(SIGHUP, SIG_IGN); // nohup
     Outcome outcome = train(run);
     char why[ERROR_SIZE];
     memcpy(why, run->error, sizeof why);
@@ -429,6 +434,7 @@ static inline bool run_training(TrainRun *run) {
     const bool rescued =
         outcome == FAILED && run->begun && run->unsaved && last_save(run, run->step > run->n_rows * run->epoch_steps);
     if (rescued) memcpy(run->error, why, sizeof why);
+    print_flush();
     if (outcome == STOPPED || rescued) {
         fprintf(stderr, "%s: stopped at step %lld and saved in %s; to go on:\n    ", run->program, run->step,
                 run->last_path);
@@ -455,7 +461,11 @@ static inline bool train_run(TrainRun *run) {
     run->svg_path = path_join(o->out, "loss.svg");
     run->previous_path = path_join(o->out, "model.prev.safetensors.tmp");
     run->whole_path = path_join(o->out, "model.whole.safetensors");
+    run->lock_path = path_join(o->out, "lock");
     run->best.test = HUGE_VAL;
+    const bool training = !o->bench && !o->eval && !o->dump;
+    if (training) signal(SIGPIPE, SIG_IGN); // see print_flush
+    if (training && !out_take(run)) return false;
     if (!weights_open(run)) return false;
     ModelConfig *config = &run->config;
     for (int i = 0; i < spec->n_sizes; i++) config->sizes[i] = (int)o->sizes[i];
@@ -477,7 +487,7 @@ static inline bool train_run(TrainRun *run) {
     spec->layout(config->sizes, &run->layout);
     if (!params_there(run) || !data_open(run)) return false;
     if (!model_make(run)) return false;
-    if (!o->bench && !o->eval && !o->dump && !out_make(run)) return false;
+    if (training && run->lock < 0 && (!out_make(run) || !out_take(run))) return false;
     announce(run);
     if (o->bench) return run_bench(run);
     if (o->eval) return run_eval(run);
@@ -493,6 +503,7 @@ static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
     run->program = slash ? slash + 1 : argc > 0 ? argv[0] : "train";
     run->argc = argc;
     run->argv = argv;
+    run->lock = -1;
     program_start();
     flags_define(run);
     if (!train_run(run) && !run->status) run->status = 1;
@@ -502,6 +513,10 @@ static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
     st_free(&run->weights);
     dataset_close(&run->train);
     dataset_close(&run->test);
+    if (run->lock >= 0) {
+        unlink(run->lock_path);
+        close(run->lock);
+    }
     free(run->rows);
     free(run->model_path);
     free(run->last_path);
@@ -509,6 +524,7 @@ static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
     free(run->svg_path);
     free(run->previous_path);
     free(run->whole_path);
+    free(run->lock_path);
     free(run->saved_data);
     free(run);
     return status;

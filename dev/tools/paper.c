@@ -284,10 +284,8 @@ static void print_curves(TextBuffer *out, const Result *results) {
 
 static bool write_text(TextBuffer *text, const char *out, const char *name, char *error) {
     char *path = path_join(out, name);
-    bool ok = text->failed ? fail(error, "%s: no memory for it", path)
-                           : write_file_atomically(path, text->bytes, text->size, error);
+    bool ok = text_write(text, path, error);
     free(path);
-    free(text->bytes);
     memset(text, 0, sizeof *text);
     return ok;
 }

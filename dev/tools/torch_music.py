@@ -30,8 +30,8 @@ Evaluate a model as the trainers do, or make a new one; the files are the same, 
     dev/tools/torch_music.py --init out/gpt/model.safetensors --eval data/test.safetensors
     dev/tools/torch_music.py --model lstm --save new.safetensors
 
-Needs PyTorch 1.13 or newer (`compiled`: 2), and for files the package safetensors. Dropout draws PyTorch's own random
-numbers, so steps agree only without it. Exit status: 0 done, 1 it failed, 2 wrong usage.
+Needs PyTorch 1.13 or newer (`compiled`: 2), and for files the packages safetensors and numpy. Dropout draws PyTorch's
+own random numbers, so steps agree only without it. Exit status: 0 done, 1 it failed, 2 wrong usage.
 """
 import argparse
 import gc
@@ -224,10 +224,11 @@ MODELS = {"gpt": GPT, "lstm": LSTM}
 
 def safetensors():
     try:
+        import numpy  # which safetensors asks for only when it saves
         import safetensors.torch
         return safetensors
     except ImportError as problem:
-        fail("the package safetensors cannot be imported (%s); install it: pip install safetensors" % problem)
+        fail("files cannot be read or written (%s); install what they need: pip install safetensors numpy" % problem)
 
 
 def read(path):
