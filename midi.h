@@ -3,7 +3,8 @@
 What it leaves out:
 - Formats other than 0 and 1, and SMPTE time: divisions are ticks per quarter note.
 - It keeps notes, tempos, time signatures and texts. Programs, pedal and other controllers, bends, key signatures,
-  aftertouch and sysex are read over, and lost when the song is written again.
+  aftertouch and sysex are read over, and lost when the song is written again. So a note that only the pedal holds is
+  as short as its key was down; song.pedal_presses tells whether there is a pedal.
 - The whole file and song are held in memory: about 30 times the file's size at worst.
 - The token grid is a 16th note; triplets and grace notes are rounded to it.
 - A file of 40 bytes can claim a piece of a billion steps: the limits MIDI_MAX_ below refuse such songs.
@@ -112,7 +113,9 @@ enum {
     MIDI_MAX_STEPS = 1 << 24,  // longest piece: 24 days at 120 quarters a minute
     MIDI_MAX_PIECES = 1 << 22, // most notes of a token stream, counted after cutting them into pieces of 32 steps
     MIDI_MAX_LINES = 1 << 26,  // most bar lines to compute, summed over the time signatures (each makes 2^24 at most)
-    MIDI_MAX_TRACKS = 65535
+    MIDI_MAX_BARS = 500000,    // most BAR tokens of a piece that midi_usable finds usable
+    MIDI_MAX_TRACKS = 65535,
+    MIDI_DRUMS = 9 // the channel that everybody calls 10
 };
 
 // Times are ticks since the start of the song. `track` is the number of the track chunk in the file, from 0; a song
@@ -165,24 +168,31 @@ typedef struct {
     size_t ignored_meters; // time signatures that make no sense
     size_t skipped_chunks; // chunks that are no tracks
     size_t missing_tracks; // announced in the header, not in the file
+    size_t unread_tracks;  // in the file, not announced in the header, and so not read
+    size_t pedal_presses;  // how often the sustain pedal goes down, control change 64 from below 64 to 64 or more
+    size_t dropped_drums;  // midi_drop_drums: notes that it took out
     size_t trailing_bytes; // after the last track
     size_t dropped_tokens; // midi_decode: tokens out of order
 } midi_song;
 
 typedef struct {
     size_t offset;  // byte of the file (token, note, ... of the input) where it went wrong, or MIDI_NO_OFFSET
-    char text[200]; // one sentence, without a full stop, that names the offset too
+    int system;     // 1: memory, a disk or the like failed, and the same input may be good another time
+    char text[240]; // one sentence, without a full stop, that names the offset too
 } midi_error;
 #define MIDI_NO_OFFSET ((size_t)-1)
 
-// What midi_encode did.
+// What midi_encode did. notes + out_of_range + vanished are all notes of the song.
 typedef struct {
     int64_t steps;       // where the piece ends, in steps
     size_t bars;         // BAR tokens
     size_t notes;        // notes of the song that are in the tokens
     size_t split;        // of these, notes longer than 32 steps, cut into pieces
+    size_t moved;        // of these, notes that begin between two steps and were moved to one
+    size_t drums;        // of these, notes of channel MIDI_DRUMS, which become keys of the piano
+    size_t pieces;       // what the notes became, three tokens each; above MIDI_MAX_PIECES no longer exact
     size_t out_of_range; // notes dropped because no piano has the key
-    size_t vanished;     // notes dropped because start and end round to one step
+    size_t vanished;     // notes dropped because start and end round to one step: too short
     int assumed_meter;   // 1: the song has no time signature and was read as 4/4
 } midi_report;
 
@@ -215,9 +225,23 @@ MIDI_DEF int midi_add_text(midi_song *song, int64_t tick, int type, const char *
 // Tick -> step: rint(tick * (4.0 / division)), ties to even, in IEEE double. Above 2^25 it stays 2^25.
 MIDI_DEF int64_t midi_steps(int64_t tick, int division);
 
+// These change a song before midi_encode, for those who want other notes in the tokens than a plain reading gives. Each
+// returns how many notes it changed. midi_drop_drums takes the notes of channel MIDI_DRUMS out. midi_keep_short makes
+// the notes that would vanish a step long (where a tick is longer than a step, a tick).
+MIDI_DEF size_t midi_drop_drums(midi_song *song);
+MIDI_DEF size_t midi_keep_short(midi_song *song);
+
+// Counts the notes that begin before a step, INT64_MAX for all, as midi_encode does; steps and bars stay 0.
+MIDI_DEF void midi_count(const midi_song *song, int64_t before, midi_report *report);
+
 // Song -> tokens; the caller frees *tokens with MIDI_FREE (never NULL). report may be NULL. The stream may be empty.
 // Errors: longer than MIDI_MAX_STEPS, more than MIDI_MAX_PIECES or MIDI_MAX_LINES, division not 1..32767, no memory.
 MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, midi_report *report, midi_error *error);
+
+// Whether what midi_encode made of a song is music: 0 and the reason where it holds no note (the song has none, or all
+// are too short, out of range, dropped drums or in tracks that the header does not announce) or more than MIDI_MAX_BARS
+// bar lines.
+MIDI_DEF int midi_usable(const midi_song *song, const midi_report *report, midi_error *error);
 
 // Tokens -> song of division 480: notes sorted by (start, key, duration) with velocity 80 on channel 0 of track 0, and
 // the bar lines in song->bars; no tempo, no meter. Tokens out of order are dropped and counted. Errors: a token of 153
@@ -257,6 +281,7 @@ static int midi__fail(midi_error *error, size_t offset, const char *format, ...)
     vsnprintf(error->text, sizeof error->text, format, arguments);
     va_end(arguments);
     error->offset = offset;
+    error->system = 0;
     size_t length = strlen(error->text);
     if (offset != MIDI_NO_OFFSET) {
         snprintf(error->text + length, sizeof error->text - length, " (byte %llu)", (unsigned long long)offset);
@@ -264,7 +289,11 @@ static int midi__fail(midi_error *error, size_t offset, const char *format, ...)
     return 0;
 }
 
-static int midi__no_memory(midi_error *error) { return midi__fail(error, MIDI_NO_OFFSET, "out of memory"); }
+static int midi__no_memory(midi_error *error) {
+    midi__fail(error, MIDI_NO_OFFSET, "out of memory");
+    if (error) error->system = 1;
+    return 0;
+}
 
 // Appends a copy of an item of size bytes to an array of *n such items; list points to the pointer to it. 0 = no
 // memory. Arrays have room for 16 items, then double whenever n is a power of two, so that n tells the room.
@@ -330,6 +359,7 @@ typedef struct {
     // The open notes of each channel and key wait in a queue, linked through their `end`: first and last are numbers of
     // notes, -1 = none; the end of an open note is -2 - the number of the next one, so that all open ends are negative.
     int64_t first[16 * 128], last[16 * 128];
+    unsigned pedals; // bit c: the sustain pedal of channel c is down in this track
 } midi__reader;
 
 static uint32_t midi__big_endian(const uint8_t *bytes, int n) {
@@ -454,8 +484,11 @@ static int midi__events(midi__reader *reader, size_t end, int track, int64_t *ti
             if (!midi__note_on(reader, *tick, channel, data[0], data[1], track)) return 0;
         } else if (kind == 8 || kind == 9) {
             midi__note_off(reader, *tick, channel, data[0]);
-        } else if (kind == 0xB && *tick > reader->song->last_mark) {
-            reader->song->last_mark = *tick;
+        } else if (kind == 0xB) {
+            if (*tick > reader->song->last_mark) reader->song->last_mark = *tick;
+            unsigned before = reader->pedals, pedal = 1u << channel;
+            if (data[0] == 64) reader->pedals = data[1] < 64 ? before & ~pedal : before | pedal;
+            reader->song->pedal_presses += reader->pedals > before;
         }
     }
     return 1;
@@ -465,6 +498,7 @@ static int midi__track(midi__reader *reader, size_t end, int track) {
     midi_song *song = reader->song;
     size_t first_note = song->n_notes;
     int64_t tick = 0;
+    reader->pedals = 0;
     if (!midi__events(reader, end, track, &tick)) return 0;
     for (size_t i = first_note; i < song->n_notes; i++) {
         midi_note *note = &song->notes[i];
@@ -532,13 +566,19 @@ static int midi__chunks(midi__reader *reader) {
     }
     song->missing_tracks = (size_t)(announced - song->n_tracks);
     song->trailing_bytes = wrapped ? 0 : size - reader->at;
+    while (size - reader->at >= 8) {
+        song->unread_tracks += !memcmp(bytes + reader->at, "MTrk", 4);
+        length = midi__big_endian(bytes + reader->at + 4, 4);
+        reader->at += 8;
+        reader->at = length > size - reader->at ? size : reader->at + length;
+    }
     song->format = song->n_tracks > 1 ? 1 : format;
     return 1;
 }
 
 MIDI_DEF int midi_read(midi_song *song, const void *bytes, size_t size, midi_error *error) {
     memset(song, 0, sizeof *song);
-    midi__reader reader = {(const uint8_t *)bytes, size, 0, song, error, {0}, {0}};
+    midi__reader reader = {(const uint8_t *)bytes, size, 0, song, error, {0}, {0}, 0};
     for (int i = 0; i < 16 * 128; i++) reader.first[i] = reader.last[i] = -1;
     int done = midi__chunks(&reader);
     if (!done) midi_free(song);
@@ -546,21 +586,29 @@ MIDI_DEF int midi_read(midi_song *song, const void *bytes, size_t size, midi_err
 }
 
 #ifndef MIDI_NO_FILES
+// By errno: what may differ from file to file is the file's fault, all else the system's.
+static int midi__unreadable(midi_error *error) {
+    int e = errno, own = e == ENOENT || e == EACCES || e == EPERM || e == ELOOP || e == ENOTDIR || e == ENAMETOOLONG;
+    midi__fail(error, MIDI_NO_OFFSET, "cannot be read: %s", strerror(e));
+    if (error) error->system = !own && e != EOVERFLOW;
+    return 0;
+}
+
 MIDI_DEF int midi_read_file(midi_song *song, const char *path, size_t max_bytes, midi_error *error) {
     memset(song, 0, sizeof *song);
     struct stat status; // asked before opening, because opening a pipe would wait for a writer
-    if (stat(path, &status)) return midi__fail(error, MIDI_NO_OFFSET, "cannot be read: %s", strerror(errno));
+    if (stat(path, &status)) return midi__unreadable(error);
     if (!S_ISREG(status.st_mode)) return midi__fail(error, MIDI_NO_OFFSET, "is not a regular file");
     if ((uint64_t)status.st_size > max_bytes) {
         return midi__fail(error, MIDI_NO_OFFSET, "has %lld bytes, more than the %llu that a MIDI file may have",
                           (long long)status.st_size, (unsigned long long)max_bytes);
     }
     FILE *file = fopen(path, "rb");
-    if (!file) return midi__fail(error, MIDI_NO_OFFSET, "cannot be read: %s", strerror(errno));
+    if (!file) return midi__unreadable(error);
     void *bytes = MIDI_MALLOC((size_t)status.st_size + 1);
     size_t size = bytes ? fread(bytes, 1, (size_t)status.st_size, file) : 0;
     int done = bytes ? 1 : midi__no_memory(error);
-    if (ferror(file)) done = midi__fail(error, MIDI_NO_OFFSET, "cannot be read: %s", strerror(errno));
+    if (ferror(file)) done = midi__unreadable(error);
     fclose(file);
     done = done && midi_read(song, bytes, size, error);
     MIDI_FREE(bytes);
@@ -859,6 +907,54 @@ static size_t midi__merge(const uint8_t *lines, int64_t steps, const uint64_t *p
 
 static int64_t midi__later(int64_t a, int64_t b) { return a > b ? a : b; }
 
+static int midi__on_piano(const midi_note *note) {
+    return note->key >= MIDI_LOWEST_KEY && note->key <= MIDI_HIGHEST_KEY;
+}
+
+MIDI_DEF size_t midi_drop_drums(midi_song *song) {
+    size_t all = song->n_notes, kept = 0;
+    for (size_t i = 0; i < all; i++) {
+        if (song->notes[i].channel != MIDI_DRUMS) song->notes[kept++] = song->notes[i];
+    }
+    song->n_notes = kept;
+    song->dropped_drums += all - kept;
+    return all - kept;
+}
+
+MIDI_DEF size_t midi_keep_short(midi_song *song) {
+    size_t changed = 0;
+    for (size_t i = 0; i < song->n_notes; i++) {
+        midi_note *note = &song->notes[i];
+        int64_t step = midi_steps(note->start, song->division);
+        if (!midi__on_piano(note) || midi_steps(note->end, song->division) > step) continue;
+        note->end = midi__later(note->start + 1, ((step + 1) * song->division + 2) / 4); // the tick nearest to step + 1
+        changed++;
+    }
+    return changed;
+}
+
+MIDI_DEF void midi_count(const midi_song *song, int64_t before, midi_report *report) {
+    memset(report, 0, sizeof *report);
+    report->assumed_meter = song->n_meters == 0;
+    for (size_t i = 0; i < song->n_notes; i++) {
+        const midi_note *note = &song->notes[i];
+        int64_t start = midi_steps(note->start, song->division);
+        int64_t duration = midi_steps(note->end, song->division) - start;
+        if (start >= before) continue;
+        if (!midi__on_piano(note)) {
+            report->out_of_range++;
+        } else if (duration == 0) {
+            report->vanished++;
+        } else {
+            report->notes++;
+            report->split += duration > 32;
+            report->moved += note->start % song->division * 4 % song->division != 0;
+            report->drums += note->channel == MIDI_DRUMS;
+            if (report->pieces <= MIDI_MAX_PIECES) report->pieces += (size_t)(duration + 31) / 32;
+        }
+    }
+}
+
 MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, midi_report *report, midi_error *error) {
     midi_report own;
     if (!report) report = &own;
@@ -868,7 +964,6 @@ MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, mid
     if (!midi__check(song, error)) return 0;
 
     int64_t last = song->last_mark;
-    size_t n_pieces = 0;
     for (size_t i = 0; i < song->n_tempos; i++) last = midi__later(last, song->tempos[i].tick);
     for (size_t i = 0; i < song->n_meters; i++) last = midi__later(last, song->meters[i].tick);
     for (size_t i = 0; i < song->n_notes; i++) last = midi__later(last, song->notes[i].end);
@@ -876,25 +971,13 @@ MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, mid
     if (end > MIDI_MAX_STEPS) {
         return midi__fail(error, MIDI_NO_OFFSET, "the piece is longer than %d steps (16th notes)", MIDI_MAX_STEPS);
     }
-    for (size_t i = 0; i < song->n_notes; i++) {
-        const midi_note *note = &song->notes[i];
-        int64_t duration = midi_steps(note->end, song->division) - midi_steps(note->start, song->division);
-        if (note->key < MIDI_LOWEST_KEY || note->key > MIDI_HIGHEST_KEY) {
-            report->out_of_range++;
-        } else if (duration == 0) {
-            report->vanished++;
-        } else {
-            report->notes++;
-            report->split += duration > 32;
-            n_pieces += (size_t)(duration + 31) / 32;
-        }
-        if (n_pieces > MIDI_MAX_PIECES) {
-            return midi__fail(error, MIDI_NO_OFFSET, "the piece has more than %d notes, counted in pieces of 32 steps",
-                              MIDI_MAX_PIECES);
-        }
-    }
+    midi_count(song, INT64_MAX, report);
     report->steps = end;
-    report->assumed_meter = song->n_meters == 0;
+    size_t n_pieces = report->pieces;
+    if (n_pieces > MIDI_MAX_PIECES) {
+        return midi__fail(error, MIDI_NO_OFFSET, "the piece has more than %d notes, counted in pieces of 32 steps",
+                          MIDI_MAX_PIECES);
+    }
 
     uint8_t *lines = (uint8_t *)MIDI_MALLOC((size_t)end + 1);
     uint64_t *both = (uint64_t *)MIDI_MALLOC((2 * n_pieces + 1) * sizeof *both);
@@ -909,7 +992,7 @@ MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, mid
         size_t k = 0;
         for (size_t i = 0; i < song->n_notes; i++) {
             const midi_note *note = &song->notes[i];
-            if (note->key < MIDI_LOWEST_KEY || note->key > MIDI_HIGHEST_KEY) continue;
+            if (!midi__on_piano(note)) continue;
             int64_t time = midi_steps(note->start, song->division), stop = midi_steps(note->end, song->division);
             for (; time < stop; time += 32) {
                 uint64_t pitch = (uint64_t)(note->key - MIDI_LOWEST_KEY), duration = (uint64_t)(stop - time);
@@ -926,6 +1009,30 @@ MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, mid
     MIDI_FREE(both);
     MIDI_FREE(stream);
     return done;
+}
+
+MIDI_DEF int midi_usable(const midi_song *song, const midi_report *report, midi_error *error) {
+    if (report->bars > MIDI_MAX_BARS) {
+        return midi__fail(error, MIDI_NO_OFFSET, "its %llu bar lines alone take more than %d tokens",
+                          (unsigned long long)report->bars, 2 * MIDI_MAX_BARS);
+    }
+    if (report->notes) return 1;
+    const struct {
+        size_t n;
+        const char *what;
+    } reasons[] = {{report->vanished, "too short for the grid of 16ths"},
+                   {report->out_of_range, "outside the piano's keys"},
+                   {song->dropped_drums, "dropped with the drums"},
+                   {song->unread_tracks, "of its tracks not read, because the header announces fewer"},
+                   {song->missing_tracks, "of the tracks that the header announces missing"}};
+    char why[320] = "";
+    for (size_t i = 0, used = 0; i < sizeof reasons / sizeof *reasons; i++) {
+        if (!reasons[i].n) continue;
+        used += (size_t)snprintf(why + used, sizeof why - used, "%s%llu %s", used ? ", " : ": ",
+                                 (unsigned long long)reasons[i].n, reasons[i].what);
+    }
+    size_t all = song->n_notes + song->dropped_drums;
+    return midi__fail(error, MIDI_NO_OFFSET, "%s%s", all ? "none of its notes can be used" : "holds no notes", why);
 }
 
 static int midi__note_before(const void *left, const void *right) {
