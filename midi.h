@@ -177,7 +177,7 @@ typedef struct {
 
 typedef struct {
     size_t offset;  // byte of the file (token, note, ... of the input) where it went wrong, or MIDI_NO_OFFSET
-    int system;     // 1: memory, a disk or the like failed, and the same input may be good another time
+    int code;       // errno where the system failed, as it may also for a good file (ENOMEM: no memory); else 0
     char text[240]; // one sentence, without a full stop, that names the offset too
 } midi_error;
 #define MIDI_NO_OFFSET ((size_t)-1)
@@ -262,11 +262,11 @@ MIDI_DEF int midi_may_follow(int previous, int next);
 
 #ifdef MIDI_IMPLEMENTATION
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #ifndef MIDI_NO_FILES
-#include <errno.h>
 #include <sys/stat.h>
 #endif
 
@@ -281,7 +281,7 @@ static int midi__fail(midi_error *error, size_t offset, const char *format, ...)
     vsnprintf(error->text, sizeof error->text, format, arguments);
     va_end(arguments);
     error->offset = offset;
-    error->system = 0;
+    error->code = 0;
     size_t length = strlen(error->text);
     if (offset != MIDI_NO_OFFSET) {
         snprintf(error->text + length, sizeof error->text - length, " (byte %llu)", (unsigned long long)offset);
@@ -291,7 +291,7 @@ static int midi__fail(midi_error *error, size_t offset, const char *format, ...)
 
 static int midi__no_memory(midi_error *error) {
     midi__fail(error, MIDI_NO_OFFSET, "out of memory");
-    if (error) error->system = 1;
+    if (error) error->code = ENOMEM;
     return 0;
 }
 
@@ -586,11 +586,10 @@ MIDI_DEF int midi_read(midi_song *song, const void *bytes, size_t size, midi_err
 }
 
 #ifndef MIDI_NO_FILES
-// By errno: what may differ from file to file is the file's fault, all else the system's.
 static int midi__unreadable(midi_error *error) {
-    int e = errno, own = e == ENOENT || e == EACCES || e == EPERM || e == ELOOP || e == ENOTDIR || e == ENAMETOOLONG;
-    midi__fail(error, MIDI_NO_OFFSET, "cannot be read: %s", strerror(e));
-    if (error) error->system = !own && e != EOVERFLOW;
+    int code = errno;
+    midi__fail(error, MIDI_NO_OFFSET, "cannot be read: %s", strerror(code));
+    if (error) error->code = code;
     return 0;
 }
 
