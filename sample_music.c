@@ -335,6 +335,7 @@ static void job_finish(Job *job, Song *song, int64_t i) {
         job->reports[i] = report;
         for (; job->good && job->reported < job->all && job->reports[job->reported].size; job->reported++) {
             const TextBuffer *line = &job->reports[job->reported];
+            clean_text(line->bytes, line->size);
             fprintf(job->call->report, "%.*s\n", (int)line->size, line->bytes);
             fflush(job->call->report);
         }
@@ -443,7 +444,7 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
         const char *path = call->outputs.list[k];
         if (format_of(path)->make) continue;
         job.good = songs_write(job.kept, (int)job.all, path, error);
-        if (job.good) fprintf(call->report, "%s  %lld song%s\n", path, (long long)job.made, plural((size_t)job.made));
+        if (job.good) print_line(call->report, "%s  %lld song%s", path, (long long)job.made, plural((size_t)job.made));
     }
     if (job.good && settings->songs > 1) {
         fprintf(call->report, "%lld song%s  %lld tokens  %.1f s  %.0f tokens/s", (long long)job.made,

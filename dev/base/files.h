@@ -11,6 +11,8 @@
 #define _POSIX_C_SOURCE 200809L // fileno and fsync
 #endif
 
+#include "base/utf8.h"
+
 #include <errno.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -26,16 +28,14 @@
 enum { ERROR_SIZE = 1024 }; // of every `char *error` below; it receives one sentence, without a newline
 
 // Formats a sentence into error[ERROR_SIZE] (which may be NULL, and may be among the arguments) and returns false.
-// Control characters become '?', because names out of hostile files end up here and then on a terminal.
+// It is cleaned (see clean_text), because names out of hostile files end up here and then on a terminal.
 PRINTF_LIKE(2, 3) static inline bool fail(char *error, const char *format, ...) {
     char text[ERROR_SIZE];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    for (char *c = text; *c; c++) {
-        if ((unsigned char)*c < 32 || *c == 127) *c = '?';
-    }
+    clean_text(text, strlen(text));
     if (error) memcpy(error, text, sizeof text);
     return false;
 }

@@ -339,7 +339,7 @@ static inline bool hard_link(const char *path, const char *name, char *error) {
 static inline void previous_keep(const TrainRun *run) {
     char *path = path_join(run->o.out, "model.prev.safetensors");
     if (!access(run->previous_path, F_OK) && !rename(run->previous_path, path)) {
-        fprintf(stderr, "%s: %s holds an earlier run; its best model is kept as %s\n", run->program, run->o.out, path);
+        print_line(stderr, "%s: %s holds an earlier run; its best model is kept as %s", run->program, run->o.out, path);
         unlink(run->previous_path); // where both were one file already, rename has left it
     }
     free(path);

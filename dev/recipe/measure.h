@@ -93,7 +93,7 @@ static inline bool run_dump(TrainRun *run) {
         diagnose(spec, run->model, &run->layout, &plan, why);
         return fail(run->error, "step %lld: the loss or a gradient is not finite (%.300s)", (long long)plan.step, why);
     }
-    if (ok) printf("step %lld, loss %#.7g: %s\n", (long long)plan.step, (double)loss, run->o.dump);
+    if (ok) print_line(stdout, "step %lld, loss %#.7g: %s", (long long)plan.step, (double)loss, run->o.dump);
     return ok;
 }
 

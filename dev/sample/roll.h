@@ -10,12 +10,12 @@
 
 #include "sample/song.h"
 
-// A text as XML; what is not UTF-8 or is a control becomes '?'.
+// A text as XML, cleaned as clean_text does.
 static inline void roll_text(TextBuffer *out, const char *text) {
     for (int length; *text; text += length ? length : 1) {
         const char *name = *text == '&' ? "&amp;" : *text == '<' ? "&lt;" : *text == '>' ? "&gt;" : NULL;
-        length = utf8_length(text, 4);
-        if (!length || (unsigned char)*text < 32 || *text == 127) name = "?";
+        length = shown_length(text, 4);
+        if (!length) name = "?";
         text_add(out, name ? name : text, name ? strlen(name) : (size_t)length);
     }
 }
