@@ -278,7 +278,7 @@ static inline bool weights_open(TrainRun *run) {
     // A model's window is its own default, and so is, to evaluate it, its precision, where this build has it.
     const char *precision = st_meta(&run->weights, "precision");
     if (o->eval && precision && !flag_find(&run->flags, "precision")->given) {
-        if (flag_set(flag_find(&run->flags, "precision"), precision, run->error)) precision_keep(run, precision);
+        if (flag_set(flag_find(&run->flags, "precision"), precision, NULL)) precision_keep(run, precision);
     }
     if (!window || o->resume || flag->given || flag_set(flag, window, run->error)) return true;
     return fail(run->error, "%s: its window is '%.40s', and %s", run->weights_path, window, run->error);
