@@ -93,6 +93,11 @@ static inline size_t name_unescape(const char *line, char *out) {
 
 // ---- numbers as people read them
 
+static inline const char *four_digits(char text[32], double x) { // or as many as a larger whole number has
+    snprintf(text, 32, fabs(x) < 9999.5 ? "%.4g" : "%.0f", x);
+    return text;
+}
+
 static inline const char *thousands(char text[32], int64_t n) { // "4,326,041"
     char digits[32];
     int length = snprintf(digits, sizeof digits, "%lld", (long long)n), out = 0;
