@@ -269,6 +269,7 @@ static void report_making(const Song *song, const Settings *settings, TextBuffer
 typedef struct { // what the command line asks for
     Settings settings;
     Texts models, outputs;
+    char *found[MAX_MODELS]; // where a model is a folder: its file
     const Flag *context, *bpm;
     const char *weights, *dataset;
     int64_t stride;
@@ -575,6 +576,7 @@ static bool parse_outputs(Call *call, char *error) {
         if (!format->make) call->page = true;
         if (strcmp(path, "-")) continue;
         if (to_stdout) return fail(error, "-o -: it was given twice; once is enough");
+        if (isatty(1)) return fail(error, "-o -: a terminal plays no MIDI; name a file, or pipe it into a player");
         if (several) return fail(error, "-o -: the standard output takes one song; name a file for more");
         to_stdout = true;
     }
@@ -593,7 +595,7 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     Settings *s = &call->settings;
     const double many = 1e6;
     flag_texts(f, "", "MODEL", &call->models, MAX_MODELS,
-               "what a trainer saved; several to compare [out/gpt/model.safetensors, else out/lstm/model.safetensors]");
+               "what a trainer saved, or its --out folder; several to compare [out/gpt, else out/lstm]");
     flag_texts(
         f, "o", "FILE", &call->outputs, MAX_TEXTS,
         "write FILE: .mid is music, .wav sound, .html a page that shows and plays all songs, .svg a piano roll, - "
@@ -658,14 +660,43 @@ static int print_help(const Flags *flags) {
 
 // ---- the program
 
-static bool find_model(Call *call, char *error) {
-    static const char *const usual[] = {"out/gpt/model.safetensors", "out/lstm/model.safetensors"};
-    for (int i = 0; i < 2 && !call->models.n; i++) {
-        if (!access(usual[i], F_OK)) call->models.list[call->models.n++] = usual[i];
+// The model in a trainer's folder, for free(): the best one, or what a run saved that has no best one yet, if `latest`
+// allows that. NULL: there is none.
+static char *model_in(const char *folder, bool latest) {
+    static const char *const names[] = {"model.safetensors", "last.safetensors"};
+    for (int i = 0; i < 1 + latest; i++) {
+        char *path = path_join(folder, names[i]);
+        if (!access(path, F_OK)) return path;
+        free(path);
     }
-    return call->models.n ||
-           fail(error, "%s: there is no such model yet; train one with ./train_gpt_music, or name a model's file",
-                usual[0]);
+    return NULL;
+}
+
+// Puts the model's file in the place of each folder, and finds one if none is named.
+static bool find_models(Call *call, char *error) {
+    static const char *const usual[] = {"out/gpt", "out/lstm"};
+    const bool named = call->models.n;
+    for (int i = 0; i < 4 && !named && !call->models.n; i++) {
+        call->found[0] = model_in(usual[i % 2], i > 1);
+        if (call->found[0]) call->models.list[call->models.n++] = usual[i % 2];
+    }
+    if (!call->models.n) {
+        return fail(error, "out/gpt/model.safetensors: there is no such model yet; train one with ./train_gpt_music, "
+                           "or name a model's file");
+    }
+    for (int k = 0; k < call->models.n; k++) {
+        const char *folder = call->models.list[k];
+        struct stat about;
+        if (stat(folder, &about) || !S_ISDIR(about.st_mode)) continue;
+        if (!call->found[k]) call->found[k] = model_in(folder, true);
+        char *path = call->found[k];
+        if (!path) return fail(error, "%s: is a folder without model.safetensors; name a model's file", folder);
+        call->models.list[k] = path;
+        if (!strcmp(strrchr(path, '/'), "/last.safetensors")) {
+            print_line(call->report, "%s: used, because %s has no model.safetensors yet", path, folder);
+        }
+    }
+    return true;
 }
 
 static bool load_models(const Call *call, Model *models, char *error) {
@@ -704,7 +735,7 @@ static int run(Call *call, Model *models, int argc, char **argv, char *error) {
     if (flags.help) return print_help(&flags);
     if (flags.version) printf("sample_music %s\n", MUSIC_VERSION);
     if (flags.version) return 0;
-    if (!find_model(call, error) || !load_models(call, models, error)) return 1;
+    if (!find_models(call, error) || !load_models(call, models, error)) return 1;
     for (int k = 0; k < call->models.n; k++) any_context = any_context || models[k].kind == GPT;
     if (call->context->given && !any_context) {
         fail(error, "--context %lld: %s is an LSTM, whose state carries all that came before; leave the flag out",
@@ -736,6 +767,7 @@ static int sample_main(int argc, char **argv) {
     program_start();
     const int status = run(&call, models, argc, argv, error);
     for (int k = 0; k < MAX_MODELS; k++) model_free(&models[k]);
+    for (int k = 0; k < MAX_MODELS; k++) free(call.found[k]);
     MIDI_FREE(call.settings.prime);
     return program_end("sample_music", status, error);
 }
