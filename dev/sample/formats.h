@@ -20,7 +20,7 @@ static inline bool make_mid(TextBuffer *out, const Song *song, char *error) {
     if (!midi_write(&song->midi, &bytes, &size, &problem)) return fail(error, "%s", problem.text);
     text_add(out, (const char *)bytes, size);
     MIDI_FREE(bytes);
-    return true;
+    return !out->failed || fail(error, "no memory for a file of %zu bytes", size);
 }
 
 static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
