@@ -9,7 +9,7 @@
 //
 // Read down: logits become a token, tokens a song, many songs are made at once, and the command line says which. The
 // models that give the logits are in dev/sample/decoder.h, which says how they are fast. What a song is as music is in
-// song.h there, its files in formats.h, --live in live.h, --eval and --bench in measure.h.
+// song.h there, its files in formats.h, the prime in prime.h, --live in live.h, --eval and --bench in measure.h.
 
 #include "sample/decoder.h" // first: it chooses the system's interfaces
 
@@ -20,6 +20,7 @@
 #include "sample/keys.h"
 #include "sample/live.h"
 #include "sample/measure.h"
+#include "sample/prime.h"
 #include "sample/song.h"
 #define MIDI_IMPLEMENTATION
 #include "midi.h"
@@ -106,13 +107,13 @@ typedef struct { // what all songs of one call share
     Filter filter;
     int64_t tokens, bars; // at most so much new material; 0: no limit
     double seconds;       // at least so much, to the next bar line; 0: no limit, but one of the three is set
-    int64_t context, prime_tokens, songs, threads;
+    int64_t context, songs, threads;
     double bpm;
     uint64_t seed;
-    const char *prime_path, *scale, *lowest, *highest;
-    bool no_prime, live;
-    uint8_t *prime; // the first n_prime of the prime's tokens
-    size_t n_prime;
+    const char *scale, *lowest, *highest;
+    bool live;
+    Prime prime;
+    TempoMap tempo; // seconds by steps
 } Settings;
 
 typedef struct { // a song in the making
@@ -132,31 +133,49 @@ typedef struct { // a song in the making
     Live live;
 } Maker;
 
-static double step_seconds(const Settings *settings) { return 60 / settings->bpm / 4; } // of a 16th
+// Times the music by its tempos; without a prime there is one, bpm.
+static bool settings_time(Settings *s, char *error) {
+    Marks *marks = &s->prime.marks;
+    if (!marks->n_tempos) {
+        marks->tempos = calloc(1, sizeof *marks->tempos);
+        if (!marks->tempos) return fail(error, "no memory for a tempo");
+        marks->tempos[marks->n_tempos++].value = (int)lrint(60e6 / s->bpm);
+    }
+    for (size_t i = 0; i < marks->n_tempos; i++) {
+        const Mark *mark = &marks->tempos[i];
+        const double quarter = 60 / (i ? bpm_of(mark->value) : s->bpm);
+        if (!tempo_add(&s->tempo, (double)mark->tick / MIDI_STEP, quarter / 4)) {
+            return fail(error, "no memory for %zu tempos", marks->n_tempos);
+        }
+    }
+    return true;
+}
 
 // The most new tokens of a song. With --bars or --seconds alone there is a limit too: a model may never end a bar.
 static size_t most_tokens(const Settings *settings) {
     enum { TOKENS_IN_BAR = 2048 };
-    double bars = settings->bars ? (double)settings->bars : settings->seconds / step_seconds(settings) / 16 + 1;
+    const double step = settings->tempo.spans[settings->tempo.n - 1].unit;
+    double bars = settings->bars ? (double)settings->bars : settings->seconds / step / 16 + 1;
     return settings->tokens ? (size_t)settings->tokens : (size_t)((bars < 1e5 ? bars : 1e5) * TOKENS_IN_BAR);
 }
 
 static int64_t context_needed(const Settings *settings) {
-    int64_t longest = (int64_t)(settings->n_prime + most_tokens(settings) + 1);
+    int64_t longest = (int64_t)(settings->prime.n + most_tokens(settings) + 1);
     return longest < settings->context ? longest : settings->context;
 }
 
 static bool maker_begin(Maker *maker, const Settings *settings, uint64_t seed, char *error) {
-    const size_t n = settings->n_prime, most = most_tokens(settings);
+    const size_t n = settings->prime.n, most = most_tokens(settings);
     *maker = (Maker){.settings = settings, .key = philox_key(seed, PHILOX_SAMPLE, 0), .most = most};
     maker->song = (Song){.seed = seed, .tokens = malloc(n + most), .n = n, .n_prime = n};
     if (!maker->song.tokens) return fail(error, "no memory for a song of %zu tokens", n + most);
-    for (size_t i = 0; i < n; i++) place_see(&maker->place, maker->song.tokens[i] = settings->prime[i]);
+    for (size_t i = 0; i < n; i++) place_see(&maker->place, maker->song.tokens[i] = settings->prime.tokens[i]);
     maker->first = place_step(&maker->place);
-    maker->bars = n && settings->prime[n - 1] != MIDI_BAR ? -1 : 0;
+    maker->bars = n && settings->prime.tokens[n - 1] != MIDI_BAR ? -1 : 0;
     maker->started = seconds_now();
     FILE *out = settings->live ? stdout : NULL;
-    maker->live = (Live){.out = out, .stop = &interrupted, .quiet = settings->no_prime, .step = step_seconds(settings)};
+    maker->live =
+        (Live){.out = out, .stop = &interrupted, .quiet = settings->prime.left_out, .tempo = &settings->tempo};
     return true;
 }
 
@@ -203,7 +222,7 @@ static bool maker_take(Maker *maker, const float *logits) {
     maker->bars += line;
     maker->live.quiet = false;
     if (maker->live.out) live_token(&maker->live, token, "");
-    const double seconds = (double)(maker->place.line - maker->first) * step_seconds(settings);
+    const double seconds = tempo_seconds(&settings->tempo, (double)maker->first, (double)maker->place.line);
     const bool enough = line && ((settings->bars && maker->bars >= settings->bars) ||
                                  (settings->seconds > 0 && seconds >= settings->seconds - 1e-9));
     song->cut = !enough && (settings->bars || settings->seconds > 0);
@@ -235,11 +254,13 @@ static void song_describe(Song *song, const Model *model, const Settings *settin
     if (settings->lowest) song_add_setting(song, "lowest %.8s", settings->lowest);
     if (settings->highest) song_add_setting(song, "highest %.8s", settings->highest);
     if (model->kind == GPT) song_add_setting(song, "context %lld", (long long)settings->context);
-    song_add_setting(song, "bpm %g", settings->bpm);
-    if (settings->prime_path) {
-        const char *slash = strrchr(settings->prime_path, '/');
-        song_add_setting(song, "prime %.120s (%zu tokens%s)", slash ? slash + 1 : settings->prime_path,
-                         settings->n_prime, settings->no_prime ? ", left out" : "");
+    if (settings->prime.marks.n_tempos == 1) song_add_setting(song, "bpm %g", settings->bpm);
+    if (settings->prime.path) {
+        const char *slash = strrchr(settings->prime.path, '/');
+        song_add_setting(song, "prime %.120s (%zu tokens%s%s%s)", slash ? slash + 1 : settings->prime.path,
+                         settings->prime.n, settings->prime.left_out ? ", left out" : "",
+                         settings->prime.keep_short ? ", keep-short" : "",
+                         settings->prime.no_drums ? ", no-drums" : "");
     }
     if (song->interrupted) { // without this the same flags would seem to give the same song
         const size_t new = song->n - song->n_prime;
@@ -270,6 +291,7 @@ static void report_making(const Song *song, const Settings *settings, TextBuffer
 typedef struct { // what the command line asks for
     Settings settings;
     Texts models, outputs;
+    char *found[MAX_MODELS]; // where a model is a folder: its file
     const Flag *context, *bpm;
     const char *weights, *dataset;
     int64_t stride;
@@ -308,7 +330,7 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     TextBuffer report = {NULL, 0, 0, false};
     const bool none = song->interrupted && song->n == song->n_prime;
     song_describe(song, job->model, settings);
-    bool ok = none || song_finish(song, settings->no_prime, settings->bpm, problem);
+    bool ok = none || song_finish(song, settings->prime.left_out, &settings->prime.marks, problem);
     for (int k = 0; ok && !none && k < outputs->n; k++) {
         if (!format_of(outputs->list[k])->make) continue;
         char *name = output_name(outputs->list[k], i, job->all);
@@ -337,6 +359,7 @@ static void job_finish(Job *job, Song *song, int64_t i) {
         job->reports[i] = report;
         for (; job->good && job->reported < job->all && job->reports[job->reported].size; job->reported++) {
             const TextBuffer *line = &job->reports[job->reported];
+            clean_text(line->bytes, line->size);
             fprintf(job->call->report, "%.*s\n", (int)line->size, line->bytes);
             fflush(job->call->report);
         }
@@ -445,7 +468,7 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
         const char *path = call->outputs.list[k];
         if (format_of(path)->make) continue;
         job.good = songs_write(job.kept, (int)job.all, path, error);
-        if (job.good) fprintf(call->report, "%s  %lld song%s\n", path, (long long)job.made, plural((size_t)job.made));
+        if (job.good) print_line(call->report, "%s  %lld song%s", path, (long long)job.made, plural((size_t)job.made));
     }
     if (job.good && settings->songs > 1) {
         fprintf(call->report, "%lld song%s  %lld tokens  %.1f s  %.0f tokens/s", (long long)job.made,
@@ -467,64 +490,20 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
 
 // ---- the prime
 
-static bool on_grid(int64_t tick, int division) { return tick * 4 % division == 0; }
-
-// Says how many there are of something, if any.
-static void tell(FILE *out, size_t count, const char *one, const char *several) {
-    if (count) fprintf(out, "; %zu %s", count, count == 1 ? one : several);
-}
-
-// What of the file is in the tokens and what is not.
-static void tell_prime(const Settings *s, const midi_song *song, const midi_report *report, size_t all, FILE *out) {
-    size_t moved = 0, drums = 0;
-    bool loudness = false;
-    for (size_t i = 0; i < song->n_notes; i++) {
-        const midi_note *note = &song->notes[i];
-        moved += !on_grid(note->start, song->division) || !on_grid(note->end, song->division);
-        drums += note->channel == 9;
-        loudness = loudness || note->velocity != song->notes[0].velocity;
+// The prime, and its tempo if the caller gave none.
+static bool read_prime(Settings *s, bool own_bpm, FILE *out, char *error) {
+    if (!prime_read(&s->prime, error)) return false;
+    Marks *marks = &s->prime.marks;
+    const int last = marks->tempos[marks->n_tempos - 1].value;
+    if (!own_bpm) s->bpm = bpm_of(marks->tempos[0].value);
+    if (!prime_tell(&s->prime, s->bpm, own_bpm, out, error)) return false;
+    if (!own_bpm && s->prime.left_out) s->bpm = bpm_of(last);
+    if (own_bpm || s->prime.left_out) { // one tempo
+        marks->tempos[0].value = own_bpm ? (int)lrint(60e6 / s->bpm) : last;
+        marks->n_tempos = 1;
     }
-    fprintf(out, "prime %s: the first %zu of %zu tokens, at %g quarters a minute", s->prime_path, s->n_prime, all,
-            s->bpm);
-    tell(out, report->out_of_range, "note outside the piano's range dropped",
-         "notes outside the piano's range dropped");
-    tell(out, report->vanished, "note too short for 16ths dropped", "notes too short for 16ths dropped");
-    tell(out, moved, "note moved to the grid of 16ths", "notes moved to the grid of 16ths");
-    tell(out, report->split, "note longer than two bars struck again", "notes longer than two bars struck again");
-    tell(out, drums, "drum note played as a key", "drum notes played as keys");
-    tell(out, song->open_notes, "note that was never ended, ended with its track",
-         "notes that were never ended, ended with their track");
-    if (song->n_tempos > 1) fprintf(out, "; %zu tempos become one", song->n_tempos);
-    if (loudness) fprintf(out, "; all notes become equally loud");
-    if (report->assumed_meter) fprintf(out, "; no time signature, read as 4/4");
-    fprintf(out, "\n");
-}
-
-// The first tokens of the prime, and its tempo if the caller gave none.
-static bool read_prime(Settings *settings, bool own_bpm, FILE *out, char *error) {
-    midi_song song;
-    midi_error problem;
-    midi_report report;
-    const char *path = settings->prime_path;
-    if (!midi_read_file(&song, path, (size_t)64 << 20, &problem)) {
-        return fail(error, "--prime %s: %s", path, problem.text);
-    }
-    int ok = midi_encode(&song, &settings->prime, &settings->n_prime, &report, &problem);
-    if (!ok) fail(error, "--prime %s: %s", path, problem.text);
-    if (ok && !report.notes) {
-        ok = fail(error, "--prime %s: has no notes of a piano; give a MIDI file that has some", path);
-    }
-    const size_t all = settings->n_prime;
-    if (ok && all > (size_t)settings->prime_tokens) settings->n_prime = (size_t)settings->prime_tokens;
-    const midi_tempo *first = NULL; // the earliest
-    for (size_t i = 0; i < song.n_tempos; i++) {
-        if (!first || song.tempos[i].tick < first->tick) first = &song.tempos[i];
-    }
-    const double bpm = first && first->us_per_quarter ? 60e6 / first->us_per_quarter : 0;
-    if (!own_bpm && bpm >= 4 && bpm <= 1000) settings->bpm = bpm;
-    if (ok) tell_prime(settings, &song, &report, all, out);
-    midi_free(&song);
-    return ok;
+    midi_free(&s->prime.song);
+    return true;
 }
 
 // ---- the command line
@@ -576,6 +555,7 @@ static bool parse_outputs(Call *call, char *error) {
         if (!format->make) call->page = true;
         if (strcmp(path, "-")) continue;
         if (to_stdout) return fail(error, "-o -: it was given twice; once is enough");
+        if (isatty(1)) return fail(error, "-o -: a terminal plays no MIDI; name a file, or pipe it into a player");
         if (several) return fail(error, "-o -: the standard output takes one song; name a file for more");
         to_stdout = true;
     }
@@ -594,7 +574,7 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     Settings *s = &call->settings;
     const double many = 1e6;
     flag_texts(f, "", "MODEL", &call->models, MAX_MODELS,
-               "what a trainer saved; several to compare [out/gpt/model.safetensors, else out/lstm/model.safetensors]");
+               "what a trainer saved, or its --out folder; several to compare [out/gpt, else out/lstm]");
     flag_texts(
         f, "o", "FILE", &call->outputs, MAX_TEXTS,
         "write FILE: .mid is music, .wav sound, .html a page that shows and plays all songs, .svg a piano roll, - "
@@ -617,9 +597,11 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     flag_text(f, "scale", "NAME", &s->scale, NULL, "new notes only from a scale: C-major, F#-minor, Bb-blues, ...");
     flag_text(f, "lowest", "KEY", &s->lowest, NULL, "no new note below: C3, F#2, 48");
     flag_text(f, "highest", "KEY", &s->highest, NULL, "no new note above");
-    flag_text(f, "prime", "FILE", &s->prime_path, NULL, "go on from the beginning of this MIDI file");
-    flag_whole(f, "prime-tokens", &s->prime_tokens, 256, 1, many, "its first N tokens");
-    flag_switch(f, "no-prime", &s->no_prime, "leave the prime out of what is written");
+    flag_text(f, "prime", "FILE", &s->prime.path, NULL, "go on from the beginning of this MIDI file");
+    flag_whole(f, "prime-tokens", &s->prime.most, 256, 1, many, "its first N tokens");
+    flag_switch(f, "no-prime", &s->prime.left_out, "leave the prime out of what is written");
+    flag_switch(f, "keep-short", &s->prime.keep_short, "of the prime keep notes too short for the grid, a 16th long");
+    flag_switch(f, "no-drums", &s->prime.no_drums, "of the prime drop the notes of channel 10, the drums");
     flag_switch(f, "live", &s->live,
                 "write each note and bar line as text when its time comes, until the end or Ctrl-C; files after that");
     flag_text(f, "weights", "TYPE", &call->weights, "float32", "how weights are held; smaller is faster")->choices =
@@ -636,7 +618,11 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
                 "one core");
     if (!flags_parse(f, argc, argv, error)) return false;
     if (!parse_outputs(call, error) || !parse_pitches(s, error)) return false;
-    if (s->no_prime && !s->prime_path) return fail(error, "--no-prime: it goes with --prime FILE");
+    const char *needs = s->prime.left_out     ? "no-prime"
+                        : s->prime.keep_short ? "keep-short"
+                        : s->prime.no_drums   ? "no-drums"
+                                              : NULL;
+    if (needs && !s->prime.path) return fail(error, "--%s: it goes with --prime FILE", needs);
     if (call->bench && call->dataset) return fail(error, "--bench and --eval exclude each other; give one of them");
     if (call->bench && s->songs > MAX_SLOTS) {
         return fail(error, "-n %lld: --bench takes at most %d songs", (long long)s->songs, MAX_SLOTS);
@@ -659,14 +645,43 @@ static int print_help(const Flags *flags) {
 
 // ---- the program
 
-static bool find_model(Call *call, char *error) {
-    static const char *const usual[] = {"out/gpt/model.safetensors", "out/lstm/model.safetensors"};
-    for (int i = 0; i < 2 && !call->models.n; i++) {
-        if (!access(usual[i], F_OK)) call->models.list[call->models.n++] = usual[i];
+// The model in a trainer's folder, for free(): the best one, or what a run saved that has no best one yet, if `latest`
+// allows that. NULL: there is none.
+static char *model_in(const char *folder, bool latest) {
+    static const char *const names[] = {"model.safetensors", "last.safetensors"};
+    for (int i = 0; i < 1 + latest; i++) {
+        char *path = path_join(folder, names[i]);
+        if (!access(path, F_OK)) return path;
+        free(path);
     }
-    return call->models.n ||
-           fail(error, "%s: there is no such model yet; train one with ./train_gpt_music, or name a model's file",
-                usual[0]);
+    return NULL;
+}
+
+// Puts the model's file in the place of each folder, and finds one if none is named.
+static bool find_models(Call *call, char *error) {
+    static const char *const usual[] = {"out/gpt", "out/lstm"};
+    const bool named = call->models.n;
+    for (int i = 0; i < 4 && !named && !call->models.n; i++) {
+        call->found[0] = model_in(usual[i % 2], i > 1);
+        if (call->found[0]) call->models.list[call->models.n++] = usual[i % 2];
+    }
+    if (!call->models.n) {
+        return fail(error, "out/gpt/model.safetensors: there is no such model yet; train one with ./train_gpt_music, "
+                           "or name a model's file");
+    }
+    for (int k = 0; k < call->models.n; k++) {
+        const char *folder = call->models.list[k];
+        struct stat about;
+        if (stat(folder, &about) || !S_ISDIR(about.st_mode)) continue;
+        if (!call->found[k]) call->found[k] = model_in(folder, true);
+        char *path = call->found[k];
+        if (!path) return fail(error, "%s: is a folder without model.safetensors; name a model's file", folder);
+        call->models.list[k] = path;
+        if (!strcmp(strrchr(path, '/'), "/last.safetensors")) {
+            print_line(call->report, "%s: used, because %s has no model.safetensors yet", path, folder);
+        }
+    }
+    return true;
 }
 
 static bool load_models(const Call *call, Model *models, char *error) {
@@ -705,7 +720,7 @@ static int run(Call *call, Model *models, int argc, char **argv, char *error) {
     if (flags.help) return print_help(&flags);
     if (flags.version) printf("sample_music %s\n", MUSIC_VERSION);
     if (flags.version) return 0;
-    if (!find_model(call, error) || !load_models(call, models, error)) return 1;
+    if (!find_models(call, error) || !load_models(call, models, error)) return 1;
     for (int k = 0; k < call->models.n; k++) any_context = any_context || models[k].kind == GPT;
     if (call->context->given && !any_context) {
         fail(error, "--context %lld: %s is an LSTM, whose state carries all that came before; leave the flag out",
@@ -720,7 +735,8 @@ static int run(Call *call, Model *models, int argc, char **argv, char *error) {
         if (call->bench && ok && m->kind == GPT) ok = measure_speed(m, 1024, songs, error);
     }
     if (call->bench || call->dataset) return !ok;
-    if (settings->prime_path && !read_prime(settings, call->bpm->given, call->report, error)) return 1;
+    if (settings->prime.path && !read_prime(settings, call->bpm->given, call->report, error)) return 1;
+    if (!settings_time(settings, error)) return 1;
     for (int k = 0; k < call->outputs.n; k++) {
         if (!folder_is_writable(call->outputs.list[k], error)) return 1;
     }
@@ -737,7 +753,9 @@ static int sample_main(int argc, char **argv) {
     program_start();
     const int status = run(&call, models, argc, argv, error);
     for (int k = 0; k < MAX_MODELS; k++) model_free(&models[k]);
-    MIDI_FREE(call.settings.prime);
+    for (int k = 0; k < MAX_MODELS; k++) free(call.found[k]);
+    prime_free(&call.settings.prime);
+    free(call.settings.tempo.spans);
     return program_end("sample_music", status, error);
 }
 

@@ -1200,10 +1200,10 @@ static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *err
     free(names);
     for (int part = 0; part < 2 && !ok; part++) remove_empty_folders(folders[part], existing[part]);
     if (!ok) return false;
-    printf("composed %d pieces into %s and %d into %s: %.0f notes, %.1f hours", written[0], folders[0], written[1],
-           folders[1], notes, seconds / 3600);
-    if (removed) printf("; removed %d of an earlier run", removed);
-    printf("\n");
+    char more[60] = "";
+    if (removed) snprintf(more, sizeof more, "; removed %d of an earlier run", removed);
+    print_line(stdout, "composed %d pieces into %s and %d into %s: %.0f notes, %.1f hours%s", written[0], folders[0],
+               written[1], folders[1], notes, seconds / 3600, more);
     return true;
 }
 

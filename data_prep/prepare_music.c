@@ -76,12 +76,10 @@ static char *copy_text(const char *text) { return strcpy(grow(NULL, strlen(text)
 static void print_name(FILE *out, const char *name) {
     size_t left = strlen(name);
     while (left > 0) {
-        const unsigned char *c = (const unsigned char *)name;
         int length = utf8_length(name, left);
-        // C2 80 to C2 9F are control characters too.
-        bool harmless = length > 0 && *c >= 32 && *c != 127 && !(*c == 0xC2 && c[1] < 0xA0);
+        const bool harmless = shown_length(name, left);
         if (length == 0) length = 1;
-        for (int i = 0; i < length; i++) fprintf(out, harmless ? "%c" : "%%%02X", c[i]);
+        for (int i = 0; i < length; i++) fprintf(out, harmless ? "%c" : "%%%02X", (unsigned char)name[i]);
         name += length;
         left -= (size_t)length;
     }

@@ -288,6 +288,32 @@ static void test_unaligned(void) {
     dataset_close(&data);
 }
 
+// No command to a terminal, and nothing that XML forbids, is left of a text; all else is.
+static void test_shown(void) {
+    static const char *const cases[][2] = {
+        {"a\nb\033[1m\177", "a?b?[1m?"},
+        {"caf\xC3\xA9 \xC2\xA0\xF0\x9F\x8E\xB9", "caf\xC3\xA9 \xC2\xA0\xF0\x9F\x8E\xB9"},
+        {"\xC2\x80\xC2\x9B\xC2\x9F", "??????"},
+        {"\x9B\xE9 \xED\xA0\x80", "?? ???"},
+        {"\xEF\xBF\xBD\xEF\xBF\xBE\xEF\xBF\xBF", "\xEF\xBF\xBD??????"},
+        {"cut \xF0\x9F\x8E", "cut ???"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[64];
+        fail(error, "%s", cases[i][0]);
+        CHECK(!strcmp(error, cases[i][1]), "case %zu of an error: %s", i, error);
+        strcpy(text, cases[i][0]);
+        clean_text(text, strlen(text));
+        CHECK(!strcmp(text, cases[i][1]), "case %zu of a text: %s", i, text);
+    }
+    FILE *file = tmpfile();
+    char line[64] = "";
+    if (!file) return;
+    print_line(file, "%s\n%s", "a\xC2\x9B", "b");
+    rewind(file);
+    CHECK(fread(line, 1, sizeof line - 1, file) == 6 && !strcmp(line, "a???b\n"), "%s", line);
+    fclose(file);
+}
+
 int main(void) {
     check_folder(folder);
     snprintf(path, sizeof path, "%s/test.safetensors", folder);
@@ -297,6 +323,7 @@ int main(void) {
     test_random();
     test_names();
     test_unaligned();
+    test_shown();
     CHECK(!remove(path) && !rmdir(folder), "the scratch folder stays, perhaps with a temporary file");
     return check_report("data");
 }

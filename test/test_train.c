@@ -445,6 +445,8 @@ static void test_parameters(void) {
 static void test_texts(void) {
     char text[32];
     CHECK(!strcmp(thousands(text, 4326041), "4,326,041"), "%s", text);
+    CHECK(!strcmp(four_digits(text, 10230.4), "10230") && !strcmp(four_digits(text, 9999.7), "10000"), "%s", text);
+    CHECK(!strcmp(four_digits(text, 9999.4), "9999") && !strcmp(four_digits(text, 28.3456), "28.35"), "%s", text);
     CHECK(!strcmp(thousands(text, 100), "100"), "%s", text);
     CHECK(!strcmp(thousands(text, -1234567), "-1,234,567"), "%s", text);
     CHECK(!strcmp(thousands(text, -123), "-123"), "%s", text);

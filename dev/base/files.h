@@ -11,6 +11,8 @@
 #define _GNU_SOURCE // fileno, fsync and program_invocation_short_name
 #endif
 
+#include "base/utf8.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -28,16 +30,14 @@
 enum { ERROR_SIZE = 1024 }; // of every `char *error` below; it receives one sentence, without a newline
 
 // Formats a sentence into error[ERROR_SIZE] (which may be NULL, and may be among the arguments) and returns false.
-// Control characters become '?', because names out of hostile files end up here and then on a terminal.
+// It is cleaned (see clean_text), because names out of hostile files end up here and then on a terminal.
 PRINTF_LIKE(2, 3) static inline bool fail(char *error, const char *format, ...) {
     char text[ERROR_SIZE];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    for (char *c = text; *c; c++) {
-        if ((unsigned char)*c < 32 || *c == 127) *c = '?';
-    }
+    clean_text(text, strlen(text));
     if (error) memcpy(error, text, sizeof text);
     return false;
 }

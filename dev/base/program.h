@@ -18,15 +18,15 @@ static inline void program_start(void) {
     signal(SIGXFSZ, SIG_IGN); // a file-size limit is then an error of the write, with a sentence
 }
 
-// Flushes stdout, a failure too, because a full disk may show only here. Prints the sentence in error, if there is one,
-// and returns the exit status.
+// Flushes stdout, a failure too, because a full disk may show only here. Returns the exit status, and of a failure
+// prints the sentence in error, if there is one.
 static inline int program_end(const char *program, int status, char *error) {
     const bool flushed = !fflush(stdout);
     if ((!flushed || ferror(stdout)) && !status) { // of an earlier error the reason is no longer known
         fail(error, "the standard output cannot be written%s%s", flushed ? "" : ": ", flushed ? "" : strerror(errno));
         status = 1;
     }
-    if (*error) fprintf(stderr, "%s: %s\n", program, error);
+    if (status && *error) fprintf(stderr, "%s: %s\n", program, error);
     return status;
 }
 

@@ -290,8 +290,24 @@ static inline bool st_sort(StFile *file, const char *path, char *error) { // by 
     return true;
 }
 
+// What a file is that is no safetensors file, or NULL.
+static inline const char *st_other_kind(const char *bytes, size_t size) {
+    if (size > 8 && bytes[8] == '{') return NULL;
+    if (size >= 4 && !memcmp(bytes, "MThd", 4)) return "a MIDI file, with which sample_music goes on as --prime FILE";
+    if (size >= 4 && (!memcmp(bytes, "PK\3\4", 4) || !memcmp(bytes, "\x80\2\x8a\n", 4))) {
+        return "one that torch.save made; safetensors.torch.save_file(model.state_dict(), FILE) makes the right one";
+    }
+    size_t i = 0, length = 1;
+    for (; i < size && i < 4096 && length; i += length) {
+        length = strchr("\t\n\r", bytes[i]) && bytes[i] ? 1 : (size_t)shown_length(bytes + i, size - i);
+    }
+    return i && length ? "a text" : NULL;
+}
+
 static inline bool st_parse_all(StFile *file, const char *path, char *error) {
     uint64_t header;
+    const char *kind = st_other_kind((const char *)file->bytes, file->size);
+    if (kind) return fail(error, "%s: not a safetensors file, but %s", path, kind);
     if (file->size < sizeof header) {
         return fail(error, "%s: not a safetensors file: it has %zu bytes, and the header's length alone takes 8", path,
                     file->size);

@@ -1,4 +1,4 @@
-// Text: UTF-8, a text that grows, names of files on one line, and numbers as people read them.
+// Text: names on a terminal, a text that grows, names of files on one line, and numbers as people read them.
 //
 // C11 and C++17; with -std=c11 include it before the system's headers.
 #ifndef TEXT_H
@@ -6,33 +6,19 @@
 
 #include "base/files.h" // PRINTF_LIKE
 
-// ---- UTF-8
+#include <math.h>
 
-// Length (1 to 4) of the UTF-8 character at text, or 0 where there is none: a stray or missing continuation byte, an
-// overlong form, a surrogate, or a value above U+10FFFF (The Unicode Standard, table 3-7).
-static inline int utf8_length(const char *text, size_t available) {
-    const unsigned char *u = (const unsigned char *)text;
-    if (!available) return 0;
-    if (u[0] < 0x80) return 1;
-    int length = u[0] >= 0xC2 && u[0] <= 0xDF ? 2 : (u[0] & 0xF0) == 0xE0 ? 3 : u[0] >= 0xF0 && u[0] <= 0xF4 ? 4 : 0;
-    if (!length || available < (size_t)length) return 0;
-    for (int i = 1; i < length; i++) {
-        if ((u[i] & 0xC0) != 0x80) return 0;
-    }
-    if ((u[0] == 0xE0 && u[1] < 0xA0) || (u[0] == 0xED && u[1] > 0x9F)) return 0;
-    if ((u[0] == 0xF0 && u[1] < 0x90) || (u[0] == 0xF4 && u[1] > 0x8F)) return 0;
-    return length;
-}
+// ---- showing names
 
-static inline bool utf8_valid(const char *text) {
-    size_t left = strlen(text);
-    while (left) {
-        int length = utf8_length(text, left);
-        if (!length) return false;
-        text += length;
-        left -= (size_t)length;
-    }
-    return true;
+// Prints a line of formatted text, so cleaned, and what ends it. What is longer than 8191 bytes is cut.
+PRINTF_LIKE(2, 3) static inline void print_line(FILE *out, const char *format, ...) {
+    char text[8192];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    clean_text(text, strlen(text));
+    fprintf(out, "%s\n", text);
 }
 
 // ---- a text that grows
@@ -114,6 +100,11 @@ static inline size_t name_unescape(const char *line, char *out) {
 }
 
 // ---- numbers as people read them
+
+static inline const char *four_digits(char text[32], double x) { // or as many as a larger whole number has
+    snprintf(text, 32, fabs(x) < 9999.5 ? "%.4g" : "%.0f", x);
+    return text;
+}
 
 static inline const char *thousands(char text[32], int64_t n) { // "4,326,041"
     char digits[32];

@@ -396,7 +396,7 @@ static inline bool previous_keep(TrainRun *run) {
     bool kept = !rename(run->previous_path, path) ||
                 fail(run->error, "%s: cannot be kept as %s: %s", run->previous_path, path, strerror(errno));
     if (kept) {
-        fprintf(stderr, "%s: %s holds an earlier run; its best model is kept as %s\n", run->program, run->o.out, path);
+        print_line(stderr, "%s: %s holds an earlier run; its best model is kept as %s", run->program, run->o.out, path);
     }
     free(path);
     return kept;
@@ -419,8 +419,8 @@ static inline bool out_lock(TrainRun *run) {
                         run->o.out);
         }
         if (problem) {
-            fprintf(stderr, "%s: --out %s cannot be locked (%s); start no second trainer there\n", run->program,
-                    run->o.out, strerror(problem));
+            print_line(stderr, "%s: --out %s cannot be locked (%s); start no second trainer there", run->program,
+                       run->o.out, strerror(problem));
         }
         run->lock = file;
     }

@@ -92,7 +92,7 @@ static inline bool run_dump(TrainRun *run) {
         diagnose(spec, run->model, &run->layout, &plan, why);
         return fail(run->error, "step %lld: the loss or a gradient is not finite (%.300s)", (long long)plan.step, why);
     }
-    if (ok) printf("step %lld, loss %#.7g: %s\n", (long long)plan.step, (double)loss, run->o.dump);
+    if (ok) print_line(stdout, "step %lld, loss %#.7g: %s", (long long)plan.step, (double)loss, run->o.dump);
     return ok;
 }
 
@@ -119,11 +119,12 @@ static inline bool run_bench(TrainRun *run) {
         done += steps;
     }
     double middle = median(ms, (size_t)times), tokens = (double)run->config.B * run->config.T;
-    printf("%lld steps: fastest %.4g ms, slowest %.4g ms; peak memory %.0f MB\n", (long long)n, ms[0], ms[times - 1],
-           peak_megabytes());
-    printf("bench model=%s device=%s precision=%s batch=%d ms_per_step=%.4g tokens_per_s=%.0f gflop_per_s=%.4g\n",
-           spec->name, spec->device, run->config.precision, run->config.B, middle, tokens / middle * 1e3,
-           spec->step_flops(&run->config) / middle / 1e6);
+    char text[2][32];
+    printf("%lld steps: fastest %s ms, slowest %s ms; peak memory %.0f MB\n", (long long)n, four_digits(text[0], ms[0]),
+           four_digits(text[1], ms[times - 1]), peak_megabytes());
+    printf("bench model=%s device=%s precision=%s batch=%d ms_per_step=%s tokens_per_s=%.0f gflop_per_s=%s\n",
+           spec->name, spec->device, run->config.precision, run->config.B, four_digits(text[0], middle),
+           tokens / middle * 1e3, four_digits(text[1], spec->step_flops(&run->config) / middle / 1e6));
     free(ms);
     return true;
 }

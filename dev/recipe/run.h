@@ -53,8 +53,7 @@ typedef struct {
     // The state of the run, beside the model's own.
     bool begun;   // the files in --out are this run's
     bool unsaved; // last.safetensors is not up to date
-    bool begun; // the files in --out are this run's
-    bool ended; // it was over when it was resumed
+    bool ended;   // it was over when it was resumed
     long long step;
     double loss_sum; // of this epoch's steps so far
     LogRow *rows;    // one for each epoch done, and room for one more

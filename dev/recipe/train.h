@@ -214,7 +214,7 @@ static inline Outcome train(TrainRun *run) {
         if (!last_save(run, false)) return FAILED; // perhaps it was interrupted later than these end it
     }
     if (run->best.step) {
-        printf("best test loss %.4f, epoch %lld: %s\n", run->best.test, run->best.epoch, run->model_path);
+        print_line(stdout, "best test loss %.4f, epoch %lld: %s", run->best.test, run->best.epoch, run->model_path);
     }
     return GO_ON;
 }
@@ -232,9 +232,10 @@ static inline void resume_hint(const TrainRun *run) {
         if (i) fputc(' ', stderr);
         bool plain = *argument && !argument[strspn(argument, safe)];
         if (!plain) fputc('\'', stderr);
-        for (const char *c = argument; *c; c++) {
-            if (*c == '\'') fputs("'\\'", stderr);
-            fputc(*c, stderr);
+        for (int length; *argument; argument += length ? length : 1) {
+            length = shown_length(argument, 4);
+            if (*argument == '\'') fputs("'\\'", stderr);
+            fprintf(stderr, "%.*s", length ? length : 1, length ? argument : "?");
         }
         if (!plain) fputc('\'', stderr);
     }
@@ -286,7 +287,7 @@ static inline bool weights_open(TrainRun *run) {
     // A model's window is its own default, and so is, to evaluate it, its precision, where this build has it.
     const char *precision = st_meta(&run->weights, "precision");
     if (o->eval && precision && !flag_find(&run->flags, "precision")->given) {
-        if (flag_set(flag_find(&run->flags, "precision"), precision, run->error)) precision_keep(run, precision);
+        if (flag_set(flag_find(&run->flags, "precision"), precision, NULL)) precision_keep(run, precision);
     }
     if (!window || o->resume || flag->given || flag_set(flag, window, run->error)) return true;
     return fail(run->error, "%s: its window is '%.40s', and %s", run->weights_path, window, run->error);
@@ -370,7 +371,7 @@ static inline void announce(const TrainRun *run) {
     for (int i = 0; i < spec->n_sizes; i++) printf(" %s %d", spec->size_flags[i].flag, config->sizes[i]);
     printf("; %s on %s, %d thread%s\n", config->precision, spec->device, config->threads,
            config->threads > 1 ? "s" : "");
-    if (run->weights_path) printf("weights from %s\n", run->weights_path);
+    if (run->weights_path) print_line(stdout, "weights from %s", run->weights_path);
     if (run->train.n_windows) {
         printf("training: %s windows of %d tokens", thousands(text, run->train.n_windows), config->T + 1);
         printf(", an epoch is %s steps of %d windows\n", thousands(text, run->epoch_steps), config->B);
@@ -436,8 +437,9 @@ static inline bool run_training(TrainRun *run) {
     if (rescued) memcpy(run->error, why, sizeof why);
     print_flush();
     if (outcome == STOPPED || rescued) {
-        fprintf(stderr, "%s: stopped at step %lld and saved in %s; to go on:\n    ", run->program, run->step,
-                run->last_path);
+        print_line(stderr, "%s: stopped at step %lld and saved in %s; to go on:", run->program, run->step,
+                   run->last_path);
+        fprintf(stderr, "    ");
         resume_hint(run);
         run->status = 1;
     }

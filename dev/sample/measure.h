@@ -89,8 +89,9 @@ static inline bool measure_loss(const Model *model, const char *dataset, int64_t
     }
     for (int64_t i = 0; good && i < n; i++) sum += losses[i];
     if (good) {
-        printf("eval loss=%.6f windows=%lld tokens=%lld stride=%lld weights=%s model=%s\n", sum / (double)(n * WINDOW),
-               (long long)n, (long long)n * WINDOW, (long long)stride, precision_names[model->precision], model->path);
+        print_line(stdout, "eval loss=%.6f windows=%lld tokens=%lld stride=%lld weights=%s model=%s",
+                   sum / (double)(n * WINDOW), (long long)n, (long long)n * WINDOW, (long long)stride,
+                   precision_names[model->precision], model->path);
     }
     free(losses);
     dataset_close(&data);

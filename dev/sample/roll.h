@@ -1,8 +1,8 @@
 // The piano roll of a song as an .svg, for a page or a printed figure: time to the right in bars, broken into rows as a
-// score is, pitch upwards in semitones, and seconds below each row.
+// score is, pitch upwards in semitones, and seconds below each row. Of several silent rows one is drawn.
 //
 // Promises: each note stands in the file once with data-note="key start end" (ticks), for programs; any text is shown
-// as text. Leaves out: loudness, tempo changes.
+// as text; time and size are linear in notes and bars. Leaves out: loudness.
 #ifndef ROLL_H
 #define ROLL_H
 
@@ -10,12 +10,12 @@
 
 #include "sample/song.h"
 
-// A text as XML; what is not UTF-8 or is a control becomes '?'.
+// A text as XML, cleaned as clean_text does.
 static inline void roll_text(TextBuffer *out, const char *text) {
     for (int length; *text; text += length ? length : 1) {
         const char *name = *text == '&' ? "&amp;" : *text == '<' ? "&lt;" : *text == '>' ? "&gt;" : NULL;
-        length = utf8_length(text, 4);
-        if (!length || (unsigned char)*text < 32 || *text == 127) name = "?";
+        length = shown_length(text, 4);
+        if (!length) name = "?";
         text_add(out, name ? name : text, name ? strlen(name) : (size_t)length);
     }
 }
@@ -30,25 +30,47 @@ typedef struct {
 enum { ROLL_LEFT = 44, ROLL_WIDTH = 940, ROLL_TOP = 92, ROLL_GAP = 42, ROLL_BOTTOM = 22, ROLL_STEPS = 128 };
 static const double roll_key = 3.6; // the height of a key
 
-// Where the row that begins at `start` ends: at the last bar line that still fits, else in the middle of a bar.
-static inline int64_t roll_row_end(const Song *song, int64_t start) {
-    const int64_t most = start + ROLL_STEPS * MIDI_STEP;
-    int64_t end = start;
-    for (int i = 0; i < song->n_lines; i++) {
-        if (song->lines[i] <= most) end = song->lines[i];
+typedef struct {
+    int number;         // from 1, of all rows
+    bool silent;        // no note sounds in it
+    int64_t start, end; // ticks
+    int line;           // the last bar line up to the start
+    size_t first, last; // the notes that sound in it are among these, without the last
+} RollRow;
+
+// Goes on by a row, which ends at the last bar line that still fits, else in the middle of a bar.
+static inline void roll_step(const Song *song, RollRow *row) {
+    const midi_note *notes = song->midi.notes; // none longer than 32 steps
+    const size_t n = song->midi.n_notes;
+    const int64_t start = row->start = row->end, most = start + ROLL_STEPS * MIDI_STEP;
+    while (row->line + 1 < song->n_lines && song->lines[row->line + 1] <= start) row->line++;
+    int line = row->line;
+    while (line + 1 < song->n_lines && song->lines[line + 1] <= most) line++;
+    row->end = song->end <= most ? song->end : song->lines[line] > start ? song->lines[line] : most;
+    row->number++;
+    row->silent = true;
+    while (row->first < n && notes[row->first].start + 32 * MIDI_STEP <= start) row->first++;
+    for (row->last = row->first; row->last < n && notes[row->last].start < row->end; row->last++) {
+        if (notes[row->last].end > start) row->silent = false;
     }
-    return song->end <= most ? song->end : end > start ? end : most;
+}
+
+// Goes on to the next row that is drawn. False: there is none.
+static inline bool roll_next(const Song *song, RollRow *row) {
+    for (;;) {
+        const bool silent = row->silent;
+        if (row->number && row->end >= song->end) return false;
+        roll_step(song, row);
+        if (!silent || !row->silent) return true;
+    }
 }
 
 static inline RollPage roll_measure(const Song *song) {
     RollPage page = {0};
-    int64_t longest = 16 * MIDI_STEP, start = 0;
-    do { // the longest row fills the page
-        int64_t end = roll_row_end(song, start);
-        longest = end - start > longest ? end - start : longest;
-        start = end;
-        page.rows++;
-    } while (start < song->end);
+    int64_t longest = 16 * MIDI_STEP;
+    for (RollRow row = {0}; roll_next(song, &row); page.rows++) { // the longest row fills the page
+        longest = row.end - row.start > longest ? row.end - row.start : longest;
+    }
     page.tick_width = (double)ROLL_WIDTH / (double)longest;
     if (!song_range(song, &page.lowest, &page.highest)) page.lowest = page.highest = 60;
     page.lowest -= 2;
@@ -64,7 +86,7 @@ static inline void roll_keys(TextBuffer *out, const RollPage *page, double width
     static const bool black[12] = {0, 1, 0, 1, 0, 0, 1, 0, 1, 0, 1, 0};
     text_print(out, "<path class=\"black\" d=\"");
     for (int key = page->highest; key >= page->lowest; key--) {
-        if (!black[key % 12]) continue;
+        if (!black[(key + 12) % 12]) continue;
         text_print(out, "M0 %.1fh%.1fv%.1fh-%.1fz", (page->highest - key) * roll_key, width, roll_key, width);
     }
     text_print(out, "\"/>\n");
@@ -79,29 +101,35 @@ static inline void roll_keys(TextBuffer *out, const RollPage *page, double width
 }
 
 static inline void roll_seconds(TextBuffer *out, const Song *song, const RollPage *page, int64_t start, int64_t end) {
-    const double tick = tick_seconds(song), second = page->tick_width / tick, slack = 1e-3; // pixels; seconds
-    const double step = nice_step(ROLL_WIDTH / second, 10), from = (double)start * tick;
-    const double to = (double)end * tick + (end < song->end ? -slack : slack);
+    const TempoMap *map = &song->tempo;
+    const double first = (double)start, slack = 1e-3, from = song_time(song, start); // seconds
+    const double to = song_time(song, end) + (end < song->end ? -slack : slack);
+    const TempoSpan *span = tempo_at(map, first), *last = map->spans + map->n - 1;
+    const double mean = tempo_at(map, (double)end) == span ? span->unit : (to - from) / (double)(end - start); // a tick
+    const double step = nice_step(ROLL_WIDTH / (page->tick_width / mean), 10);
     for (double k = ceil(fmax(from - slack, 0) / step); k * step <= to; k++) {
-        const double x = (k * step - from) * second;
+        while (span < last && span[1].before <= k * step) span++;
+        const double at = fmax(span->at, first), since = k * step - tempo_seconds(map, 0, at);
+        const double x = (at - first) * page->tick_width + since * (page->tick_width / span->unit);
         text_print(out, "<path class=\"bar\" d=\"M%.1f %.1fv3\"/>", x, page->height);
         text_print(out, "<text class=\"time\" x=\"%.1f\" y=\"%.1f\">%.10g s</text>\n", x, page->height + 12, k * step);
     }
 }
 
-static inline void roll_row(TextBuffer *out, const Song *song, const RollPage *page, int64_t start, int64_t end,
-                            double top) {
+static inline void roll_row(TextBuffer *out, const Song *song, const RollPage *page, const RollRow *row, double top) {
+    const int64_t start = row->start, end = row->end;
     double labelled = -100;
     text_print(out, "<g transform=\"translate(%d,%.1f)\">\n", ROLL_LEFT, top);
     roll_keys(out, page, end > start ? (double)(end - start) * page->tick_width : (double)ROLL_WIDTH);
     roll_seconds(out, song, page, start, end);
-    for (int i = 0; i < song->n_lines; i++) {
+    for (int i = row->line; i < song->n_lines && song->lines[i] <= end; i++) {
         int64_t line = song->lines[i], next = i + 1 < song->n_lines ? song->lines[i + 1] : song->end;
-        if (line > end || next < start || (line == end && line < song->end)) continue;
+        if (line == end && line < song->end) break;
         double x = (double)(line - start) * page->tick_width;
-        for (int64_t beat = line + QUARTER; beat < next && beat < end; beat += QUARTER) {
+        int64_t beat = line + QUARTER * (line < start ? (start - line) / QUARTER + 1 : 1);
+        for (; beat < next && beat < end; beat += QUARTER) {
             double at = (double)(beat - start) * page->tick_width;
-            if (beat > start) text_print(out, "<path class=\"beat\" d=\"M%.1f 0V%.1f\"/>\n", at, page->height);
+            text_print(out, "<path class=\"beat\" d=\"M%.1f 0V%.1f\"/>\n", at, page->height);
         }
         if (line < start) continue;
         text_print(out, "<path class=\"bar\" d=\"M%.1f 0V%.1f\"/>\n", x, page->height);
@@ -109,7 +137,7 @@ static inline void roll_row(TextBuffer *out, const Song *song, const RollPage *p
         text_print(out, "<text class=\"small\" x=\"%.1f\" y=\"-5\">%d</text>\n", x, i + 1);
         labelled = x;
     }
-    for (size_t i = 0; i < song->midi.n_notes; i++) {
+    for (size_t i = row->first; i < row->last; i++) {
         const midi_note *note = &song->midi.notes[i];
         int64_t from = note->start > start ? note->start : start, to = note->end < end ? note->end : end;
         if (from >= to) continue;
@@ -166,10 +194,8 @@ static inline bool roll_svg(TextBuffer *out, const Song *song, char *error) {
     const RollPage page = roll_measure(song);
     const double row_height = page.height + ROLL_GAP;
     roll_head(out, song, ROLL_TOP + page.rows * row_height - ROLL_GAP + ROLL_BOTTOM);
-    for (int64_t i = 0, start = 0, end; i < page.rows; i++, start = end) {
-        end = roll_row_end(song, start);
-        roll_row(out, song, &page, start, end, ROLL_TOP + (double)i * row_height);
-    }
+    int i = 0;
+    for (RollRow row = {0}; roll_next(song, &row); i++) roll_row(out, song, &page, &row, ROLL_TOP + i * row_height);
     text_print(out, "</svg>\n");
     return true;
 }

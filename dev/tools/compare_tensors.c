@@ -53,10 +53,10 @@ static long double norm_of(const StTensor *tensor) {
 
 // ---- text
 
-static void print_text(const char *text) { // up to MAX_WIDTH bytes, control characters as '?'
+static void print_text(const char *text) { // up to MAX_WIDTH bytes, what is not to be shown as '?'
     int n = 0;
-    for (int step; text[n] && (step = utf8_length(text + n, 4)) && n + step <= MAX_WIDTH; n += step) {
-        for (int i = n; i < n + step; i++) putchar((unsigned char)text[i] < 32 || text[i] == 127 ? '?' : text[i]);
+    for (int step; text[n] && (step = utf8_length(text + n, strlen(text + n))) && n + step <= MAX_WIDTH; n += step) {
+        for (int i = n; i < n + step; i++) putchar(shown_length(text + n, (size_t)step) ? text[i] : '?');
     }
     if (text[n]) printf("... (%zu bytes)", strlen(text));
 }
@@ -115,7 +115,7 @@ static bool show(const char *path, char *error) {
     int width = name_width(6, &file);
     long long elements = 0;
     for (int i = 0; i < file.n_tensors; i++) elements += file.tensors[i].count;
-    printf("%s: %d tensors, %lld elements, %zu bytes\n", path, file.n_tensors, elements, file.size);
+    print_line(stdout, "%s: %d tensors, %lld elements, %zu bytes", path, file.n_tensors, elements, file.size);
     for (int i = 0; i < file.n_meta; i++) {
         printf("  ");
         print_text(file.meta[i].key);
@@ -291,7 +291,7 @@ static void one_sided(Comparison *c, const StTensor *tensor, const char *path) {
     if (required) c->missing++;
     if (c->quiet && !required) return;
     print_name(tensor->name, c->width);
-    printf("only in %s%s\n", path, required ? ", and required  FAIL" : "");
+    print_line(stdout, "only in %s%s", path, required ? ", and required  FAIL" : "");
 }
 
 static bool in_file(const char *glob, const StFile *file) {
@@ -321,7 +321,7 @@ static bool compare(Comparison *c, const char *path_a, const char *path_b, char 
     for (int i = 0; i < c->required.n; i++) {
         const char *glob = c->required.list[i].glob;
         if (in_file(glob, &c->a) || in_file(glob, &c->b)) continue;
-        printf("%s is required, and in neither file  FAIL\n", glob);
+        print_line(stdout, "%s is required, and in neither file  FAIL", glob);
         c->missing++;
     }
     printf("compare tensors=%d failed=%d only_one=%d missing=%d used=%.3g worst=", c->compared, c->failed, c->only_one,
