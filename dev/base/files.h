@@ -39,6 +39,7 @@ PRINTF_LIKE(2, 3) static inline bool fail(char *error, const char *format, ...) 
     va_end(arguments);
     for (char *c = text; *c; c++) {
         if ((unsigned char)*c < 32 || *c == 127) *c = '?';
+        if ((unsigned char)*c == 0xC2 && (unsigned char)c[1] - 0x80u < 32) c[0] = c[1] = '?'; // U+0080 to U+009F
     }
     if (error) memcpy(error, text, sizeof text);
     return false;
