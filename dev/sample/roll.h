@@ -26,15 +26,16 @@ typedef struct {
 
 enum { ROLL_QUARTER = 4 * MIDI_STEP };
 
-static inline void roll_text(TextBuffer *out,
-                             const char *text) { // as XML; what is not UTF-8 or is a control becomes '?'
+// Adds text as XML. What is not UTF-8, or is a control or no character (U+FFFE, U+FFFF), becomes '?'.
+static inline void roll_text(TextBuffer *out, const char *text) {
     size_t left = strlen(text);
     while (left) {
         int length = utf8_length(text, left);
         const char *name = *text == '&' ? "&amp;" : *text == '<' ? "&lt;" : *text == '>' ? "&gt;" : NULL;
         if (name) {
             text_add(out, name, strlen(name));
-        } else if (!length || (unsigned char)*text < 32 || *text == 127) {
+        } else if (!length || (unsigned char)*text < 32 || *text == 127 || !strncmp(text, "\xEF\xBF\xBE", 3) ||
+                   !strncmp(text, "\xEF\xBF\xBF", 3)) {
             text_add(out, "?", 1);
         } else {
             text_add(out, text, (size_t)length);
