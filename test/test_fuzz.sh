@@ -24,7 +24,7 @@ for source; do
     target=$(basename "$source" .c)
     target=${target#fuzz_}
     check "$target keeps its promises" "$root/test/fuzz/run.sh" "$scratch" "$target" -seed=1 \
-        -runs=$runs -max_total_time=$seconds
+        -runs=$runs -max_total_time=$seconds -timeout=100
     check "$target finds a planted fault" planted "$target"
 done
 report fuzz

@@ -96,30 +96,8 @@ UNTRACED static void promise_flags(Parse *parse, const char *lines, size_t size)
 
 // Adds an argument with a flag of the table, half the time; else changes bytes as they come.
 static inline size_t mutate_flags(Parse *parse, uint8_t *lines, size_t size, size_t most, unsigned seed) {
-    static const char *const values[] = {"",
-                                         "0",
-                                         "1",
-                                         "2",
-                                         "1.5",
-                                         "-1",
-                                         "+3",
-                                         "1e3",
-                                         "1e999",
-                                         "nan",
-                                         "inf",
-                                         "0x10",
-                                         "1e-400",
-                                         "7",
-                                         "a.mid",
-                                         "b.svg",
-                                         "bf16",
-                                         "fp32",
-                                         "int8",
-                                         "C4",
-                                         "B8",
-                                         "F#-minor",
-                                         "18446744073709551615",
-                                         "9223372036854775807"};
+    static const char *const values[] = {"",    "0",     "1",    "2",     "1.5",  "-1",   "+3",   "1e3", "1e999",
+                                         "nan", "1e-99", "0x10", "a.mid", "bf16", "fp32", "int8", "B8",  "F#-blues"};
     static Flags *flags;
     char error[ERROR_SIZE], argument[128], *none[] = {(char *)"program", (char *)"--seed=1"};
     if (seed % 2) return LLVMFuzzerMutate(lines, size, most);

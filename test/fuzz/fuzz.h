@@ -35,9 +35,8 @@ const char *__asan_default_options(void) { return "quarantine_size_mb=1:malloc_c
         }                                                                                                              \
     } while (0)
 
-// Each target calls this where an input got as far as it can, with memory that the product returned. With
-// FUZZ_PLANTED=N in the environment it reads the byte behind that memory when it is called for the Nth time: a fault
-// that the target's test must find.
+// Each target calls this where an input got as far as it can, with memory of what became of it. With FUZZ_PLANTED=N in
+// the environment the Nth call reads the byte behind that memory: a fault that the target's test must find.
 UNTRACED static inline void planted(const void *memory, size_t size) {
     static long calls = -1;
     const char *text = calls < 0 ? getenv("FUZZ_PLANTED") : NULL;

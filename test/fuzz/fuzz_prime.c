@@ -27,7 +27,7 @@ UNTRACED static void promise_files(void) {
     char error[ERROR_SIZE];
     PROMISE(midi_read_file(&song, mid, 1 << 24, &problem), "%s", problem.text);
     PROMISE(!song.open_notes && !song.unmatched_offs && !song.ignored_meters, "an odd file");
-    PROMISE(song.n_tempos && !song.tempos[0].tick && song.n_meters && !song.meters[0].tick, "no tempo, or no meter");
+    PROMISE(song.n_tempos && !song.tempos[0].tick && song.n_meters, "no tempo, or no meter");
     for (size_t i = 0; i < song.n_notes; i++) {
         const midi_note *note = &song.notes[i];
         PROMISE(note->start >= struck[note->key] && note->end > note->start, "note %zu", i);

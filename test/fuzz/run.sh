@@ -3,7 +3,7 @@
 # long (-max_total_time=SECONDS or -runs=N). It starts from the seeds that test/fuzz/seeds.sh has made, from inputs that
 # failed once (test/fuzz/seeds/TARGET), and from what an earlier run has left in FOLDER/TARGET; what reaches new code is
 # kept there. A line tells how it went, FOLDER/TARGET.log everything. Where a promise is broken, memory misused or
-# leaked, more than 512 MB taken, or an input not done within 10 seconds, that input stays in build/fuzz, and the exit
+# leaked, more than 512 MB taken, or an input not done within 20 seconds, that input stays in build/fuzz, and the exit
 # status is 1.
 cd "$(dirname "$0")/../.." || exit 1
 folder=$1 target=$2
@@ -20,7 +20,7 @@ midi | prime | writers) longest=500 ;;
 safetensors | dataset) longest=1000 ;;
 *) longest=12000 ;; # models have embeddings of 153 tokens
 esac
-set -- "build/fuzz_$target" -max_len=$longest -timeout=10 -malloc_limit_mb=256 -rss_limit_mb=512 -print_final_stats=1 \
+set -- "build/fuzz_$target" -max_len=$longest -timeout=20 -malloc_limit_mb=256 -rss_limit_mb=512 -print_final_stats=1 \
     -artifact_prefix="build/fuzz/$target-" "$@" "$folder/$target" "build/fuzz/seeds/$target"
 [ ! -d "test/fuzz/seeds/$target" ] || set -- "$@" "test/fuzz/seeds/$target"
 "$@" >"$log" 2>&1 </dev/null

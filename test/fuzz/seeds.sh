@@ -74,7 +74,7 @@ cp "$work/small/train.safetensors" "$1/dataset/train"
 cp "$work/small/test.safetensors" "$1/dataset/test"
 cp "$work/small/test.safetensors" "$1/safetensors/dataset"
 
-printf 'gpt\n--data\nd\n--batch=3\n--lr=1e-3\n--rel=5\n--seed\n7\n--steps=2' >"$1/trainer/gpt"
+printf 'gpt\n--data\nd\n--batch=3\n--lr=1e-3\n--rel=5\n--seed\n18446744073709551615\n--steps=2' >"$1/trainer/gpt"
 printf 'lstm\n--width=3\n--dropout\n0.25\n--precision=fp32\n--resume' >"$1/trainer/lstm"
 printf 'sample_music\nm.safetensors\n-o\na.svg\n-n\n3\n--lowest=C3\n--scale\nF#-minor\n--top-p\n.9' >"$1/sampler/song"
 printf 'sample_music\n--prime=a.mid\n--no-prime\n--bars=3\n--weights=int8\n-o=a.html\n--seed=3' >"$1/sampler/prime"
