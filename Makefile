@@ -3,6 +3,7 @@
 # make plain               both models in their plainest form, small programs to read first
 # make test                all checks, a few minutes; make test-long: the slow ones too
 # make check T=midi        the tests of one subject, with all that they print
+# make fuzz T=midi FOR=60  a fuzz target of test/fuzz for so many seconds; without T each of them (clang's fuzzer)
 # make format              clang-format 14 over all C and CUDA; make lines: lines of code by room, and what to read
 # make bench               the trainers' speed on this machine
 # make compare             the CUDA trainers against the CPU reference, tensor by tensor
@@ -164,7 +165,8 @@ lines: all
 	@dev/tools/lines.sh
 format:
 	$(or $(shell command -v clang-format-14),clang-format) -i \
-		$(wildcard $(foreach folder,. data_prep dev dev/* test,$(addprefix $(folder)/*.,c h cu cuh cpp)))
+		$(wildcard $(foreach folder,. data_prep dev dev/* test test/fuzz,\
+		$(addprefix $(folder)/*.,c h cu cuh cpp)))
 
 # ---- tests: test/test_NAME.c and test/test_NAME.sh, each ending in a line `NAME: N passed, N failed`. What follows a
 # script after a colon are its arguments.
@@ -228,10 +230,41 @@ build/test_%_narrow: test/test_%.c build/flags | build/player_page.h
 build/test_%_sanitized: test/test_%.c build/flags | build/player_page.h
 	$(COMPILE) -Werror $(SANITIZE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
+# ---- fuzz targets, test/fuzz/fuzz_NAME.c, where there is a clang with its fuzzer
+
+FUZZ_CC = $(if $(findstring clang,$(CC)),$(CC),clang)
+FUZZER := $(wildcard \
+	$(dir $(shell $(FUZZ_CC) --rtlib=compiler-rt -print-libgcc-file-name 2>/dev/null))libclang_rt.fuzzer*)
+FUZZ = $(patsubst test/fuzz/fuzz_%.c,%,$(wildcard test/fuzz/fuzz_*.c))
+made_to_fuzz = $(if $(FUZZER),build/fuzz/seeds $(patsubst %,build/fuzz_%,$(1)))
+
+# Without comparisons traced most targets run twice as fast, and reach the same code. Optimizing the whole sampler takes
+# longer than it saves.
+FUZZ_OPTIMIZE = -O1
+build/fuzz_prime: private FUZZ_OPTIMIZE = -O0
+FUZZ_COMPILE = $(FUZZ_CC) -std=gnu11 $(FUZZ_OPTIMIZE) -g1 -fsanitize=fuzzer,address,undefined \
+	-fno-sanitize-recover=all -fno-sanitize-coverage=trace-cmp -Wall -Wextra -Werror -Wno-unknown-pragmas \
+	-Wno-unused-function $(INCLUDES) $(DEPENDENCIES)
+build/fuzz_%: test/fuzz/fuzz_%.c | build/flags build/player_page.h
+	$(FUZZ_COMPILE) $(LDFLAGS) -o $@ $< $(LDLIBS)
+build/fuzz/seeds: test/fuzz/seeds.sh $(PREPARE) sample_music $(TRAINERS:%=build/%_cpu)
+	$< $@
+
+FOR = 60
+FUZZED = $(if $(T),$(filter $(T),$(FUZZ)),$(FUZZ))
+fuzz: $(call made_to_fuzz,$(FUZZED))
+	@$(if $(FUZZED),,echo 'make fuzz T=$(T): T must be one of $(FUZZ)' >&2; exit 2;) \
+		$(if $(FUZZER),,echo 'make fuzz: there is no clang with its fuzzer' >&2; exit 2;) \
+		for target in $(FUZZED); do \
+			test/fuzz/run.sh build/fuzz $$target -max_total_time=$(FOR) || failed=yes; \
+		done; test -z "$$failed"
+
+test/test_fuzz.sh: $(call made_to_fuzz,$(FUZZ))
+
 clean:
 	rm -rf build compile_commands.json $(TRAINERS) sample_music $(PREPARE) $(PLAIN) \
 		dev/tools/compare_tensors dev/tools/paper
 
 -include $(wildcard build/dep/*.d)
 
-.PHONY: all bench check compare format help lines paper plain test test-long clean FORCE
+.PHONY: all bench check compare format fuzz help lines paper plain test test-long clean FORCE

@@ -1,0 +1,151 @@
+// What a trainer reads with --init, and goes on from with --resume (recipe/checkpoint.h): any bytes are weights, a
+// run's state, or a sentence. A state that was taken is saved, and what is saved is taken as the same run and saved
+// again as the same bytes; its log gives a loss.svg that is well-formed.
+//
+// The file of a model defines SPEC, the members of its ModelSpec that say what it is, and includes this.
+#ifndef FUZZ_STATE_H
+#define FUZZ_STATE_H
+
+#include "recipe/train.h"
+
+#include "tensors.h"
+
+static TrainRun run, fresh; // fresh: with the table of flags, whose values lie in run, before a command line
+
+// ---- a model that is nothing but its flat arrays
+
+static real *states[3]; // by STATE_*
+
+static void *create(const ModelConfig *config, char *error) {
+    (void)config;
+    // A file that announces more than it has is not worth the memory.
+    if ((size_t)run.layout.count > run.weights.size) {
+        fail(error, "larger than its file");
+        return NULL;
+    }
+    for (int i = STATE_PARAMS; i <= STATE_EXP_INF; i++) {
+        states[i] = malloc((size_t)run.layout.size * sizeof(real));
+        if (!states[i]) abort();
+    }
+    return states;
+}
+static real *state_of(void *model, int which) { return ((real **)model)[which]; }
+static void state_changed(void *model) { (void)model; }
+static void set_data(void *model, const Dataset *train) { (void)model, (void)train; }
+static void set_loss(void *model, double sum) { (void)model, (void)sum; }
+
+static const ModelSpec spec = {SPEC,
+                               .device = "cpu",
+                               .precisions = "fp32|bf16",
+                               .lr = 1e-3,
+                               .lr_decay = 1,
+                               .create = create,
+                               .state = state_of,
+                               .state_changed = state_changed,
+                               .set_data = set_data,
+                               .set_loss = set_loss};
+
+// ---- runs
+
+// As if the data were there that the state names, with epochs as long as its log says.
+UNTRACED static void pretend_data(void) {
+    const char *log = st_meta(&run.weights, "log"), *train = st_meta(&run.weights, "train_data"),
+               *test = st_meta(&run.weights, "test_data");
+    long long steps;
+    run.epoch_steps = log && sscanf(log, "%*d,%lld", &steps) == 1 && steps > 0 && steps < 1000000 ? steps : 1000;
+    run.eval_windows = 100;
+    snprintf(run.train_identity, sizeof run.train_identity, "%s", train ? train : "");
+    snprintf(run.test_identity, sizeof run.test_identity, "%s", test ? test : "");
+}
+
+// Opens the file for --resume or --init, as train_run does. given: beside flags that must agree.
+UNTRACED static bool take(const char *path, bool resume, bool given) {
+    ModelConfig *config = &run.config;
+    char *argv[] = {(char *)"trainer", (char *)"--lr=0.001", (char *)"--layers=1"};
+    run = fresh;
+    if (given && !flags_parse(&run.flags, 3, argv, run.error)) return false;
+    run.o.resume = resume;
+    run.o.init = run.last_path = (char *)path;
+    if (!weights_open(&run)) return false;
+    for (int i = 0; i < spec.n_sizes; i++) config->sizes[i] = (int)run.o.sizes[i];
+    config->B = (int)run.o.batch;
+    config->T = (int)run.o.window;
+    config->precision = run.o.precision;
+    if (!spec.check_sizes(config, run.error)) return false;
+    spec.layout(config->sizes, &run.layout);
+    pretend_data();
+    return model_make(&run);
+}
+
+UNTRACED static void leave(void) {
+    for (int i = STATE_PARAMS; i <= STATE_EXP_INF; i++) {
+        free(states[i]);
+        states[i] = NULL;
+    }
+    free(run.rows);
+    free(run.saved_data);
+    layout_free(&run.layout);
+    st_free(&run.weights);
+}
+
+// The bytes of the run's state as it is saved.
+UNTRACED static void *saved(size_t *size) {
+    static char path[256];
+    void *bytes;
+    snprintf(path, sizeof path, "%s", scratch_path("last.safetensors"));
+    run.last_path = path;
+    PROMISE(last_save(&run, false), "%s", run.error);
+    PROMISE(read_file(run.last_path, &bytes, size, run.error), "%s", run.error);
+    return bytes;
+}
+
+UNTRACED static void promise_curve(void) { // of its log, as loss.svg
+    void *svg;
+    size_t size;
+    run.svg_path = path_join("", scratch_path("loss.svg"));
+    run.log_path = path_join("", scratch_path("log.csv"));
+    PROMISE(reports_write(&run, run.n_rows), "%s", run.error);
+    PROMISE(!run.n_rows || read_file(run.svg_path, &svg, &size, run.error), "%s", run.error);
+    if (run.n_rows) promise_xml(svg, size, "");
+    if (run.n_rows) free(svg);
+    free(run.svg_path);
+    free(run.log_path);
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    (void)argc, (void)argv;
+    run.spec = &spec;
+    run.program = "trainer";
+    flags_define(&run);
+    fresh = run;
+    return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size) {
+    size_t n_first, n_second;
+    const bool resume = memmem(input, size, "loss_sum", 8) != NULL, given = size % 4 == 3;
+    if (!take(file_of(input, size), resume, given)) {
+        promise_sentence(run.error);
+        leave();
+        return 0;
+    }
+    planted(states[STATE_PARAMS], (size_t)run.layout.size * sizeof(real));
+    if (resume) {
+        void *first = saved(&n_first);
+        const TrainRun was = run;
+        promise_curve();
+        leave();
+        PROMISE(take(run.last_path, true, given), "a state that was saved is not taken: %s", run.error);
+        PROMISE(run.step == was.step && run.n_rows == was.n_rows && run.loss_sum == was.loss_sum &&
+                    run.eval_done == was.eval_done,
+                "another run");
+        void *second = saved(&n_second);
+        PROMISE(n_first == n_second && !memcmp(first, second, n_first), "saved with other bytes");
+        free(first);
+        free(second);
+    }
+    leave();
+    return 0;
+}
+
+#endif
