@@ -124,11 +124,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size) {
     if (!song.tokens) abort();
     for (size_t i = 0; i < song.n; i++) song.tokens[i] = input[size - song.n + i] % MIDI_TOKENS;
     song.n_prime = input[2] * song.n / 256;
-    const double bpm = 4 + (input[4] << 8 | input[5]) % 997;
+    const int us = 60000 + (input[4] << 8 | input[5]) * 220; // a quarter, at most 14.5 s
+    Mark tempos[] = {{0, 0, us}, {(int64_t)input[5] * MIDI_STEP, 1, 1 + us / 2}};
+    Mark meters[] = {{0, 0, (1 + input[4] % 16) << 8 | (input[4] >> 4) % 5},
+                     {(int64_t)input[4] * 16 * MIDI_STEP, 1, 3 << 8 | 2}};
+    const Marks marks = {tempos, meters, 1 + (input[3] >> 1 & 1), (input[3] >> 2) % 3};
     snprintf(song.model_name, sizeof song.model_name, "%.*s", (int)n_name, name);
     snprintf(song.model, sizeof song.model, "%.*s", (int)n_name, name);
     song_add_setting(&song, "%.*s", (int)n_how, name + n_name + 1);
-    PROMISE(song_finish(&song, input[3] & 1, bpm, error), "%s", error);
+    PROMISE(song_finish(&song, input[3] & 1, &marks, error), "%s", error);
     promise_notes(&song);
     through_mid(&song);
     through_svg(&song);
