@@ -118,13 +118,13 @@ static bool same_file(const char *a, const char *b) {
 }
 
 // A whole song of this seed, alone. The caller frees it, after a failure too.
-static bool song_make(Song *song, const Model *model, Settings *settings, uint64_t seed, char *problem) {
+static bool song_make(Song *song, const Model *model, const Settings *settings, uint64_t seed, char *problem) {
+    Settings timed = *settings;
     Batch batch;
     Maker maker;
     const int slot = 0;
-    if (!settings->tempo.n && !settings_time(settings, problem)) return false;
-    if (!maker_begin(&maker, settings, seed, problem)) return false;
-    if (!batch_new(&batch, model, 1, (int)context_needed(settings), problem)) return false;
+    if (!settings_time(&timed, problem) || !maker_begin(&maker, &timed, seed, problem)) return false;
+    if (!batch_new(&batch, model, 1, (int)context_needed(&timed), problem)) return false;
     for (bool more = true; more;) {
         const int token = maker_next(&maker);
         batch_step(&batch, &slot, 1, &token);
@@ -132,8 +132,11 @@ static bool song_make(Song *song, const Model *model, Settings *settings, uint64
     }
     batch_free(&batch);
     *song = maker.song;
-    song_describe(song, model, settings);
-    return song_finish(song, settings->prime.left_out, &settings->prime.marks, problem);
+    song_describe(song, model, &timed);
+    const bool ok = song_finish(song, timed.prime.left_out, &timed.prime.marks, problem);
+    free(timed.tempo.spans);
+    if (!settings->prime.path) prime_free(&timed.prime);
+    return ok;
 }
 
 static void contains(const char *name, const char *text) { // a file of the scratch folder
