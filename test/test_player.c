@@ -163,7 +163,7 @@ typedef struct {
 
 static void piece_read(Piece *piece, const char *path, int seed) { // or the end
     midi_song *song = &piece->file, *grid = &piece->grid;
-    midi_error problem = {0, "its file"};
+    midi_error problem = {0, 0, "its file"};
     midi_report report;
     uint8_t *tokens;
     size_t size, n;
