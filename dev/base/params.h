@@ -177,6 +177,7 @@ static inline bool layers_check(int layers, const SizeFlag *flag, char *error) {
 // were for, where that is more than the machine's memory. count is a double so that no product of sizes overflows.
 static inline void *allocate(const char *what, double count, size_t size, char *error) {
     double bytes = count * (double)size, memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    memory = fmin(memory, (double)(SIZE_MAX / 2)); // of 32 bits
     size_t unit = bytes < (4 << 20) ? 64 : 2 << 20;
     void *out = NULL;
     if (bytes > memory || posix_memalign(&out, unit, (size_t)bytes + 64)) {
