@@ -787,10 +787,10 @@ static int midi__put_track(midi__buffer *buffer, const midi_song *song, const mi
     }
     midi__put(buffer, "\0\xFF\x2F\0", 4);
     if (buffer->failed) return midi__no_memory(error);
-    if ((uint64_t)(buffer->n - start) > UINT32_MAX) {
+    const uint64_t length = buffer->n - start;
+    if (length > UINT32_MAX) {
         return midi__fail(error, MIDI_NO_OFFSET, "a track has 4 GiB or more, too long for a MIDI file");
     }
-    uint32_t length = (uint32_t)(buffer->n - start);
     for (int i = 0; i < 4; i++) buffer->bytes[start - 4 + i] = (uint8_t)(length >> (24 - 8 * i));
     return 1;
 }

@@ -873,7 +873,7 @@ static void play_section(Composition *piece, const Section *section, const Secti
     }
     if ((modulates || run) && n > 0) {
         while (n > 0 && melody[n - 1].start >= cut) n--;
-        melody[n - 1].length = least(melody[n - 1].length, cut - melody[n - 1].start);
+        if (n > 0) melody[n - 1].length = least(melody[n - 1].length, cut - melody[n - 1].start);
     }
     play_melody(piece, section, melody, n, chords, n_chords);
     if (run && next && next->theme->n_melody && theme->n_melody) {
@@ -887,7 +887,7 @@ static void play_section(Composition *piece, const Section *section, const Secti
         }
     }
 
-    int at_chord[MAX_CHORDS + 1], before[3] = {0, 0, 0};
+    int at_chord[MAX_CHORDS + 1] = {0}, before[3] = {0};
     for (int i = 0; i < n_chords; i++) at_chord[i] = piece->highest_right[offset + chords[i].start];
     lead_bass(chords, n_chords, at_chord, section->pattern->moods[0] != 'd');
     for (int i = 0; i < n_chords; i++) {
@@ -1116,7 +1116,7 @@ static bool to_midi(const Composition *piece, int number, uint64_t seed, uint8_t
     char text[128];
     snprintf(text, sizeof text, "%s", piece->title);
     for (char *c; (c = strchr(text, '_'));) *c = ' ';
-    text[0] = (char)toupper(text[0]);
+    text[0] = (char)toupper((unsigned char)text[0]);
     int us = 60000000 / piece->tempo;
     // midi.h writes no key signatures: a text of two bytes holds the place of one, as the first event of the file.
     bool ok = midi_add_text(&song, 0, 1, "??", 0) && midi_add_text(&song, 0, 3, text, 0);

@@ -7,6 +7,8 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static int check_passed, check_failed;
 
@@ -42,6 +44,11 @@ static inline void check_folder(char *folder) {
     if (mkdtemp(folder)) return;
     perror(folder);
     exit(1);
+}
+
+// *most = the larger of the two. fmax in a loop over floats makes gcc 12 for aarch64 fail.
+static inline void raise_to(double *most, double x) {
+    if (x > *most) *most = x;
 }
 
 // The nearest number with the 8 bits of a bf16, ties to even, by arithmetic instead of bits.

@@ -102,7 +102,7 @@ static inline void check_gradients(const ModelSpec *spec, ModelConfig config) {
             m.params[i] = old;
             difference[i] = (real)((loss[1] - loss[0]) / (2 * (double)h));
         }
-        largest = fmax(largest, model_norm(difference + tensor->offset, tensor->count));
+        raise_to(&largest, model_norm(difference + tensor->offset, tensor->count));
     }
     model_print(&m);
     printf(": %lld parameters\n  %-28s %12s %12s\n", (long long)m.layout.count, "tensor", "norm", "error");
@@ -137,7 +137,7 @@ static inline void check_adamax(const ModelSpec *spec, ModelConfig config) {
             avg[i] = 0.9 * avg[i] + 0.1 * g;
             inf[i] = fmax(0.999 * inf[i], fabs(g) + 1e-8);
             p[i] -= 0.01 / (1 - pow(0.9, t)) * avg[i] / inf[i];
-            worst = fmax(worst, fabs((double)now[i] - p[i]));
+            raise_to(&worst, fabs((double)now[i] - p[i]));
         }
     }
     CHECK(worst < 2e-6, "Adamax is off by %g", worst); // steps of about 0.01, weights of up to 8

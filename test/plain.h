@@ -45,7 +45,7 @@ static void check_plain(Config config) {
             t->value[i] = old;
             difference[i] = (8 * (loss[3] - loss[1]) - (loss[4] - loss[0])) / (12 * h);
         }
-        largest = fmax(largest, norm(difference, NULL, t->rows * t->columns));
+        raise_to(&largest, norm(difference, NULL, t->rows * t->columns));
     }
     MODEL(forward)(&m, inputs, targets, step);
     MODEL(backward)(&m, inputs, targets, step);
@@ -83,7 +83,7 @@ static void check_plain_update(Config config) {
         for (int k = 0; k < m.all.n_params; k++) {
             const Tensor *p = m.all.list[k], *old = before.all.list[k];
             for (int i = 0; i < p->rows * p->columns; i++) {
-                worst = fmax(worst, fabs(old->value[i] - p->value[i] - moved[t]));
+                raise_to(&worst, fabs(old->value[i] - p->value[i] - moved[t]));
             }
         }
     }

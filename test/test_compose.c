@@ -337,9 +337,24 @@ static void test_files(void) {
     CHECK(system(arguments) == 0, "%s: not removed", folder);
 }
 
+// A section whose melody begins only where a change of key cuts it off has no melody.
+static void test_late_melody(void) {
+    static Composition piece = {.style = &styles[0], .meter = &meters[IN_44], .tempo = 90, .tonic = 60};
+    static Theme theme = {.bars = 1, .chords = {{.length = 16}}, .n_chords = 1, .n_melody = 1};
+    theme.melody[0] = (MelodyNote){.start = 8, .length = 8};
+    const Section section = {.theme = &theme, .tonic = 60, .pattern = &accompaniments[0], .texture = 'p'};
+    Section next = section;
+    next.tonic = 67;
+    play_section(&piece, &section, &next, false);
+    int right = 0;
+    for (int i = 0; i < piece.n_notes; i++) right += piece.notes[i].hand == 0;
+    CHECK(piece.end == 16 && piece.n_notes > 0 && right == 0, "%d notes, %d of the right hand", piece.n_notes, right);
+}
+
 int main(void) {
     test_corpus();
     test_melody();
+    test_late_melody();
     test_files();
     return check_report("compose");
 }

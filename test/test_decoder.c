@@ -251,10 +251,10 @@ static void check_product(Precision precision, int n_in, int n_out) {
     }
     for (int s = 0; s < SONGS; s++) {
         double largest = 0;
-        for (int i = 0; i < n_in; i++) largest = fmax(largest, fabs(row(x, s)[i]));
+        for (int i = 0; i < n_in; i++) raise_to(&largest, fabs(row(x, s)[i]));
         for (int o = 0; o < n_out; o++) {
             double sum = bias[o], size = 1e-30, most = 0;
-            for (int i = 0; i < n_in; i++) most = fmax(most, fabs(W[(int64_t)o * n_in + i]));
+            for (int i = 0; i < n_in; i++) raise_to(&most, fabs(W[(int64_t)o * n_in + i]));
             for (int i = 0; i < n_in; i++) {
                 double weight = W[(int64_t)o * n_in + i], number = row(x, s)[i];
                 if (precision == BF16) {
@@ -270,7 +270,7 @@ static void check_product(Precision precision, int n_in, int n_out) {
             }
             // Of int8 one number in a thousand may round to the other side in float.
             double allowed = precision == INT8 ? size * 1e-3 + 2 * most * largest / 127 : size * 1e-5;
-            worst = fmax(worst, fabs(row(together, s)[o] - sum) / (allowed + 1e-6));
+            raise_to(&worst, fabs(row(together, s)[o] - sum) / (allowed + 1e-6));
         }
     }
     CHECK(differ == 0, "%s, %d x %d: %d products differ in a batch", precision_names[precision], n_out, n_in, differ);

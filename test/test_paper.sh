@@ -248,6 +248,8 @@ ways="term group.term group.int group.hup make.term"
 if [ -e /proc/self/stat ]; then # only Linux tells a program of its parent's death
     stops kill KILL "" "$root/dev/tools/paper.sh" &
     ways="$ways kill"
+else
+    echo "skipped: the trainer of a script that was killed, for this is not Linux"
 fi
 wait
 for name in $ways; do

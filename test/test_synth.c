@@ -42,7 +42,7 @@ static double rms(const Sound *sound, double from, double to) {
 
 static double largest(const Sound *sound, int from, int to, double (*value)(const Sound *, int)) {
     double most = 0;
-    for (int i = from; i < to; i++) most = fmax(most, fabs(value(sound, i)));
+    for (int i = from; i < to; i++) raise_to(&most, fabs(value(sound, i)));
     return most;
 }
 
@@ -202,8 +202,8 @@ static void check_clicks(void) {
     for (int i = 40; i < 64; i++) notes[i] = (SynthNote){at += 0.5, 0.3, 22 + 4 * (i - 40), 0.8};
     Sound sound = play(notes, 64, 0);
     for (int i = 0; i < 64; i++) {
-        worst = fmax(worst, click(&sound, notes[i].start, true));
-        if (i >= 40) worst = fmax(worst, click(&sound, notes[i].start + notes[i].seconds, false));
+        raise_to(&worst, click(&sound, notes[i].start, true));
+        if (i >= 40) raise_to(&worst, click(&sound, notes[i].start + notes[i].seconds, false));
     }
     CHECK(worst < 2, "a bend %.2f times that of the sound around it", worst);
     int16_t *cut = (int16_t *)(sound.file.bytes + 44); // this is what a click would look like
@@ -229,7 +229,7 @@ static void check_times(void) {
         const double threshold = 0.25 * largest(&sound, from, to, bend);
         int onset = from;
         while (fabs(bend(&sound, onset)) < threshold) onset++;
-        worst = fmax(worst, fabs((double)onset / RATE - notes[i].start));
+        raise_to(&worst, fabs((double)onset / RATE - notes[i].start));
     }
     CHECK(worst < 0.005, "an onset is %.1f ms off", 1000 * worst);
     free(sound.file.bytes), free(other.file.bytes);

@@ -120,9 +120,9 @@ static inline size_t existing_folders(const char *path) {
 // Removes the empty folders of a path, from its end back to its first `existing` bytes: what a failure need not leave.
 static inline void remove_empty_folders(const char *path, size_t existing) {
     char part[4096];
-    snprintf(part, sizeof part, "%s", path);
-    for (size_t i = strlen(part); i > existing; i--) {
-        if (path[i] && path[i] != '/') continue;
+    for (size_t i = strlen(path); i > existing; i--) {
+        if ((path[i] && path[i] != '/') || i >= sizeof part) continue;
+        memcpy(part, path, i);
         part[i] = 0;
         rmdir(part); // fails, as it should, where something is in it
     }

@@ -243,7 +243,7 @@ static inline void flags_print(const Flags *flags) { // each with its value, in 
         const Flag *flag = &flags->list[i];
         char left[64], value[64], text[512];
         bool told = !*flag_show(flag, value) || flag->help[strlen(flag->help) - 1] == ']';
-        snprintf(left, sizeof left, "%s%s %s", flag_dashes(flag), flag->name, flag->value_name);
+        snprintf(left, sizeof left, "%s%.20s %.30s", flag_dashes(flag), flag->name, flag->value_name);
         snprintf(text, sizeof text, "%s%s%s%s%s%s", flag->help, flag->choices ? ", " : "",
                  flag->choices ? flag->choices : "", told ? "" : " [", told ? "" : value, told ? "" : "]");
         int column = printf("  %-*s", LEFT - 2, *flag->name ? left : flag->value_name), length;
