@@ -40,7 +40,7 @@ static const GroupLimit group_memory = {"memory", {"memory.max", "memory.limit_i
 
 // Infinite where the group has no limit: then there is "max" instead of a number, or -1.
 static inline double granted_by_group(const char *folder, const GroupLimit *limit) {
-    double numbers[2] = {0, limit->numbers == 1};
+    double numbers[2] = {0, limit->numbers == 1 ? 1.0 : 0.0};
     for (int i = 0, n = 0; limit->files[i] && n < limit->numbers; i++) {
         char path[4 * PATH_MAX + 64];
         snprintf(path, sizeof path, "%s/%s", folder, limit->files[i]);
