@@ -202,7 +202,8 @@ test/test_paper.sh: all dev/tools/paper
 test/test_player.sh: build/test_player data_prep/compose_music
 test/test_prepare.sh test/test_resume.sh: $(PREPARE)
 test/test_headers.sh: build/player_page.h
-build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_music $(PREPARE) dev/tools/compare_tensors
+build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_music $(PREPARE) \
+	dev/tools/compare_tensors
 test/test_emu.sh test/test_matmul_gpu.sh test/test_recurrence.sh: test/%.sh: $(addprefix build/test/%,$(EMULATED))
 test/test_plain.sh: plain dev/tools/compare_tensors build/plain_step_gpt build/plain_step_lstm \
 	$(foreach build,cpu cpu_sanitized cpu_narrow emu,$(TRAINERS:%=build/%_$(build)))

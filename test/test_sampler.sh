@@ -84,6 +84,7 @@ wrapped _orig_mod.module. a/m >b/m
 run 0 a/m --seed 5 --tokens 30 -o a.mid
 run 0 b/m --seed 5 --tokens 30 -o b.mid
 same a.mid b.mid
+# shellcheck disable=SC3045
 (ulimit -v 40000 && exec "$sample" gpt/model.safetensors -n 2 --threads 1 --tokens 70000 --context 65536 2>stderr)
 check "what does not fit into a limit is an error" test $? -eq 1
 words="the state of the songs would take 0.0[0-9]* GB, and ulimit -v grants 0.041 GB in all; take a smaller --context"

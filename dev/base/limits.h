@@ -1,11 +1,9 @@
-// What of the machine a program may use: how many processors and how much memory; and how its threads wait for each
-// other.
+// What of the machine a program may use, how many processors and how much memory, and how its threads wait.
 //
 // A parallel loop ends when its slowest thread ends, and the others wait. Libraries of OpenMP wait by spinning, for
 // some milliseconds or for ever, which is quick on an idle machine. Where another program wants a processor too, the
 // spinning thread holds the very processor that the slowest thread needs. So here a thread spins for some microseconds
-// and then sleeps. Somebody who sets OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME has chosen otherwise, and is
-// heard.
+// and then sleeps. Somebody who sets OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME has chosen, and is heard.
 //
 // C11 and C++17. Include it before any system header.
 #ifndef LIMITS_H
@@ -40,7 +38,7 @@ static const GroupLimit group_memory = {"memory", {"memory.max", "memory.limit_i
 
 // Infinite where the group has no limit: then there is "max" instead of a number, or -1.
 static inline double granted_by_group(const char *folder, const GroupLimit *limit) {
-    double numbers[2] = {0, limit->numbers == 1};
+    double numbers[2] = {0, limit->numbers == 1 ? 1.0 : 0.0};
     for (int i = 0, n = 0; limit->files[i] && n < limit->numbers; i++) {
         char path[4 * PATH_MAX + 64];
         snprintf(path, sizeof path, "%s/%s", folder, limit->files[i]);

@@ -189,8 +189,7 @@ static inline bool layers_check(int layers, const SizeFlag *flag, char *error) {
 // ---- memory
 
 // `count` zeroed elements of `size` bytes at a 64-byte boundary, for free(). NULL, and a sentence that says what they
-// were for, and gives advice, where there is not so much memory. count is a double so that no product of sizes
-// overflows.
+// were for and ends in advice, where there is not so much memory. count is a double: no product of sizes overflows.
 static inline void *allocate_or_advise(const char *what, double count, size_t size, const char *advice, char *error) {
     const char *who;
     double bytes = count * (double)size;

@@ -178,7 +178,7 @@ void *reserve(size_t size) {
     void *p = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p != MAP_FAILED) return p;
     perror("cuda_emu: address space for the race check");
-    abort();
+    exit(1);
 }
 } // namespace
 

@@ -60,10 +60,11 @@ inline __thread dim3 blockDim, gridDim;
 
 namespace emu {
 
-inline const std::new_handler no_memory = std::set_new_handler([] { // for the emulator's own lists
+[[noreturn]] inline void out_of_memory() {
     fprintf(stderr, "cuda_emu: out of memory\n");
     exit(1);
-});
+}
+inline const std::new_handler earlier_handler = std::set_new_handler(out_of_memory); // for the emulator's own lists
 
 // ---- Fibers
 
@@ -527,6 +528,7 @@ inline void *shared_memory(size_t which, size_t size) {
     if (memory.size != size) {
         deallocate(memory.bytes);
         memory = {(char *)allocate(size), size, 0};
+        if (size && !memory.bytes) out_of_memory();
     }
     if (size && memory.owner != block.started) make_undefined(memory.bytes, size);
     memory.owner = block.started;
