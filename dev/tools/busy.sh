@@ -1,7 +1,7 @@
 #!/bin/sh
-# How much of their speed the trainers keep on a busy machine: dev/tools/busy.sh [ROUNDS]. A table of shares, of the best
-# of ROUNDS [3], measured in turn with the speeds that they are shares of: those of threads that spin while they wait, as
-# OpenMP libraries let them:
+# How much of their speed the trainers keep on a busy machine: dev/tools/busy.sh [ROUNDS]. A table of shares, of the
+# best of ROUNDS [3], measured in turn with the speeds that they are shares of: those of threads that spin while they
+# wait, as OpenMP libraries let them:
 #     alone      two threads on two quiet cores, of two spinning threads
 #     spinner    the same beside a program that never sleeps
 #     pinned     on one core, of one thread
