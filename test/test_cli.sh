@@ -201,15 +201,15 @@ for model in gpt lstm; do
     zero='"dtype":"U8","data_offsets"'
     case $model in
     gpt)
-        small="{\"emb.weight\":{$zero:[0,4096],\"shape\":[1,4096]},\"layers.0.attn.rel\":{$zero:[4096,4097],"
-        small="$small\"shape\":[1,1]},\"layers.0.fc1.weight\":{$zero:[4097,4098],\"shape\":[1,1]}}"
+        header="{\"emb.weight\":{$zero:[0,4096],\"shape\":[1,4096]},\"layers.0.attn.rel\":{$zero:[4096,4097],"
+        header="$header\"shape\":[1,1]},\"layers.0.fc1.weight\":{$zero:[4097,4098],\"shape\":[1,1]}}"
         ;;
     lstm)
-        small="{\"emb.weight\":{$zero:[0,0],\"shape\":[0,64]},"
-        small="$small\"lstm.weight_hh_l0\":{$zero:[0,0],\"shape\":[0,4096]}}"
+        header="{\"emb.weight\":{$zero:[0,0],\"shape\":[0,64]},"
+        header="$header\"lstm.weight_hh_l0\":{$zero:[0,0],\"shape\":[0,4096]}}"
         ;;
     esac
-    tensors_file "$small" >small
+    tensors_file "$header" >small
     test $model = lstm || printf '%04098d' 0 >>small
     limited "small: tensor 'emb.weight' has the shape [" --init small
     limited "and ulimit -v grants 0.41 GB in all; take a smaller --batch, --window or model" --width 4096

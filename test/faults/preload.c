@@ -10,6 +10,9 @@
 // What the C library does inside a call is not seen, so a stream fails as a whole: its error flag is set, and nothing
 // is read or written. glibc only.
 #define _GNU_SOURCE
+#include <stdlib.h>
+#ifdef __GLIBC__
+
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
@@ -18,7 +21,6 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -175,3 +177,5 @@ int mkdir(const char *path, mode_t mode) {
     NEXT(mkdir);
     return fails("mkdir", ENOSPC) ? -1 : next(path, mode);
 }
+
+#endif
