@@ -9,7 +9,7 @@
 //
 // Read down: logits become a token, tokens a song, many songs are made at once, and the command line says which. The
 // models that give the logits are in dev/sample/decoder.h, which says how they are fast. What a song is as music is in
-// song.h there, its files in formats.h, --live in live.h, --eval and --bench in measure.h.
+// song.h there, its files in formats.h, the prime in prime.h, --live in live.h, --eval and --bench in measure.h.
 
 #include "sample/decoder.h" // first: it chooses the system's interfaces
 
@@ -19,6 +19,7 @@
 #include "sample/keys.h"
 #include "sample/live.h"
 #include "sample/measure.h"
+#include "sample/prime.h"
 #include "sample/song.h"
 #define MIDI_IMPLEMENTATION
 #include "midi.h"
@@ -105,13 +106,13 @@ typedef struct { // what all songs of one call share
     Filter filter;
     int64_t tokens, bars; // at most so much new material; 0: no limit
     double seconds;       // at least so much, to the next bar line; 0: no limit, but one of the three is set
-    int64_t context, prime_tokens, songs, threads;
+    int64_t context, songs, threads;
     double bpm;
     uint64_t seed;
-    const char *prime_path, *scale, *lowest, *highest;
-    bool no_prime, live;
-    uint8_t *prime; // the first n_prime of the prime's tokens
-    size_t n_prime;
+    const char *scale, *lowest, *highest;
+    bool live;
+    Prime prime;
+    TempoMap tempo; // seconds by steps
 } Settings;
 
 typedef struct { // a song in the making
@@ -131,31 +132,49 @@ typedef struct { // a song in the making
     Live live;
 } Maker;
 
-static double step_seconds(const Settings *settings) { return 60 / settings->bpm / 4; } // of a 16th
+// Times the music by its tempos; without a prime there is one, bpm.
+static bool settings_time(Settings *s, char *error) {
+    Marks *marks = &s->prime.marks;
+    if (!marks->n_tempos) {
+        marks->tempos = calloc(1, sizeof *marks->tempos);
+        if (!marks->tempos) return fail(error, "no memory for a tempo");
+        marks->tempos[marks->n_tempos++].value = (int)lrint(60e6 / s->bpm);
+    }
+    for (size_t i = 0; i < marks->n_tempos; i++) {
+        const Mark *mark = &marks->tempos[i];
+        const double quarter = 60 / (i ? bpm_of(mark->value) : s->bpm);
+        if (!tempo_add(&s->tempo, (double)mark->tick / MIDI_STEP, quarter / 4)) {
+            return fail(error, "no memory for %zu tempos", marks->n_tempos);
+        }
+    }
+    return true;
+}
 
 // The most new tokens of a song. With --bars or --seconds alone there is a limit too: a model may never end a bar.
 static size_t most_tokens(const Settings *settings) {
     enum { TOKENS_IN_BAR = 2048 };
-    double bars = settings->bars ? (double)settings->bars : settings->seconds / step_seconds(settings) / 16 + 1;
+    const double step = settings->tempo.spans[settings->tempo.n - 1].unit;
+    double bars = settings->bars ? (double)settings->bars : settings->seconds / step / 16 + 1;
     return settings->tokens ? (size_t)settings->tokens : (size_t)((bars < 1e5 ? bars : 1e5) * TOKENS_IN_BAR);
 }
 
 static int64_t context_needed(const Settings *settings) {
-    int64_t longest = (int64_t)(settings->n_prime + most_tokens(settings) + 1);
+    int64_t longest = (int64_t)(settings->prime.n + most_tokens(settings) + 1);
     return longest < settings->context ? longest : settings->context;
 }
 
 static bool maker_begin(Maker *maker, const Settings *settings, uint64_t seed, char *error) {
-    const size_t n = settings->n_prime, most = most_tokens(settings);
+    const size_t n = settings->prime.n, most = most_tokens(settings);
     *maker = (Maker){.settings = settings, .key = philox_key(seed, PHILOX_SAMPLE, 0), .most = most};
     maker->song = (Song){.seed = seed, .tokens = malloc(n + most), .n = n, .n_prime = n};
     if (!maker->song.tokens) return fail(error, "no memory for a song of %zu tokens", n + most);
-    for (size_t i = 0; i < n; i++) place_see(&maker->place, maker->song.tokens[i] = settings->prime[i]);
+    for (size_t i = 0; i < n; i++) place_see(&maker->place, maker->song.tokens[i] = settings->prime.tokens[i]);
     maker->first = place_step(&maker->place);
-    maker->bars = n && settings->prime[n - 1] != MIDI_BAR ? -1 : 0;
+    maker->bars = n && settings->prime.tokens[n - 1] != MIDI_BAR ? -1 : 0;
     maker->started = seconds_now();
     FILE *out = settings->live ? stdout : NULL;
-    maker->live = (Live){.out = out, .stop = &interrupted, .quiet = settings->no_prime, .step = step_seconds(settings)};
+    maker->live =
+        (Live){.out = out, .stop = &interrupted, .quiet = settings->prime.left_out, .tempo = &settings->tempo};
     return true;
 }
 
@@ -202,7 +221,7 @@ static bool maker_take(Maker *maker, const float *logits) {
     maker->bars += line;
     maker->live.quiet = false;
     if (maker->live.out) live_token(&maker->live, token, "");
-    const double seconds = (double)(maker->place.line - maker->first) * step_seconds(settings);
+    const double seconds = tempo_seconds(&settings->tempo, (double)maker->first, (double)maker->place.line);
     const bool enough = line && ((settings->bars && maker->bars >= settings->bars) ||
                                  (settings->seconds > 0 && seconds >= settings->seconds - 1e-9));
     song->cut = !enough && (settings->bars || settings->seconds > 0);
@@ -234,11 +253,13 @@ static void song_describe(Song *song, const Model *model, const Settings *settin
     if (settings->lowest) song_add_setting(song, "lowest %.8s", settings->lowest);
     if (settings->highest) song_add_setting(song, "highest %.8s", settings->highest);
     if (model->kind == GPT) song_add_setting(song, "context %lld", (long long)settings->context);
-    song_add_setting(song, "bpm %g", settings->bpm);
-    if (settings->prime_path) {
-        const char *slash = strrchr(settings->prime_path, '/');
-        song_add_setting(song, "prime %.120s (%zu tokens%s)", slash ? slash + 1 : settings->prime_path,
-                         settings->n_prime, settings->no_prime ? ", left out" : "");
+    if (settings->prime.marks.n_tempos == 1) song_add_setting(song, "bpm %g", settings->bpm);
+    if (settings->prime.path) {
+        const char *slash = strrchr(settings->prime.path, '/');
+        song_add_setting(song, "prime %.120s (%zu tokens%s%s%s)", slash ? slash + 1 : settings->prime.path,
+                         settings->prime.n, settings->prime.left_out ? ", left out" : "",
+                         settings->prime.keep_short ? ", keep-short" : "",
+                         settings->prime.no_drums ? ", no-drums" : "");
     }
     if (song->interrupted) { // without this the same flags would seem to give the same song
         const size_t new = song->n - song->n_prime;
@@ -308,7 +329,7 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     TextBuffer report = {NULL, 0, 0, false};
     const bool none = song->interrupted && song->n == song->n_prime;
     song_describe(song, job->model, settings);
-    bool ok = none || song_finish(song, settings->no_prime, settings->bpm, problem);
+    bool ok = none || song_finish(song, settings->prime.left_out, &settings->prime.marks, problem);
     for (int k = 0; ok && !none && k < outputs->n; k++) {
         if (!format_of(outputs->list[k])->make) continue;
         char *name = output_name(outputs->list[k], i, job->all);
@@ -467,64 +488,20 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
 
 // ---- the prime
 
-static bool on_grid(int64_t tick, int division) { return tick * 4 % division == 0; }
-
-// Says how many there are of something, if any.
-static void tell(FILE *out, size_t count, const char *one, const char *several) {
-    if (count) fprintf(out, "; %zu %s", count, count == 1 ? one : several);
-}
-
-// What of the file is in the tokens and what is not.
-static void tell_prime(const Settings *s, const midi_song *song, const midi_report *report, size_t all, FILE *out) {
-    size_t moved = 0, drums = 0;
-    bool loudness = false;
-    for (size_t i = 0; i < song->n_notes; i++) {
-        const midi_note *note = &song->notes[i];
-        moved += !on_grid(note->start, song->division) || !on_grid(note->end, song->division);
-        drums += note->channel == 9;
-        loudness = loudness || note->velocity != song->notes[0].velocity;
+// The prime, and its tempo if the caller gave none.
+static bool read_prime(Settings *s, bool own_bpm, FILE *out, char *error) {
+    if (!prime_read(&s->prime, error)) return false;
+    Marks *marks = &s->prime.marks;
+    const int last = marks->tempos[marks->n_tempos - 1].value;
+    if (!own_bpm) s->bpm = bpm_of(marks->tempos[0].value);
+    if (!prime_tell(&s->prime, s->bpm, own_bpm, out, error)) return false;
+    if (!own_bpm && s->prime.left_out) s->bpm = bpm_of(last);
+    if (own_bpm || s->prime.left_out) { // one tempo
+        marks->tempos[0].value = own_bpm ? (int)lrint(60e6 / s->bpm) : last;
+        marks->n_tempos = 1;
     }
-    fprintf(out, "prime %s: the first %zu of %zu tokens, at %g quarters a minute", s->prime_path, s->n_prime, all,
-            s->bpm);
-    tell(out, report->out_of_range, "note outside the piano's range dropped",
-         "notes outside the piano's range dropped");
-    tell(out, report->vanished, "note too short for 16ths dropped", "notes too short for 16ths dropped");
-    tell(out, moved, "note moved to the grid of 16ths", "notes moved to the grid of 16ths");
-    tell(out, report->split, "note longer than two bars struck again", "notes longer than two bars struck again");
-    tell(out, drums, "drum note played as a key", "drum notes played as keys");
-    tell(out, song->open_notes, "note that was never ended, ended with its track",
-         "notes that were never ended, ended with their track");
-    if (song->n_tempos > 1) fprintf(out, "; %zu tempos become one", song->n_tempos);
-    if (loudness) fprintf(out, "; all notes become equally loud");
-    if (report->assumed_meter) fprintf(out, "; no time signature, read as 4/4");
-    fprintf(out, "\n");
-}
-
-// The first tokens of the prime, and its tempo if the caller gave none.
-static bool read_prime(Settings *settings, bool own_bpm, FILE *out, char *error) {
-    midi_song song;
-    midi_error problem;
-    midi_report report;
-    const char *path = settings->prime_path;
-    if (!midi_read_file(&song, path, (size_t)64 << 20, &problem)) {
-        return fail(error, "--prime %s: %s", path, problem.text);
-    }
-    int ok = midi_encode(&song, &settings->prime, &settings->n_prime, &report, &problem);
-    if (!ok) fail(error, "--prime %s: %s", path, problem.text);
-    if (ok && !report.notes) {
-        ok = fail(error, "--prime %s: has no notes of a piano; give a MIDI file that has some", path);
-    }
-    const size_t all = settings->n_prime;
-    if (ok && all > (size_t)settings->prime_tokens) settings->n_prime = (size_t)settings->prime_tokens;
-    const midi_tempo *first = NULL; // the earliest
-    for (size_t i = 0; i < song.n_tempos; i++) {
-        if (!first || song.tempos[i].tick < first->tick) first = &song.tempos[i];
-    }
-    const double bpm = first && first->us_per_quarter ? 60e6 / first->us_per_quarter : 0;
-    if (!own_bpm && bpm >= 4 && bpm <= 1000) settings->bpm = bpm;
-    if (ok) tell_prime(settings, &song, &report, all, out);
-    midi_free(&song);
-    return ok;
+    midi_free(&s->prime.song);
+    return true;
 }
 
 // ---- the command line
@@ -618,9 +595,11 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     flag_text(f, "scale", "NAME", &s->scale, NULL, "new notes only from a scale: C-major, F#-minor, Bb-blues, ...");
     flag_text(f, "lowest", "KEY", &s->lowest, NULL, "no new note below: C3, F#2, 48");
     flag_text(f, "highest", "KEY", &s->highest, NULL, "no new note above");
-    flag_text(f, "prime", "FILE", &s->prime_path, NULL, "go on from the beginning of this MIDI file");
-    flag_whole(f, "prime-tokens", &s->prime_tokens, 256, 1, many, "its first N tokens");
-    flag_switch(f, "no-prime", &s->no_prime, "leave the prime out of what is written");
+    flag_text(f, "prime", "FILE", &s->prime.path, NULL, "go on from the beginning of this MIDI file");
+    flag_whole(f, "prime-tokens", &s->prime.most, 256, 1, many, "its first N tokens");
+    flag_switch(f, "no-prime", &s->prime.left_out, "leave the prime out of what is written");
+    flag_switch(f, "keep-short", &s->prime.keep_short, "of the prime keep notes too short for the grid, a 16th long");
+    flag_switch(f, "no-drums", &s->prime.no_drums, "of the prime drop the notes of channel 10, the drums");
     flag_switch(f, "live", &s->live,
                 "write each note and bar line as text when its time comes, until the end or Ctrl-C; files after that");
     flag_text(f, "weights", "TYPE", &call->weights, "float32", "how weights are held; smaller is faster")->choices =
@@ -637,7 +616,11 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
                 "one core");
     if (!flags_parse(f, argc, argv, error)) return false;
     if (!parse_outputs(call, error) || !parse_pitches(s, error)) return false;
-    if (s->no_prime && !s->prime_path) return fail(error, "--no-prime: it goes with --prime FILE");
+    const char *needs = s->prime.left_out     ? "no-prime"
+                        : s->prime.keep_short ? "keep-short"
+                        : s->prime.no_drums   ? "no-drums"
+                                              : NULL;
+    if (needs && !s->prime.path) return fail(error, "--%s: it goes with --prime FILE", needs);
     if (call->bench && call->dataset) return fail(error, "--bench and --eval exclude each other; give one of them");
     if (call->bench && s->songs > MAX_SLOTS) {
         return fail(error, "-n %lld: --bench takes at most %d songs", (long long)s->songs, MAX_SLOTS);
@@ -750,7 +733,8 @@ static int run(Call *call, Model *models, int argc, char **argv, char *error) {
         if (call->bench && ok && m->kind == GPT) ok = measure_speed(m, 1024, songs, error);
     }
     if (call->bench || call->dataset) return !ok;
-    if (settings->prime_path && !read_prime(settings, call->bpm->given, call->report, error)) return 1;
+    if (settings->prime.path && !read_prime(settings, call->bpm->given, call->report, error)) return 1;
+    if (!settings_time(settings, error)) return 1;
     for (int k = 0; k < call->outputs.n; k++) {
         if (!folder_is_writable(call->outputs.list[k], error)) return 1;
     }
@@ -768,7 +752,8 @@ static int sample_main(int argc, char **argv) {
     const int status = run(&call, models, argc, argv, error);
     for (int k = 0; k < MAX_MODELS; k++) model_free(&models[k]);
     for (int k = 0; k < MAX_MODELS; k++) free(call.found[k]);
-    MIDI_FREE(call.settings.prime);
+    prime_free(&call.settings.prime);
+    free(call.settings.tempo.spans);
     return program_end("sample_music", status, error);
 }
 

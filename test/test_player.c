@@ -17,6 +17,16 @@ static const char odd_seen[] = // as JSON
     "\"\\u003c/script\\u003e\\u003cscript\\u003ealert(1)\\u003c/script\\u003e \\u003c!-- \\u0026 \\u0022 ' \\u005c "
     "\\ufffd\\ufffd \xf0\x9f\x8e\xb9 \\u0001\\u000d\\u000a\\u007f end\"";
 
+static const TempoMap *one_tempo(double tick) { // ticks of so many seconds; every 16th one is the same
+    static TempoSpan spans[16];
+    static TempoMap maps[16];
+    static int n;
+    const int k = n++ % 16;
+    spans[k] = (TempoSpan){0, tick, 0};
+    maps[k] = (TempoMap){&spans[k], 1};
+    return &maps[k];
+}
+
 static TextBuffer page_of(const PlayerSong *songs, int n) { // with a NUL behind its last byte
     TextBuffer out = {NULL, 0, 0, false};
     strcpy(error, "no sentence");
@@ -42,9 +52,9 @@ static void test_page(void) {
     uint8_t mid[256];
     for (int i = 0; i < 256; i++) mid[i] = (uint8_t)(255 - i);
     for (size_t size = 252; size <= 256; size++) {
-        const PlayerSong songs[2] = {
-            {odd_title, "seed 7\nmodel a", mid, size, notes, from_prime, 3, bars, 3, 1e-6, 0.125, 1240, 117.5},
-            {.title = "", .settings = "", .bpm = 60}}; // no notes, no file
+        const PlayerSong songs[2] = {{odd_title, "seed 7\nmodel a", mid, size, notes, from_prime, 3, bars, 3,
+                                      one_tempo(1e-6), 0.125, 1240, 117.5},
+                                     {.title = "", .settings = "", .bpm = 60}}; // no notes, no file
         TextBuffer page = page_of(songs, 2), again = page_of(songs, 2);
         const char *data = strstr(page.bytes, "type=\"application/json\">"),
                    *at = data ? strstr(data, "\"notes\":[\n") : NULL;
@@ -127,7 +137,7 @@ static void test_errors(void) {
     midi_note note = {0, 1, 60, 80, 0, 0};
     int64_t bars[2] = {0, 2};
     const bool prime = false;
-    const PlayerSong good = {"Song", "", NULL, 0, &note, &prime, 1, bars, 2, 1, 0, 4, 120};
+    const PlayerSong good = {"Song", "", NULL, 0, &note, &prime, 1, bars, 2, one_tempo(1), 0, 4, 120};
     PlayerSong song = good;
     TextBuffer out = page_of(&good, 1);
     free(out.bytes);
@@ -141,7 +151,7 @@ static void test_errors(void) {
     refuses(good, "bar 2 begins at -1 s");
     bars[1] = 2;
     song = good;
-    refuses((song.tick = NAN, song), "bar 1 begins at nan s");
+    refuses((song.tempo = one_tempo(NAN), song), "bar 1 begins at nan s");
     const midi_note bad[] = {{-1, 1, 60, 80, 0, 0},        {0, -1, 60, 80, 0, 0}, {0, 10000000, 60, 80, 0, 0},
                              {INT64_MAX, 0, 60, 80, 0, 0}, {0, 1, 128, 80, 0, 0}, {0, 1, 60, 128, 0, 0}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -163,7 +173,7 @@ typedef struct {
 
 static void piece_read(Piece *piece, const char *path, int seed) { // or the end
     midi_song *song = &piece->file, *grid = &piece->grid;
-    midi_error problem = {0, "its file"};
+    midi_error problem = {0, 0, "its file"};
     midi_report report;
     uint8_t *tokens;
     size_t size, n;
@@ -199,7 +209,7 @@ static void piece_read(Piece *piece, const char *path, int seed) { // or the end
     out->n_notes = song->n_notes;
     out->bars = piece->bars;
     out->n_bars = n_bars;
-    out->tick = tick;
+    out->tempo = one_tempo(tick);
     out->bpm = 60 / quarter;
     MIDI_FREE(tokens);
 }

@@ -3,8 +3,7 @@
 #define TESTING
 #include "sample_music.c"
 
-#include "models.h"
-#include <fcntl.h>
+#include "sampler.h"
 
 // ---- choosing tokens
 
@@ -108,43 +107,6 @@ static void check_filters(void) {
           "the ends of [0, 1) are drawn wrong");
 }
 
-// ---- the program, called as from a shell
-
-static char said[4096];       // what the last call wrote to stdout and stderr
-static char small_model[512]; // that MODEL stands for
-
-static int call(const char *arguments, ...) { // split at spaces; @ stands for the scratch folder, MODEL for the model
-    static char text[4096], line[4096];
-    char *argv[64], *at = text;
-    int argc = 1;
-    va_list list;
-    va_start(list, arguments);
-    vsnprintf(line, sizeof line, arguments, list);
-    va_end(list);
-    for (const char *c = line; *c; c++) {
-        if (*c == '@') at += sprintf(at, "%s", folder);
-        if (!strncmp(c, "MODEL", 5))
-            at += sprintf(at, "%s", small_model), c += 4;
-        else if (*c != '@')
-            *at++ = *c;
-    }
-    *at = 0;
-    argv[0] = (char *)"sample_music";
-    for (char *word = strtok(text, " "); word; word = strtok(NULL, " ")) argv[argc++] = word;
-    argv[argc] = NULL;
-
-    fflush(stdout), fflush(stderr);
-    int out = dup(1), err = dup(2), file = open(in_folder("said"), O_RDWR | O_CREAT | O_TRUNC, 0600);
-    dup2(file, 1), dup2(file, 2);
-    int status = sample_main(argc, argv);
-    fflush(stdout), fflush(stderr);
-    dup2(out, 1), dup2(err, 2);
-    ssize_t n = pread(file, said, sizeof said - 1, 0);
-    said[n > 0 ? n : 0] = 0;
-    close(out), close(err), close(file);
-    return status;
-}
-
 static bool same_file(const char *a, const char *b) {
     void *x, *y;
     size_t n, k;
@@ -157,11 +119,12 @@ static bool same_file(const char *a, const char *b) {
 
 // A whole song of this seed, alone. The caller frees it, after a failure too.
 static bool song_make(Song *song, const Model *model, const Settings *settings, uint64_t seed, char *problem) {
+    Settings timed = *settings;
     Batch batch;
     Maker maker;
     const int slot = 0;
-    if (!maker_begin(&maker, settings, seed, problem)) return false;
-    if (!batch_new(&batch, model, 1, (int)context_needed(settings), problem)) return false;
+    if (!settings_time(&timed, problem) || !maker_begin(&maker, &timed, seed, problem)) return false;
+    if (!batch_new(&batch, model, 1, (int)context_needed(&timed), problem)) return false;
     for (bool more = true; more;) {
         const int token = maker_next(&maker);
         batch_step(&batch, &slot, 1, &token);
@@ -169,11 +132,12 @@ static bool song_make(Song *song, const Model *model, const Settings *settings, 
     }
     batch_free(&batch);
     *song = maker.song;
-    song_describe(song, model, settings);
-    return song_finish(song, settings->no_prime, settings->bpm, problem);
+    song_describe(song, model, &timed);
+    const bool ok = song_finish(song, timed.prime.left_out, &timed.prime.marks, problem);
+    free(timed.tempo.spans);
+    if (!settings->prime.path) prime_free(&timed.prime);
+    return ok;
 }
-
-static bool exists(const char *name) { return !access(in_folder(name), F_OK); }
 
 static void contains(const char *name, const char *text) { // a file of the scratch folder
     void *bytes;
@@ -285,10 +249,9 @@ static void check_guards(void) {
     for (int seed = 0; seed < 10; seed++) {
         Settings settings = {.filter = {.temperature = 1, .top_p = 1}, .seconds = 7, .context = 64, .bpm = 90};
         CHECK(song_make(&song, &model, &settings, (uint64_t)seed, error), "%s", error);
-        const double tick = tick_seconds(&song);
         CHECK(song.n_lines > 1 && song.tokens[song.n - 1] == MIDI_BAR && !song.cut, "--seconds 7: not at a bar line");
-        CHECK((double)song.lines[song.n_lines - 1] * tick >= 7 - 1e-6, "--seconds 7 ended before");
-        CHECK(song.n_lines < 2 || (double)song.lines[song.n_lines - 2] * tick < 7, "--seconds 7 ended too late");
+        CHECK(song_time(&song, song.lines[song.n_lines - 1]) >= 7 - 1e-6, "--seconds 7 ended before");
+        CHECK(song.n_lines < 2 || song_time(&song, song.lines[song.n_lines - 2]) < 7, "--seconds 7 ended too late");
         song_free(&song);
     }
     CHECK(call("MODEL --seconds 60 --tokens 5 --seed 1 -o @/g.mid") == 0 && strstr(said, "before --seconds 60"), "%s",
@@ -383,16 +346,16 @@ static void check_prime(void) {
     Settings settings = {.filter = {.temperature = 1, .top_p = 1}, .tokens = 120, .context = 64, .bpm = 120};
     char path[512];
     snprintf(path, sizeof path, "%s", in_folder("prime.mid"));
-    settings.prime_path = path;
-    settings.prime_tokens = 47; // in the middle of bar 5: 11 tokens a bar of three notes and its line
+    settings.prime.path = path;
+    settings.prime.most = 47; // in the middle of bar 5: 11 tokens a bar of three notes and its line
     settings.songs = 1;
     int out = dup(1), file = open(in_folder("said"), O_RDWR | O_CREAT | O_TRUNC, 0600);
     fflush(stdout), dup2(file, 1);
     bool ok = read_prime(&settings, false, stdout, error);
     fflush(stdout), dup2(out, 1), close(out), close(file);
-    CHECK(ok && settings.n_prime == 47, "%s", error);
+    CHECK(ok && settings.prime.n == 47, "%s", error);
     CHECK(song_make(&song, &model, &settings, 4, error), "%s", error);
-    CHECK(song.n == 167 && !memcmp(song.tokens, settings.prime, 47), "the song does not begin with the prime");
+    CHECK(song.n == 167 && !memcmp(song.tokens, settings.prime.tokens, 47), "the song does not begin with the prime");
     size_t grey = 0, wrong = 0;
     for (size_t i = 0; i < song.midi.n_notes; i++) {
         grey += song.from_prime[i];
@@ -405,7 +368,7 @@ static void check_prime(void) {
 
     // Without the prime: the new notes alone, from the bar line before them.
     Song bare;
-    settings.no_prime = true;
+    settings.prime.left_out = true;
     CHECK(song_make(&bare, &model, &settings, 4, error), "%s", error);
     CHECK(bare.midi.n_notes == song.midi.n_notes - 13, "%zu notes without the prime", bare.midi.n_notes);
     size_t k = 0;
@@ -417,7 +380,7 @@ static void check_prime(void) {
     }
     CHECK(wrong == 0, "%zu notes moved wrongly without the prime", wrong);
     song_free(&song), song_free(&bare);
-    MIDI_FREE(settings.prime);
+    prime_free(&settings.prime);
     model_free(&model);
 
     CHECK(call("MODEL --prime @/prime.mid --tokens 40 --seed 1 -o @/p.svg") == 0, "%s", said);
@@ -618,14 +581,68 @@ static void check_kinds(const char *gpt, const char *lstm) {
     CHECK(here >= 0 && !chdir(folder), "%s: cannot be entered", folder);
     CHECK(call("-o @/x.mid") == 1 && strstr(said, "out/gpt/model.safetensors: there is no such model yet"), "%s", said);
     CHECK(make_folders(in_folder("out/gpt"), error) && make_folders(in_folder("out/lstm"), error), "%s", error);
+    CHECK(call("-o @/x.mid") == 1 && strstr(said, "there is no such model yet"), "%s", said);
+    CHECK(call("out/gpt -o @/x.mid") == 1 && strstr(said, "out/gpt: is a folder without model.safetensors"), "%s",
+          said);
+
+    // What a run has saved that has no best model yet, only where no run has one.
+    const char *used = "out/gpt/last.safetensors: used, because out/gpt has no model.safetensors yet\n";
+    CHECK(!link(gpt, in_folder("out/gpt/last.safetensors")), "no link");
+    CHECK(call("--tokens 9 -o @/k.svg") == 0 && strstr(said, used), "%s", said);
+    contains("k.svg", "(gpt, ");
+    CHECK(call("out/gpt/ --tokens 9 -o @/k.svg") == 0 && strstr(said, "out/gpt/last.safetensors: used"), "%s", said);
+    CHECK(call("out/gpt --tokens 9 -o -") == 0 && strstr(said, used), "%s", said);
     CHECK(!link(lstm, in_folder("out/lstm/model.safetensors")), "no link");
-    CHECK(call("--tokens 9 -o @/k.svg") == 0, "%s", said);
+    CHECK(call("--tokens 9 -o @/k.svg") == 0 && !strstr(said, "used"), "%s", said);
     contains("k.svg", "(lstm, ");
+    CHECK(call("out/lstm out/gpt --tokens 9 -o @/k.svg") == 0 && strstr(said, used), "%s", said);
+    contains("k-1.svg", "(lstm, ");
+    contains("k-2.svg", "(gpt, ");
     CHECK(!link(gpt, in_folder("out/gpt/model.safetensors")), "no link");
     CHECK(call("--tokens 9 -o @/k.svg") == 0, "%s", said);
     contains("k.svg", "(gpt, ");
     CHECK(here >= 0 && !fchdir(here), "cannot go back");
     close(here);
+}
+
+// No name takes a command to a terminal, whether it is in an error or a report; nor does music.
+static void check_terminal(void) {
+    static const char *const calls[] = {"@/%s",
+                                        "MODEL --prime @/%s",
+                                        "MODEL --tokens 3 -o @/%s.mid -o @/%s.html",
+                                        "@/%s.model @/%s.model --tokens 3",
+                                        "MODEL --tokens 3 --prime @/%s.prime",
+                                        "@/%s.model --eval @/eval.safetensors --eval-stride 999"};
+    const char *name = "a\033[31m\xC2\x9B"
+                       "1m\x9B";
+    char model[40];
+    snprintf(model, sizeof model, "%s.model", name);
+    CHECK(!link(small_model, in_folder(model)), "no link");
+    snprintf(model, sizeof model, "%s.prime", name);
+    CHECK(!link(in_folder("prime.mid"), in_folder(model)), "no link");
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        const char *at = calls[i];
+        char line[600] = "";
+        for (; strstr(at, "%s"); at = strstr(at, "%s") + 2) {
+            snprintf(line + strlen(line), sizeof line - strlen(line), "%.*s%s", (int)(strstr(at, "%s") - at), at, name);
+        }
+        const int status = call("%s%s%s", line, at, i < 2 || i == 5 ? "" : " -o @/t.html");
+        bool clean = utf8_valid(said);
+        for (const char *c = said; *c; c++) clean = clean && (*c == '\n' || shown_length(c, 4) || (*c & 0xC0) == 0x80);
+        CHECK(clean && status == (i < 2) && strstr(said, "a?[31m??1m?"), "%s: exit %d, %s", calls[i], status, said);
+    }
+
+    int master = posix_openpt(O_RDWR | O_NOCTTY);
+    const char *slave = master >= 0 && !grantpt(master) && !unlockpt(master) ? ptsname(master) : NULL;
+    terminal = slave ? open(slave, O_RDWR | O_NOCTTY) : -1;
+    if (terminal < 0) printf("skipped: bytes on a terminal, there is none\n");
+    if (terminal >= 0) {
+        CHECK(call("MODEL --tokens 3 -o -") == 2 && strstr(said, "-o -: "), "bytes on a terminal: %s", said);
+        CHECK(call("MODEL --tokens 3 -o @/t.mid") == 0, "%s", said);
+        close(terminal);
+    }
+    terminal = -1;
+    if (master >= 0) close(master);
 }
 
 static void check_bad_files(void) {
@@ -636,7 +653,24 @@ static void check_bad_files(void) {
     write_file_atomically(in_folder("nothing"), "", 0, error);
     write_file_atomically(in_folder("text"), "not a model at all\n", 19, error);
     CHECK(call("@/nothing -o @/x.mid") == 1, "%s", said);
-    CHECK(call("@/text -o @/x.mid") == 1, "%s", said);
+    CHECK(call("@/text -o @/x.mid") == 1 && strstr(said, "text: not a safetensors file, but a text\n"), "%s", said);
+    static const struct {
+        const char *bytes;
+        size_t size;
+        const char *words;
+    } others[] = {
+        {"MThd\0\0\0\6\0\0\0\1\0\140MTrk", 18, "a MIDI file, with which sample_music goes on as --prime FILE"},
+        {"PK\3\4\0\0\10\10\0\0\0\0", 12, "one that torch.save made; safetensors.torch.save_file("},
+        {"\x80\2\x8a\nl\xfc\x9c\x46\xf9\x20\x6a\xa8", 12, "one that torch.save made"},
+        {"short\n", 6, "a text"},
+        {"\xC3\xA4 and \xC3\xB6\n", 10, "a text"},
+        {"\1\2\3\4\5\6\7\10\11", 9, "cut short"}};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        CHECK(write_file_atomically(in_folder("other"), others[i].bytes, others[i].size, error), "%s", error);
+        CHECK(call("@/other -o @/x.mid") == 1 && strstr(said, "other: not a safetensors file, ") &&
+                  strstr(said, others[i].words),
+              "kind %zu: %s", i, said);
+    }
     CHECK(call("@ -o @/x.mid") == 1, "%s", said);
     CHECK(call("@/absent -o @/x.mid") == 1, "%s", said);
     CHECK(!exists("x.mid"), "a failed call wrote a file");
@@ -682,6 +716,7 @@ int main(void) {
     check_pages();
     check_bars();
     check_usage();
+    check_terminal();
     check_bad_files();
     remove_folder();
     return check_report("sample");

@@ -287,15 +287,19 @@ prints '^prime .*: the first 256 of [0-9]+ tokens, at [0-9.]+ quarters a minute'
     printf '\060\220\077\144\140\200\077\0\0\377\057\0'
 } >odd.mid
 run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime odd.mid -o p.mid -o p.svg
-for words in "at 100 quarters a minute" "1 note outside the piano's range dropped" \
-    "1 note too short for 16ths dropped" \
-    "notes moved to the grid of 16ths" "1 drum note played as a key" "all notes become equally loud" \
-    "no time signature, read as 4/4"; do
+for words in "at 100 quarters a minute" "1 of 5 notes outside the piano's range dropped" \
+    "1 of 5 notes too short for 16ths dropped" "2 of 5 notes moved to the grid of 16ths" \
+    "1 of 5 notes of drums played as keys" "all notes become equally loud" "no time signature, read as 4/4"; do
     check "the prime's line lacks: $words" grep -q -F -e "$words" stdout
 done
 check "the prime's tempo is the song's" grep -q "bpm 100" p.svg
 run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime odd.mid --bpm 77 -o p.svg
 check "but for --bpm" grep -q "bpm 77" p.svg
+for choice in keep-short no-drums; do
+    run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime odd.mid --$choice -o p.svg
+    check "--$choice is told" grep -q "prime odd.mid ([0-9]* tokens, $choice)" p.svg
+    refuses 2 "--$choice: it goes with --prime FILE" gpt/model.safetensors --$choice
+done
 refuses 1 "--prime nothing.mid: " gpt/model.safetensors --prime nothing.mid
 refuses 1 "--prime gpt/log.csv: " gpt/model.safetensors --prime gpt/log.csv
 refuses 2 "--no-prime: it goes with --prime FILE" gpt/model.safetensors --no-prime
@@ -309,6 +313,13 @@ for model in gpt lstm; do
     ours=$(sed -n 's/^eval loss=\([0-9.]*\) .*/\1/p' stdout)
     check "--eval says $ours, the trainer $loss" awk "BEGIN { exit !($loss > 1 && ($ours - $loss) ^ 2 < 1e-10) }"
 done
+# What the metadata say of a model's precision need not be known here, and no name is a command to a terminal.
+esc=$(printf 'a\033[31m\302\2331m')
+LC_ALL=C sed 's/"precision":"fp32"/"precision":"fp99"/' gpt/model.safetensors >"$esc"
+"$gpt" --eval --init "$esc" --eval-stride 20000 >stdout 2>stderr
+check "an --eval that is done: $?" grep -q "^eval loss=" stdout
+check "prints no error" test ! -s stderr
+check "and no command to a terminal" test -z "$(LC_ALL=C tr -d '\n -~' <stdout)"
 refuses 1 "gpt/model.safetensors: not a dataset" gpt/model.safetensors --eval gpt/model.safetensors
 refuses 2 "--bench and --eval exclude each other" gpt/model.safetensors --bench --eval data/test.safetensors
 refuses 2 "-n 17: --bench takes at most 16 songs" gpt/model.safetensors --bench -n 17

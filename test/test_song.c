@@ -8,6 +8,7 @@
 
 #include "base/philox.h"
 #include "models.h"
+#include <time.h>
 
 static void check_names(void) {
     static const struct {
@@ -28,6 +29,17 @@ static void check_names(void) {
           "scales are read wrong");
     CHECK(!read_scale("C") && !read_scale("C-") && !read_scale("major") && !read_scale("C-majors") && !read_scale(""),
           "what is no scale is read as one");
+}
+
+static Marks at_bpm(Mark *tempo, int bpm) { // no prime
+    *tempo = (Mark){.value = 60000000 / bpm};
+    return (Marks){.tempos = tempo, .n_tempos = 1};
+}
+
+static bool finish(Song *song, int bpm) {
+    Mark tempo;
+    const Marks marks = at_bpm(&tempo, bpm);
+    return song_finish(song, false, &marks, error);
 }
 
 // n tokens that obey the grammar, at random; with `few` only the first so many offsets, pitches and durations. The
@@ -52,7 +64,7 @@ static Song random_song(size_t n, int few) {
 // Every note-on has its note-off before the next of its key; the longest repetition is that of brute force.
 static void check_notes(void) {
     Song song = random_song(3000, 8);
-    CHECK(song_finish(&song, false, 120, error), "%s", error);
+    CHECK(finish(&song, 120), "%s", error);
     int64_t ends[128] = {0};
     size_t wrong = 0;
     for (size_t i = 0; i < song.midi.n_notes; i++) {
@@ -90,7 +102,9 @@ static void check_lines(void) {
     bool right = song.n_lines == 5;
     for (int i = 0; i < song.n_lines && right; i++) right = song.lines[i] == lines[i] * MIDI_STEP;
     CHECK(right, "bar lines are found wrong");
-    CHECK(song_add_events(&song, 120), "no memory");
+    Mark tempo;
+    const Marks marks = at_bpm(&tempo, 120);
+    CHECK(song_add_events(&song, &marks), "no memory");
     const midi_meter *m = song.midi.meters;
     CHECK(song.midi.n_meters == 4 && m[0].numerator == 4 && m[0].exponent == 2 && m[1].numerator == 8 &&
               m[1].tick == 16 * MIDI_STEP && m[2].numerator == 4 && m[3].numerator == 3 && m[3].exponent == 3,
@@ -101,7 +115,7 @@ static void check_lines(void) {
 // All notes of a file's .svg and .mid are the song's, at their times.
 static void check_files(void) {
     Song song = random_song(900, 88);
-    CHECK(song_finish(&song, false, 96, error), "%s", error);
+    CHECK(finish(&song, 96), "%s", error);
     CHECK(song.midi.n_notes > 100, "only %zu notes", song.midi.n_notes);
     const char *mid = in_folder("f.mid"), *svg = in_folder("f.svg");
     CHECK(songs_write(&song, 1, mid, error) && songs_write(&song, 1, svg, error), "%s", error);
@@ -166,10 +180,33 @@ static double strength(const int16_t *left, size_t n, double frequency) {
     return one * one + two * two - turn * one * two;
 }
 
+// Seconds up to a tick, span by span.
+static double seconds_to(const Marks *marks, int64_t tick) {
+    double seconds = 0;
+    for (size_t i = 0; i < marks->n_tempos && marks->tempos[i].tick < tick; i++) {
+        int64_t end = i + 1 < marks->n_tempos ? marks->tempos[i + 1].tick : tick;
+        if (end > tick) end = tick;
+        seconds += (double)(end - marks->tempos[i].tick) / 480 * 1e-6 * marks->tempos[i].value;
+    }
+    return seconds;
+}
+
+// The seconds below a roll of one row stand where they are in the music.
+static void check_seconds(const char *svg, const Marks *marks, double end) {
+    int n = 0, wrong = 0;
+    for (const char *at = svg; (at = strstr(at, "class=\"time\""));) {
+        double x, y, second;
+        if (sscanf(at++, "class=\"time\" x=\"%lf\" y=\"%lf\">%lf s<", &x, &y, &second) != 3) continue;
+        wrong += fabs(seconds_to(marks, (int64_t)(x / 940 * end)) - second) > 0.02;
+        n++;
+    }
+    CHECK(n > 4 && wrong == 0, "%d of %d seconds are drawn elsewhere", wrong, n);
+}
+
 // The same notes at the same times in .mid, .svg, .html and .wav, read back from each: one note at a time, so that
 // the sound of the last is told from the others.
-static void check_formats(void) {
-    enum { NOTES = 24, BPM = 100 };
+static void check_formats(const Marks *marks) {
+    enum { NOTES = 24 };
     Song song = {0};
     song.tokens = malloc(5 * NOTES);
     for (int i = 0; i < NOTES; i++) { // a note of 3 steps every 4, and a bar line after every fourth
@@ -179,7 +216,7 @@ static void check_formats(void) {
         song.tokens[song.n++] = (uint8_t)(MIDI_PITCH + key - MIDI_LOWEST_KEY);
         song.tokens[song.n++] = MIDI_DURATION + 2;
     }
-    CHECK(song_finish(&song, false, BPM, error) && song.midi.n_notes == NOTES, "%s", error);
+    CHECK(song_finish(&song, false, marks, error) && song.midi.n_notes == NOTES, "%s", error);
     static const char *const names[] = {"all.mid", "all.svg", "all.html", "all.wav"};
     for (int k = 0; k < 4; k++) CHECK(songs_write(&song, 1, in_folder(names[k]), error), "%s", error);
 
@@ -194,11 +231,10 @@ static void check_formats(void) {
           "%s", error);
     const int16_t *left = (const int16_t *)(void *)((char *)wav + 44);
     const size_t samples = (size - 44) / 4;
-    const double step = 60.0 / BPM / 4;
     int in_svg = 0, in_html = 0, in_wav = 0;
     for (int i = 0; i < NOTES; i++) {
         const midi_note *note = &mid.notes[i];
-        const double start = (double)note->start / MIDI_STEP * step, length = 3 * step;
+        const double start = seconds_to(marks, note->start), length = seconds_to(marks, note->end) - start;
         char text[100];
         CHECK(note->start == 4 * i * MIDI_STEP && note->end == note->start + 3 * MIDI_STEP &&
                   note->key == 40 + i * 11 % 48,
@@ -223,10 +259,110 @@ static void check_formats(void) {
     }
     CHECK(in_svg == NOTES && in_html == NOTES && in_wav == NOTES, "of %d notes %d in .svg, %d in .html, %d in .wav",
           NOTES, in_svg, in_html, in_wav);
-    const double ends = (NOTES * 4 - 1) * step, sound = (double)samples / SYNTH_RATE;
+    const double ends = seconds_to(marks, (NOTES * 4 - 1) * MIDI_STEP), sound = (double)samples / SYNTH_RATE;
     CHECK(sound > ends && sound < ends + 4, "the .wav lasts %g s, the music %g s", sound, ends);
+    CHECK(mid.n_tempos == marks->n_tempos, "%zu tempos in the .mid instead of %zu", mid.n_tempos, marks->n_tempos);
+    for (size_t i = 0; i < mid.n_tempos; i++) {
+        CHECK(mid.tempos[i].tick == marks->tempos[i].tick && mid.tempos[i].us_per_quarter == marks->tempos[i].value,
+              "tempo %zu is another in the .mid", i);
+    }
+    check_seconds((char *)svg, marks, (double)song.end);
     free(svg), free(html), free(wav);
     midi_free(&mid);
+    song_free(&song);
+}
+
+// Bars of the prime keep its time signatures, those after it while they are as long; 5/64 is 1.25 steps.
+static void check_meters(void) {
+    enum { SIX_EIGHT = 6 << 8 | 3, TWO_TWO = 2 << 8 | 1, FOUR_TWO = 4 << 8 | 1, FIVE_64 = 5 << 8 | 6 };
+    static const struct {
+        int bars[8], n_marks;
+        Mark marks[3];
+        int n;
+        struct {
+            int step, numerator, exponent;
+        } meters[4];
+    } cases[] = {{{12, 12, 12, 16, 12}, 1, {{0, 0, SIX_EIGHT}}, 3, {{0, 6, 3}, {36, 4, 2}, {52, 6, 3}}},
+                 {{16, 16}, 1, {{0, 0, TWO_TWO}}, 1, {{0, 2, 1}}},
+                 {{32, 32, 8}, 1, {{0, 0, FOUR_TWO}}, 2, {{0, 4, 1}, {64, 2, 2}}},
+                 {{16, 12, 12}, 2, {{0, 0, TWO_TWO}, {1920, 0, SIX_EIGHT}}, 2, {{0, 2, 1}, {16, 6, 3}}},
+                 {{12, 4, 16}, 2, {{0, 0, SIX_EIGHT}, {1920, 0, TWO_TWO}}, 2, {{0, 6, 3}, {16, 2, 1}}},
+                 {{4, 16}, 2, {{0, 0, 1 << 8 | 2}, {480, 0, 4 << 8 | 2}}, 2, {{0, 1, 2}, {4, 4, 2}}},
+                 {{0}, 1, {{0, 0, SIX_EIGHT}}, 1, {{0, 6, 3}}},
+                 {{16}, 2, {{0, 0, TWO_TWO}, {1920, 0, SIX_EIGHT}}, 2, {{0, 2, 1}, {16, 6, 3}}},
+                 {{16, 12}, 1, {{1920, 0, SIX_EIGHT}}, 2, {{0, 4, 2}, {16, 6, 3}}},
+                 {{1, 1, 2, 1}, 1, {{0, 0, FIVE_64}}, 1, {{0, 5, 6}}},
+                 {{12, 12}, 0, {{0}}, 1, {{0, 3, 2}}}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int64_t lines[9] = {0};
+        Song song = {.lines = lines, .n_lines = 1};
+        for (int k = 0; cases[i].bars[k]; k++, song.n_lines++) lines[k + 1] = lines[k] + cases[i].bars[k] * MIDI_STEP;
+        const Marks marks = {.meters = (Mark *)cases[i].marks, .n_meters = (size_t)cases[i].n_marks};
+        CHECK(song_add_meters(&song, &marks), "no memory");
+        bool right = song.midi.n_meters == (size_t)cases[i].n;
+        for (int k = 0; right && k < cases[i].n; k++) {
+            const midi_meter *meter = &song.midi.meters[k];
+            right = meter->tick == cases[i].meters[k].step * MIDI_STEP &&
+                    meter->numerator == cases[i].meters[k].numerator && meter->exponent == cases[i].meters[k].exponent;
+        }
+        CHECK(right, "case %zu: %zu meters, the last %d/%d", i, song.midi.n_meters,
+              song.midi.meters[song.midi.n_meters - 1].numerator,
+              1 << song.midi.meters[song.midi.n_meters - 1].exponent);
+        midi_free(&song.midi);
+    }
+}
+
+// A song of so many bars of 4/4 with a note in each `every`th one. The caller frees it.
+static Song bars_with_notes(size_t bars, size_t every) {
+    Song song = {.model_name = "bars", .model = "", .tokens = malloc(5 * bars + 3)};
+    for (size_t i = 0; i <= bars; i++) {
+        static const uint8_t note[] = {MIDI_OFFSET, MIDI_PITCH + 40, MIDI_DURATION + 15},
+                             line[] = {MIDI_OFFSET + 16, 0};
+        if (i % every == 0) memcpy(song.tokens + song.n, note, 3), song.n += 3;
+        if (i < bars) memcpy(song.tokens + song.n, line, 2), song.n += 2;
+    }
+    CHECK(finish(&song, 120), "%s", error);
+    return song;
+}
+
+static size_t roll_size(size_t bars, size_t every, double *seconds) {
+    Song song = bars_with_notes(bars, every);
+    TextBuffer out = {NULL, 0, 0, false};
+    const clock_t start = clock();
+    CHECK(roll_svg(&out, &song, error), "%s", error);
+    *seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
+    free(out.bytes), song_free(&song);
+    return out.size;
+}
+
+// A roll is linear in notes and bars, silence takes no room, any key can be drawn, and no name spoils it.
+static void check_roll(void) {
+    double seconds, more;
+    const size_t size = roll_size(20000, 64, &seconds), four = roll_size(80000, 64, &more);
+    CHECK(four < 4.1 * (double)size && more < 8 * seconds + 0.05,
+          "4 times the bars: %.1f times the size, %.1f the time", (double)four / (double)size, more / seconds);
+    CHECK(roll_size(250000, 250000, &seconds) < 30000, "silence takes room");
+
+    midi_note notes[] = {{0, 480, 0, 80, 0, 0}, {480, 960, 127, 80, 0, 0}};
+    bool from_prime[2] = {false, false};
+    int64_t lines[] = {0, 1920};
+    uint8_t tokens[] = {MIDI_BAR};
+    TempoSpan span = {0, 1e-3, 0};
+    for (int k = 0; k < 2; k++) {
+        Song song = {
+            .tokens = tokens, .n = 1, .midi = {.notes = notes + k, .n_notes = 1}, .lines = lines, .n_lines = 2};
+        TextBuffer out = {NULL, 0, 0, false};
+        song.from_prime = from_prime, song.end = 1920, song.tempo = (TempoMap){&span, 1};
+        strcpy(song.model_name, "a\033[1m \xC2\x9B \xEF\xBF\xBE \xEF\xBF\xBF <&>");
+        CHECK(roll_svg(&out, &song, error), "%s", error);
+        text_add(&out, "", 1);
+        CHECK(strstr(out.bytes, "<title>a?[1m ?? ??? ??? &lt;&amp;&gt;, seed"), "the name is not as it should be");
+        free(out.bytes);
+    }
+
+    Song song = bars_with_notes(2, 1);
+    TextBuffer failed = {NULL, 0, 0, true};
+    CHECK(!make_mid(&failed, &song, error) && strstr(error, "no memory"), "a .mid without memory is made");
     song_free(&song);
 }
 
@@ -236,7 +372,11 @@ int main(void) {
     check_notes();
     check_lines();
     check_files();
-    check_formats();
+    Mark tempos[] = {{0, 0, 600000}, {480 * 5, 0, 750000}, {480 * 5 + 100, 0, 480000}, {480 * 9, 0, 600000}};
+    check_formats(&(Marks){.tempos = tempos, .n_tempos = 1});
+    check_formats(&(Marks){.tempos = tempos, .n_tempos = 4});
+    check_meters();
+    check_roll();
     remove_folder();
     return check_report("song");
 }

@@ -25,13 +25,12 @@ static inline bool make_mid(TextBuffer *out, const Song *song, char *error) {
 
 static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
     const size_t n = song->midi.n_notes;
-    const double tick = tick_seconds(song);
     SynthNote *notes = calloc(n + 1, sizeof *notes);
     if (!notes) return fail(error, "no memory for %zu notes", n);
     for (size_t i = 0; i < n; i++) {
         const midi_note *note = &song->midi.notes[i];
-        notes[i] = (SynthNote){(double)note->start * tick, (double)(note->end - note->start) * tick, note->key,
-                               note->velocity / 127.0};
+        const double seconds = tempo_seconds(&song->tempo, (double)note->start, (double)note->end);
+        notes[i] = (SynthNote){song_time(song, note->start), seconds, note->key, note->velocity / 127.0};
     }
     bool ok = synth_wav(out, notes, n, song_seconds(song) + synth_tail, error);
     free(notes);
@@ -41,7 +40,6 @@ static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
 // ---- a page of several songs
 
 static inline bool page_song(TextBuffer *out, const Song *song, bool first, char *error) {
-    const double tick = tick_seconds(song);
     char title[200], settings[HOW_SIZE + 300];
     TextBuffer mid = {NULL, 0, 0, false};
     if (!make_mid(&mid, song, error)) return false;
@@ -56,10 +54,10 @@ static inline bool page_song(TextBuffer *out, const Song *song, bool first, char
                              .n_notes = song->midi.n_notes,
                              .bars = song->lines,
                              .n_bars = (size_t)song->n_lines,
-                             .tick = tick,
-                             .prime_seconds = (double)song->prime_end * tick,
+                             .tempo = &song->tempo,
+                             .prime_seconds = song_time(song, song->prime_end),
                              .seconds = song_seconds(song),
-                             .bpm = 60 / (tick * QUARTER)};
+                             .bpm = 60 / (song->tempo.spans[song->tempo.n - 1].unit * QUARTER)};
     const bool ok = player_song(out, &page, first, error);
     free(mid.bytes);
     return ok;

@@ -16,7 +16,7 @@ typedef struct {
     FILE *out;                   // NULL: the song is not followed
     volatile sig_atomic_t *stop; // set by who interrupts the song, and by live_flush
     bool quiet;                  // the music that comes is not written, and takes no time
-    double step;                 // seconds
+    const TempoMap *tempo;       // seconds by steps
     double started;              // by the clock; 0: nothing was written yet
     Place place;
     int64_t first, end; // steps: where the music that is written begins, and where the longest note ends
@@ -42,7 +42,7 @@ static inline void live_flush(Live *live) {
 // The song goes on with a token; remark: what stands behind a note.
 static inline void live_token(Live *live, int token, const char *remark) {
     const int64_t start = place_step(&live->place);
-    const double time = (double)(start - live->first) * live->step;
+    const double time = tempo_seconds(live->tempo, (double)live->first, (double)start);
     const bool line = place_see(&live->place, token), note = midi_token_kind(token) == MIDI_KIND_DURATION;
     if (live->quiet && token == MIDI_BAR) live->first = live->place.line;
     if (live->quiet || !(line || note)) return;
@@ -50,11 +50,12 @@ static inline void live_token(Live *live, int token, const char *remark) {
     if (*live->stop) return;
     if (line) fprintf(live->out, "%9.3f  bar   %d\n", time, ++live->bar + 1);
     if (note) {
-        const int steps = token - MIDI_DURATION + 1, key = live->place.pitch + MIDI_LOWEST_KEY;
+        const int64_t end = start + token - MIDI_DURATION + 1;
+        const int key = live->place.pitch + MIDI_LOWEST_KEY;
         char name[16];
-        if (live->end < start + steps) live->end = start + steps;
-        fprintf(live->out, "%9.3f  note  %-4s %3d  %.3f%s\n", time, key_name(key, name), key, steps * live->step,
-                remark);
+        if (live->end < end) live->end = end;
+        fprintf(live->out, "%9.3f  note  %-4s %3d  %.3f%s\n", time, key_name(key, name), key,
+                tempo_seconds(live->tempo, (double)start, (double)end), remark);
     }
     live_flush(live);
 }
@@ -62,7 +63,7 @@ static inline void live_token(Live *live, int token, const char *remark) {
 // The song is complete: waits until its last note has ended.
 static inline void live_end(Live *live) {
     const int64_t end = live->end > live->place.line ? live->end : live->place.line;
-    const double time = (double)(end - live->first) * live->step;
+    const double time = tempo_seconds(live->tempo, (double)live->first, (double)end);
     live_wait(live, time);
     if (*live->stop) return;
     fprintf(live->out, "%9.3f  end\n", time);

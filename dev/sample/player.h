@@ -12,6 +12,7 @@
 #include "build/player_page.h" // static const char player_page[]
 
 #include "midi.h"
+#include "sample/tempo.h"
 
 typedef struct {
     const char *title, *settings; // plain text; settings may have several lines
@@ -22,7 +23,7 @@ typedef struct {
     size_t n_notes;
     const int64_t *bars; // ticks at which bars begin, ascending; a beat is 60 / bpm seconds
     size_t n_bars;
-    double tick;                        // in seconds
+    const TempoMap *tempo;              // seconds by ticks
     double prime_seconds, seconds, bpm; // where the prime ends, 0 if there is none; where the song ends
 } PlayerSong;
 
@@ -75,7 +76,7 @@ static inline bool player_song(TextBuffer *out, const PlayerSong *song, bool fir
     text_print(out, ",\"bpm\":%.9g,\"prime\":%.9g,\"seconds\":%.9g,\n\"bars\":[", song->bpm, song->prime_seconds,
                song->seconds);
     for (size_t i = 0; i < song->n_bars; i++) {
-        const double start = (double)song->bars[i] * song->tick;
+        const double start = tempo_seconds(song->tempo, 0, (double)song->bars[i]);
         if (!player_is_time(start) || (i && song->bars[i] < song->bars[i - 1])) {
             return fail(error, "song '%.80s': bar %zu begins at %g s, which is no time or before the bar before",
                         song->title, i + 1, start);
@@ -85,7 +86,8 @@ static inline bool player_song(TextBuffer *out, const PlayerSong *song, bool fir
     text_print(out, "],\n\"notes\":[\n");
     for (size_t i = 0; i < song->n_notes; i++) {
         const midi_note *note = &song->notes[i];
-        const double start = (double)note->start * song->tick, seconds = (double)(note->end - note->start) * song->tick;
+        const double start = tempo_seconds(song->tempo, 0, (double)note->start);
+        const double seconds = tempo_seconds(song->tempo, (double)note->start, (double)note->end);
         if (!player_is_time(start) || !player_is_time(seconds) || note->key > 127 || note->velocity > 127) {
             return fail(error, "song '%.80s': note %zu (key %d, velocity %d, at %g s for %g s) cannot be shown",
                         song->title, i + 1, note->key, note->velocity, start, seconds);

@@ -2,7 +2,7 @@
 // score is, pitch upwards in semitones, and seconds below each row. Of several silent rows one is drawn.
 //
 // Promises: each note stands in the file once with data-note="key start end" (ticks), for programs; any text is shown
-// as text; time and size are linear in notes and bars. Leaves out: loudness, tempo changes.
+// as text; time and size are linear in notes and bars. Leaves out: loudness.
 #ifndef ROLL_H
 #define ROLL_H
 
@@ -101,11 +101,16 @@ static inline void roll_keys(TextBuffer *out, const RollPage *page, double width
 }
 
 static inline void roll_seconds(TextBuffer *out, const Song *song, const RollPage *page, int64_t start, int64_t end) {
-    const double tick = tick_seconds(song), second = page->tick_width / tick, slack = 1e-3; // pixels; seconds
-    const double step = nice_step(ROLL_WIDTH / second, 10), from = (double)start * tick;
-    const double to = (double)end * tick + (end < song->end ? -slack : slack);
+    const TempoMap *map = &song->tempo;
+    const double first = (double)start, slack = 1e-3, from = song_time(song, start); // seconds
+    const double to = song_time(song, end) + (end < song->end ? -slack : slack);
+    const TempoSpan *span = tempo_at(map, first), *last = map->spans + map->n - 1;
+    const double mean = tempo_at(map, (double)end) == span ? span->unit : (to - from) / (double)(end - start); // a tick
+    const double step = nice_step(ROLL_WIDTH / (page->tick_width / mean), 10);
     for (double k = ceil(fmax(from - slack, 0) / step); k * step <= to; k++) {
-        const double x = (k * step - from) * second;
+        while (span < last && span[1].before <= k * step) span++;
+        const double at = fmax(span->at, first), since = k * step - tempo_seconds(map, 0, at);
+        const double x = (at - first) * page->tick_width + since * (page->tick_width / span->unit);
         text_print(out, "<path class=\"bar\" d=\"M%.1f %.1fv3\"/>", x, page->height);
         text_print(out, "<text class=\"time\" x=\"%.1f\" y=\"%.1f\">%.10g s</text>\n", x, page->height + 12, k * step);
     }

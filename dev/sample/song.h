@@ -10,6 +10,7 @@
 
 #include "midi.h"
 #include "sample/keys.h"
+#include "sample/tempo.h"
 
 #include <math.h>
 
@@ -36,6 +37,17 @@ static inline bool place_see(Place *place, int token) {
 
 static inline int64_t place_step(const Place *place) { return place->line + place->offset; }
 
+typedef struct {   // a tempo or a time signature
+    int64_t tick;  // from which on it is in force
+    int64_t order; // among several that a file has at one tick
+    int value;     // microseconds a quarter; or numerator << 8 | exponent
+} Mark;
+
+typedef struct {
+    Mark *tempos, *meters;     // by tick: the tempos of what is written, from 0 on, and the prime's time signatures
+    size_t n_tempos, n_meters; // at least 1; 0 or more
+} Marks;
+
 typedef struct {
     uint64_t seed;
     uint8_t *tokens; // [n] the prime's and the new ones, owned
@@ -52,8 +64,10 @@ typedef struct {
     bool *from_prime; // [midi.n_notes]
     int64_t *lines;   // [n_lines] ticks of the bar lines that count, 0 the first
     int n_lines;
+    int64_t begin;     // tick of the prime at which what is written begins
     int64_t prime_end; // tick at which the last of the prime's notes ends
     int64_t end;       // tick
+    TempoMap tempo;    // seconds by ticks
 } Song;
 
 static inline void song_free(Song *song) {
@@ -61,6 +75,7 @@ static inline void song_free(Song *song) {
     midi_free(&song->midi);
     free(song->from_prime);
     free(song->lines);
+    free(song->tempo.spans);
     memset(song, 0, sizeof *song);
 }
 
@@ -92,7 +107,7 @@ static inline bool song_mark_prime(Song *song, bool no_prime, char *error) {
     midi_error problem;
     if (!midi_decode(song->tokens, song->n_prime, &prime, &problem)) return fail(error, "%s", problem.text);
     midi_song *all = &song->midi;
-    int64_t shift = no_prime && prime.n_bars ? prime.bars[prime.n_bars - 1] : 0;
+    const int64_t shift = song->begin = no_prime && prime.n_bars ? prime.bars[prime.n_bars - 1] : 0;
     size_t matched = 0, kept = 0;
     for (size_t i = 0; i < all->n_notes; i++) {
         midi_note note = all->notes[i];
@@ -148,28 +163,53 @@ static inline void song_find_lines(Song *song) {
     }
 }
 
-// Adds the tempo, the settings as text, and a time signature wherever the length of the bars changes. The last bar, if
-// it was never closed, is taken to be as long as the one before.
-static inline bool song_add_events(Song *song, double bpm) {
-    midi_song *midi = &song->midi;
-    char settings[HOW_SIZE + 32];
-    bool ok = midi_add_tempo(midi, 0, (int)lrint(60e6 / bpm), 0) && midi_add_text(midi, 0, 3, "Piano", 0) &&
-              midi_add_text(midi, 0, 1, song->model, 0) && midi_add_text(midi, 0, 1, song_settings(song, settings), 0);
-    int64_t steps = 0;
-    for (int i = 0; ok && i + 1 < song->n_lines; i++) {
-        const int64_t now = (song->lines[i + 1] - song->lines[i]) / MIDI_STEP;
-        const int exponent = now % 4 == 0 ? 2 : now % 2 == 0 ? 3 : 4; // whole quarters, else eighths, else sixteenths
-        const int64_t numerator = now >> (4 - exponent);
-        if (now != steps && numerator < 256) ok = midi_add_meter(midi, song->lines[i], (int)numerator, exponent, 0);
-        steps = now;
-    }
-    if (ok && !midi->n_meters) ok = midi_add_meter(midi, 0, 4, 2, 0);
-    return ok;
+// The time signature of a bar of so many steps, as numerator << 8 | exponent: of whole quarters, else eighths, else
+// sixteenths; 0: there is none.
+static inline int meter_of(int64_t steps) {
+    const int exponent = steps % 4 == 0 ? 2 : steps % 2 == 0 ? 3 : 4;
+    const int64_t numerator = steps >> (4 - exponent);
+    return numerator < 256 ? (int)numerator << 8 | exponent : 0;
 }
 
-// Makes of the tokens what is written, with or without the prime, at bpm quarters a minute. The model and the settings
-// must be named by now.
-static inline bool song_finish(Song *song, bool no_prime, double bpm, char *error) {
+// Adds a time signature wherever it changes. Bars have that of the prime while they are as long as it says, or end
+// early where it changes; else one by their length. The last bar, if it was never closed, has the one before it.
+static inline bool song_add_meters(Song *song, const Marks *marks) {
+    midi_song *midi = &song->midi;
+    const Mark *meters = marks->meters, *end = meters + marks->n_meters;
+    bool ok = true;
+    for (int i = 0, last = 0, value; ok && i < song->n_lines; i++, last = value) {
+        const bool closed = i + 1 < song->n_lines;
+        const int64_t line = song->lines[i], next = closed ? song->lines[i + 1] : line, now = (next - line) / MIDI_STEP;
+        while (end - meters > 1 && meters[1].tick - song->begin <= line) meters++;
+        value = closed ? meter_of(now) : last;
+        if (meters < end && meters->tick - song->begin <= line) {
+            const double length = 16.0 * (meters->value >> 8) / (1 << (meters->value & 255));
+            const bool cut = end - meters > 1 && meters[1].tick - song->begin == next && (double)now < length;
+            const bool begun = !closed && (i == 0 || meters->tick - song->begin == line);
+            if (begun || cut || (closed && fabs(length - (double)now) < 1)) value = meters->value;
+        }
+        if (value && value != last) ok = midi_add_meter(midi, line, value >> 8, value & 255, 0);
+    }
+    return ok && (midi->n_meters || midi_add_meter(midi, 0, 4, 2, 0));
+}
+
+// Adds the tempos, the settings as text, and time signatures.
+static inline bool song_add_events(Song *song, const Marks *marks) {
+    midi_song *midi = &song->midi;
+    char settings[HOW_SIZE + 32];
+    bool ok = midi_add_text(midi, 0, 3, "Piano", 0) && midi_add_text(midi, 0, 1, song->model, 0) &&
+              midi_add_text(midi, 0, 1, song_settings(song, settings), 0);
+    for (size_t i = 0; ok && i < marks->n_tempos; i++) {
+        const Mark *mark = &marks->tempos[i];
+        ok = midi_add_tempo(midi, mark->tick, mark->value, 0) &&
+             tempo_add(&song->tempo, (double)mark->tick, 1e-6 * mark->value / QUARTER);
+    }
+    return ok && song_add_meters(song, marks);
+}
+
+// Makes of the tokens what is written, with or without the prime, at these tempos. The model and the settings must be
+// named by now.
+static inline bool song_finish(Song *song, bool no_prime, const Marks *marks, char *error) {
     midi_error problem;
     if (!midi_decode(song->tokens, song->n, &song->midi, &problem)) return fail(error, "%s", problem.text);
     song->from_prime = calloc(song->midi.n_notes + 1, sizeof *song->from_prime);
@@ -184,7 +224,7 @@ static inline bool song_finish(Song *song, bool no_prime, double bpm, char *erro
             if (song->midi.notes[i].end > song->end) song->end = song->midi.notes[i].end;
         }
         if (song->lines[song->n_lines - 1] > song->end) song->end = song->lines[song->n_lines - 1];
-        ok = song_add_events(song, bpm);
+        ok = song_add_events(song, marks);
     }
     return ok || fail(error, "no memory for a song of %zu tokens", song->n);
 }
@@ -200,9 +240,11 @@ static inline int song_bars(const Song *song) {
     return song->n_lines - 1 + begun;
 }
 
-static inline double tick_seconds(const Song *song) { return 1e-6 * song->midi.tempos[0].us_per_quarter / QUARTER; }
+static inline double song_time(const Song *song, int64_t tick) { // seconds up to there
+    return tempo_seconds(&song->tempo, 0, (double)tick);
+}
 
-static inline double song_seconds(const Song *song) { return (double)song->end * tick_seconds(song); }
+static inline double song_seconds(const Song *song) { return song_time(song, song->end); }
 
 // The lowest and the highest key that is played; false, 127 and 0 if there is no note.
 static inline bool song_range(const Song *song, int *lowest, int *highest) {
