@@ -530,6 +530,10 @@ static void check_gpt_files(Sizes size) {
     check_bad(&list, "layers.1.fc1.bias", 2, "not finite");
     check_bad(&list, "layers.1.fc1.bias", 3, "tensor 'layers.1.fc1.bias' is I32 instead of floating point\n");
     check_bad(&list, "head.weight", 4, "not finite");
+    add_tensor(&list, 0, 1, 0, 1, "layers.99999.x");
+    check_bad(&list, "layers.99999.x", 4, "its tensors name 100000 layers; a model has at most 1000\n");
+    list.n--;
+    free((void *)list.tensors[list.n].data);
     check_resume_state(&list);
 }
 
