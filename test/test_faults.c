@@ -1,7 +1,8 @@
 // What the programs do when a call fails. Each runs again and again, and every time another one of its calls for memory
-// or to the file system fails (test/faults/preload.c). Then it ends with a sentence on stderr and exit status 1, or
-// does without that call and makes the very same files. What an earlier run has left is whole, nothing else is left
-// over, a trainer has lost no step, and going on gives the bytes of a run in which nothing failed.
+// or to the file system fails, at times all from there on (test/faults/preload.c). Then it ends with a sentence on
+// stderr and exit status 1, or does without that call and makes the very same files. What an earlier run has left is
+// whole, nothing else is left over, a trainer has lost no step to a single failure, and going on gives the bytes of a
+// run in which nothing failed.
 //
 //     test_faults [CASE...]    only these; FAULT_SEED=N chooses the same calls again
 //
@@ -155,14 +156,13 @@ static int run(const char *command, const char *more, char *const *variables) {
 }
 
 // The same with what this test sets for every program: threads wait asleep, for then no program starts itself again.
-// fault: the call that fails, 0: none, but their names go to the file calls; -1: the library is not there.
-static int run_case(const Case *c, const char *more, long fault) {
-    char number[32], *variables[8] = {"OMP_WAIT_POLICY=passive"};
+// fault: a variable of the library, which is not there if it is NULL.
+static int run_case(const Case *c, const char *more, char *fault) {
+    char *variables[8] = {"OMP_WAIT_POLICY=passive"};
     int n = 1;
-    snprintf(number, sizeof number, "FAULT=%ld", fault);
     if (is(c, "often")) variables[n++] = "OFTEN=1";
-    if (fault >= 0) variables[n++] = library;
-    if (fault >= 0) variables[n++] = fault ? number : "FAULT_LOG=calls";
+    if (fault) variables[n++] = library;
+    if (fault) variables[n++] = fault;
     return run(c->command, more, variables);
 }
 
@@ -191,8 +191,9 @@ static long steps_shown(Bytes said) {
     return steps;
 }
 
-// A trainer that has failed is run again, with --resume where it has saved its state. NULL, or what is wrong.
-static const char *go_on(const Case *c, Bytes said) {
+// A trainer that has failed is run again, with --resume where it has saved its state. steps: what that must have. NULL,
+// or what is wrong.
+static const char *go_on(const Case *c, long steps) {
     const bool resumes = strstr(c->command, "--resume");
     const bool saved = !access("work/last.safetensors", F_OK) &&
                        !(c->before && same(c->before, "last.safetensors", "work", "last.safetensors"));
@@ -200,12 +201,12 @@ static const char *go_on(const Case *c, Bytes said) {
         !same(c->before, "model.safetensors", "work", "model.prev.safetensors")) {
         return "the earlier model is gone";
     }
-    if (run_case(c, saved && !resumes ? " --resume" : "", -1)) return "it cannot go on";
+    if (run_case(c, saved && !resumes ? " --resume" : "", NULL)) return "it cannot go on";
     Bytes printed = bytes_of("", "stdout");
     const char *from = printed.bytes ? strstr(printed.bytes, "going on from step ") : NULL;
     const long step = from ? strtol(from + 19, NULL, 10) : 0;
     free(printed.bytes);
-    if ((saved || resumes) && step < steps_shown(said)) return "steps are lost";
+    if ((saved || resumes) && step < steps) return "steps are lost";
     need_seconds = false; // they may have been lost with the log.csv that could not be written
     const bool alike = same_folder("whole", "work");
     need_seconds = true;
@@ -238,7 +239,9 @@ static const char *left_over(const Case *c) {
     return wrong;
 }
 
-static void try_call(const Case *c, long fault, const char *call) {
+static void try_call(const Case *c, long number, bool onward, const char *call) {
+    char fault[32];
+    snprintf(fault, sizeof fault, "FAULT=%ld%s", number, onward ? "+" : "");
     begin(c);
     const int status = run_case(c, "", fault);
     const char *wrong = NULL;
@@ -250,9 +253,9 @@ static void try_call(const Case *c, long fault, const char *call) {
         wrong = status > 128 ? "a signal ends it" : "its exit status is neither 0 nor 1";
     } else {
         wrong = sentence_said(said) ? left_over(c) : "it ends without a sentence";
-        if (!wrong && is(c, "trainer")) wrong = go_on(c, said);
+        if (!wrong && is(c, "trainer")) wrong = go_on(c, onward ? 0 : steps_shown(said));
     }
-    CHECK(!wrong, "%s, call %ld, %s: %s\n%s", c->name, fault, call, wrong, said.bytes ? said.bytes : "");
+    CHECK(!wrong, "%s, %s, %s: %s\n%s", c->name, fault, call, wrong, said.bytes ? said.bytes : "");
     free(said.bytes);
 }
 
@@ -262,7 +265,7 @@ static void try_case(const Case *c, bool all, int some) {
     const double start = seconds_now();
     long n = 0, tried = 0;
     begin(c);
-    const int status = run_case(c, "", 0);
+    const int status = run_case(c, "", "FAULT_LOG=calls");
     Bytes said = bytes_of("", "stderr"), log = bytes_of("", "calls");
     CHECK(!status, "%s: exit status %d\n%s", c->name, status, said.bytes);
     free(said.bytes);
@@ -279,7 +282,8 @@ static void try_case(const Case *c, bool all, int some) {
         for (long k = i + 1; k <= n; k++) last = last && strcmp(calls[k], calls[i]);
         seed = seed * 6364136223846793005u + 1442695040888963407u;
         if (!all && !first && !last && (long)((seed >> 33) % (uint64_t)n) >= some) continue;
-        try_call(c, i, calls[i]);
+        try_call(c, i, false, calls[i]);
+        if (i % 8 == 0) try_call(c, i, true, calls[i]);
         tried++;
     }
     free(log.bytes);
@@ -338,7 +342,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; ready && i < sizeof needed / sizeof *needed; i++) {
         const Case plain = {"", NULL, needed[i], ""};
         if (strstr(needed[i], "work/")) mkdir("work", 0777);
-        ready = !run_case(&plain, "", -1);
+        ready = !run_case(&plain, "", NULL);
         Bytes said = bytes_of("", "stderr");
         CHECK(ready, "%s\n%s", needed[i], said.bytes);
         free(said.bytes);

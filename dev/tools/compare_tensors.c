@@ -144,16 +144,16 @@ typedef struct {
     int n;
 } Patterns;
 
-typedef struct {
-    int tensor; // number
+typedef struct { // of tensors, by what is before the first dot of their names
     const char *name;
-    size_t family; // length of that part of the name
-    long double norm, family_norm;
-} Norm;
+    size_t length; // of that part
+    long double norm;
+} Family;
 
 typedef struct {
     StFile a, b;
-    Norm *norms; // of b's tensors
+    Family *families; // of b's tensors, sorted
+    int n_families;
     Patterns tolerances, required, relus;
     double relu_rtol; // by which gradients may differ because of them
     bool quiet;
@@ -208,32 +208,27 @@ static void find_relus(Comparison *c) {
 }
 
 static int by_family(const void *left, const void *right) {
-    const Norm *a = left, *b = right;
-    const int order = strncmp(a->name, b->name, a->family < b->family ? a->family : b->family);
-    return order ? order : (a->family > b->family) - (a->family < b->family);
+    const Family *a = left, *b = right;
+    if (a->length != b->length) return a->length < b->length ? -1 : 1;
+    return strncmp(a->name, b->name, a->length);
 }
 
-static int by_number(const void *left, const void *right) {
-    const Norm *a = left, *b = right;
-    return (a->tensor > b->tensor) - (a->tensor < b->tensor);
-}
-
-// The norms of b's tensors, and of each the largest of its family.
-static void find_norms(Comparison *c) {
-    const int n = c->b.n_tensors;
-    for (int i = 0; i < n; i++) {
+// The families in b, each with the largest norm of its tensors.
+static void find_families(Comparison *c) {
+    c->families = must_have(malloc(((size_t)c->b.n_tensors + 1) * sizeof *c->families));
+    for (int i = 0; i < c->b.n_tensors; i++) {
         const StTensor *tensor = &c->b.tensors[i];
-        c->norms[i] = (Norm){i, tensor->name, strcspn(tensor->name, "."), norm_of(tensor), 0};
+        const long double norm = norm_of(tensor);
+        c->families[i] = (Family){tensor->name, strcspn(tensor->name, "."), isfinite(norm) ? norm : 0};
     }
-    qsort(c->norms, (size_t)n, sizeof *c->norms, by_family);
-    for (int i = 0, end; i < n; i = end) {
-        long double largest = 0;
-        for (end = i; end < n && !by_family(&c->norms[i], &c->norms[end]); end++) {
-            if (isfinite(c->norms[end].norm)) largest = fmaxl(largest, c->norms[end].norm);
-        }
-        for (int k = i; k < end; k++) c->norms[k].family_norm = largest;
+    qsort(c->families, (size_t)c->b.n_tensors, sizeof *c->families, by_family);
+    for (int i = 0; i < c->b.n_tensors; i++) {
+        const Family next = c->families[i];
+        Family *last = c->n_families ? &c->families[c->n_families - 1] : NULL;
+        const bool same = last && !by_family(last, &next);
+        if (same) last->norm = fmaxl(last->norm, next.norm);
+        if (!same) c->families[c->n_families++] = next;
     }
-    qsort(c->norms, (size_t)n, sizeof *c->norms, by_number);
 }
 
 static void compare_tensor(Comparison *c, const StTensor *a, const StTensor *b) {
@@ -266,8 +261,9 @@ static void compare_tensor(Comparison *c, const StTensor *a, const StTensor *b) 
     const Pattern *tolerance = last_fitting(&c->tolerances, a->name);
     double rtol = !floats ? 0 : tolerance ? tolerance->rtol : 1e-5;
     if (!strncmp(a->name, "grad.", 5)) rtol += c->relu_rtol;
-    const Norm *of_b = &c->norms[b - c->b.tensors];
-    long double norm = fmaxl(of_b->norm, of_b->family_norm / 1000);
+    const Family key = {b->name, strcspn(b->name, "."), 0};
+    const Family *family = bsearch(&key, c->families, (size_t)c->n_families, sizeof key, by_family);
+    long double norm = fmaxl(norm_of(b), family->norm / 1000);
     double relative = max == 0 ? 0 : floats && isfinite(max) ? (double)(sqrtl(sum) / norm) : INFINITY;
     double used = relative == 0 ? 0 : relative / rtol;
     bool good = used <= 1 && !isinf(norm); // NaN is not
@@ -302,8 +298,7 @@ static bool in_file(const char *glob, const StFile *file) {
 
 static bool compare(Comparison *c, const char *path_a, const char *path_b, char *error) {
     if (!st_read(&c->a, path_a, error) || !st_read(&c->b, path_b, error)) return false;
-    c->norms = must_have(malloc(((size_t)c->b.n_tensors + 1) * sizeof *c->norms));
-    find_norms(c);
+    find_families(c);
     find_relus(c);
     c->width = name_width(name_width(6, &c->a), &c->b);
     printf("%-*s  %-14s %9s %9s %9s  %s\n", c->width, "tensor", "shape", "max diff", "relative", "of rtol",
@@ -379,6 +374,6 @@ int main(int argc, char **argv) {
     int status = shows ? !show(words.list[1], error) : !compare(&c, words.list[1], words.list[2], error);
     st_free(&c.a);
     st_free(&c.b);
-    free(c.norms);
+    free(c.families);
     return program_end("compare_tensors", status, error);
 }

@@ -2,10 +2,10 @@
 //
 //     FAULT=17 LD_PRELOAD=build/faults.so ./train_gpt_music ...
 //
-// Call number FAULT since main began fails, and only that, with the number FAULT_ERRNO or the usual one of its kind.
-// Without FAULT nothing fails, and FAULT_LOG names a file that gets a line for each call, its name. Calls are counted
-// that ask for memory, that open, read, write or rename, and fsync; those that only write to stderr are not. fsync does
-// nothing else here, because no test pulls the plug, and it is slow.
+// Call number FAULT since main began fails, with the number FAULT_ERRNO or the usual one of its kind; with FAULT=17+
+// all calls from that one on. Without FAULT nothing fails, and FAULT_LOG names a file that gets a line for each call,
+// its name. Calls are counted that ask for memory, that open, read, write or rename, and fsync; those that only write
+// to stderr are not. fsync does nothing else here, because no test pulls the plug, and it is slow.
 //
 // What the C library does inside a call is not seen, so a stream fails as a whole: its error flag is set, and nothing
 // is read or written. glibc only.
@@ -27,7 +27,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static bool counting;
+static bool counting, onward;
 static long fault, problem;
 static int list = -1;
 static atomic_long calls;
@@ -35,6 +35,7 @@ static atomic_long calls;
 __attribute__((constructor)) static void begin(void) {
     const char *number = getenv("FAULT"), *why = getenv("FAULT_ERRNO"), *name = getenv("FAULT_LOG");
     fault = number ? atol(number) : 0;
+    onward = number && strchr(number, '+');
     problem = why ? atol(why) : 0;
     if (name && !fault) list = (int)syscall(SYS_openat, AT_FDCWD, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     counting = true;
@@ -48,8 +49,9 @@ static bool fails(const char *name, int usual) {
     strcpy(line, name);
     strcat(line, "\n");
     if (list >= 0) syscall(SYS_write, list, line, strlen(line));
-    if (number == fault) errno = problem ? (int)problem : usual;
-    return number == fault;
+    const bool failed = number == fault || (onward && number > fault);
+    if (failed) errno = problem ? (int)problem : usual;
+    return failed;
 }
 
 static bool stream_fails(FILE *file, const char *name, int usual) {
