@@ -169,7 +169,7 @@ static size_t step_scratch_size(int B, int H) { return (size_t)round_up(B, TILE_
 // The left operand of a time step's product: rows of x [B,K] where they lie, or in bf16 in a thread's own scratch.
 static MatmulRows step_rows(const real *x, int B, int K, bool bf16, real *scratch) {
     if (!bf16) return (MatmulRows){x, NULL, K};
-    uint32_t *pairs = (uint32_t *)scratch;
+    word *pairs = (word *)scratch;
     const int stride = (K + 1) / 2 + 16; // rows a power of two apart would compete for the same places in the cache
     for (int b = 0; b < B; b++) bf16_pack(pairs + (size_t)b * stride, x + (size_t)b * K, K);
     return (MatmulRows){NULL, pairs, stride};

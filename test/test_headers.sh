@@ -17,6 +17,11 @@ compile() {
 for header in $headers; do
     # shellcheck disable=SC2086 # CC may have flags
     check "$header as C11" compile ${CC:-cc} -std=c11 -x c
+    case $header in dev/cpu/vector.h | dev/cpu/matmul.h)
+        # shellcheck disable=SC2086
+        check "$header reads as words what is words" compile ${CC:-cc} -std=c11 -O2 -Wstrict-aliasing=1 -x c
+        ;;
+    esac
     case $header in
     midi.h | dev/base/* | dev/models/* | dev/recipe/*) ;;
     *) grep -q 'C++17' "$root/$header" || continue ;; # its head promises it

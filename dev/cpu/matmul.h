@@ -64,18 +64,18 @@ ALWAYS_INLINE void tile(vector sums[TILE_M][TILE_VECTORS], int vectors, int K, c
 //
 // Two numbers of adjacent k lie in one word, the one of the lower k in its lower half.
 
-// out[j] = the pair of even[j] and odd[j], j < n; odd may be NULL, for zeros
-static inline void bf16_zip(uint32_t *out, const real *even, const real *odd, int n) {
+// out[j] = the pair of even[j] and odd[j], j < n, and 0 up to whole vectors; odd may be NULL, for zeros
+static inline void bf16_zip(word *out, const real *even, const real *odd, int n) {
     for (int j = 0; j < n; j += LANES) {
         words pair = bf16_round(load_part(even + j, n - j));
         if (odd) pair |= bf16_round(load_part(odd + j, n - j)) << 16;
-        store_part((real *)(out + j), (vector)pair, n - j);
+        *(words *)(out + j) = pair;
     }
 }
 
 // As tile(), with K2 pairs in place of K numbers; b is a panel, [K2][TILE_N].
-ALWAYS_INLINE void tile_bf16(vector sums[TILE_M][TILE_VECTORS], int K2, const uint32_t *a, ptrdiff_t a_row,
-                             ptrdiff_t a_col, const uint32_t *b) {
+ALWAYS_INLINE void tile_bf16(vector sums[TILE_M][TILE_VECTORS], int K2, const word *a, ptrdiff_t a_row, ptrdiff_t a_col,
+                             const word *b) {
     for (int k = 0; k < K2; k++) {
         words b_k[TILE_VECTORS];
         UNROLL for (int v = 0; v < TILE_VECTORS; v++) b_k[v] = *(const words *)(b + v * LANES);
@@ -145,8 +145,7 @@ static inline size_t matmul_scratch_size(size_t K, size_t N) { return K * ((N + 
 enum { ROWS_BF16 = MATMUL_TILES * TILE_M, PAIRS_BF16 = MATMUL_K / 2 + LANES, ROW_BF16 = MATMUL_K / 2 + 16 };
 
 // pack_panel() in bf16: panel[k/2][n], a last odd k with 0. b_row or b_col is 1.
-static inline void pack_panel_bf16(uint32_t *panel, const real *b, ptrdiff_t b_row, ptrdiff_t b_col, int block,
-                                   int width) {
+static inline void pack_panel_bf16(word *panel, const real *b, ptrdiff_t b_row, ptrdiff_t b_col, int block, int width) {
     for (int n = width; n < TILE_N; n++) {
         for (int k = 0; k < block; k += 2) panel[k / 2 * TILE_N + n] = 0;
     }
@@ -155,11 +154,11 @@ static inline void pack_panel_bf16(uint32_t *panel, const real *b, ptrdiff_t b_r
             bf16_zip(panel + k / 2 * TILE_N, b + k * b_row, k + 1 < block ? b + (k + 1) * b_row : NULL, width);
         }
     } else { // b_row == 1
-        uint32_t column[PAIRS_BF16];
+        word column[PAIRS_BF16];
         for (int n = 0; n < width; n++) {
             for (int k0 = 0; k0 < block; k0 += MATMUL_K) {
                 bf16_pack(column, b + n * b_col + k0, min_int(block - k0, MATMUL_K));
-                uint32_t *out = panel + k0 / 2 * TILE_N + n;
+                word *out = panel + k0 / 2 * TILE_N + n;
                 for (int k = 0; k < divide_up(min_int(block - k0, MATMUL_K), 2); k++) out[k * TILE_N] = column[k];
             }
         }
@@ -171,7 +170,7 @@ static inline void pack_panel_bf16(uint32_t *panel, const real *b, ptrdiff_t b_r
 static inline void pack_panel(real *panel, const real *b, ptrdiff_t b_row, ptrdiff_t b_col, int block, int width,
                               bool bf16) {
     if (bf16) {
-        pack_panel_bf16((uint32_t *)panel, b, b_row, b_col, block, width);
+        pack_panel_bf16((word *)panel, b, b_row, b_col, block, width);
     } else if (b_col == 1) { // row by row
         for (int k = 0; k < block; k++) {
             for (int n = 0; n < TILE_N; n++) panel[k * TILE_N + n] = n < width ? b[k * b_row + n] : 0;
@@ -186,7 +185,7 @@ static inline void pack_panel(real *panel, const real *b, ptrdiff_t b_row, ptrdi
 // Rows of the left operand in bf16: M <= ROWS_BF16 of them, a block of k. Where A is not transposed (a_col == 1) they
 // lie as [M][ROW_BF16], where it is (a_row == 1) as [k/2][ROWS_BF16], so that both are read and written in order; a row
 // is longer than it needs to be, because lines whole powers of two apart compete for the same places in the cache.
-static inline void pack_rows_bf16(uint32_t *rows, const real *a, ptrdiff_t a_row, ptrdiff_t a_col, int block, int M) {
+static inline void pack_rows_bf16(word *rows, const real *a, ptrdiff_t a_row, ptrdiff_t a_col, int block, int M) {
     if (a_col == 1) {
         for (int i = 0; i < M; i++) bf16_pack(rows + i * ROW_BF16, a + i * a_row, block);
         return;
@@ -243,8 +242,8 @@ static inline void matmul_tile(real *out, ptrdiff_t out_row, int rows, int width
 }
 
 // The same of operands in bf16. Rows beyond those of out may hold anything.
-static inline void matmul_tile_bf16(real *out, ptrdiff_t out_row, int rows, int width, int block, const uint32_t *a,
-                                    ptrdiff_t a_row, ptrdiff_t a_col, const uint32_t *panel, Epilogue epilogue) {
+static inline void matmul_tile_bf16(real *out, ptrdiff_t out_row, int rows, int width, int block, const word *a,
+                                    ptrdiff_t a_row, ptrdiff_t a_col, const word *panel, Epilogue epilogue) {
     vector sums[TILE_M][TILE_VECTORS];
     tile_zero(sums);
     tile_bf16(sums, (block + 1) / 2, a, a_row, a_col, panel);
@@ -254,8 +253,8 @@ static inline void matmul_tile_bf16(real *out, ptrdiff_t out_row, int rows, int 
 // Rows of a left operand: those of a matrix where they lie, or in bf16 pairs[rows rounded up to whole tiles][stride].
 typedef struct {
     const real *x;
-    const uint32_t *pairs; // or NULL
-    int stride;            // elements from row to row
+    const word *pairs; // or NULL
+    int stride;        // elements from row to row
 } MatmulRows;
 
 // out[i][n] += sum_k a[i][k] panel[k][n], i < M, n < width <= TILE_N: the product with one packed panel.
@@ -269,7 +268,7 @@ static inline void matmul_panel_add(real *out, ptrdiff_t out_row, int M, int wid
             real *out_i = out + i0 * out_row;
             if (a.pairs) {
                 matmul_tile_bf16(out_i, out_row, rows, width, block, a.pairs + at + k0 / 2, a.stride, 1,
-                                 (const uint32_t *)panel + (ptrdiff_t)k0 / 2 * TILE_N, add);
+                                 (const word *)panel + (ptrdiff_t)k0 / 2 * TILE_N, add);
             } else {
                 matmul_tile(out_i, out_row, rows, width, block, a.x + at + k0, a.stride, 1,
                             panel + (ptrdiff_t)k0 * TILE_N, add);
@@ -298,7 +297,7 @@ static inline void matmul(real *out, int M, int N, int K, const real *a, ptrdiff
         }
 #pragma omp for schedule(dynamic)
         for (int first = 0; first < tiles; first += step) {
-            uint32_t rows_bf16[ROWS_BF16 * ROW_BF16];
+            word rows_bf16[ROWS_BF16 * ROW_BF16];
             for (int q = 0; q < blocks * panels; q++) {
                 int k0 = q / panels * MATMUL_K, p = q % panels, block = min_int(K - k0, MATMUL_K);
                 const real *panel = space.scratch + ((size_t)k0 * panels + (size_t)p * block) * TILE_N;
@@ -318,7 +317,7 @@ static inline void matmul(real *out, int M, int N, int K, const real *a, ptrdiff
                     if (space.bf16) {
                         int row = a_col == 1 ? ROW_BF16 : 1, column = a_col == 1 ? 1 : ROWS_BF16;
                         matmul_tile_bf16(out + at, N, rows, width, block, rows_bf16 + (t - first) * TILE_M * row, row,
-                                         column, (const uint32_t *)panel, e);
+                                         column, (const word *)panel, e);
                     } else {
                         matmul_tile(out + at, N, rows, width, block, a + t * TILE_M * a_row + k0 * a_col, a_row, a_col,
                                     panel, e);

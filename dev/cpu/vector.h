@@ -141,7 +141,8 @@ ALWAYS_INLINE vector tanh_vector(vector x) {
 //
 // Products take them in pairs: two that follow each other lie in one word, the first in its lower half.
 
-typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef uint32_t word __attribute__((may_alias)); // they lie in memory that is otherwise of reals
+typedef word words __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 
 // Each number rounded to the nearest, ties to even, in the lower half of its word; a NaN stays one.
 ALWAYS_INLINE words bf16_round(vector x) {
@@ -154,8 +155,8 @@ ALWAYS_INLINE words bf16_round(vector x) {
 }
 
 // out[j] = the pair of x[2j] and x[2j + 1], of n numbers, a last odd one with 0; out has room for whole vectors
-static inline void bf16_pack(uint32_t *out, const real *x, int n) {
-    typedef uint32_t half __attribute__((vector_size(VECTOR_BYTES / 2), aligned(4), may_alias));
+static inline void bf16_pack(word *out, const real *x, int n) {
+    typedef word half __attribute__((vector_size(VECTOR_BYTES / 2), aligned(4), may_alias));
     for (int j = 0; j < n; j += LANES) {
 #ifdef __AVX512BF16__
         *(half *)(out + j / 2) = (half)_mm512_cvtneps_pbh((__m512)load_part(x + j, n - j));

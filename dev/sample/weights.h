@@ -302,7 +302,7 @@ static inline void product(const Weights *w, Rows y, Rows bias, Rows x, const in
     for (int s = 0; s < n && each; s++) {
         const float *from = x.at + songs[s] * x.stride;
         char *to = packed + (size_t)s * each;
-        if (w->precision == BF16) bf16_pack((uint32_t *)(void *)to, from, w->n_in);
+        if (w->precision == BF16) bf16_pack((word *)(void *)to, from, w->n_in);
         if (w->precision == INT8) byte_vector(to, from, w->n_in, BYTE_ZERO);
     }
     product_of(w, y, bias, x, songs, n, packed);
