@@ -46,10 +46,10 @@ DEPENDENCIES = -MMD -MP -MT $@ -MF build/dep/$(subst /,-,$@).d
 INCLUDES = -I. -Idev
 COMPILE = $(CC) $(CFLAGS) $(PARALLEL) $(INCLUDES) $(DEPENDENCIES)
 
-# The C++ compiler of the same make: gcc-13 has g++-13, clang-14 clang++-14, cc c++. Sizes are enums, and arithmetic on
-# them is meant.
+# The C++ compiler of the same make: gcc-13 has g++-13, clang-14 clang++-14, cc c++, after any prefix, folder or ccache.
+# Sizes are enums, and arithmetic on them is meant.
 CXX := $(shell echo '$(CC)' | \
-	sed -e 's/\(.*\)clang/\1clang++/' -e t -e 's/\(.*\)gcc/\1g++/' -e t -e 's/\(.*\)cc/\1c++/')
+	sed -E 's,([^ /]*(cc|clang))(-[^ /]*)?( |$$),\1++\3\4,; s/gcc\+\+/g++/; s/cc\+\+/c++/')
 CXX_WARNINGS = -Wall -Wextra \
 	$(addprefix -Wno-deprecated-,enum-enum-conversion anon-enum-enum-conversion enum-float-conversion)
 CUDA = -std=c++20 -Xcompiler '$(CXX_WARNINGS) -Wno-unknown-pragmas'

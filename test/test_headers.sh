@@ -6,7 +6,7 @@ CXX=${CXX:-c++}
 headers=$(cd "${root:?}" && echo midi.h dev/base/*.h dev/plain/*.h dev/models/*.h dev/recipe/*.h dev/cpu/*.h \
     dev/sample/*.h)
 test -s "$root/build/player_page.h" || echo "make build/player_page.h makes what dev/sample/player.h includes"
-command -v "$CXX" >/dev/null || echo "skipped: headers as C++17, there is no $CXX"
+command -v "${CXX%% *}" >/dev/null || echo "skipped: headers as C++17, there is no $CXX"
 
 # compile COMPILER FLAG...: the header compiles by itself
 compile() {
@@ -27,7 +27,7 @@ for header in $headers; do
     *) grep -q 'C++17' "$root/$header" || continue ;; # its head promises it
     esac
     # shellcheck disable=SC2086
-    ! command -v "$CXX" >/dev/null || check "$header as C++17" compile $CXX -std=c++17 -x c++
+    ! command -v "${CXX%% *}" >/dev/null || check "$header as C++17" compile $CXX -std=c++17 -x c++
 done
 
 # only ALLOWED PATTERN: what files with such names include of ours begins with this extended expression

@@ -390,8 +390,7 @@ static inline void announce(const TrainRun *run) {
     }
 #else
     if (cpu && asked && !strcmp(config->precision, "bf16")) {
-        fprintf(stderr, "%s: --precision bf16: this processor has no multiplication for it; fp32 is faster here\n",
-                run->program);
+        fprintf(stderr, "%s: --precision bf16 gains only with AVX512-BF16; fp32 is faster here\n", run->program);
     }
 #endif
 #ifndef _OPENMP
