@@ -848,7 +848,7 @@ static void test_signals(void) {
         stop_in_step = 7;
         stop_signal = cases[i].number;
         stop_signals = cases[i].times;
-        if (cases[i].ignored) signal(SIGHUP, SIG_IGN);
+        signal(SIGHUP, cases[i].ignored ? SIG_IGN : SIG_DFL);
         const int status = trainer(RUN "--out @/killed");
         signal(SIGHUP, SIG_DFL);
         CHECK(status == cases[i].status, "signal %d, %d times: exit status %d", stop_signal, stop_signals, status);
