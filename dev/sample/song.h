@@ -175,18 +175,19 @@ static inline int meter_of(int64_t steps) {
 // early where it changes; else one by their length. The last bar, if it was never closed, has the one before it.
 static inline bool song_add_meters(Song *song, const Marks *marks) {
     midi_song *midi = &song->midi;
-    const Mark *meters = marks->meters, *end = meters + marks->n_meters;
+    const Mark *meter = marks->meters; // in force, with those behind it
+    size_t left = marks->n_meters;
     bool ok = true;
     for (int i = 0, last = 0, value; ok && i < song->n_lines; i++, last = value) {
         const bool closed = i + 1 < song->n_lines;
         const int64_t line = song->lines[i], next = closed ? song->lines[i + 1] : line, now = (next - line) / MIDI_STEP;
-        while (end - meters > 1 && meters[1].tick - song->begin <= line) meters++;
+        for (; left > 1 && meter[1].tick - song->begin <= line; left--) meter++;
         value = closed ? meter_of(now) : last;
-        if (meters < end && meters->tick - song->begin <= line) {
-            const double length = 16.0 * (meters->value >> 8) / (1 << (meters->value & 255));
-            const bool cut = end - meters > 1 && meters[1].tick - song->begin == next && (double)now < length;
-            const bool begun = !closed && (i == 0 || meters->tick - song->begin == line);
-            if (begun || cut || (closed && fabs(length - (double)now) < 1)) value = meters->value;
+        if (left && meter->tick - song->begin <= line) {
+            const double length = 16.0 * (meter->value >> 8) / (1 << (meter->value & 255));
+            const bool cut = left > 1 && meter[1].tick - song->begin == next && (double)now < length;
+            const bool begun = !closed && (i == 0 || meter->tick - song->begin == line);
+            if (begun || cut || (closed && fabs(length - (double)now) < 1)) value = meter->value;
         }
         if (value && value != last) ok = midi_add_meter(midi, line, value >> 8, value & 255, 0);
     }
