@@ -402,6 +402,13 @@ static inline bool previous_keep(TrainRun *run) {
     return kept;
 }
 
+static const char *lock_file; // that this program has made, or NULL
+
+static inline void lock_remove(void) {
+    if (lock_file) unlink(lock_file);
+    lock_file = NULL;
+}
+
 // Locks the --out folder, where there is one, until the program ends in whatever way. False, and a sentence, where
 // another trainer has the lock.
 static inline bool out_lock(TrainRun *run) {
@@ -423,6 +430,8 @@ static inline bool out_lock(TrainRun *run) {
                        run->o.out, strerror(problem));
         }
         run->lock = file;
+        lock_file = run->lock_path;
+        atexit(lock_remove); // where memory is missing a program ends at once
     }
     return true;
 }

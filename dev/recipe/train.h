@@ -514,10 +514,8 @@ static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
     st_free(&run->weights);
     dataset_close(&run->train);
     dataset_close(&run->test);
-    if (run->lock >= 0) {
-        unlink(run->lock_path);
-        close(run->lock);
-    }
+    lock_remove();
+    if (run->lock >= 0) close(run->lock);
     free(run->rows);
     free(run->model_path);
     free(run->last_path);
