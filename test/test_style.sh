@@ -60,4 +60,17 @@ awk 'FNR == 1 { before = 0 }
         print FILENAME ":" FNR ": " substr($0, RLENGTH) }
     { before = length($0); margin = RLENGTH }' $code $scripts $others >"$found"
 none "one or two words alone on a line of a comment:"
+
+# The C++ compiler of a C compiler, by its name.
+while IFS='>' read -r cc cxx; do
+    got=$(MAKEFLAGS="" make -C "${root:?}" -pn CC="$cc" help 2>/dev/null | sed -n 's/^CXX := //p')
+    check "CC=$cc has CXX=$got" test "$got" = "$cxx"
+done <<'END'
+cc>c++
+gcc-13>g++-13
+clang-14>clang++-14
+aarch64-linux-gnu-gcc-12>aarch64-linux-gnu-g++-12
+ccache gcc -I/opt/gcc/x>ccache g++ -I/opt/gcc/x
+/opt/clang+llvm/bin/clang>/opt/clang+llvm/bin/clang++
+END
 report style
