@@ -406,7 +406,8 @@ static Set gather(const Corpus *corpus, bool test) {
 enum { PLACE, FRESH, OLD, NAMES }; // where a set belongs, grows, and steps aside
 
 // Puts the fresh sets into their places, both or neither. The old ones first step aside: a program that is killed in
-// between leaves no set at one of the places, which a trainer notices, and never an old one beside a new one.
+// between leaves no set at one of the places, which a trainer notices, and never an old one beside a new one. Where an
+// old one cannot get its place back, the sentence names the file that it is in.
 static bool replace_both(char *paths[NAMES][2], char *error) {
     bool aside[2] = {false, false}, placed[2] = {false, false}, good = true;
     for (int step = 0; step < 4 && good; step++) {
@@ -418,7 +419,10 @@ static bool replace_both(char *paths[NAMES][2], char *error) {
     }
     for (int i = 0; i < 2; i++) {
         if (placed[i] && !good) remove(paths[PLACE][i]);
-        if (aside[i] && !good) rename(paths[OLD][i], paths[PLACE][i]);
+        if (aside[i] && !good && rename(paths[OLD][i], paths[PLACE][i])) {
+            const size_t used = strlen(error);
+            snprintf(error + used, ERROR_SIZE - used, "; what it held is in %s", paths[OLD][i]);
+        }
         if (good) remove(paths[OLD][i]);
     }
     return good;

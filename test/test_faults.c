@@ -213,8 +213,15 @@ static const char *go_on(const Case *c, long steps) {
     return alike ? NULL : "going on gives other files";
 }
 
-// What is wrong with the files that a failed program leaves, or NULL.
-static const char *left_over(const Case *c) {
+// Whether the earlier file could not get its place back, and the program says that what it held is in `aside`.
+static bool is_aside(const Case *c, const char *name, const char *aside, Bytes said) {
+    const size_t stem = strlen(name);
+    return !strncmp(name, aside, stem) && !strcmp(aside + stem, ".old") && said.bytes && strstr(said.bytes, aside) &&
+           same(c->before, name, "work", aside);
+}
+
+// What is wrong with the files that a failed program leaves, by what it said, or NULL.
+static const char *left_over(const Case *c, Bytes said) {
     const char *wrong = NULL;
     Names now = names_in("work"), before = names_in(c->before ? c->before : "nothing");
     for (int i = 0; i < now.n; i++) {
@@ -222,7 +229,12 @@ static const char *left_over(const Case *c) {
         char *new_path = path_join("whole", name);
         bool known = !access(new_path, F_OK);
         free(new_path);
-        for (int k = 0; k < before.n; k++) known = known || !strcmp(before.list[k], name);
+        bool aside = false;
+        for (int k = 0; k < before.n; k++) {
+            known = known || !strcmp(before.list[k], name);
+            aside = aside || is_aside(c, before.list[k], name, said);
+        }
+        if (aside) continue;
         // Where the earlier model could not get its final name, it is kept until the run goes on.
         known = known || (c->before && same(c->before, "model.safetensors", "work", name));
         const bool as_before = c->before && same(c->before, name, "work", name);
@@ -231,7 +243,9 @@ static const char *left_over(const Case *c) {
     }
     for (int i = 0; i < before.n; i++) {
         char *path = path_join("work", before.list[i]);
-        if (access(path, F_OK) && !is(c, "trainer")) wrong = "it removes a file";
+        bool there = !access(path, F_OK);
+        for (int k = 0; k < now.n; k++) there = there || is_aside(c, before.list[i], now.list[k], said);
+        if (!there && !is(c, "trainer")) wrong = "it removes a file";
         free(path);
     }
     names_free(&now);
@@ -252,7 +266,7 @@ static void try_call(const Case *c, long number, bool onward, const char *call) 
     } else if (status != 1) {
         wrong = status > 128 ? "a signal ends it" : "its exit status is neither 0 nor 1";
     } else {
-        wrong = sentence_said(said) ? left_over(c) : "it ends without a sentence";
+        wrong = sentence_said(said) ? left_over(c, said) : "it ends without a sentence";
         if (!wrong && is(c, "trainer")) wrong = go_on(c, onward ? 0 : steps_shown(said));
     }
     CHECK(!wrong, "%s, %s, %s: %s\n%s", c->name, fault, call, wrong, said.bytes ? said.bytes : "");
