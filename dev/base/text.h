@@ -30,6 +30,7 @@ typedef struct { // a growing text; failed: out of memory
 } TextBuffer;
 
 static inline void text_add(TextBuffer *buffer, const char *bytes, size_t size) {
+    if (!size) return;
     if (size > buffer->capacity - buffer->size) {
         size_t capacity = 2 * (buffer->size + size);
         char *grown = buffer->failed ? NULL : (char *)realloc(buffer->bytes, capacity);

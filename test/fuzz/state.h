@@ -17,12 +17,9 @@ static TrainRun run, fresh; // fresh: with the table of flags, whose values lie 
 static real *states[3]; // by STATE_*
 
 static void *create(const ModelConfig *config, char *error) {
-    (void)config;
-    // A file that announces more than it has is not worth the memory.
-    if ((size_t)run.layout.count > run.weights.size) {
-        fail(error, "larger than its file");
-        return NULL;
-    }
+    (void)config, (void)error;
+    PROMISE((size_t)run.layout.count <= run.weights.size, "memory for %lld numbers of a file of %zu bytes",
+            (long long)run.layout.count, run.weights.size);
     for (int i = STATE_PARAMS; i <= STATE_EXP_INF; i++) {
         states[i] = malloc((size_t)run.layout.size * sizeof(real));
         if (!states[i]) abort();
@@ -74,7 +71,7 @@ UNTRACED static bool take(const char *path, bool resume, bool given) {
     if (!spec.check_sizes(config, run.error)) return false;
     spec.layout(config->sizes, &run.layout);
     pretend_data();
-    return model_make(&run);
+    return params_there(&run) && model_make(&run);
 }
 
 UNTRACED static void leave(void) {
