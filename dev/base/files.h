@@ -45,10 +45,10 @@ PRINTF_LIKE(2, 3) static inline bool fail(char *error, const char *format, ...) 
 // The memory that was asked for. Without it the program ends with a sentence: for where nothing is lost by that.
 static inline void *must_have(void *memory) {
     if (memory) return memory;
-#ifdef __APPLE__
-    fprintf(stderr, "%s: out of memory\n", getprogname());
-#else
+#ifdef __linux__
     fprintf(stderr, "%s: out of memory\n", program_invocation_short_name);
+#else
+    fprintf(stderr, "%s: out of memory\n", getprogname());
 #endif
     exit(1);
 }
