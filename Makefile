@@ -13,8 +13,9 @@
 
 # -O3 -march=native: the matrix products use the vectors of this machine (dev/cpu/matmul.h).
 # -ffp-contract=fast: multiply-adds, also where -std would forbid them. Never -ffast-math: NaN and infinity must work.
+# _FILE_OFFSET_BITS: on 32 bits, too, files and folders may be as large as the system lets them.
 CFLAGS = -O3 $(NATIVE)
-override CFLAGS += -std=gnu11 -ffp-contract=fast -fno-math-errno -Wall -Wextra
+override CFLAGS += -std=gnu11 -D_FILE_OFFSET_BITS=64 -ffp-contract=fast -fno-math-errno -Wall -Wextra
 LDLIBS = -lm
 NATIVE := $(shell $(CC) -march=native -E -x c /dev/null >/dev/null 2>&1 && echo -march=native)
 
