@@ -5,6 +5,7 @@
 #define HOST_MODEL_H
 
 #include "base/params.h"
+#include "cpu/team.h"
 
 // What --precision may be. bf16 rounds the operands of the large products (cpu/matmul.h). It is faster where the
 // processor multiplies pairs of bf16, and slower elsewhere.
@@ -13,6 +14,7 @@
 typedef struct { // the first member of a model
     ModelConfig config;
     ParamLayout layout;
+    Team team;
     real *state[4];            // by STATE_*: parameters, their averages, their gradients; in memory
     uint8_t *tokens, *targets; // [B*T], in the model's own order
     int64_t *starts;           // [B] where the windows of the batch begin
@@ -44,6 +46,7 @@ static inline void *host_create(size_t size, const ModelConfig *config, void (*l
     HostModel *m = (HostModel *)allocate("the model", 1, size, error);
     if (!m) return NULL;
     m->config = *config;
+    m->team = team_of(config->threads);
     m->bad_step = -1;
     layout(config->sizes, &m->layout);
     m->tokens = (uint8_t *)allocate("the batch", R, 1, error);

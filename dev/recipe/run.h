@@ -96,7 +96,7 @@ static inline void flags_define(TrainRun *run) {
     Flag *precision = flag_text(f, "precision", "P", &o->precision, run->precision, "number format");
     precision->choices = spec->precisions;
     precision->fixed = true;
-    flag_whole(f, "threads", &o->threads, threads_default(), 1, 1024, "CPU threads; they change no result");
+    flag_whole(f, "threads", &o->threads, threads_default(), 1, 1024, "CPU threads, at most; they change no result");
 }
 
 static inline bool flags_agree(const Options *o, char *error) {
