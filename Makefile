@@ -174,12 +174,13 @@ format:
 
 C_TESTS = $(patsubst test/%.c,build/%,$(wildcard test/test_*.c))
 NOT_SANITIZED = build/test_philox build/test_gradients build/test_lstm_gradients build/test_faults
-TESTS = $(C_TESTS) $(filter-out test/test_gpu.sh test/test_recurrence.sh,$(wildcard test/test_*.sh)) \
+TESTS = $(C_TESTS) \
+	$(filter-out $(addprefix test/test_,gpu.sh machines.sh recurrence.sh),$(wildcard test/test_*.sh)) \
 	test/test_gpu.sh:gpt test/test_gpu.sh:lstm $(patsubst %,%_sanitized,$(filter-out $(NOT_SANITIZED),$(C_TESTS))) \
 	build/test_matmul_double build/test_matmul_narrow build/test_lstm_narrow
 LONG_TESTS = $(filter-out test/test_gpu.sh:% test/test_matmul_gpu.sh,$(TESTS)) build/test_gradients_sanitized \
 	build/test_gpt_narrow test/test_gpu.sh:gpt:all test/test_gpu.sh:lstm:all test/test_matmul_gpu.sh:all \
-	test/test_recurrence.sh:all
+	test/test_recurrence.sh:all test/test_machines.sh
 
 # The files of tests, their programs or scripts; and the tests of the subject T, which may have several files.
 needed = $(foreach test,$(1),$(firstword $(subst :, ,$(test))))
@@ -203,6 +204,7 @@ test/test_paper.sh: all dev/tools/paper
 test/test_player.sh: build/test_player data_prep/compose_music
 test/test_prepare.sh test/test_resume.sh: $(PREPARE)
 test/test_headers.sh: build/player_page.h
+test/test_machines.sh: $(PREPARE) dev/tools/compare_tensors $(TRAINERS:%=build/%_cpu)
 build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_music $(PREPARE) \
 	dev/tools/compare_tensors
 test/test_emu.sh test/test_matmul_gpu.sh test/test_recurrence.sh: test/%.sh: $(addprefix build/test/%,$(EMULATED))
