@@ -2,7 +2,7 @@
 //
 // A parallel loop ends when its slowest thread ends, and the others wait. Libraries of OpenMP wait by spinning, for
 // some milliseconds or for ever, which is quick on an idle machine. Where another program wants a processor too, the
-// spinning thread holds the very processor that the slowest thread needs. So here a thread spins for some microseconds
+// spinning thread holds the very processor that the slowest thread needs. So here a thread spins for as short as pays,
 // and then sleeps. Somebody who sets OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME has chosen, and is heard.
 //
 // C11 and C++17. Include it before any system header.
@@ -110,7 +110,7 @@ static inline void threads_wait_briefly(char **argv) {
     if (length <= 0) return;
     self[length] = 0;
     setenv("GOMP_SPINCOUNT", "1000", 1); // gcc's library: iterations, some 30 us
-    setenv("KMP_BLOCKTIME", "0", 1);     // clang's: milliseconds
+    setenv("KMP_BLOCKTIME", "1", 1);     // clang's: milliseconds; 0 makes small models wait twice as long as they work
     execv(self, argv);
 #else
     (void)argv;

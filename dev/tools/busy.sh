@@ -54,7 +54,7 @@ measure() {
 }
 
 printf '%-12s %8s %8s %8s %8s\n' share alone spinner pinned quota
-measure "gpt, small" build/train_gpt_music_cpu --bench 20 --layers 2 --width 64 --heads 4 --hidden 128 --window 128
-measure "lstm, small" build/train_lstm_music_cpu --bench 20 --layers 2 --embed 32 --width 64 --window 128
+measure "gpt, small" build/train_gpt_music_cpu --bench 200 --layers 2 --width 64 --heads 4 --hidden 128 --window 128
+measure "lstm, small" build/train_lstm_music_cpu --bench 200 --layers 2 --embed 32 --width 64 --window 128
 measure "gpt, full" build/train_gpt_music_cpu --bench 5
 measure "lstm, full" build/train_lstm_music_cpu --bench 5
