@@ -17,17 +17,20 @@ make_files() {
     shift
     small="--data data --layers 2 --window 32 --batch 5 --seed 7 --dropout 0.1"
     # shellcheck disable=SC2086 # $small is flags
-    "$@" "$checkout/data_prep/compose_music" --out midi >stdout 2>stderr &&
-        "$@" "$checkout/data_prep/prepare_music" --out data midi/train midi/test >stdout 2>stderr &&
-        "$@" "$checkout/build/train_gpt_music_cpu" $small --width 32 --heads 2 --hidden 40 --dump gpt >stdout 2>stderr &&
-        "$@" "$checkout/build/train_lstm_music_cpu" $small --embed 24 --width 40 --dump lstm >stdout 2>stderr
+    {
+        "$@" "$checkout/data_prep/compose_music" --out midi &&
+            "$@" "$checkout/data_prep/prepare_music" --out data midi/train midi/test &&
+            "$@" "$checkout/build/train_gpt_music_cpu" $small --width 32 --heads 2 --hidden 40 --dump gpt &&
+            "$@" "$checkout/build/train_lstm_music_cpu" $small --embed 24 --width 40 --dump lstm
+    } >stdout 2>stderr
 }
 
 # same_step MODEL: the same bytes of weights and windows, and nearly the same of what follows from them. The sign of a
 # gradient that is almost zero decides where its weight goes.
 same_step() {
-    "$root/dev/tools/compare_tensors" compare "here/$1" "$1" --quiet --rtol 1e-3 --rtol 'new.*=0.1' --rtol 'param.*=0' --rtol input=0 \
-        --rtol target=0 --require 'param.*' --require 'grad.*' --require input >stdout 2>stderr
+    "$root/dev/tools/compare_tensors" compare "here/$1" "$1" --quiet --rtol 1e-3 --rtol 'new.*=0.1' \
+        --rtol 'param.*=0' --rtol input=0 --rtol target=0 --require 'param.*' --require 'grad.*' --require input \
+        >stdout 2>stderr
 }
 
 refused() { # MODEL RUN...: the batch, in a sentence
@@ -51,8 +54,8 @@ machine() {
     (cd "$root" && tar cf - Makefile ./*.c ./*.h ./*.cu data_prep/*.c test dev) | tar xf -
     tests="philox data midi safetensors flags vector matmul"
     # shellcheck disable=SC2046,SC2086 # several targets
-    check "the programs" quietly env MAKEFLAGS= make -s -j2 CC="$compiler" DEVICE=cpu OPENMP=no NATIVE= CFLAGS="-O1 -Werror $flags" LDFLAGS=-static \
-        $programs sample_music $(printf ' build/test_%s' $tests)
+    check "the programs" quietly env MAKEFLAGS= make -s -j2 CC="$compiler" DEVICE=cpu OPENMP=no NATIVE= \
+        CFLAGS="-O1 -Werror $flags" LDFLAGS=-static $programs sample_music $(printf ' build/test_%s' $tests)
     for test in $tests; do check "test_$test" quietly "$@" "build/test_$test"; done
     ln -s ../here .
     check "its files" make_files "$PWD" "$@"

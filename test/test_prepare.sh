@@ -327,7 +327,7 @@ int rename(const char *from, const char *to) {
 }
 end
 # shellcheck disable=SC2086 # CC may have flags
-if [ "$(uname)" = Linux ] && ${CC:-cc} -shared -fPIC -o fault.so fault.c -ldl 2>stderr; then
+if [ "$(uname)" = Linux ] && ${CC:-cc} -D_FILE_OFFSET_BITS=64 -shared -fPIC -o fault.so fault.c -ldl 2>stderr; then
     faulty() { # faulty FAULT ARGUMENTS...
         FAULT=$1
         shift
