@@ -210,7 +210,17 @@ build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_m
 test/test_emu.sh test/test_matmul_gpu.sh test/test_recurrence.sh: test/%.sh: $(addprefix build/test/%,$(EMULATED))
 test/test_plain.sh: plain dev/tools/compare_tensors build/plain_step_gpt build/plain_step_lstm \
 	$(foreach build,cpu cpu_sanitized cpu_narrow emu,$(TRAINERS:%=build/%_$(build)))
-test/test_gpu.sh: $(PREPARE) dev/tools/compare_tensors $(foreach build,_cpu $(EMULATED),$(TRAINERS:%=build/%$(build)))
+# One architecture that has bf16 and one that has not are enough for both models, but for the slow tests.
+test/test_gpu.sh: $(PREPARE) dev/tools/compare_tensors $(foreach build,_cpu $(EMULATED),$(TRAINERS:%=build/%$(build))) \
+	$(if $(NVCC),build/nvcc/train_gpt_music.80 build/nvcc/train_lstm_music.75)
+
+# What nvcc says of a model's CUDA source for an architecture, with PTX and cubin beside it in a folder.
+build/nvcc/train_%:
+	@mkdir -p $@.files
+	nice nvcc -O3 $(CUDA) -Werror all-warnings -arch=sm_$(subst .,,$(suffix $@)) $(INCLUDES) $(DEPENDENCIES) \
+		-Xptxas -v -keep -keep-dir $@.files -cubin -o $@.files/cubin $(basename $(@F)).cu \
+		2>$@.said || { cat $@.said; exit 1; }
+	@mv $@.said $@
 
 # The library that lets a call fail, and trainers that show each step, and save it where the environment has OFTEN.
 build/faults.so: test/faults/preload.c build/flags

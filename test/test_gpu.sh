@@ -207,20 +207,18 @@ fi
 
 # nvcc takes the source for every architecture; the hot kernels keep everything in registers and use the tensor cores.
 if command -v nvcc >/dev/null; then
-    case $model,$every in # one that has bf16, and one that has not, is enough for both models
+    case $model,$every in
     *,all) architectures="75 80 86 89 90 100 120" ;;
     gpt,*) architectures=80 ;;
     lstm,*) architectures=75 ;;
     esac
     for arch in $architectures; do
-        nice nvcc -O3 -std=c++20 -arch=sm_$arch -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas -Werror all-warnings \
-            -Xptxas -v -keep -keep-dir . -I"$root/dev" -cubin -o $arch.cubin "$root/train_${model}_music.cu" \
-            >stdout 2>report
-        check "nvcc, sm_$arch" test -s $arch.cubin
-        grep 'spill stores' report | grep -v ' 0 bytes spill stores, 0 bytes spill loads' >stderr
-        check "no register spills, sm_$arch" test ! -s stderr -a "$(grep -c 'spill stores' report)" -gt 30
+        report=$root/build/nvcc/train_${model}_music.$arch
+        check "nvcc, sm_$arch" runs make -s -C "$root" "build/nvcc/train_${model}_music.$arch"
+        grep 'spill stores' "$report" | grep -v ' 0 bytes spill stores, 0 bytes spill loads' >stderr
+        check "no register spills, sm_$arch" test ! -s stderr -a "$(grep -c 'spill stores' "$report")" -gt 30
     done
-    products=$(grep -c 'mma.sync.aligned.m16n8k16.row.col.f32.bf16' train_${model}_music.ptx)
+    products=$(grep -c 'mma.sync.aligned.m16n8k16.row.col.f32.bf16' "$report.files/train_${model}_music.ptx")
     check "products are mma.sync" test "$products" -gt 100 -o "$arch" -lt 80
 else
     echo "nvcc is not here: nothing was compiled for a GPU"

@@ -24,12 +24,13 @@ static double step_seconds(Machine m) {
 
 // After `first` rounds to get used to the machine, at most `most` of `rounds` have other than `wanted` threads.
 static void expect(const char *what, Machine machine, int first, int rounds, int wanted, int most) {
-    int others = 0;
+    int others = 0, beyond = 0;
     for (int i = -first; i < rounds; i++) {
         if (i >= 0 && threads != wanted) others++;
         threads = team_next(&team, step_seconds(machine));
-        CHECK(threads >= 1 && threads <= team.most, "%s: %d of %d threads", what, threads, team.most);
+        beyond += threads < 1 || threads > team.most;
     }
+    CHECK(!beyond, "%s: %d rounds had no thread, or more than %d", what, beyond, team.most);
     CHECK(others <= most, "%s: %d of %d rounds had other than %d threads, not only %d", what, others, rounds, wanted,
           most);
 }
