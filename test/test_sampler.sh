@@ -162,7 +162,7 @@ is_midi piped.mid
 
 # ---- Ctrl-C without --live: songs end at their last bar line, and what was made is written
 notes() { sed -n 's/.*data-note="\([^"]*\)".*/\1/p' "$1"; }
-for seconds in 0.5 2 8 32; do # until the moment of the signal there should be a bar
+for seconds in 0.1 0.5 2 8 32; do # until the moment of the signal there should be a bar
     "$sample" gpt/model.safetensors --seed 5 --tokens 1000000 -o - -o cut.svg -o cut.wav -o cut.html >cut.mid 2>stderr &
     process=$!
     sleep $seconds
