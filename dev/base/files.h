@@ -95,8 +95,10 @@ static inline bool make_folders(const char *path, char *error) { // as mkdir -p;
         struct stat about;
         *slash = 0;
         const int problem = mkdir(part, 0777) ? errno : 0;
-        if (problem && (stat(part, &about) || !S_ISDIR(about.st_mode))) {
+        if (problem && stat(part, &about)) {
             made = fail(error, "%s: the folder cannot be made: %s; choose another", part, strerror(problem));
+        } else if (problem && !S_ISDIR(about.st_mode)) {
+            made = fail(error, "%s is a file, not a folder; choose another", part);
         }
     }
     free(part);

@@ -398,21 +398,6 @@ static inline void announce(const TrainRun *run) {
 #endif
 }
 
-// Makes the --out folder, and those that it is in.
-static inline bool out_make(TrainRun *run) {
-    char *part = path_join(run->o.out, "");
-    struct stat about;
-    bool ok = true;
-    for (char *slash = part + strspn(part, "/"); ok && (slash = strchr(slash, '/')); *slash++ = '/') {
-        *slash = 0;
-        if (!stat(part, &about) && !S_ISDIR(about.st_mode)) { // the file in the way
-            ok = fail(run->error, "--out %.400s: %.400s is a file, not a folder", run->o.out, part);
-        }
-    }
-    free(part);
-    return ok && make_folders(run->o.out, run->error);
-}
-
 static inline bool run_training(TrainRun *run) {
     const char *const written[] = {run->model_path, run->last_path, run->log_path, run->svg_path};
     for (int i = 0; i < 4; i++) temporary_clean(written[i]);
@@ -488,7 +473,7 @@ static inline bool train_run(TrainRun *run) {
     spec->layout(config->sizes, &run->layout);
     if (!params_there(run) || !data_open(run)) return false;
     if (!model_make(run)) return false;
-    if (training && run->lock < 0 && (!out_make(run) || !out_take(run))) return false;
+    if (training && run->lock < 0 && (!make_folders(o->out, run->error) || !out_take(run))) return false;
     announce(run);
     if (o->bench) return run_bench(run);
     if (o->eval) return run_eval(run);
