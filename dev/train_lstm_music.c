@@ -578,7 +578,7 @@ static double lstm_gradients(void *model, const StepPlan *plan) {
 
 static void lstm_train_step(void *model, const StepPlan *plan) {
     Lstm *m = model;
-    team_step(&m->host.team);
+    team_step(&m->host.team); // decides how many threads take part
     if (m->host.bad_step >= 0 || !host_count_step(&m->host, plan->step, lstm_gradients(m, plan))) return;
     adamax(m->host.state[STATE_PARAMS], m->host.state[STATE_GRADS], m->host.state[STATE_EXP_AVG],
            m->host.state[STATE_EXP_INF], m->host.layout.size, plan->lr, plan->step + 1);

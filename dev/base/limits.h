@@ -110,7 +110,7 @@ static inline void threads_wait_briefly(char **argv) {
     if (length <= 0) return;
     self[length] = 0;
     setenv("GOMP_SPINCOUNT", "1000", 1); // gcc's library: iterations, some 30 us
-    setenv("KMP_BLOCKTIME", "1", 1);     // clang's: milliseconds; 0 makes small models wait twice as long as they work
+    setenv("KMP_BLOCKTIME", "1", 1);     // clang's: milliseconds; with 0 a small model's step takes twice as long
     execv(self, argv);
 #else
     (void)argv;
