@@ -661,8 +661,7 @@ static void gpt_backward(Gpt *m, int B, int64_t step) {
 static double gpt_gradients(void *model, const StepPlan *plan) {
     Gpt *m = model;
     const int B = m->host.config.B;
-    epoch_batch(m->host.data, m->host.config.seed, plan->epoch, plan->index, B, m->host.starts);
-    host_load_windows(&m->host, m->host.data, m->host.starts, B, false);
+    host_load_batch(&m->host, plan, false);
     gpt_forward(m, B, plan->step);
     softmax_cross_entropy(m->losses, m->dlogits, m->logits, m->host.targets, B * m->shape.T);
     const double loss = mean_loss(m->losses, B * m->shape.T);
@@ -681,7 +680,7 @@ static void gpt_train_step(void *model, const StepPlan *plan) {
 static void gpt_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
     Gpt *m = model;
     const int R = n * m->shape.T;
-    host_load_windows(&m->host, test, starts, n, false);
+    host_load_windows(&m->host, test, starts, NULL, n, false);
     gpt_forward(m, n, -1);
     softmax_cross_entropy(m->losses, NULL, m->logits, m->host.targets, R);
     eval_add(add, m->losses, m->host.targets, R);

@@ -566,8 +566,7 @@ static void lstm_keep(Lstm *m) {
 static double lstm_gradients(void *model, const StepPlan *plan) {
     Lstm *m = model;
     const int B = m->host.config.B;
-    epoch_batch(m->host.data, m->host.config.seed, plan->epoch, plan->index, B, m->host.starts);
-    host_load_windows(&m->host, m->host.data, m->host.starts, B, true);
+    host_load_batch(&m->host, plan, true);
     lstm_forward(m, B, plan->step);
     if (m->host.kept) lstm_keep(m);
     softmax_cross_entropy(m->losses, m->dlogits, m->logits, m->host.targets, B * m->host.config.T);
@@ -587,7 +586,7 @@ static void lstm_train_step(void *model, const StepPlan *plan) {
 static void lstm_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
     Lstm *m = model;
     const int R = n * m->host.config.T;
-    host_load_windows(&m->host, test, starts, n, true);
+    host_load_windows(&m->host, test, starts, NULL, n, true);
     lstm_forward(m, n, -1);
     softmax_cross_entropy(m->losses, NULL, m->logits, m->host.targets, R);
     eval_add(add, m->losses, m->host.targets, R);

@@ -20,7 +20,7 @@ enum { TOKEN_OFFSET = 1, TOKEN_PITCH = 33, TOKEN_DURATION = 121, DATA_TOKENS = 1
 #define DATA_FORMAT "music-tokens/1"
 
 // What a token is: 0 bar, 1 offset, 2 pitch, 3 duration.
-static inline int token_kind(int token) {
+PHILOX_FN int token_kind(int token) {
     return (token >= TOKEN_OFFSET) + (token >= TOKEN_PITCH) + (token >= TOKEN_DURATION);
 }
 
@@ -175,6 +175,35 @@ static inline void epoch_batch(const Dataset *data, uint64_t seed, int64_t epoch
     for (int b = 0; b < B; b++) {
         uint64_t i = (uint64_t)(step_in_epoch * B + b);
         starts[b] = dataset_window(data, (int64_t)philox_permute(key, (uint64_t)data->n_windows, i));
+    }
+}
+
+// ---- transposed windows
+
+// By how many semitones window i of an epoch is transposed, whose pitches are the tokens from lowest to highest (or
+// none, if lowest is above highest): any number of low..high, low <= 0 <= high, that keeps them on the piano, each as
+// likely as the others.
+PHILOX_FN int transposition(PhiloxKey key, uint64_t i, int low, int high, int lowest, int highest) {
+    if (lowest <= highest && low < TOKEN_PITCH - lowest) low = TOKEN_PITCH - lowest;
+    if (lowest <= highest && high > TOKEN_DURATION - 1 - highest) high = TOKEN_DURATION - 1 - highest;
+    const uint32_t word = philox(key, (uint32_t)i, (uint32_t)(i >> 32), 0, 0).x[0];
+    return low + (int)((uint64_t)word * (uint64_t)(high - low + 1) >> 32);
+}
+
+PHILOX_FN int transposed(int token, int semitones) { return token_kind(token) == 2 ? token + semitones : token; }
+
+// shifts[B]: by how many semitones the windows of a step's batch are transposed, which begin at starts[B].
+static inline void epoch_shifts(const Dataset *data, uint64_t seed, int64_t epoch, int64_t step_in_epoch, int B,
+                                const int64_t *starts, const int *range, int *shifts) {
+    const PhiloxKey key = philox_key(seed, PHILOX_TRANSPOSE, (uint32_t)epoch);
+    for (int b = 0; b < B; b++) {
+        int lowest = DATA_TOKENS, highest = 0;
+        for (const uint8_t *token = data->tokens + starts[b]; token <= data->tokens + starts[b] + data->T; token++) {
+            if (token_kind(*token) != 2) continue;
+            if (*token < lowest) lowest = *token;
+            if (*token > highest) highest = *token;
+        }
+        shifts[b] = transposition(key, (uint64_t)(step_in_epoch * B + b), range[0], range[1], lowest, highest);
     }
 }
 

@@ -18,7 +18,7 @@
 #include <ctype.h>
 #include <math.h>
 
-typedef enum { FLAG_SWITCH, FLAG_TEXT, FLAG_TEXTS, FLAG_WHOLE, FLAG_SEED, FLAG_NUMBER } FlagKind;
+typedef enum { FLAG_SWITCH, FLAG_TEXT, FLAG_TEXTS, FLAG_WHOLE, FLAG_RANGE, FLAG_SEED, FLAG_NUMBER } FlagKind;
 
 enum { MAX_FLAGS = 40, MAX_TEXTS = 64 };
 
@@ -32,7 +32,7 @@ typedef struct {
     const char *name;       // "batch" is written --batch, "o" is written -o; "" takes the arguments that are no flags
     const char *value_name; // DIR, say
     const char *help;       // a line; the initial value is added in brackets, unless it ends in brackets itself
-    void *value;            // the caller's bool, const char *, Texts, int64_t, uint64_t or double, by kind
+    void *value;            // the caller's bool, const char *, Texts, int64_t, int[2], uint64_t or double, by kind
     const char *choices;    // of a text: "fp32|bf16", or NULL where it is free
     double min, max;        // of numbers, max may be infinite; of texts, max is how many at most
     bool above, below;      // min, max themselves are not allowed
@@ -81,6 +81,12 @@ static inline Flag *flag_whole(Flags *flags, const char *name, int64_t *value, i
     return flag_add(flags, FLAG_WHOLE, name, "N", value, min, max, help);
 }
 
+// LOW,HIGH around 0, from min to max; initially 0,0.
+static inline Flag *flag_range(Flags *flags, const char *name, int *value, double min, double max, const char *help) {
+    value[0] = value[1] = 0;
+    return flag_add(flags, FLAG_RANGE, name, "LOW,HIGH", value, min, max, help);
+}
+
 // range: "[0, 1)" from 0 to below 1, "(0, inf)" any number above 0.
 static inline Flag *flag_number(Flags *flags, const char *name, double *value, double initial, const char *range,
                                 const char *help) {
@@ -118,6 +124,7 @@ static inline const char *flag_show(const Flag *flag, char text[64]) {
     if (flag->kind == FLAG_WHOLE && (double)*(int64_t *)flag->value >= flag->min) {
         snprintf(text, 64, "%lld", (long long)*(int64_t *)flag->value);
     }
+    if (flag->kind == FLAG_RANGE) snprintf(text, 64, "%d,%d", ((int *)flag->value)[0], ((int *)flag->value)[1]);
     for (int digits = 6; flag->kind == FLAG_NUMBER && digits <= 17; digits++) {
         snprintf(text, 64, "%.*g", digits, *(double *)flag->value);
         if (strtod(text, NULL) == *(double *)flag->value) break;
@@ -141,6 +148,16 @@ static inline bool flag_set(Flag *flag, const char *text, char *error) {
         Texts *texts = (Texts *)flag->value;
         if (texts->n >= flag->max) return fail(error, "it is one %s too many, after %d", flag->value_name, texts->n);
         texts->list[texts->n++] = text;
+        return true;
+    }
+    if (flag->kind == FLAG_RANGE) {
+        int low, high, used = 0;
+        const bool two = strlen(text) < 16 && strspn(text, "+-0123456789,") == strlen(text) &&
+                         sscanf(text, "%d,%d%n", &low, &high, &used) == 2 && !text[used];
+        if (!two || low < flag->min || low > 0 || high < 0 || high > flag->max)
+            return fail(error, "it must be two whole numbers, from %.0f to 0 and from 0 to %.0f", flag->min, flag->max);
+        ((int *)flag->value)[0] = low;
+        ((int *)flag->value)[1] = high;
         return true;
     }
     char *end = NULL;

@@ -56,6 +56,7 @@ typedef struct {
     int B, T;
     double dropout;
     uint64_t seed;
+    int transpose[2]; // the least and the most semitones by which windows of the training set are transposed
     const char *precision;
     int threads;
 } ModelConfig;

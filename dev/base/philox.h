@@ -33,7 +33,16 @@ typedef struct {
 } PhiloxKey;
 
 // What a stream is for: no two purposes of one seed share a key.
-enum { PHILOX_INIT = 1, PHILOX_DROPOUT, PHILOX_WINDOWS, PHILOX_SAMPLE, PHILOX_COMPOSE, PHILOX_SPLIT, PHILOX_BENCH };
+enum {
+    PHILOX_INIT = 1,
+    PHILOX_DROPOUT,
+    PHILOX_WINDOWS,
+    PHILOX_SAMPLE,
+    PHILOX_COMPOSE,
+    PHILOX_SPLIT,
+    PHILOX_BENCH,
+    PHILOX_TRANSPOSE
+};
 
 // Four words for the counter (c0, c1, c2, c3). Each of the ten rounds has two 32 x 32 -> 64 bit products (Salmon et
 // al., section 3.3).

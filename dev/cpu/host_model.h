@@ -18,6 +18,7 @@ typedef struct { // the first member of a model
     real *state[4];            // by STATE_*: parameters, their averages, their gradients; in memory
     uint8_t *tokens, *targets; // [B*T], in the model's own order
     int64_t *starts;           // [B] where the windows of the batch begin
+    int *shifts;               // [B] by how many semitones they are transposed
     void *memory;              // one block for the flat arrays, the activations and all scratch
     real *kept;                // activations that are not kept otherwise, for a dump, or NULL
     const Dataset *data;
@@ -32,6 +33,7 @@ static inline void host_destroy(void *model) {
     free(m->tokens);
     free(m->targets);
     free(m->starts);
+    free(m->shifts);
     free(m->memory);
     free(m->kept);
     free(m);
@@ -52,7 +54,8 @@ static inline void *host_create(size_t size, const ModelConfig *config, void (*l
     m->tokens = (uint8_t *)allocate("the batch", R, 1, error);
     m->targets = (uint8_t *)allocate("the batch", R, 1, error);
     m->starts = (int64_t *)allocate("the batch", config->B, sizeof(int64_t), error);
-    if (m->tokens && m->targets && m->starts) {
+    m->shifts = (int *)allocate("the batch", config->B, sizeof(int), error);
+    if (m->tokens && m->targets && m->starts && m->shifts) {
         m->memory = allocate("the model and its activations", carve(m, NULL), sizeof(real), error);
     }
     if (!m->memory) {
@@ -63,15 +66,25 @@ static inline void *host_create(size_t size, const ModelConfig *config, void (*l
     return m;
 }
 
-// The tokens and targets of n windows. Time-major, the rows of position 0 come first, then those of position 1; else
-// the rows of window 0 come first.
-static inline void host_load_windows(HostModel *m, const Dataset *data, const int64_t *starts, int n, bool time_major) {
+// The tokens and targets of n windows, transposed unless shifts is NULL. Time-major, the rows of position 0 come first,
+// then those of position 1; else the rows of window 0 come first.
+static inline void host_load_windows(HostModel *m, const Dataset *data, const int64_t *starts, const int *shifts, int n,
+                                     bool time_major) {
     const int T = m->config.T;
     for (int r = 0; r < n * T; r++) {
-        const uint8_t *token = data->tokens + (time_major ? starts[r % n] + r / n : starts[r / T] + r % T);
-        m->tokens[r] = token[0];
-        m->targets[r] = token[1];
+        const int b = time_major ? r % n : r / T, t = time_major ? r / n : r % T;
+        const uint8_t *token = data->tokens + starts[b] + t;
+        m->tokens[r] = (uint8_t)transposed(token[0], shifts ? shifts[b] : 0);
+        m->targets[r] = (uint8_t)transposed(token[1], shifts ? shifts[b] : 0);
     }
+}
+
+// Those of a planned step.
+static inline void host_load_batch(HostModel *m, const StepPlan *plan, bool time_major) {
+    const ModelConfig *config = &m->config;
+    epoch_batch(m->data, config->seed, plan->epoch, plan->index, config->B, m->starts);
+    epoch_shifts(m->data, config->seed, plan->epoch, plan->index, config->B, m->starts, config->transpose, m->shifts);
+    host_load_windows(m, m->data, m->starts, m->shifts, config->B, time_major);
 }
 
 // Adds the loss of a step and returns true, if the loss and the gradients are finite; else the step is the bad one.

@@ -81,6 +81,7 @@ typedef struct { // the first member of a model
     float *losses;  // [B*T]
     DeviceState *state;
     int64_t *starts;           // [B] where the windows of the batch begin
+    int *shifts;               // [B] by how many semitones they are transposed
     uint8_t *inputs, *targets; // [B*T]
     DeviceData train;
     uint8_t *test_tokens;       // those of `test`
@@ -164,14 +165,14 @@ __device__ inline void put_four(Number *row, int g, int C, Four<float> four) {
 
 // ---- batches
 
-// starts[b] = where window b of the batch begins, a thread for each. The batch has the windows number
-// philox_permute(index * B + b), as epoch_batch() of data.h says.
-static __global__ void batch_starts_kernel(int64_t *starts, const DeviceState *state, DeviceData data, uint64_t seed,
-                                           int B) {
-    const int b = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    if (b >= B) return;
+// starts[b] = where window b of the batch begins, and shifts[b] = by how much it is transposed; a warp for each. The
+// batch has the windows number philox_permute(index * B + b), as epoch_batch() of data.h says, and epoch_shifts().
+static __global__ void batch_starts_kernel(int64_t *starts, int *shifts, const DeviceState *state, DeviceData data,
+                                           uint64_t seed, int B, int T, int shift_low, int shift_high) {
+    const int b = (int)blockIdx.x, lane = (int)threadIdx.x;
+    const uint64_t i = (uint64_t)(state->index * B + b);
     const PhiloxKey key = philox_key(seed, PHILOX_WINDOWS, (uint32_t)state->epoch);
-    const int64_t w = (int64_t)philox_permute(key, (uint64_t)data.n_windows, (uint64_t)(state->index * B + b));
+    const int64_t w = (int64_t)philox_permute(key, (uint64_t)data.n_windows, i);
     int64_t low = 0, high = data.n_pieces; // first_window[low] <= w < first_window[high]
     while (high - low > 1) {
         const int64_t middle = low + (high - low) / 2;
@@ -181,18 +182,34 @@ static __global__ void batch_starts_kernel(int64_t *starts, const DeviceState *s
             high = middle;
         }
     }
-    starts[b] = data.pieces[low] + (w - data.first_window[low]);
+    const int64_t start = data.pieces[low] + (w - data.first_window[low]);
+    int lowest = DATA_TOKENS, highest = 0;
+    for (int t = lane; t <= T && shift_low < shift_high; t += WARP) {
+        const int token = data.tokens[start + t];
+        if (token_kind(token) != 2) continue;
+        lowest = min(lowest, token);
+        highest = max(highest, token);
+    }
+    lowest = -(int)warp_max((float)-lowest);
+    highest = (int)warp_max((float)highest);
+    if (lane > 0) return;
+    const PhiloxKey shift_key = philox_key(seed, PHILOX_TRANSPOSE, (uint32_t)state->epoch);
+    starts[b] = start;
+    shifts[b] = transposition(shift_key, i, shift_low, shift_high, lowest, highest);
 }
 
-// inputs[r] and targets[r] of the windows that begin at starts[0..B-1], a thread for each row. Time-major, the rows of
-// position 0 come first, then those of position 1; else the rows of window 0 come first.
+// inputs[r] and targets[r] of the windows that begin at starts[0..B-1], transposed unless shifts is null, a thread for
+// each row. Time-major, the rows of position 0 come first, then those of position 1; else the rows of window 0 come
+// first.
 static __global__ void load_windows_kernel(uint8_t *inputs, uint8_t *targets, const uint8_t *tokens,
-                                           const int64_t *starts, int B, int T, bool time_major) {
+                                           const int64_t *starts, const int *shifts, int B, int T, bool time_major) {
     const int r = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (r >= B * T) return;
-    const uint8_t *token = tokens + (time_major ? starts[r % B] + r / B : starts[r / T] + r % T);
-    inputs[r] = token[0];
-    targets[r] = token[1];
+    const int b = time_major ? r % B : r / T, t = time_major ? r / B : r % T;
+    const uint8_t *token = tokens + starts[b] + t;
+    const int shift = shifts ? shifts[b] : 0;
+    inputs[r] = (uint8_t)transposed(token[0], shift);
+    targets[r] = (uint8_t)transposed(token[1], shift);
 }
 
 // ---- the end of a step
@@ -267,6 +284,7 @@ static inline double device_carve(DeviceModel *m, char *base) {
     device_take(&arena, &m->losses, R);
     device_take(&arena, &m->state, 1);
     device_take(&arena, &m->starts, m->config.B);
+    device_take(&arena, &m->shifts, m->config.B);
     device_take(&arena, &m->inputs, R);
     device_take(&arena, &m->targets, R);
     m->hooks->carve(m, &arena);
@@ -440,18 +458,21 @@ static inline void device_expect(DeviceModel *m, const StepPlan *plan) {
     device_write_state(m, state);
 }
 
-static inline void device_load_windows(DeviceModel *m, const uint8_t *tokens, int n) {
+static inline void device_load_windows(DeviceModel *m, const uint8_t *tokens, const int *shifts, int n) {
     const int T = m->config.T, blocks = blocks_for((int64_t)n * T, 256);
     const bool time_major = m->hooks->time_major;
-    load_windows_kernel<<<blocks, 256, 0, m->stream>>>(m->inputs, m->targets, tokens, m->starts, n, T, time_major);
+    uint8_t *inputs = m->inputs, *targets = m->targets;
+    load_windows_kernel<<<blocks, 256, 0, m->stream>>>(inputs, targets, tokens, m->starts, shifts, n, T, time_major);
     LAUNCHED(load_windows_kernel);
 }
 
 static inline void device_enqueue_gradients(DeviceModel *m) {
-    const int B = m->config.B;
-    batch_starts_kernel<<<blocks_for(B, 64), 64, 0, m->stream>>>(m->starts, m->state, m->train, m->config.seed, B);
+    const ModelConfig *config = &m->config;
+    const int B = config->B, T = config->T, low = config->transpose[0], high = config->transpose[1];
+    batch_starts_kernel<<<B, WARP, 0, m->stream>>>(m->starts, m->shifts, m->state, m->train, config->seed, B, T, low,
+                                                   high);
     LAUNCHED(batch_starts_kernel);
-    device_load_windows(m, m->train.tokens, B);
+    device_load_windows(m, m->train.tokens, m->shifts, B);
     m->hooks->enqueue(m, B, true);
     check_finite_kernel<<<256, 256, 0, m->stream>>>(m->state, m->flat[STATE_GRADS], m->layout.size);
     LAUNCHED(check_finite_kernel);
@@ -545,7 +566,7 @@ static inline void device_eval_batch(void *model, const Dataset *test, const int
         m->test = test;
     }
     cuda_check(cudaMemcpy(m->starts, starts, (size_t)n * sizeof *starts, cudaMemcpyHostToDevice));
-    device_load_windows(m, m->test_tokens, n);
+    device_load_windows(m, m->test_tokens, nullptr, n);
     m->hooks->enqueue(m, n, false);
     cuda_check(cudaMemcpy(m->host_losses, m->losses, (size_t)R * sizeof(float), cudaMemcpyDeviceToHost));
     cuda_check(cudaMemcpy(m->host_targets, m->targets, R, cudaMemcpyDeviceToHost));

@@ -258,6 +258,20 @@ static inline void precision_keep(TrainRun *run, const char *text) { // the file
     run->o.precision = run->precision;
 }
 
+// Flags that were added later, and what is true of states that lack them.
+static const char *const added_flags[][2] = {{"transpose", "0,0"}};
+
+// The saved text of a flag, or NULL.
+static inline const char *flag_saved(const TrainRun *run, const Flag *flag) {
+    char *key = (char *)must_have(meta_key(flag->name));
+    const char *text = st_meta(&run->weights, key);
+    free(key);
+    for (size_t i = 0; !text && i < sizeof added_flags / sizeof *added_flags; i++) {
+        if (!strcmp(flag->name, added_flags[i][0])) text = added_flags[i][1];
+    }
+    return text;
+}
+
 // Before the data are opened: takes over the saved flags; one that was given must agree.
 static inline bool resume_flags(TrainRun *run) {
     const char *path = run->weights_path, *model = st_meta(&run->weights, "model");
@@ -271,9 +285,8 @@ static inline bool resume_flags(TrainRun *run) {
     for (int i = 0; i < run->flags.n; i++) {
         Flag *flag = &run->flags.list[i];
         if (!flag->fixed) continue;
-        char given[64], saved[64], *key = (char *)must_have(meta_key(flag->name));
-        const char *text = st_meta(&run->weights, key);
-        free(key);
+        char given[64], saved[64];
+        const char *text = flag_saved(run, flag);
         if (!text) return fail(run->error, "%s: it is no resume state: its metadata lack --%s", path, flag->name);
         flag_show(flag, given);
         if (!flag_set(flag, text, run->error)) {

@@ -51,6 +51,7 @@ static inline bool run_dump(TrainRun *run) {
     Activation *activations = (Activation *)must_have(calloc((size_t)n_activations + 1, sizeof *activations));
     real *before = (real *)must_have(malloc((size_t)states * size * sizeof *before));
     int64_t *starts = (int64_t *)must_have(malloc((size_t)B * sizeof *starts));
+    int *shifts = (int *)must_have(malloc((size_t)B * sizeof *shifts));
     int64_t *input = (int64_t *)must_have(malloc((size_t)(2 * B * T) * sizeof *input));
     Draft draft;
     meta_model(run, &draft);
@@ -65,9 +66,11 @@ static inline bool run_dump(TrainRun *run) {
     TrainLoss result = spec->get_loss(run->model);
     real loss = (real)result.sum;
     epoch_batch(&run->train, run->o.seed, plan.epoch, plan.index, run->config.B, starts);
+    epoch_shifts(&run->train, run->o.seed, plan.epoch, plan.index, run->config.B, starts, run->o.transpose, shifts);
     for (int64_t i = 0; i < B * T; i++) {
-        input[i] = run->train.tokens[starts[i / T] + i % T];
-        input[B * T + i] = run->train.tokens[starts[i / T] + i % T + 1];
+        const uint8_t *token = run->train.tokens + starts[i / T] + i % T;
+        input[i] = transposed(token[0], shifts[i / T]);
+        input[B * T + i] = transposed(token[1], shifts[i / T]);
     }
     draft_params(&draft, &run->layout, "new.", spec->state(run->model, STATE_PARAMS));
     draft_params(&draft, &run->layout, "grad.", spec->state(run->model, STATE_GRADS));
@@ -82,10 +85,12 @@ static inline bool run_dump(TrainRun *run) {
     draft_tensor(&draft, "", "loss", REAL_TYPE, 1, one, &loss);
     meta_add(&draft, "dropout", "%.17g", run->o.dropout);
     meta_add(&draft, "lr", "%.17g", plan.lr);
+    meta_add(&draft, "transpose", "%d,%d", run->o.transpose[0], run->o.transpose[1]);
     bool ok = draft_write(&draft, run->o.dump, run->error);
     free(activations);
     free(before);
     free(starts);
+    free(shifts);
     free(input);
     if (ok && result.bad_step >= 0) {
         char why[ERROR_SIZE] = "";

@@ -20,6 +20,7 @@ typedef struct {
     int64_t batch, window, epochs, patience, steps, eval_stride, bench, threads, sizes[MAX_SIZES];
     uint64_t seed;
     double epoch_size, lr, lr_decay, lr_min, dropout;
+    int transpose[2];
     bool resume, eval;
 } Options;
 
@@ -82,6 +83,8 @@ static inline void flags_define(TrainRun *run) {
     flag_number(f, "lr-decay", &o->lr_decay, spec->lr_decay, "(0, 1]", "its factor after each epoch")->fixed = true;
     flag_number(f, "lr-min", &o->lr_min, spec->lr_min, "[0, inf)", "where its decay ends")->fixed = true;
     flag_number(f, "dropout", &o->dropout, 0.5, "[0, 1)", "part of the activations dropped in training")->fixed = true;
+    flag_range(f, "transpose", o->transpose, -87, 87, "semitones by which windows are transposed at random")->fixed =
+        true;
     flag_seed(f, &o->seed, "random seed: same seed, same model")->fixed = true;
     for (int i = 0; i < spec->n_sizes; i++) {
         const SizeFlag *size = &spec->size_flags[i];

@@ -459,6 +459,7 @@ static inline bool train_run(TrainRun *run) {
     config->T = (int)o->window;
     config->dropout = o->dropout;
     config->seed = o->seed;
+    memcpy(config->transpose, o->transpose, sizeof config->transpose);
     config->precision = o->precision;
     config->threads = 1;
 #ifdef _OPENMP
