@@ -1372,21 +1372,25 @@ static void softmax_cross_entropy(const DeviceModel *m, Operand *dlogits, const 
 }
 
 // Adamax, as PyTorch has it: exp_avg = 0.9 exp_avg + 0.1 g; exp_inf = max(0.999 exp_inf, |g| + 1e-8);
-// params -= lr / (1 - 0.9^t) * exp_avg / exp_inf, t = 1 in the first step. A thread owns an element of the flat arrays;
-// weights is the copy of params that products read. Nothing changes in a bad step, nor after one.
+// params -= lr / (1 - 0.9^t) * exp_avg / exp_inf, t = 1 in the first step. Before that, where decays[] is 1, a weight
+// loses `decay` of itself. A thread owns an element of the flat arrays; weights is the copy of params that products
+// read, average that of the weights over the steps, or null. Nothing changes in a bad step, nor after one.
 template <typename Operand>
 static __global__ void adamax_kernel(float *params, Operand *weights, const float *grads, float *exp_avg,
-                                     float *exp_inf, const DeviceState *state, int64_t n) {
+                                     float *exp_inf, float *average, const uint8_t *decays, const DeviceState *state,
+                                     int64_t n) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     const bool skip = state->bad | (state->bad_step >= 0); // all loads go out at once
     const float g = grads[i], avg = 0.9f * exp_avg[i] + 0.1f * g, inf = fmaxf(0.999f * exp_inf[i], fabsf(g) + 1e-8f);
-    const float p = params[i] - state->rate * (avg / inf);
+    const float decayed = params[i] - (decays[i / 16] ? state->decay : 0) * params[i];
+    const float p = decayed - state->rate * (avg / inf), mean = average ? average[i] : 0;
     if (skip) return;
     exp_avg[i] = avg;
     exp_inf[i] = inf;
     params[i] = p;
     weights[i] = from_float<Operand>(p);
+    if (average) average[i] = mean + state->part * (p - mean);
 }
 
 template <typename Operand>
@@ -1394,7 +1398,8 @@ static void adamax(void *model) {
     const DeviceModel *m = (const DeviceModel *)model;
     float *const *flat = m->flat, *grads = flat[STATE_GRADS], *exp_avg = flat[STATE_EXP_AVG];
     adamax_kernel<Operand><<<blocks_for(m->layout.size, 256), 256, 0, m->stream>>>(
-        flat[STATE_PARAMS], (Operand *)m->weights, grads, exp_avg, flat[STATE_EXP_INF], m->state, m->layout.size);
+        flat[STATE_PARAMS], (Operand *)m->weights, grads, exp_avg, flat[STATE_EXP_INF], flat[STATE_AVERAGE], m->decays,
+        m->state, m->layout.size);
     LAUNCHED(adamax_kernel<Operand>);
 }
 
@@ -1591,7 +1596,7 @@ static void gpt_backward(Gpt<Operand> *m) {
     SumList head_sums = {};
     matmul_backward_weights(&head, 1, R, m->partial_weights, &head_sums, side);
     sum_parts(&head_sums, side);
-    loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R);
+    loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R, device->config);
     LAUNCHED(loss_kernel);
     const LayerBackward<Operand> *last = &m->back[(L - 1) % 2];
     const Operand *head_w = weight<Operand>(device, m->params.head_w);
@@ -1717,6 +1722,7 @@ static const ModelSpec gpt_spec = {
     .lr = 1e-3,
     .lr_decay = 1,
     .lr_min = 0,
+    .tuned = gpt_tuned,
     .check_sizes = gpt_check_sizes,
     .layout = gpt_layout,
     .sizes_of_file = gpt_sizes_of_file,
@@ -1730,6 +1736,7 @@ static const ModelSpec gpt_spec = {
     .get_loss = device_get_loss,
     .set_loss = device_set_loss,
     .eval_batch = device_eval_batch,
+    .use_average = device_use_average,
     .gradients = device_gradients,
     .activations = gpt_activations,
 };

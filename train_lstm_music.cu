@@ -977,21 +977,25 @@ static void softmax_cross_entropy(const DeviceModel *m, Operand *dlogits, const 
 }
 
 // Adamax, as PyTorch has it: exp_avg = 0.9 exp_avg + 0.1 g; exp_inf = max(0.999 exp_inf, |g| + 1e-8);
-// params -= lr / (1 - 0.9^t) * exp_avg / exp_inf, t = 1 in the first step. A thread owns an element of the flat arrays;
-// weights is the copy of params that products read. Nothing changes in a bad step, nor after one.
+// params -= lr / (1 - 0.9^t) * exp_avg / exp_inf, t = 1 in the first step. Before that, where decays[] is 1, a weight
+// loses `decay` of itself. A thread owns an element of the flat arrays; weights is the copy of params that products
+// read, average that of the weights over the steps, or null. Nothing changes in a bad step, nor after one.
 template <typename Operand>
 static __global__ void adamax_kernel(float *params, Operand *weights, const float *grads, float *exp_avg,
-                                     float *exp_inf, const DeviceState *state, int64_t n) {
+                                     float *exp_inf, float *average, const uint8_t *decays, const DeviceState *state,
+                                     int64_t n) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     const bool skip = state->bad | (state->bad_step >= 0); // all loads go out at once
     const float g = grads[i], avg = 0.9f * exp_avg[i] + 0.1f * g, inf = fmaxf(0.999f * exp_inf[i], fabsf(g) + 1e-8f);
-    const float p = params[i] - state->rate * (avg / inf);
+    const float decayed = params[i] - (decays[i / 16] ? state->decay : 0) * params[i];
+    const float p = decayed - state->rate * (avg / inf), mean = average ? average[i] : 0;
     if (skip) return;
     exp_avg[i] = avg;
     exp_inf[i] = inf;
     params[i] = p;
     weights[i] = from_float<Operand>(p);
+    if (average) average[i] = mean + state->part * (p - mean);
 }
 
 template <typename Operand>
@@ -999,7 +1003,8 @@ static void adamax(void *model) {
     const DeviceModel *m = (const DeviceModel *)model;
     float *const *flat = m->flat, *grads = flat[STATE_GRADS], *exp_avg = flat[STATE_EXP_AVG];
     adamax_kernel<Operand><<<blocks_for(m->layout.size, 256), 256, 0, m->stream>>>(
-        flat[STATE_PARAMS], (Operand *)m->weights, grads, exp_avg, flat[STATE_EXP_INF], m->state, m->layout.size);
+        flat[STATE_PARAMS], (Operand *)m->weights, grads, exp_avg, flat[STATE_EXP_INF], flat[STATE_AVERAGE], m->decays,
+        m->state, m->layout.size);
     LAUNCHED(adamax_kernel<Operand>);
 }
 
@@ -1191,7 +1196,7 @@ static void lstm_backward(Lstm<Operand> *m) {
     layernorm_sums(&head_sums, g->ln2_w, g->ln2_b, m->norm_sums2, R, H);
     layernorm_sums(&head_sums, g->ln1_w, g->ln1_b, m->norm_sums1, R, 2 * H);
     sum_parts(&head_sums, side);
-    loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R);
+    loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R, device->config);
     LAUNCHED(loss_kernel);
     recurrence_backward(m->acts, m->shape, m->d, device->state, stream);
     device_fork(device);
@@ -1320,6 +1325,7 @@ static const ModelSpec lstm_spec = {
     .lr = 5e-4,
     .lr_decay = 0.8,
     .lr_min = 5e-5,
+    .tuned = lstm_tuned,
     .check_sizes = lstm_check_sizes,
     .layout = lstm_layout,
     .sizes_of_file = lstm_sizes_of_file,
@@ -1333,6 +1339,7 @@ static const ModelSpec lstm_spec = {
     .get_loss = device_get_loss,
     .set_loss = device_set_loss,
     .eval_batch = device_eval_batch,
+    .use_average = device_use_average,
     .gradients = device_gradients,
     .activations = lstm_activations,
 };

@@ -490,15 +490,25 @@ static void softmax_cross_entropy(real *losses, real *dlogits, const real *logit
 }
 
 // Adamax, as PyTorch has it: exp_avg = 0.9 exp_avg + 0.1 g; exp_inf = max(0.999 exp_inf, |g| + 1e-8);
-// params -= lr / (1 - 0.9^t) * exp_avg / exp_inf, t = 1 in the first step.
-static void adamax(real *params, const real *grads, real *exp_avg, real *exp_inf, int64_t n, double lr, int64_t t) {
-    const real rate = (real)(lr / (1 - pow(0.9, (double)t)));
+// params -= lr / (1 - 0.9^t) * exp_avg / exp_inf, t = 1 in the first step. Before that, weights lose `decay` of
+// themselves. Where there is an average of the weights, the new ones become `part` of it.
+static void adamax(HostModel *m, const StepPlan *plan) {
+    real *params = m->state[STATE_PARAMS], *exp_avg = m->state[STATE_EXP_AVG], *exp_inf = m->state[STATE_EXP_INF];
+    real *average = m->state[STATE_AVERAGE];
+    const real rate = (real)(plan->lr / (1 - pow(0.9, (double)plan->step + 1)));
+    const real decay = (real)(plan->lr * m->config.weight_decay);
+    const real part = (real)average_part(m->config.average, plan->step);
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i++) {
-        real g = grads[i], size = (g < 0 ? -g : g) + (real)1e-8, decayed = (real)0.999 * exp_inf[i];
-        exp_avg[i] = (real)0.9 * exp_avg[i] + (real)0.1 * g;
-        exp_inf[i] = decayed > size ? decayed : size;
-        params[i] -= rate * (exp_avg[i] / exp_inf[i]);
+    for (int64_t i = 0; i < m->layout.size; i += LANES) {
+        vector p = load(params + i), g = load(m->state[STATE_GRADS] + i);
+        vector avg = (real)0.9 * load(exp_avg + i) + (real)0.1 * g;
+        vector inf = larger((real)0.999 * load(exp_inf + i), abs_vector(g) + (real)1e-8);
+        p -= (m->decays[i / 16] ? decay : 0) * p;
+        p -= rate * (avg / inf);
+        store(params + i, p);
+        store(exp_avg + i, avg);
+        store(exp_inf + i, inf);
+        if (average) store(average + i, load(average + i) + part * (p - load(average + i)));
     }
 }
 
@@ -539,7 +549,10 @@ static double gpt_carve(void *model, real *base) {
     const double weights = (double)matmul_scratch_size((size_t)widest, (size_t)widest);
     Arena arena = {base, 0};
     m->shape = s;
-    for (int i = 0; i < 4; i++) m->host.state[i] = arena_take(&arena, (double)m->host.layout.size);
+    for (int i = 0; i < STATES; i++) {
+        if (i == STATE_AVERAGE && !(m->host.config.average > 0)) continue;
+        m->host.state[i] = arena_take(&arena, (double)m->host.layout.size);
+    }
     for (int l = 0; l < gpt_layers(m); l++) {
         LayerActivations *a = &m->acts[l];
         a->attention.qkv = arena_take(&arena, (R + STRIP) * 3 * C);
@@ -673,8 +686,12 @@ static void gpt_train_step(void *model, const StepPlan *plan) {
     Gpt *m = model;
     team_step(&m->host.team); // decides how many threads take part
     if (m->host.bad_step >= 0 || !host_count_step(&m->host, plan->step, gpt_gradients(m, plan))) return;
-    adamax(m->host.state[STATE_PARAMS], m->host.state[STATE_GRADS], m->host.state[STATE_EXP_AVG],
-           m->host.state[STATE_EXP_INF], m->host.layout.size, plan->lr, plan->step + 1);
+    adamax(&m->host, plan);
+}
+
+static void gpt_use_average(void *model, bool use) {
+    Gpt *m = model;
+    gpt_point(&m->params, &m->host.layout, gpt_layers(m), m->host.state[use ? STATE_AVERAGE : STATE_PARAMS]);
 }
 
 static void gpt_eval_batch(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add) {
@@ -731,6 +748,7 @@ static const ModelSpec gpt_spec = {
     .lr = 1e-3,
     .lr_decay = 1,
     .lr_min = 0,
+    .tuned = gpt_tuned,
     .check_sizes = gpt_check_sizes,
     .layout = gpt_layout,
     .sizes_of_file = gpt_sizes_of_file,
@@ -744,6 +762,7 @@ static const ModelSpec gpt_spec = {
     .get_loss = host_get_loss,
     .set_loss = host_set_loss,
     .eval_batch = gpt_eval_batch,
+    .use_average = gpt_use_average,
     .gradients = gpt_gradients,
     .activations = gpt_activations,
 };

@@ -10,6 +10,16 @@
 
 #include "check.h"
 
+#define SIZES(...) ((int[MAX_SIZES]){__VA_ARGS__})
+
+// Of a run without weight decay, average and transposition, on one thread.
+static inline ModelConfig model_config(int B, int T, double dropout, uint64_t seed, const char *precision,
+                                       const int *sizes) {
+    ModelConfig config = {.B = B, .T = T, .dropout = dropout, .seed = seed, .precision = precision, .threads = 1};
+    memcpy(config.sizes, sizes, sizeof config.sizes);
+    return config;
+}
+
 typedef struct {
     const ModelSpec *spec;
     ModelConfig config;

@@ -1,10 +1,10 @@
 // plain_step_gpt DUMP OUT, plain_step_lstm DUMP OUT: the plain model repeats the training step of a trainer's --dump.
 //
 // Weights, batch, seed, step, dropout and sizes are the dump's. OUT gets, in double and by the dump's names, every
-// activation that the dump has, logits, loss, grad.* and new.*, and at step 0 param.*, the plain model's own first
-// weights. new.* is what Adamax makes of the dump's gradients, not of its own: near a first step that is almost
-// lr * sign(g), and of a gradient that is zero but for rounding each program would make a whole step. So the update is
-// checked to all its digits, and the gradients are by themselves.
+// activation that the dump has, logits, loss, grad.*, new.* and, where the dump has it, new.average.*, and at step 0
+// param.*, the plain model's own first weights. new.* is what Adamax makes of the dump's gradients, not of its own:
+// near a first step that is almost lr * sign(g), and of a gradient that is zero but for rounding each program would
+// make a whole step. So the update is checked to all its digits, and the gradients are by themselves.
 #define TESTING
 #ifdef PLAIN_lstm
 #include "dev/plain/plain_lstm.c"
@@ -110,13 +110,24 @@ int main(int argc, char **argv) {
         if (st_find(&dump, (*t)->name))
             out_add(&out, &dump, path, "", (*t)->name, (*t)->value, (*t)->rows * (*t)->columns);
     }
+    const double keep = number_of(&dump, path, "average"), part = fmax(1 - keep, 10.0 / (double)(step + 11));
+    const double lr = number_of(&dump, path, "lr"), decay = lr * number_of(&dump, path, "weight_decay");
     for (Tensor **t = params; t < acts; t++) {
-        out_add(&out, &dump, path, "grad.", (*t)->name, (*t)->grad, (*t)->rows * (*t)->columns);
+        const int n = (*t)->rows * (*t)->columns;
+        out_add(&out, &dump, path, "grad.", (*t)->name, (*t)->grad, n);
         take(&dump, path, "grad.", *t, (*t)->grad);
+        const bool matrix = out.list[out.n - 1].rank == 2;
+        for (int i = 0; i < n && matrix; i++) (*t)->value[i] -= decay * (*t)->value[i];
     }
-    adamax(&m.all, number_of(&dump, path, "lr"), step + 1);
+    adamax(&m.all, lr, step + 1);
     for (Tensor **t = params; t < acts; t++) {
-        out_add(&out, &dump, path, "new.", (*t)->name, (*t)->value, (*t)->rows * (*t)->columns);
+        const int n = (*t)->rows * (*t)->columns;
+        out_add(&out, &dump, path, "new.", (*t)->name, (*t)->value, n);
+        if (keep == 0) continue;
+        double *average = (*t)->grad; // whose numbers nobody needs any more
+        take(&dump, path, step > 0 ? "average." : "param.", *t, average);
+        for (int i = 0; i < n; i++) average[i] += part * ((*t)->value[i] - average[i]);
+        out_add(&out, &dump, path, "new.average.", (*t)->name, average, n);
     }
     if (!st_write(argv[2], out.list, out.n, NULL, 0, error)) return fprintf(stderr, "plain_step: %s\n", error), 1;
     printf("step %d, loss %.9g: %s\n", (int)step, loss, argv[2]);

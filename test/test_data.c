@@ -195,6 +195,55 @@ static void test_epochs(void) {
     dataset_close(&data);
 }
 
+// Windows are transposed by any number of semitones that keeps them on the piano, each as often as the others, whatever
+// the batch; which numbers these are depends on the seed and the epoch.
+static void test_transposed(void) {
+    enum { T = 3, B = 5, N = 6000, LOW = -5, HIGH = 6 };
+    static uint8_t tokens[N + T];
+    static int shifts[2][N], counts[3][HIGH - LOW + 1];
+    const int range[] = {LOW, HIGH}, none[] = {0, 0};
+    int64_t starts[N];
+    Dataset data = {.tokens = tokens, .T = T};
+    // A third of the windows are at the lower end, a third at the upper one, and a third without pitches.
+    for (int i = 0; i < N + T; i++) {
+        const int third = i / (N / 3), low = TOKEN_PITCH + 2, high = TOKEN_DURATION - 1 - 4;
+        tokens[i] = (uint8_t)(third == 0 ? low : third == 1 ? high : i % 4 ? 0 : TOKEN_DURATION);
+        if (i % 4 == 3 && third < 2) tokens[i] = (uint8_t)(third == 0 ? low + 30 : high - 30);
+    }
+    for (int i = 0; i < N; i++) starts[i] = i;
+    for (int step = 0; step < N / B; step++)
+        epoch_shifts(&data, 7, 2, step, B, starts + step * B, range, &shifts[0][step * B]);
+    epoch_shifts(&data, 7, 2, 0, N, starts, range, shifts[1]);
+    CHECK(!memcmp(shifts[0], shifts[1], sizeof shifts[0]), "another batch size changes the transpositions");
+    int wrong = 0, same_epoch = 0, same_seed = 0;
+    for (int i = 0; i < N; i++) {
+        for (int t = 0; t <= T; t++) {
+            const int now = transposed(tokens[i + t], shifts[0][i]);
+            wrong += token_kind(now) != token_kind(tokens[i + t]);
+            wrong += now != tokens[i + t] + (token_kind(now) == 2 ? shifts[0][i] : 0);
+        }
+        counts[i / (N / 3)][shifts[0][i] - LOW]++;
+    }
+    CHECK(wrong == 0, "%d tokens are transposed wrongly", wrong);
+    for (int third = 0; third < 3; third++) {
+        const int least = third == 0 ? -2 : LOW, most = third == 1 ? 4 : HIGH, each = N / 3 / (most - least + 1);
+        for (int s = LOW; s <= HIGH; s++) {
+            const int count = counts[third][s - LOW], tail = 2 * T; // some windows have tokens of the next third
+            if (s < least || s > most) CHECK(count <= tail, "%d in third %d: %d times", s, third, count);
+            if (s >= least && s <= most)
+                CHECK(abs(count - each) < each / 2, "%d in third %d: %d times, expected %d", s, third, count, each);
+        }
+    }
+    epoch_shifts(&data, 7, 3, 0, N, starts, range, shifts[1]);
+    for (int i = 0; i < N; i++) same_epoch += shifts[0][i] == shifts[1][i];
+    epoch_shifts(&data, 8, 2, 0, N, starts, range, shifts[1]);
+    for (int i = 0; i < N; i++) same_seed += shifts[0][i] == shifts[1][i];
+    CHECK(same_epoch < N / 5 && same_seed < N / 5, "%d, %d of %d are the same", same_epoch, same_seed, N);
+    epoch_shifts(&data, 7, 2, 0, N, starts, none, shifts[1]);
+    for (int i = 0; i < N; i++) wrong += shifts[1][i] != 0;
+    CHECK(wrong == 0, "%d windows are transposed by none of 0,0", wrong);
+}
+
 static void test_random(void) {
     Dataset a, b;
     if (!dataset_random(&a, 153000, 256, 1, error) || !dataset_random(&b, 153000, 256, 1, error)) {
@@ -320,6 +369,7 @@ int main(void) {
     test_refusals();
     test_windows();
     test_epochs();
+    test_transposed();
     test_random();
     test_names();
     test_unaligned();

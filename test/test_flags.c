@@ -12,6 +12,7 @@ typedef struct {
     Texts files, rest;
     Flags flags;
     char error[ERROR_SIZE];
+    int shift[2];
 } Line;
 
 // Parses arguments, separated by blanks ('' is an empty one), into a table with a flag of every kind.
@@ -26,6 +27,7 @@ static bool parse(Line *line, bool takes_rest, const char *arguments) {
     flag_whole(&line->flags, "batch", &line->batch, 8, -2, 64, "windows [8, or so]");
     flag_number(&line->flags, "rate", &line->rate, 0.0005, "(0, inf)", "of learning");
     flag_number(&line->flags, "part", &line->part, 0.1, "[0, 1)", "of the whole");
+    flag_range(&line->flags, "shift", line->shift, -5, 6, "by how much");
     flag_seed(&line->flags, &line->seed, "of chance");
     flag_switch(&line->flags, "quiet", &line->quiet, "say nothing");
     flag_texts(&line->flags, "o", "FILE", &line->files, 3, "write it");
@@ -54,6 +56,8 @@ static void test_values(void) {
     CHECK(flag_find(&line.flags, "out")->given && flag_find(&line.flags, "o")->given, "given");
     CHECK(parse(&line, false, "--batch 1 --batch 2 --out=a --out --quiet") && line.batch == 2, "the last one counts");
     CHECK(!strcmp(line.out, "--quiet") && !line.quiet, "a value may look like a flag");
+    CHECK(parse(&line, false, "--shift -5,+6") && line.shift[0] == -5 && line.shift[1] == 6, "a range");
+    CHECK(parse(&line, false, "--shift 0,3 --shift=-4,0") && line.shift[0] == -4 && line.shift[1] == 0, "a range");
     CHECK(parse(&line, false, "-h") && line.flags.help && parse(&line, false, "--version") && line.flags.version,
           "--help and --version");
     CHECK(parse(&line, true, "a --quiet b -o c") && line.rest.n == 2 && !strcmp(line.rest.list[1], "b"), "the rest");
@@ -77,6 +81,14 @@ static void test_wrong(void) {
         {false, "--rate 0x1p3", "--rate 0x1p3: it must be a finite number above 0"},
         {false, "--rate 1,5", "--rate 1,5: it must be a finite number above 0"},
         {false, "--part 1", "--part 1: it must be a number of at least 0 and below 1"},
+        {false, "--shift 5", "--shift 5: it must be two whole numbers, from -5 to 0 and from 0 to 6"},
+        {false, "--shift -6,0", "--shift -6,0: it must be two whole numbers, from -5 to 0 and from 0 to 6"},
+        {false, "--shift 0,7", "--shift 0,7: it must be two whole numbers, from -5 to 0 and from 0 to 6"},
+        {false, "--shift 1,2", "--shift 1,2: it must be two whole numbers, from -5 to 0 and from 0 to 6"},
+        {false, "--shift -2,-1", "--shift -2,-1: it must be two whole numbers, from -5 to 0 and from 0 to 6"},
+        {false, "--shift -1,2,3", "--shift -1,2,3: it must be two whole numbers, from -5 to 0 and from 0 to 6"},
+        {false, "--shift -1,", "--shift -1,: it must be two whole numbers, from -5 to 0 and from 0 to 6"},
+        {false, "--shift -1.5,2", "--shift -1.5,2: it must be two whole numbers, from -5 to 0 and from 0 to 6"},
         {false, "--seed -1", "--seed -1: it must be a whole number from 0 to 18446744073709551615"},
         {false, "--seed 18446744073709551616",
          "--seed 18446744073709551616: it must be a whole number from 0 to 18446744073709551615"},
@@ -136,6 +148,7 @@ static void test_help(void) {
                         "  --batch N          windows [8, or so]\n"
                         "  --rate F           of learning [0.0005]\n"
                         "  --part F           of the whole [0.1]\n"
+                        "  --shift LOW,HIGH   by how much [0,0]\n"
                         "  --seed N           of chance [1]\n"
                         "  --quiet            say nothing\n"
                         "  -o FILE            write it\n"

@@ -10,9 +10,9 @@ int main(void) {
 #ifdef _OPENMP
     omp_set_num_threads(1); // so small that threads would spend their time waiting
 #endif
-    check_gradients(&lstm_spec, (ModelConfig){{5, 7, 2}, 3, 11, 0.5, 1, "fp32", 1});
-    check_gradients(&lstm_spec, (ModelConfig){{3, 4, 3}, 1, 37, 0.25, 2, "fp32", 1});
-    check_gradients(&lstm_spec, (ModelConfig){{2, 19, 1}, 9, 5, 0, 3, "fp32", 1});  // above a panel, a tile and one row
-    check_gradients(&lstm_spec, (ModelConfig){{6, 3, 2}, 8, 1, 0.5, 4, "fp32", 1}); // a single position
+    check_gradients(&lstm_spec, model_config(3, 11, 0.5, 1, "fp32", SIZES(5, 7, 2)));
+    check_gradients(&lstm_spec, model_config(1, 37, 0.25, 2, "fp32", SIZES(3, 4, 3)));
+    check_gradients(&lstm_spec, model_config(9, 5, 0, 3, "fp32", SIZES(2, 19, 1))); // above a panel, a tile and one row
+    check_gradients(&lstm_spec, model_config(8, 1, 0.5, 4, "fp32", SIZES(6, 3, 2))); // a single position
     return check_report("lstm_gradients");
 }

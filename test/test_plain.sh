@@ -112,13 +112,14 @@ first_step() {
 }
 
 set -f # patterns are not files
+decay="--weight-decay 8"
 model=gpt
 check "the first step" first_step --batch 8 --window 128 --dropout 0.1 --layers 2 --width 32 --heads 4 --hidden 64 \
     --rel 96
 cases <<END
 published 2e --batch 1 --window 20 --layers 2
 round 2 --batch 1 --window 50 --layers 2 --width 24 --heads 2 --hidden 20 --rel 30
-odd 2e --batch 3 --window 35 --dropout 0.3 --layers 3 --width 15 --heads 5 --hidden 11 --rel 4
+odd 2e --batch 3 --window 35 --layers 3 --width 15 --heads 5 --hidden 11 --rel 4 --dropout 0.3 --average 0.7 $decay
 one-distance 2 --batch 2 --window 17 --dropout 0 --layers 1 --width 64 --heads 2 --hidden 40 --rel 1
 long 2 --batch 1 --window 1100 --layers 1 --width 18 --heads 3 --hidden 10 --rel 1050
 END
@@ -127,7 +128,7 @@ check "the first step" first_step --batch 8 --window 128 --dropout 0.1 --embed 1
 cases <<END
 published 2e --batch 1 --window 3
 tiles 2 --batch 8 --window 20 --embed 20 --width 48
-odd 2e --batch 9 --window 11 --dropout 0.3 --embed 7 --width 33 --layers 3
+odd 2e --batch 9 --window 11 --embed 7 --width 33 --layers 3 --dropout 0.3 --average 0.7 $decay
 one-layer 2 --batch 2 --window 17 --dropout 0 --embed 12 --width 5 --layers 1
 smallest 1 --batch 1 --window 1 --embed 1 --width 1 --layers 1
 blocks 2 --batch 3 --window 9 --embed 5 --width 257 --layers 1

@@ -75,7 +75,7 @@ enum { V = DATA_TOKENS, MAX_RANK = 32 };
 typedef struct {
     ModelConfig config;
     ParamLayout layout;
-    real *state[4]; // STATE_PARAMS, ...
+    real *state[STATES]; // STATE_PARAMS, ...
     const Dataset *data;
     double loss_sum;
     int64_t bad_step;
@@ -112,7 +112,7 @@ static void *bigram_create(const ModelConfig *config, char *error) {
     m->bad_step = -1;
     bigram_layout(config->sizes, &m->layout);
     double positions = (double)config->B * config->T;
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < STATES; i++) {
         m->state[i] = (real *)allocate("the model", (double)m->layout.size, sizeof(real), error);
         if (!m->state[i]) return NULL;
     }
@@ -123,7 +123,7 @@ static void *bigram_create(const ModelConfig *config, char *error) {
 
 static void bigram_destroy(void *model) {
     Bigram *m = (Bigram *)model;
-    for (int i = 0; i < 4; i++) free(m->state[i]);
+    for (int i = 0; i < STATES; i++) free(m->state[i]);
     free(m->logits);
     free(m->hidden);
     layout_free(&m->layout);
@@ -248,6 +248,8 @@ static int bigram_activations(void *model, Activation *list) {
     return 2;
 }
 
+static const char *const bigram_tuned[][2] = {{"lr", "0.03"}, {"dropout", "0.2"}, {"epochs", "3"}, {NULL, NULL}};
+
 static ModelSpec bigram_spec(void) {
     ModelSpec s;
     memset(&s, 0, sizeof s);
@@ -258,6 +260,7 @@ static ModelSpec bigram_spec(void) {
     s.n_sizes = 1;
     s.lr = 0.02;
     s.lr_decay = 1;
+    s.tuned = bigram_tuned;
     s.check_sizes = bigram_check;
     s.layout = bigram_layout;
     s.sizes_of_file = bigram_sizes_of_file;
@@ -641,6 +644,22 @@ static void test_used_folder(void) {
     }
 }
 
+// --recipe tuned is a name for its flags; one that is given wins. A state keeps it, and when the run ends.
+static void test_recipe(void) {
+#define TUNED "--data @/data --batch 4 --window 8 --epoch-size 0.1 --eval-stride 2 --dropout 0.1 "
+    CHECK(trainer(TUNED "--out @/recipe --recipe tuned") == 0 &&
+              trainer(TUNED "--out @/flags --lr 0.03 --epochs 3") == 0,
+          "tuned, and by its flags");
+    CHECK(same_file("recipe/model.safetensors", "flags/model.safetensors"), "another model than by its flags");
+    CHECK(trainer("--out @/recipe --resume") == 0 && said("stdout", "nothing was left to do"), "3 epochs are enough");
+    CHECK(trainer("--out @/recipe --resume --recipe published") == 2 &&
+              said("stderr", "--recipe published: the run in"),
+          "another recipe");
+    CHECK(trainer("--out @/recipe --resume --recipe tuned --epochs 4") == 0 && said("stdout", "epoch 4"), "one more");
+    CHECK(trainer(TUNED "--out @/recipe --recipe best") == 2 && said("stderr", "this build knows published|tuned"),
+          "a recipe that is none");
+}
+
 static void resume_and_compare(const char *flags, const char *what, int n) {
     char command[512];
     never_kill();
@@ -786,6 +805,14 @@ static void test_unfinished(void) {
     stop_in_step = last_step("unbroken") * 5 / 8;
     CHECK(trainer(RUN "--out @/used") == 1, "stopped");
     never_kill();
+    // A state of a build that did not have --transpose and the like yet goes on as it was.
+    shell("cd %s && rm -rf old && cp -r used old && LC_ALL=C sed -i "
+          "'s/\"\\(transpos\\|weight_deca\\|averag\\)[ey]\":/\"\\1_\":/' old/last.safetensors && "
+          "grep -a -q averag_ old/last.safetensors",
+          scratch);
+    CHECK(trainer(RUN "--out @/old --resume") == 0 && same_results("old", "unbroken"), "a state without newer flags");
+    CHECK(trainer(RUN "--out @/old --resume --transpose -1,1") == 2 && said("stderr", "--transpose -1,1: the run in"),
+          "another transposition");
     CHECK(trainer(RUN "--out @/used --resume --epochs 2") == 0 && said("stdout", "nothing was left to do"), "ended");
     shell("cd %s && rm -rf part && cp -r used part", scratch);
     CHECK(trainer(RUN "--out @/used") == 0 && trainer(RUN "--out @/part --resume") == 0 &&
@@ -1315,6 +1342,7 @@ int main(int argc, char **argv) {
     test_texts();
     test_usage();
     test_run();
+    test_recipe();
     test_used_folder();
     test_kills();
     test_unfinished();

@@ -37,7 +37,7 @@ typedef struct {
     double min, max;        // of numbers, max may be infinite; of texts, max is how many at most
     bool above, below;      // min, max themselves are not allowed
     bool given;             // by the user
-    bool fixed;             // for the caller's use: trainers mark what --resume must find unchanged
+    bool fixed, kept;       // for the caller's use: trainers mark what --resume must find unchanged, and may change
 } Flag;
 
 typedef struct {
@@ -50,7 +50,7 @@ typedef struct {
 
 static inline Flag *flag_add(Flags *flags, FlagKind kind, const char *name, const char *value_name, void *value,
                              double min, double max, const char *help) {
-    const Flag flag = {kind, name, value_name, help, value, NULL, min, max, false, false, false, false};
+    const Flag flag = {kind, name, value_name, help, value, NULL, min, max, false, false, false, false, false};
     if (flags->n == MAX_FLAGS) abort();
     flags->list[flags->n] = flag;
     return &flags->list[flags->n++];

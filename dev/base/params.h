@@ -56,7 +56,9 @@ typedef struct {
     int B, T;
     double dropout;
     uint64_t seed;
-    int transpose[2]; // the least and the most semitones by which windows of the training set are transposed
+    int transpose[2];    // the least and the most semitones by which windows of the training set are transposed
+    double average;      // what the average of the weights keeps of itself in a step; 0: there is none
+    double weight_decay; // times the learning rate: what a weight loses of itself in a step
     const char *precision;
     int threads;
 } ModelConfig;
@@ -72,6 +74,10 @@ typedef struct {
     int64_t step, epoch, index; // step since step 0; epoch and step within the epoch, from 0
     double lr;
 } StepPlan;
+
+// The part of the new weights in their average, after a step. The average is one of the last 1/(1 - keep) steps, but at
+// first of fewer, so that it soon forgets the first weights.
+PHILOX_FN double average_part(double keep, int64_t step) { return fmax(1 - keep, 10.0 / (double)(step + 11)); }
 
 typedef struct {
     double sum;       // of the steps' mean losses since set_loss, up to and without the first bad step
@@ -92,7 +98,11 @@ typedef struct {   // what a stage of the forward gave
 
 static const char *const train_kinds[] = {"bar", "offset", "pitch", "duration"};
 
-enum { STATE_PARAMS, STATE_EXP_AVG, STATE_EXP_INF, STATE_GRADS };
+// The flat arrays of a model. The average is there only where it is asked for.
+enum { STATE_PARAMS, STATE_EXP_AVG, STATE_EXP_INF, STATE_AVERAGE, STATE_GRADS, STATES };
+
+// Those that a run is resumed from: all up to this one.
+static inline int last_state(const ModelConfig *config) { return config->average > 0 ? STATE_AVERAGE : STATE_EXP_INF; }
 
 // ---- parameters
 
@@ -134,6 +144,15 @@ static inline void params_init(const ParamLayout *layout, uint64_t seed, real *p
             }
             out[i] = (real)(tensor->scale * value);
         }
+    }
+}
+
+// Where weight decay acts (Loshchilov and Hutter, 2019): on matrices, not on biases and LayerNorm. One byte, 1 or 0,
+// for each 16 elements of the flat array.
+static inline void params_decays(const ParamLayout *layout, uint8_t *decays) {
+    for (int k = 0; k < layout->n; k++) {
+        const ParamTensor *tensor = &layout->list[k];
+        memset(decays + tensor->offset / 16, tensor->rank == 2, (size_t)(tensor->count + 15) / 16);
     }
 }
 

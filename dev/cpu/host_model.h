@@ -15,10 +15,11 @@ typedef struct { // the first member of a model
     ModelConfig config;
     ParamLayout layout;
     Team team;
-    real *state[4];            // by STATE_*: parameters, their averages, their gradients; in memory
+    real *state[STATES];       // by STATE_*: parameters, their averages, their gradients; in memory
     uint8_t *tokens, *targets; // [B*T], in the model's own order
     int64_t *starts;           // [B] where the windows of the batch begin
     int *shifts;               // [B] by how many semitones they are transposed
+    uint8_t *decays;           // see params_decays
     void *memory;              // one block for the flat arrays, the activations and all scratch
     real *kept;                // activations that are not kept otherwise, for a dump, or NULL
     const Dataset *data;
@@ -34,6 +35,7 @@ static inline void host_destroy(void *model) {
     free(m->targets);
     free(m->starts);
     free(m->shifts);
+    free(m->decays);
     free(m->memory);
     free(m->kept);
     free(m);
@@ -55,7 +57,8 @@ static inline void *host_create(size_t size, const ModelConfig *config, void (*l
     m->targets = (uint8_t *)allocate("the batch", R, 1, error);
     m->starts = (int64_t *)allocate("the batch", config->B, sizeof(int64_t), error);
     m->shifts = (int *)allocate("the batch", config->B, sizeof(int), error);
-    if (m->tokens && m->targets && m->starts && m->shifts) {
+    m->decays = (uint8_t *)allocate("the model", (double)m->layout.size / 16, 1, error);
+    if (m->tokens && m->targets && m->starts && m->shifts && m->decays) {
         m->memory = allocate("the model and its activations", carve(m, NULL), sizeof(real), error);
     }
     if (!m->memory) {
@@ -63,6 +66,7 @@ static inline void *host_create(size_t size, const ModelConfig *config, void (*l
         return NULL;
     }
     carve(m, (real *)m->memory);
+    params_decays(&m->layout, m->decays);
     return m;
 }
 

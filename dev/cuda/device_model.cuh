@@ -35,6 +35,8 @@ constexpr bool BF16 = sizeof(Operand) == sizeof(__nv_bfloat16);
 typedef struct {                // the running state of training
     int64_t step, epoch, index; // of the next step, as in StepPlan
     float rate;                 // lr / (1 - 0.9^t) of the step under way
+    float decay;                // what weights lose of themselves in it
+    float part;                 // of the new weights in their average, after it
     double lr;
     double loss;      // the mean loss of the step under way
     double loss_sum;  // the sum of the steps' mean losses, as in TrainLoss
@@ -75,13 +77,14 @@ typedef struct { // the first member of a model
 
     // On the device. Its memory is one block, for everything down to `targets`:
     char *memory;
-    double bytes;   // of the block
-    float *flat[4]; // the flat arrays, by STATE_*
-    void *weights;  // the parameters as operands of products: in bf16, or the parameters themselves
-    float *losses;  // [B*T]
+    double bytes;        // of the block
+    float *flat[STATES]; // the flat arrays, by STATE_*
+    void *weights;       // the parameters as operands of products: in bf16, or the parameters themselves
+    float *losses;       // [B*T]
     DeviceState *state;
     int64_t *starts;           // [B] where the windows of the batch begin
     int *shifts;               // [B] by how many semitones they are transposed
+    uint8_t *decays;           // see params_decays
     uint8_t *inputs, *targets; // [B*T]
     DeviceData train;
     uint8_t *test_tokens;       // those of `test`
@@ -94,7 +97,8 @@ typedef struct { // the first member of a model
     // On the host:
     DeviceState expected; // what the host takes *state to be
     const Dataset *test;  // the test set that was seen last
-    float *host[4];       // copies of the flat arrays, for the recipe
+    float *host[STATES];  // copies of the flat arrays, for the recipe
+    bool swapped;         // the average and the weights have changed places, for an evaluation
     float *host_losses;
     uint8_t *host_targets;
     float *kept; // activations for a dump, or null
@@ -198,9 +202,9 @@ static __global__ void batch_starts_kernel(int64_t *starts, int *shifts, const D
     shifts[b] = transposition(shift_key, i, shift_low, shift_high, lowest, highest);
 }
 
-// inputs[r] and targets[r] of the windows that begin at starts[0..B-1], transposed unless shifts is null, a thread for
-// each row. Time-major, the rows of position 0 come first, then those of position 1; else the rows of window 0 come
-// first.
+// inputs[r] and targets[r] of the windows that begin at starts[0..B-1], a thread for each row; transposed by shifts[b]
+// unless that is null. Time-major, the rows of position 0 come first, then those of position 1; else the rows of window
+// 0 come first.
 static __global__ void load_windows_kernel(uint8_t *inputs, uint8_t *targets, const uint8_t *tokens,
                                            const int64_t *starts, const int *shifts, int B, int T, bool time_major) {
     const int r = (int)(blockIdx.x * blockDim.x + threadIdx.x);
@@ -214,9 +218,9 @@ static __global__ void load_windows_kernel(uint8_t *inputs, uint8_t *targets, co
 
 // ---- the end of a step
 
-// Sets the step's loss, which is the mean of the losses, whether it is finite, and the step's rate. One block adds up
-// the losses in a fixed order.
-static __global__ void loss_kernel(DeviceState *state, const float *losses, int R) {
+// Sets the step's loss, which is the mean of the losses, whether it is finite, and the step's rate, decay and part. One
+// block adds up the losses in a fixed order.
+static __global__ void loss_kernel(DeviceState *state, const float *losses, int R, ModelConfig config) {
     __shared__ double sums[256];
     double sum = 0;
 #pragma unroll 4
@@ -231,6 +235,8 @@ static __global__ void loss_kernel(DeviceState *state, const float *losses, int 
         state->loss = sums[0] / R;
         state->bad = !isfinite(state->loss);
         state->rate = (float)(state->lr / (1 - pow(0.9, (double)(state->step + 1))));
+        state->decay = (float)(state->lr * config.weight_decay);
+        state->part = (float)average_part(config.average, state->step);
     }
 }
 
@@ -258,6 +264,14 @@ static __global__ void to_operands_kernel(Operand *out, const float *in, int64_t
     if (i < n) out[i] = from_float<Operand>(in[i]);
 }
 
+static __global__ void swap_kernel(float *a, float *b, int64_t n) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const float x = a[i];
+    a[i] = b[i];
+    b[i] = x;
+}
+
 // A parameter as an operand of products; null as long as there is no memory.
 template <typename Operand>
 static inline const Operand *weight(const DeviceModel *m, const float *parameter) {
@@ -278,13 +292,16 @@ static inline double device_carve(DeviceModel *m, char *base) {
     const double n = (double)m->layout.size, R = (double)m->config.B * m->config.T;
     DeviceArena arena = {base, 0};
     __nv_bfloat16 *rounded = nullptr;
-    for (float *&flat : m->flat) device_take(&arena, &flat, n);
+    for (int i = 0; i < STATES; i++) {
+        if (i != STATE_AVERAGE || m->config.average > 0) device_take(&arena, &m->flat[i], n);
+    }
     if (m->bf16) device_take(&arena, &rounded, n);
     m->weights = m->bf16 ? (void *)rounded : m->flat[STATE_PARAMS];
     device_take(&arena, &m->losses, R);
     device_take(&arena, &m->state, 1);
     device_take(&arena, &m->starts, m->config.B);
     device_take(&arena, &m->shifts, m->config.B);
+    device_take(&arena, &m->decays, n / 16);
     device_take(&arena, &m->inputs, R);
     device_take(&arena, &m->targets, R);
     m->hooks->carve(m, &arena);
@@ -403,8 +420,13 @@ static inline bool device_fill(DeviceModel *m, const ModelConfig *config, const 
     for (cudaEvent_t &event : m->done) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     for (cudaEvent_t &event : m->launched) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     for (float *flat : m->flat) {
-        cuda_check(cudaMemsetAsync(flat, 0, (size_t)m->layout.size * sizeof(float), m->stream));
+        if (flat) cuda_check(cudaMemsetAsync(flat, 0, (size_t)m->layout.size * sizeof(float), m->stream));
     }
+    uint8_t *decays = (uint8_t *)allocate("the model", (double)m->layout.size / 16, 1, error);
+    if (!decays) return false;
+    params_decays(&m->layout, decays);
+    cuda_check(cudaMemcpy(m->decays, decays, (size_t)m->layout.size / 16, cudaMemcpyHostToDevice));
+    free(decays);
     m->expected.bad_step = -1;
     m->expected.step = -1; // the device has no state yet
     return true;
@@ -576,21 +598,37 @@ static inline void device_eval_batch(void *model, const Dataset *test, const int
 static inline float *device_state(void *model, int which) {
     DeviceModel *m = (DeviceModel *)model;
     const size_t bytes = (size_t)m->layout.size * sizeof(float);
-    cuda_check(cudaMemcpy(m->host[which], m->flat[which], bytes, cudaMemcpyDeviceToHost));
+    const int other = which == STATE_PARAMS ? STATE_AVERAGE : which == STATE_AVERAGE ? STATE_PARAMS : which;
+    const float *flat = m->flat[m->swapped ? other : which];
+    cuda_check(cudaMemcpy(m->host[which], flat, bytes, cudaMemcpyDeviceToHost));
     return m->host[which];
+}
+
+static inline void device_round_weights(DeviceModel *m) { // where products read another copy
+    if (!m->bf16) return;
+    const int64_t n = m->layout.size;
+    __nv_bfloat16 *weights = (__nv_bfloat16 *)m->weights;
+    to_operands_kernel<__nv_bfloat16><<<blocks_for(n, 256), 256, 0, m->stream>>>(weights, m->flat[STATE_PARAMS], n);
+    LAUNCHED(to_operands_kernel<__nv_bfloat16>);
 }
 
 static inline void device_state_changed(void *model) {
     DeviceModel *m = (DeviceModel *)model;
     const int64_t n = m->layout.size;
-    for (int i = STATE_PARAMS; i <= STATE_EXP_INF; i++) {
+    for (int i = STATE_PARAMS; i <= last_state(&m->config); i++) {
         cuda_check(cudaMemcpy(m->flat[i], m->host[i], (size_t)n * sizeof(float), cudaMemcpyHostToDevice));
     }
-    if (m->bf16) {
-        __nv_bfloat16 *weights = (__nv_bfloat16 *)m->weights;
-        to_operands_kernel<__nv_bfloat16><<<blocks_for(n, 256), 256, 0, m->stream>>>(weights, m->flat[STATE_PARAMS], n);
-        LAUNCHED(to_operands_kernel<__nv_bfloat16>);
-    }
+    device_round_weights(m);
+}
+
+static inline void device_use_average(void *model, bool use) {
+    DeviceModel *m = (DeviceModel *)model;
+    if (use == m->swapped) return;
+    const int64_t n = m->layout.size;
+    swap_kernel<<<blocks_for(n, 256), 256, 0, m->stream>>>(m->flat[STATE_PARAMS], m->flat[STATE_AVERAGE], n);
+    LAUNCHED(swap_kernel);
+    device_round_weights(m);
+    m->swapped = use;
 }
 
 // Copies count numbers at `from` on the device, floats or bf16, as floats to `to`.

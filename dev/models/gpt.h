@@ -19,6 +19,12 @@ static const SizeFlag gpt_size_flags[GPT_SIZES] = {
     {"rel", "relative distances with a vector of their own", 240, 1, 1 << 20},
 };
 
+// --recipe tuned: the flags that it sets. dev/doc/BENCHMARKS.md has what each is worth.
+static const char *const gpt_tuned[][2] = {
+    {"transpose", "-5,6"}, {"dropout", "0.2"}, {"lr", "0.004"},    {"weight-decay", "0.25"},
+    {"average", "0.999"},  {"epochs", "18"},   {"patience", "18"}, {NULL, NULL},
+};
+
 // The sizes go together, or false and a sentence that names the flags.
 static inline bool gpt_check_sizes(const ModelConfig *config, char *error) {
     int C = config->sizes[GPT_WIDTH], NH = config->sizes[GPT_HEADS];

@@ -18,6 +18,12 @@ static const SizeFlag lstm_size_flags[LSTM_SIZES] = {
     {"layers", "LSTM layers", 2, 1, LSTM_MAX_LAYERS},
 };
 
+// --recipe tuned: the flags that it sets. dev/doc/BENCHMARKS.md has what each is worth.
+static const char *const lstm_tuned[][2] = {
+    {"transpose", "-5,6"},    {"dropout", "0.2"},   {"lr", "0.002"},  {"lr-decay", "1"},  {"lr-min", "0"},
+    {"weight-decay", "0.15"}, {"average", "0.999"}, {"epochs", "24"}, {"patience", "24"}, {NULL, NULL},
+};
+
 // Any sizes go together.
 static inline bool lstm_check_sizes(const ModelConfig *config, char *error) { return batch_check(config, error); }
 

@@ -23,7 +23,7 @@ static inline const ParamTensor *params_not_finite(const ParamLayout *layout, co
     return NULL;
 }
 
-static const char *const state_prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_inf."};
+static const char *const state_prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_inf.", "average."};
 
 // The tensor in the weights' file that belongs to one of the layout, in state number k. With --resume its elements must
 // have this build's type, because rounding them would not continue the same run. NULL, and a sentence, where it is
@@ -54,7 +54,8 @@ static inline const StTensor *params_find(TrainRun *run, int k, const ParamTenso
 
 // Whether the weights' file, if there is one, has all tensors: asked before any memory is taken for them.
 static inline bool params_there(TrainRun *run) {
-    for (int k = STATE_PARAMS; run->weights_path && k <= (run->o.resume ? STATE_EXP_INF : STATE_PARAMS); k++) {
+    const int last = run->o.resume ? last_state(&run->config) : STATE_PARAMS;
+    for (int k = STATE_PARAMS; run->weights_path && k <= last; k++) {
         for (int i = 0; i < run->layout.n; i++) {
             if (!params_find(run, k, &run->layout.list[i])) return false;
         }
@@ -165,7 +166,8 @@ static inline bool model_save(TrainRun *run, int64_t epoch, double train_loss, d
     meta_add(&draft, "epoch", "%lld", (long long)epoch);
     meta_add(&draft, "train_loss", "%.17g", train_loss);
     meta_add(&draft, "test_loss", "%.17g", test_loss);
-    draft_params(&draft, &run->layout, "", run->spec->state(run->model, STATE_PARAMS));
+    const int weights = run->config.average > 0 ? STATE_AVERAGE : STATE_PARAMS;
+    draft_params(&draft, &run->layout, "", run->spec->state(run->model, weights));
     return draft_write(&draft, run->model_path, run->error);
 }
 
@@ -173,7 +175,8 @@ static inline bool model_save(TrainRun *run, int64_t epoch, double train_loss, d
 // is kept where the run is only interrupted, not where it ends: two runs that end alike have the same bytes. Then
 // `ended` is the flag by which it did. A state that is not finite is no use to anybody: then the file stays as it is.
 static inline bool last_save(TrainRun *run, bool interrupted) {
-    for (int k = STATE_PARAMS; k <= STATE_EXP_INF; k++) {
+    const int last = last_state(&run->config);
+    for (int k = STATE_PARAMS; k <= last; k++) {
         const ParamTensor *bad = params_not_finite(&run->layout, run->spec->state(run->model, k));
         if (!bad) continue;
         return fail(run->error, "%s: not saved: after step %lld tensor '%s' is not finite; try a smaller --lr",
@@ -191,13 +194,13 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
     }
     Draft draft;
     meta_common(run, &draft);
-    for (int k = STATE_PARAMS; k <= STATE_EXP_INF; k++) {
+    for (int k = STATE_PARAMS; k <= last; k++) {
         draft_params(&draft, &run->layout, state_prefixes[k], run->spec->state(run->model, k));
     }
     for (int i = 0; i < run->flags.n; i++) {
         const Flag *flag = &run->flags.list[i];
         char text[64];
-        if (!flag->fixed) continue;
+        if (!flag->fixed && !flag->kept) continue;
         if (flag->kind == FLAG_NUMBER) {
             meta_add(&draft, flag->name, "%.17g", *(double *)flag->value);
         } else {
@@ -253,13 +256,16 @@ static inline bool meta_read(TrainRun *run, const char *key, double max, long lo
     return fail(run->error, "%s: its metadata are damaged: '%s' is '%.40s'", run->weights_path, key, text);
 }
 
-static inline void precision_keep(TrainRun *run, const char *text) { // the file's strings do not live as long
-    snprintf(run->precision, sizeof run->precision, "%s", text);
+static inline void texts_keep(TrainRun *run) { // the file's strings do not live as long
+    if (run->o.precision != run->precision) snprintf(run->precision, sizeof run->precision, "%s", run->o.precision);
+    if (run->o.recipe != run->recipe) snprintf(run->recipe, sizeof run->recipe, "%s", run->o.recipe);
     run->o.precision = run->precision;
+    run->o.recipe = run->recipe;
 }
 
 // Flags that were added later, and what is true of states that lack them.
-static const char *const added_flags[][2] = {{"transpose", "0,0"}};
+static const char *const added_flags[][2] = {
+    {"recipe", "published"}, {"transpose", "0,0"}, {"weight-decay", "0"}, {"average", "0"}};
 
 // The saved text of a flag, or NULL.
 static inline const char *flag_saved(const TrainRun *run, const Flag *flag) {
@@ -284,16 +290,16 @@ static inline bool resume_flags(TrainRun *run) {
     }
     for (int i = 0; i < run->flags.n; i++) {
         Flag *flag = &run->flags.list[i];
-        if (!flag->fixed) continue;
+        if (!flag->fixed && (!flag->kept || flag->given)) continue;
         char given[64], saved[64];
         const char *text = flag_saved(run, flag);
+        if (!text && flag->kept) continue;
         if (!text) return fail(run->error, "%s: it is no resume state: its metadata lack --%s", path, flag->name);
         flag_show(flag, given);
         if (!flag_set(flag, text, run->error)) {
             return fail(run->error, "%s: its metadata are damaged, or of another build: --%s is '%.40s', and %s", path,
                         flag->name, text, run->error);
         }
-        if (flag->kind == FLAG_TEXT) precision_keep(run, text);
         if (flag->given && strcmp(given, flag_show(flag, saved))) {
             const bool size = flag->value >= (void *)run->o.sizes && flag->value < (void *)(run->o.sizes + MAX_SIZES);
             run->status = 2;
@@ -304,6 +310,7 @@ static inline bool resume_flags(TrainRun *run) {
                         size ? "" : run->last_path, size ? "" : ", ");
         }
     }
+    texts_keep(run);
     const char *data = st_meta(&run->weights, "data");
     if (!flag_find(&run->flags, "data")->given && data) {
         run->saved_data = path_join("", data);

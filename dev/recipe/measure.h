@@ -46,7 +46,7 @@ static inline bool run_dump(TrainRun *run) {
     int n_activations = spec->activations(run->model, NULL);
     if (n_activations < 0) return fail(run->error, "--dump: there is not enough memory to keep the activations");
     // What the step begins with: the weights and, after step 0, Adamax's averages, which are zero before.
-    const int states = run->step > 0 ? 3 : 1;
+    const int states = run->step > 0 ? last_state(&run->config) + 1 : 1;
     const size_t size = (size_t)run->layout.size;
     Activation *activations = (Activation *)must_have(calloc((size_t)n_activations + 1, sizeof *activations));
     real *before = (real *)must_have(malloc((size_t)states * size * sizeof *before));
@@ -73,6 +73,9 @@ static inline bool run_dump(TrainRun *run) {
         input[B * T + i] = transposed(token[1], shifts[i / T]);
     }
     draft_params(&draft, &run->layout, "new.", spec->state(run->model, STATE_PARAMS));
+    if (run->config.average > 0) {
+        draft_params(&draft, &run->layout, "new.average.", spec->state(run->model, STATE_AVERAGE));
+    }
     draft_params(&draft, &run->layout, "grad.", spec->state(run->model, STATE_GRADS));
     spec->activations(run->model, activations);
     for (int i = 0; i < n_activations; i++) {
@@ -85,6 +88,8 @@ static inline bool run_dump(TrainRun *run) {
     draft_tensor(&draft, "", "loss", REAL_TYPE, 1, one, &loss);
     meta_add(&draft, "dropout", "%.17g", run->o.dropout);
     meta_add(&draft, "lr", "%.17g", plan.lr);
+    meta_add(&draft, "weight_decay", "%.17g", run->config.weight_decay);
+    meta_add(&draft, "average", "%.17g", run->config.average);
     meta_add(&draft, "transpose", "%d,%d", run->o.transpose[0], run->o.transpose[1]);
     bool ok = draft_write(&draft, run->o.dump, run->error);
     free(activations);

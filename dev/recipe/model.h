@@ -20,6 +20,7 @@ typedef struct {
     const SizeFlag *size_flags;
     int n_sizes;
     double lr, lr_decay, lr_min;
+    const char *const (*tuned)[2]; // the flags of --recipe tuned with their values; {NULL, NULL} ends the list
     // The configuration can be built (say, width is a multiple of heads), or false and a sentence that names the flag.
     bool (*check_sizes)(const ModelConfig *, char *error);
     void (*layout)(const int *sizes, ParamLayout *out); // calls param_add for every tensor; out comes zeroed
@@ -39,6 +40,8 @@ typedef struct {
     void (*set_loss)(void *model, double sum); // and forgets bad_step
     // Adds the losses of n windows (1 <= n <= B, at token positions starts[]) of the test set, without dropout.
     void (*eval_batch)(void *model, const Dataset *test, const int64_t *starts, int n, EvalLoss *add);
+    // Evaluate with the average of the weights from now on, or with the weights. For models with an average.
+    void (*use_average)(void *model, bool use);
     // The forward of a step and, where the loss is finite, the backward, without the update. Returns the loss.
     double (*gradients)(void *model, const StepPlan *plan);
     // act.* in the order of the forward, then logits, of the last step; returns how many. It is called with NULL before

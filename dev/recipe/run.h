@@ -16,10 +16,10 @@
 #define DEFAULT_DATA "data"
 
 typedef struct {
-    const char *data, *out, *init, *dump, *precision;
+    const char *data, *out, *init, *dump, *recipe, *precision;
     int64_t batch, window, epochs, patience, steps, eval_stride, bench, threads, sizes[MAX_SIZES];
     uint64_t seed;
-    double epoch_size, lr, lr_decay, lr_min, dropout;
+    double epoch_size, lr, lr_decay, lr_min, weight_decay, average, dropout;
     int transpose[2];
     bool resume, eval;
 } Options;
@@ -35,8 +35,8 @@ typedef struct {
     int argc;
     char **argv;
     Options o;
-    Flags flags; // those marked fixed are part of the run's identity: saved, and the same on --resume
-    char default_out[64], precision[16], error[ERROR_SIZE];
+    Flags flags; // those marked fixed or kept are saved; with --resume the fixed ones must be the same
+    char default_out[64], precision[16], recipe[16], error[ERROR_SIZE];
     int status; // exit status, if it is not to follow from success
     char *model_path, *last_path, *log_path, *svg_path, *saved_data;
     char *previous_path, *whole_path, *lock_path; // see run_begin, epoch_done, out_lock
@@ -73,15 +73,25 @@ static inline void flags_define(TrainRun *run) {
     snprintf(run->precision, sizeof run->precision, "%.*s", (int)strcspn(spec->precisions, "|"), spec->precisions);
     flag_text(f, "data", "DIR", &o->data, DEFAULT_DATA, "folder with train.safetensors and test.safetensors");
     flag_text(f, "out", "DIR", &o->out, run->default_out, "where the model, the log and the curves go");
+    Flag *recipe = flag_text(f, "recipe", "R", &o->recipe, "published", "what flags are that are not given");
+    recipe->choices = "published|tuned";
+    recipe->fixed = true;
     flag_whole(f, "batch", &o->batch, 8, 1, 65536, "windows in a training step")->fixed = true;
     flag_whole(f, "window", &o->window, 256, 1, 65536, "tokens in a window")->fixed = true;
     flag_number(f, "epoch-size", &o->epoch_size, 0.02, "(0, 1]", "part of the windows in an epoch")->fixed = true;
-    flag_whole(f, "epochs", &o->epochs, 50, 1, 1e9, "stop after so many epochs");
-    flag_whole(f, "patience", &o->patience, 3, 1, 1e9, "stop after so many epochs without a better test loss");
+    flag_whole(f, "epochs", &o->epochs, 50, 1, 1e9, "stop after so many epochs")->kept = true;
+    flag_whole(f, "patience", &o->patience, 3, 1, 1e9, "stop after so many epochs without a better test loss")->kept =
+        true;
     flag_whole(f, "steps", &o->steps, 0, 1, 1e15, "stop after N steps in all since step 0, evaluate and save");
     flag_number(f, "lr", &o->lr, spec->lr, "(0, inf)", "learning rate of Adamax")->fixed = true;
     flag_number(f, "lr-decay", &o->lr_decay, spec->lr_decay, "(0, 1]", "its factor after each epoch")->fixed = true;
     flag_number(f, "lr-min", &o->lr_min, spec->lr_min, "[0, inf)", "where its decay ends")->fixed = true;
+    flag_number(f, "weight-decay", &o->weight_decay, 0, "[0, inf)",
+                "times the learning rate: what a weight loses of itself in a step")
+        ->fixed = true;
+    flag_number(f, "average", &o->average, 0, "[0, 1)",
+                "keep an average of the weights, which forgets 1-F of itself a step, and evaluate and save that")
+        ->fixed = true;
     flag_number(f, "dropout", &o->dropout, 0.5, "[0, 1)", "part of the activations dropped in training")->fixed = true;
     flag_range(f, "transpose", o->transpose, -87, 87, "semitones by which windows are transposed at random")->fixed =
         true;
@@ -134,6 +144,15 @@ static inline void help_print(const TrainRun *run) {
            "gflop_per_s=...`, the median.\n"
            "Exit status: 0 done; 1 it failed, or it was stopped and saved before its end; 2 wrong usage.\n",
            name);
+}
+
+// Sets the flags of --recipe tuned that were not given.
+static inline void recipe_apply(TrainRun *run) {
+    if (strcmp(run->o.recipe, "tuned")) return;
+    for (const char *const(*pair)[2] = run->spec->tuned; (*pair)[0]; pair++) {
+        Flag *flag = flag_find(&run->flags, (*pair)[0]);
+        if (!flag || (!flag->given && !flag_set(flag, (*pair)[1], run->error))) abort();
+    }
 }
 
 // The flag by which the run is over after the epochs done, or NULL.

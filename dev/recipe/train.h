@@ -122,6 +122,8 @@ static inline Outcome evaluate(TrainRun *run, bool save) {
     int64_t *starts = (int64_t *)malloc((size_t)run->config.B * sizeof *starts);
     Outcome outcome = starts ? GO_ON : FAILED;
     if (!starts) fail(run->error, "out of memory for the evaluation");
+    const bool average = run->config.average > 0;
+    if (average) run->spec->use_average(run->model, true);
     while (run->eval_done < run->eval_windows && outcome == GO_ON) {
         int n = 0;
         for (; n < run->config.B && run->eval_done + n < run->eval_windows; n++) {
@@ -134,6 +136,7 @@ static inline Outcome evaluate(TrainRun *run, bool save) {
         if (progress_due(&progress, now)) progress_eval(&progress, run, now);
         if (save) outcome = save_if_due(run, now);
     }
+    if (average) run->spec->use_average(run->model, false);
     progress_clear(&progress);
     free(starts);
     return outcome;
@@ -287,7 +290,7 @@ static inline bool weights_open(TrainRun *run) {
     // A model's window is its own default, and so is, to evaluate it, its precision, where this build has it.
     const char *precision = st_meta(&run->weights, "precision");
     if (o->eval && precision && !flag_find(&run->flags, "precision")->given) {
-        if (flag_set(flag_find(&run->flags, "precision"), precision, NULL)) precision_keep(run, precision);
+        if (flag_set(flag_find(&run->flags, "precision"), precision, NULL)) texts_keep(run);
     }
     if (!window || o->resume || flag->given || flag_set(flag, window, run->error)) return true;
     return fail(run->error, "%s: its window is '%.40s', and %s", run->weights_path, window, run->error);
@@ -345,10 +348,13 @@ static inline bool model_make(TrainRun *run) {
     const ModelSpec *spec = run->spec;
     run->model = spec->create(&run->config, run->error);
     if (!run->model) return false;
-    for (int k = STATE_PARAMS; k <= STATE_EXP_INF; k++) {
+    const real *params = spec->state(run->model, STATE_PARAMS);
+    for (int k = STATE_PARAMS; k <= last_state(&run->config); k++) {
         real *state = spec->state(run->model, k);
         if (k == STATE_PARAMS && !run->weights_path) {
             params_init(&run->layout, run->config.seed, state);
+        } else if (k == STATE_AVERAGE && !run->o.resume) {
+            memcpy(state, params, (size_t)run->layout.size * sizeof *state);
         } else if (k > STATE_PARAMS && !run->o.resume) {
             memset(state, 0, (size_t)run->layout.size * sizeof *state);
         } else if (!params_load(run, k, state)) {
@@ -441,6 +447,7 @@ static inline bool train_run(TrainRun *run) {
         run->status = 2;
         return false;
     }
+    recipe_apply(run);
     run->model_path = path_join(o->out, "model.safetensors");
     run->last_path = path_join(o->out, "last.safetensors");
     run->log_path = path_join(o->out, "log.csv");
@@ -459,6 +466,8 @@ static inline bool train_run(TrainRun *run) {
     config->T = (int)o->window;
     config->dropout = o->dropout;
     config->seed = o->seed;
+    config->weight_decay = o->weight_decay;
+    config->average = o->eval ? 0 : o->average;
     memcpy(config->transpose, o->transpose, sizeof config->transpose);
     config->precision = o->precision;
     config->threads = 1;

@@ -1,11 +1,10 @@
 #!/bin/sh
-# Training runs side by side: dev/tools/sweep.sh LIST, a file of lines NAME MODEL FLAGS..., the most valuable first,
-# say
+# Training runs compared: dev/tools/sweep.sh LIST, a file of lines NAME MODEL FLAGS..., the most valuable first, such as
 #     published gpt
 #     transposed gpt --transpose -5,6
-# trains gpt or lstm with each line's flags and each seed, and prints a table: the lowest test loss, mean and spread (the
-# largest minus the smallest) over the seeds, the epoch that it came after, the loss per kind of token, and the seconds
-# of a run. Interrupted, the same command goes on where it was. Variables:
+# trains gpt or lstm with each line's flags and each seed, and prints a table: the lowest test loss, mean and spread
+# (the largest minus the smallest) over the seeds, the epoch that it came after, the loss per kind of token, and the
+# seconds of a run. Interrupted, the same command goes on where it was. Variables:
 #     SEEDS   [1 2 3]
 #     FLAGS   of all runs, for instance --data DIR or sizes
 #     OUT     where the runs are [out/sweep]
@@ -35,8 +34,11 @@ train() {
     "./train_${model}_music" $FLAGS "$@" --seed "$seed" --out "$run" $resume </dev/null >>"$run.log" || return 1
     # shellcheck disable=SC2086
     "./train_${model}_music" $FLAGS --init "$run/model.safetensors" --eval >"$run.eval" || return 1
-    { awk -F, 'NR > 1 { s += $7; if (!best || $4 < best) { best = $4; epoch = $1 } } END { printf "%s %s %s", best, epoch, s }' \
-        "$run/log.csv" && awk '$2 == "loss" { printf " %s", $3 }' "$run.eval" && echo; } >"$run.row"
+    {
+        awk -F, 'NR > 1 { s += $7; if (!best || $4 < best) { best = $4; epoch = $1 } }
+            END { printf "%s %s %s", best, epoch, s }' "$run/log.csv" &&
+            awk '$2 == "loss" { printf " %s", $3 }' "$run.eval" && echo
+    } >"$run.row"
 }
 
 echo "| run | seeds | test loss | spread | epoch | bar | offset | pitch | duration | seconds |"
@@ -48,7 +50,16 @@ echo "$list" | while read -r name model flags; do
         train "$name" "$model" "$seed" $flags || exit 1
     done
     for seed in $SEEDS; do cat "$OUT/$name-$seed.row" 2>/dev/null; done | awk -v name="$name" '
-        { n++; for (i = 1; i <= 7; i++) sum[i] += $i; if (n == 1 || $1 < least) least = $1; if ($1 > most) most = $1 }
-        END { if (n) printf "| %s | %d | %.4f | %.4f | %.1f | %.3f | %.3f | %.3f | %.3f | %.0f |\n", name, n, sum[1] / n,
-            most - least, sum[2] / n, sum[4] / n, sum[5] / n, sum[6] / n, sum[7] / n, sum[3] / n }'
+        {
+            n++
+            for (i = 1; i <= 7; i++) sum[i] += $i
+            if (n == 1 || $1 < least) least = $1
+            if ($1 > most) most = $1
+        }
+        END {
+            if (!n) exit
+            printf "| %s | %d | %.4f | %.4f | %.1f", name, n, sum[1] / n, most - least, sum[2] / n
+            for (i = 4; i <= 7; i++) printf " | %.3f", sum[i] / n
+            printf " | %.0f |\n", sum[3] / n
+        }'
 done

@@ -296,9 +296,18 @@ def repeat_step(model, dump, metadata, lr, path):
     tensors.update(("grad." + name, p.grad) for name, p in model.named_parameters())
     for name, p in model.named_parameters():
         p.grad = dump["grad." + name].to(p) if "grad." + name in dump else p.grad
+    lr = lr or float(metadata.get("lr", model.lr))
+    with torch.no_grad():  # PyTorch's Adamax has no decoupled weight decay
+        for p in model.parameters():
+            p.mul_(1 - lr * float(metadata.get("weight_decay", 0)) * (p.dim() == 2))
     torch.optim.Adamax(model.parameters(), lr=lr).step()
+    keep = float(metadata.get("average", 0))
+    part = max(1 - keep, 10 / 11)  # of the new weights in their average, after a first step
     if metadata.get("step", "0") == "0":
-        tensors.update(("new." + name, p) for name, p in model.named_parameters())
+        for name, p in model.named_parameters():
+            tensors["new." + name] = p
+            if keep:
+                tensors["new.average." + name] = torch.lerp(tensors["param." + name], p, part)
     else:
         print("torch_music.py: the dump is of a later step: new.* is left out", file=sys.stderr)
     write(path, tensors, metadata)
@@ -499,7 +508,7 @@ def main():
     p.add_argument("--save", metavar="FILE", help="write the model: of --init, else a new --model")
     p.add_argument("--double", action="store_true", help="compute in double precision")
     p.add_argument("--dropout", type=float, metavar="F", help="[0.5; with --like 0]")
-    p.add_argument("--lr", type=float, metavar="F", help="of --dump [the trainers': 1e-3, LSTM 5e-4]")
+    p.add_argument("--lr", type=float, metavar="F", help="of --dump [the dump's]")
     p.add_argument("--window", type=natural, default=256, metavar="N", help="tokens in a window [256]")
     p.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     o = p.parse_args()
@@ -546,7 +555,7 @@ def main():
         model = model_of(read(o.init)[0], o.init, o.dropout) if o.init else MODELS[o.model](o.dropout)
     model = model.to(o.device, torch.float64 if o.double else None)
     if o.like:
-        repeat_step(model, dump, metadata, o.lr or model.lr, o.dump)
+        repeat_step(model, dump, metadata, o.lr, o.dump)
     if o.eval:
         evaluate(model, o.eval, o.window, o.eval_stride)
     if o.save:

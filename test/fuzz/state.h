@@ -14,13 +14,13 @@ static TrainRun run, fresh; // fresh: with the table of flags, whose values lie 
 
 // ---- a model that is nothing but its flat arrays
 
-static real *states[3]; // by STATE_*
+static real *states[STATES]; // by STATE_*
 
 static void *create(const ModelConfig *config, char *error) {
-    (void)config, (void)error;
+    (void)error;
     PROMISE((size_t)run.layout.count <= run.weights.size, "memory for %lld numbers of a file of %zu bytes",
             (long long)run.layout.count, run.weights.size);
-    for (int i = STATE_PARAMS; i <= STATE_EXP_INF; i++) {
+    for (int i = STATE_PARAMS; i <= last_state(config); i++) {
         states[i] = malloc((size_t)run.layout.size * sizeof(real));
         if (!states[i]) abort();
     }
@@ -68,6 +68,8 @@ UNTRACED static bool take(const char *path, bool resume, bool given) {
     config->B = (int)run.o.batch;
     config->T = (int)run.o.window;
     config->precision = run.o.precision;
+    config->weight_decay = run.o.weight_decay;
+    config->average = run.o.average;
     if (!spec.check_sizes(config, run.error)) return false;
     spec.layout(config->sizes, &run.layout);
     pretend_data();
@@ -75,7 +77,7 @@ UNTRACED static bool take(const char *path, bool resume, bool given) {
 }
 
 UNTRACED static void leave(void) {
-    for (int i = STATE_PARAMS; i <= STATE_EXP_INF; i++) {
+    for (int i = STATE_PARAMS; i <= STATE_AVERAGE; i++) {
         free(states[i]);
         states[i] = NULL;
     }
