@@ -11,7 +11,7 @@ for program in $made; do
 done
 OMP_NUM_THREADS=1
 export OMP_NUM_THREADS
-unset DATA PAPER_OUT PAPER_FLAGS GPT_FLAGS LSTM_FLAGS TRAIN_GPT_MUSIC TRAIN_LSTM_MUSIC SAMPLE_MUSIC
+unset DATA RECIPES PAPER_OUT PAPER_FLAGS GPT_FLAGS LSTM_FLAGS TRAIN_GPT_MUSIC TRAIN_LSTM_MUSIC SAMPLE_MUSIC
 
 equal() { # WHAT A B
     check "$1: '$2' instead of '$3'" test "$2" = "$3"
@@ -124,6 +124,18 @@ equal "what a second run has written" \
     "$(find whole -type f -newer marker | sed 's/.*\///' | sort | paste -s -d ' ' -)" "losses.svg paper.md table.csv"
 # A prepared folder of the same music is the same data.
 paper 0 DATA=whole/data PAPER_OUT=whole PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm"
+# The tuned recipe beside the published one, whose rows stay.
+cp -r whole both
+paper 0 DATA=music PAPER_OUT=both PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm" RECIPES="published tuned"
+equal "models in table.csv" "$(cut -d , -f 1 both/table.csv | paste -s -d ' ' -)" "model gpt lstm gpt-tuned lstm-tuned"
+check "the published rows are as before" sh -c "head -n 3 both/table.csv | cmp -s - whole/table.csv"
+check "the tuned run is another" sh -c "! cmp -s both/gpt/model.safetensors both/gpt-tuned/model.safetensors"
+equal "rows of paper.md" "$(grep -c '^| .* after [69] epochs |$' both/paper.md)" 4
+check "losses.svg is well-formed" well_formed both/losses.svg
+equal "best points in losses.svg" "$(grep -c 'r="6.5"' both/losses.svg)" 4
+equal "diamonds in losses.svg" "$(grep -c 'l5 5-5 5-5-5z"' both/losses.svg)" 2
+check "paper.md shows a tuned model's song" grep -q -F "(lstm-tuned-continued-2.svg)" both/paper.md
+refuses "RECIPES='best': it may be" DATA=music PAPER_OUT=both RECIPES=best
 # Other settings or data, and a folder with something else.
 refuses "'flags for the LSTM: $lstm', not 'flags for the LSTM: none'" \
     DATA=music PAPER_OUT=whole PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt"

@@ -20,8 +20,8 @@ static const SizeFlag lstm_size_flags[LSTM_SIZES] = {
 
 // --recipe tuned: the flags that it sets. dev/doc/BENCHMARKS.md has what each is worth.
 static const char *const lstm_tuned[][2] = {
-    {"transpose", "-5,6"},    {"dropout", "0.2"},   {"lr", "0.002"},  {"lr-decay", "1"},  {"lr-min", "0"},
-    {"weight-decay", "0.15"}, {"average", "0.999"}, {"epochs", "24"}, {"patience", "24"}, {NULL, NULL},
+    {"transpose", "-5,6"},   {"dropout", "0.2"},    {"lr", "0.004"},  {"lr-decay", "1"},  {"lr-min", "0"},
+    {"weight-decay", "0.2"}, {"average", "0.9995"}, {"epochs", "24"}, {"patience", "24"}, {NULL, NULL},
 };
 
 // Any sizes go together.

@@ -2,11 +2,12 @@
 // on from, and in the end the tables and the figure of both models' losses.
 //
 //     paper --primes --data DIR --out OUT    two pieces of DIR/test.safetensors: OUT/prime-1.mid, OUT/prime-2.mid
-//     paper --data DIR --out OUT             OUT/paper.md, OUT/table.csv, OUT/losses.svg
+//     paper --data DIR --out OUT --recipes R OUT/paper.md, OUT/table.csv, OUT/losses.svg
 //     paper --alone PROGRAM ARGUMENTS        becomes that program, in a process group of its own
 //
-// The second reads, in OUT/gpt and OUT/lstm, log.csv, model.safetensors and eval.txt, which is what the trainer printed
-// for --eval. It computes no loss itself. A missing or damaged file is one sentence, and nothing is written.
+// The second reads, in OUT/gpt and OUT/lstm, or of the recipe tuned OUT/gpt-tuned and OUT/lstm-tuned, log.csv,
+// model.safetensors and eval.txt, which is what the trainer printed for --eval. It computes no loss itself. A missing
+// or damaged file is one sentence, and nothing is written.
 #include "recipe/train.h"
 
 #ifdef __linux__
@@ -17,7 +18,7 @@
 #define MIDI_IMPLEMENTATION
 #include "midi.h"
 
-enum { PRIME_TOKENS = 256, N_MODELS = 2, N_PRIMES = 2 };
+enum { PRIME_TOKENS = 256, MAX_RESULTS = 4, N_PRIMES = 2 };
 
 typedef struct {
     const char *name, *folder;
@@ -33,6 +34,11 @@ typedef struct {
     double loss, kind_loss[4]; // of eval.txt; the kinds in the order of train_kinds
     int64_t windows, tokens[4];
 } Result;
+
+typedef struct {
+    Result list[MAX_RESULTS]; // for each recipe both models
+    int n;
+} Results;
 
 // ---- reading
 
@@ -173,24 +179,24 @@ static bool primes_write(const Dataset *test, const char *out, char *error) {
 
 // ---- the tables and the figure
 
-static void print_losses(TextBuffer *out, const Result *results) {
+static void print_losses(TextBuffer *out, const Results *results) {
     text_print(
         out,
         "# Two models of piano music\n\n"
         "The loss is the mean negative log-likelihood per token (nats): lower is better. The test loss is that of\n"
         "the run's best model over every window of the test pieces; in training only some of them were looked at\n"
         "after each epoch, and the best was chosen by these.\n\n"
-        "| model       | parameters |  test windows | test loss | in training | best epoch | training time |"
+        "| model              | parameters |  test windows | test loss | in training | best epoch | training time |"
         "  published test loss |\n"
-        "|-------------|-----------:|--------------:|----------:|------------:|-----------:|--------------:|"
+        "|--------------------|-----------:|--------------:|----------:|------------:|-----------:|--------------:|"
         "---------------------:|\n");
-    for (int k = 0; k < N_MODELS; k++) {
-        const Result *r = &results[k];
+    for (int k = 0; k < results->n; k++) {
+        const Result *r = &results->list[k];
         char parameters[32], windows[64], best[64], time[64], text[32];
         snprintf(windows, sizeof windows, "%s x %lld", thousands(text, r->windows), (long long)r->window);
         snprintf(best, sizeof best, "%lld of %d", (long long)r->best_epoch, r->n);
         snprintf(time, sizeof time, "%s%s", r->timed ? "" : "over ", duration_text(text, r->seconds));
-        text_print(out, "| %-11s | %10s | %13s | %9.4f | %11.4f | %10s | %13s | %.3f after %d epochs |\n", r->name,
+        text_print(out, "| %-18s | %10s | %13s | %9.4f | %11.4f | %10s | %13s | %.3f after %d epochs |\n", r->name,
                    thousands(parameters, r->parameters), windows, r->loss, r->best_loss, best, time, r->published,
                    r->published_epochs);
     }
@@ -200,23 +206,25 @@ static void print_losses(TextBuffer *out, const Result *results) {
         "windows of 256. Only losses on the same pieces can be compared.\n\n![Loss by epoch](losses.svg)\n\n");
 }
 
-static void print_kinds(TextBuffer *out, const Result *results) {
+static void print_kinds(TextBuffer *out, const Results *results) {
     double all = 0;
-    text_print(out,
-               "## Test loss by kind of token\n\n| model           |    bar | offset |  pitch | duration |    all |\n"
-               "|-----------------|-------:|-------:|-------:|---------:|-------:|\n");
-    for (int k = 0; k < N_MODELS; k++) {
-        text_print(out, "| %-15s |", results[k].name);
-        for (int i = 0; i < 4; i++) text_print(out, " %*.4f |", i == 3 ? 8 : 6, results[k].kind_loss[i]);
-        text_print(out, " %6.4f |\n", results[k].loss);
+    text_print(
+        out, "## Test loss by kind of token\n\n| model              |    bar | offset |  pitch | duration |    all |\n"
+             "|--------------------|-------:|-------:|-------:|---------:|-------:|\n");
+    for (int k = 0; k < results->n; k++) {
+        const Result *r = &results->list[k];
+        text_print(out, "| %-18s |", r->name);
+        for (int i = 0; i < 4; i++) text_print(out, " %*.4f |", i == 3 ? 8 : 6, r->kind_loss[i]);
+        text_print(out, " %6.4f |\n", r->loss);
     }
-    for (int i = 0; i < 4; i++) all += (double)results[0].tokens[i];
-    text_print(out, "| share of tokens |");
-    for (int i = 0; i < 4; i++) text_print(out, " %*.1f%% |", i == 3 ? 7 : 5, 100 * (double)results[0].tokens[i] / all);
+    const int64_t *tokens = results->list[0].tokens;
+    for (int i = 0; i < 4; i++) all += (double)tokens[i];
+    text_print(out, "| share of tokens    |");
+    for (int i = 0; i < 4; i++) text_print(out, " %*.1f%% |", i == 3 ? 7 : 5, 100 * (double)tokens[i] / all);
     text_print(out, "   100%% |\n\n");
 }
 
-static void print_samples(TextBuffer *out, const Result *results, const Dataset *test) {
+static void print_samples(TextBuffer *out, const Results *results, const Dataset *test) {
     text_print(out,
                "## Samples\n\nBy each model, at temperature 1, two pieces of 1,024 tokens, and two continuations of "
                "768 tokens\n"
@@ -227,11 +235,12 @@ static void print_samples(TextBuffer *out, const Result *results, const Dataset 
         text_print(out, "- prime-%d.mid: test piece %lld, %.*s\n", k + 1, (long long)p + 1, (int)strcspn(name, "\n"),
                    name);
     }
-    for (int k = 0; k < N_MODELS; k++) {
-        text_print(out, "\n### %s\n\n", results[k].name);
+    for (int k = 0; k < results->n; k++) {
+        const Result *r = &results->list[k];
+        text_print(out, "\n### %s\n\n", r->name);
         for (int i = 0; i < 4; i++) {
             const char *what = i < 2 ? "sample" : "continued";
-            text_print(out, "![%s %d](%s-%s-%d.svg)\n", what, i % 2 + 1, results[k].folder, what, i % 2 + 1);
+            text_print(out, "![%s %d](%s-%s-%d.svg)\n", what, i % 2 + 1, r->folder, what, i % 2 + 1);
         }
     }
 }
@@ -253,14 +262,14 @@ static bool print_settings(TextBuffer *out, const char *folder, char *error) {
     return true;
 }
 
-static void print_csv(TextBuffer *out, const Result *results) {
+static void print_csv(TextBuffer *out, const Results *results) {
     text_print(out,
                "model,parameters,test_loss,seen_test_loss,best_epoch,epochs,seconds,published_loss,published_epochs,"
                "windows,window");
     for (int i = 0; i < 4; i++) text_print(out, ",%s_loss,%s_tokens", train_kinds[i], train_kinds[i]);
     text_print(out, "\n");
-    for (int k = 0; k < N_MODELS; k++) {
-        const Result *r = &results[k];
+    for (int k = 0; k < results->n; k++) {
+        const Result *r = &results->list[k];
         text_print(out, "%s,%lld,%#.7g,%.9g,%lld,%d,%.1f,%g,%d,%lld,%lld", r->folder, (long long)r->parameters, r->loss,
                    r->best_loss, (long long)r->best_epoch, r->n, r->seconds, r->published, r->published_epochs,
                    (long long)r->windows, (long long)r->window);
@@ -269,17 +278,17 @@ static void print_csv(TextBuffer *out, const Result *results) {
     }
 }
 
-static void print_curves(TextBuffer *out, const Result *results) {
-    LossCurve curves[N_MODELS];
+static void print_curves(TextBuffer *out, const Results *results) {
+    LossCurve curves[MAX_RESULTS];
     char epochs[64] = "epoch", count[32];
     bool alike = true;
-    for (int k = 0; k < N_MODELS; k++) {
-        const Result *r = &results[k];
-        curves[k] = (LossCurve){r->name, r->points, r->n, r->published, r->published_epochs};
-        alike &= r->epoch_steps == results[0].epoch_steps;
+    for (int k = 0; k < results->n; k++) {
+        const Result *r = &results->list[k];
+        curves[k] = (LossCurve){r->name, r->points, r->n, k < 2 ? r->published : 0, r->published_epochs}; // once
+        alike &= r->epoch_steps == results->list[0].epoch_steps;
     }
-    if (alike) snprintf(epochs, sizeof epochs, "epoch (%s steps each)", thousands(count, results[0].epoch_steps));
-    curves_draw(out, "Loss by epoch: Transformer and LSTM", epochs, curves, N_MODELS);
+    if (alike) snprintf(epochs, sizeof epochs, "epoch (%s steps each)", thousands(count, results->list[0].epoch_steps));
+    curves_draw(out, "Loss by epoch: Transformer and LSTM", epochs, curves, results->n);
 }
 
 static bool write_text(TextBuffer *text, const char *out, const char *name, char *error) {
@@ -290,24 +299,31 @@ static bool write_text(TextBuffer *text, const char *out, const char *name, char
     return ok;
 }
 
-static bool report_write(const Dataset *test, const char *out, char *error) {
-    Result results[N_MODELS] = {{.name = "Transformer", .folder = "gpt", .published = 1.237, .published_epochs = 6},
-                                {.name = "LSTM", .folder = "lstm", .published = 1.425, .published_epochs = 9}};
+static bool report_write(const Dataset *test, const char *out, const char *recipes, char *error) {
+    static const Result runs[MAX_RESULTS] = {
+        {.name = "Transformer", .folder = "gpt", .published = 1.237, .published_epochs = 6},
+        {.name = "LSTM", .folder = "lstm", .published = 1.425, .published_epochs = 9},
+        {.name = "Transformer, tuned", .folder = "gpt-tuned", .published = 1.237, .published_epochs = 6},
+        {.name = "LSTM, tuned", .folder = "lstm-tuned", .published = 1.425, .published_epochs = 9}};
+    Results results = {0};
     TextBuffer text = {0};
     bool ok = true;
-    for (int k = 0; ok && k < N_MODELS; k++) ok = read_result(&results[k], out, error);
-    if (ok) print_curves(&text, results);
+    for (int k = 0; k < MAX_RESULTS; k++) {
+        if (strstr(recipes, k < 2 ? "published" : "tuned")) results.list[results.n++] = runs[k];
+    }
+    for (int k = 0; ok && k < results.n; k++) ok = read_result(&results.list[k], out, error);
+    if (ok) print_curves(&text, &results);
     ok = ok && write_text(&text, out, "losses.svg", error);
-    if (ok) print_csv(&text, results);
+    if (ok) print_csv(&text, &results);
     ok = ok && write_text(&text, out, "table.csv", error);
     if (ok) {
-        print_losses(&text, results);
-        print_kinds(&text, results);
-        print_samples(&text, results, test);
+        print_losses(&text, &results);
+        print_kinds(&text, &results);
+        print_samples(&text, &results, test);
         ok = print_settings(&text, out, error) && write_text(&text, out, "paper.md", error);
     }
     free(text.bytes);
-    for (int k = 0; k < N_MODELS; k++) free(results[k].points);
+    for (int k = 0; k < results.n; k++) free(results.list[k].points);
     return ok;
 }
 
@@ -326,7 +342,7 @@ static int run_alone(char **command) {
 
 int main(int argc, char **argv) {
     Flags flags = {0};
-    const char *data, *out;
+    const char *data, *out, *recipes;
     bool primes;
     char error[ERROR_SIZE] = "";
     int status = 0;
@@ -334,6 +350,8 @@ int main(int argc, char **argv) {
     program_start();
     flag_text(&flags, "data", "DIR", &data, "data", "folder with test.safetensors");
     flag_text(&flags, "out", "DIR", &out, "out/paper", "folder of the runs, and of what is written");
+    flag_text(&flags, "recipes", "R", &recipes, "published", "how they were trained")->choices =
+        "published|tuned|published tuned|tuned published";
     flag_switch(&flags, "primes", &primes, "write the beginnings of the continuations, nothing else");
     if (!flags_parse(&flags, argc, argv, error)) {
         status = 2;
@@ -349,7 +367,8 @@ int main(int argc, char **argv) {
         if (ok && prime_piece(&test, 0) < 0) {
             ok = fail(error, "%s: none of its pieces has the %d tokens of a prime", path, PRIME_TOKENS);
         }
-        status = !(ok && (primes ? primes_write : report_write)(&test, out, error));
+        ok = ok && (primes ? primes_write(&test, out, error) : report_write(&test, out, recipes, error));
+        status = !ok;
         free(path);
         dataset_close(&test);
     }

@@ -5,13 +5,15 @@
 #
 #   DATA         a folder with the folders train and test of MIDI files, or one with train.safetensors and
 #                test.safetensors [data; if there is no music in it, the starter corpus is composed into it first]
+#   RECIPES      "published", "tuned" or both: how the models are trained (the trainers' --recipe) [published]
 #   PAPER_OUT    where everything goes [out/paper]
-#   PAPER_FLAGS  flags for both trainers, GPT_FLAGS and LSTM_FLAGS for one of them [none: the published recipe]; a run
+#   PAPER_FLAGS  flags for both trainers, GPT_FLAGS and LSTM_FLAGS for one of them [none: what the recipe says]; a run
 #                goes on with the same ones, but for --epochs and --patience, which may be raised, and --threads
 #   TRAIN_GPT_MUSIC, TRAIN_LSTM_MUSIC, SAMPLE_MUSIC   the programs [those of this checkout]
 # shellcheck disable=SC2086,SC2154  # flags are split into words; eval sets some variables
 root=$(dirname "$0")/../..
 out=${PAPER_OUT:-out/paper}
+recipes=${RECIPES:-published}
 data=${DATA:-data}
 gpt=${TRAIN_GPT_MUSIC:-$root/train_gpt_music}
 lstm=${TRAIN_LSTM_MUSIC:-$root/train_lstm_music}
@@ -102,6 +104,11 @@ check_flags() { # TRAINER VARIABLE: whether the trainer understands them
 check_flags "$gpt" GPT_FLAGS
 check_flags "$lstm" LSTM_FLAGS
 
+case $recipes in
+    published | tuned | 'published tuned' | 'tuned published') ;;
+    *) refuse "RECIPES='$recipes': it may be published, tuned or 'published tuned'" ;;
+esac
+
 # ---- the data
 
 [ -z "${DATA:-}" ] || [ -d "$data" ] ||
@@ -122,8 +129,11 @@ mkdir -p "$out" || exit 1
 
 # ---- the settings: other ones are another run, but for what no training has used yet
 
-begun() { # FOLDER
-    [ -e "$out/$1/last.safetensors" ] || [ -e "$out/$1/eval.txt" ]
+begun() { # gpt or lstm
+    for file in last.safetensors eval.txt; do
+        [ ! -e "$out/$1/$file" ] && [ ! -e "$out/$1-tuned/$file" ] || return 0
+    done
+    return 1
 }
 open='' # the lines that may still change
 begun gpt || open="$open/^flags for the Transformer:/d;"
@@ -167,7 +177,7 @@ if [ "$data" = "$out/data.new" ]; then
 fi
 if ! cmp -s "$out/settings.txt" "$out/settings.txt.tmp"; then
     begun gpt || begun lstm || run "$paper" --data "$data" --out "$out" --primes || exit 1
-    for folder in "$out/gpt" "$out/lstm"; do # perhaps more epochs: see train
+    for folder in "$out/gpt" "$out/lstm" "$out/gpt-tuned" "$out/lstm-tuned"; do # perhaps more epochs: see train
         if [ -e "$folder/last.safetensors" ] && [ -e "$folder/eval.txt" ]; then
             mv "$folder/eval.txt" "$folder/eval.old" || exit 1
         fi
@@ -176,7 +186,7 @@ if ! cmp -s "$out/settings.txt" "$out/settings.txt.tmp"; then
 fi
 rm -f "$out/settings.txt.tmp"
 
-# ---- the two models
+# ---- the models
 
 train() { # TRAINER FOLDER FLAGS: and evaluate the best model, with the loss per kind of token
     folder=$out/$2
@@ -218,7 +228,12 @@ figure() { # NAME FOLDER FLAGS...: the .svg gets its name last; a sampler that i
     mv "$figure.part.svg" "$figure.svg" || exit 1
 }
 
-train "$gpt" gpt "${GPT_FLAGS:-}" && figures gpt && train "$lstm" lstm "${LSTM_FLAGS:-}" && figures lstm || exit 1
-run "$paper" --data "$data" --out "$out" || exit 1
+for recipe in $recipes; do
+    suffix='' flag=''
+    [ "$recipe" = published ] || suffix=-$recipe flag="--recipe $recipe"
+    train "$gpt" "gpt$suffix" "$flag ${GPT_FLAGS:-}" && figures "gpt$suffix" &&
+        train "$lstm" "lstm$suffix" "$flag ${LSTM_FLAGS:-}" && figures "lstm$suffix" || exit 1
+done
+run "$paper" --data "$data" --out "$out" --recipes "$recipes" || exit 1
 sed -n '/^|/p; /^## /q' "$out/paper.md"
 echo "paper: $out/paper.md has the tables, and the figures lie beside it"
