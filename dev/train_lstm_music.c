@@ -394,8 +394,9 @@ static void softmax_cross_entropy(real *losses, real *dlogits, const real *logit
 static void adamax(HostModel *m, const StepPlan *plan) {
     real *params = m->state[STATE_PARAMS], *exp_avg = m->state[STATE_EXP_AVG], *exp_inf = m->state[STATE_EXP_INF];
     real *average = m->state[STATE_AVERAGE];
-    const real rate = (real)(plan->lr / (1 - pow(0.9, (double)plan->step + 1)));
-    const real decay = (real)(plan->lr * m->config.weight_decay);
+    const double lr = warmed_lr(plan->lr, m->config.warmup, plan->step);
+    const real rate = (real)(lr / (1 - pow(0.9, (double)plan->step + 1)));
+    const real decay = (real)(lr * m->config.weight_decay);
     const real part = (real)average_part(m->config.average, plan->step);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < m->layout.size; i += LANES) {

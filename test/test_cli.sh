@@ -142,8 +142,8 @@ for model in gpt lstm; do
     check "log.csv has its head" grep -q '^epoch,step,train_loss,test_loss,lr,steps,seconds$' $out/log.csv
 
     run 0 --help
-    all="data out recipe batch window epoch-size epochs patience steps lr lr-decay lr-min weight-decay average
-        dropout transpose seed eval-stride init resume eval dump bench precision threads help version
+    all="data out recipe batch window epoch-size epochs patience steps lr lr-decay lr-min warmup weight-decay
+        average dropout transpose seed eval-stride init resume eval dump bench precision threads help version
         $(echo "$sizes" | sed 's/[-0-9]//g')"
     for flag in $all; do
         check "--help names --$flag" grep -q -e "^  --$flag " stdout

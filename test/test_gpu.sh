@@ -162,7 +162,7 @@ done
 short="$odd --window 24 --batch 2 --eval-stride 2000 --precision fp32"
 check "20 steps by themselves" learns "$plain" $short --steps 20 --epoch-size 0.1
 check "an epoch of another recipe" learns "$plain" $short --epoch-size 0.001 --epochs 1 --transpose -5,6 \
-    --average 0.9 --weight-decay 3
+    --average 0.9 --weight-decay 3 --warmup 5
 
 # Every kernel of the sources ran, in every build.
 kernels_of "$root/train_${model}_music.cu" "$root/dev/cuda/matmul.cuh" "$root/dev/cuda/device_model.cuh" >kernels.txt

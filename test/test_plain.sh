@@ -112,7 +112,7 @@ first_step() {
 }
 
 set -f # patterns are not files
-decay="--weight-decay 8"
+decay="--weight-decay 8 --warmup 9"
 model=gpt
 check "the first step" first_step --batch 8 --window 128 --dropout 0.1 --layers 2 --width 32 --heads 4 --hidden 64 \
     --rel 96

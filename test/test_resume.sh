@@ -120,7 +120,7 @@ for model in $models; do
     # Three steps and seven evaluation batches in an epoch, and a learning rate at which not every epoch is
     # a better one.
     flags="$sizes --threads 1 --window 24 --batch 2 --epoch-size 0.0003 --eval-stride 300"
-    flags="$flags --transpose -3,4 --average 0.9 --weight-decay 0.5"
+    flags="$flags --transpose -3,4 --average 0.9 --weight-decay 0.5 --warmup 9"
     flags="$flags --lr 0.03 --lr-decay 0.999 --lr-min 0.02 --patience 1000000"
     ${CC:-cc} -std=gnu11 -O1 -ffp-contract=fast -fno-math-errno -Wno-unknown-pragmas -include changes.h \
         -I"$root" -I"$root/dev" "$root/dev/train_${model}_music.c" -o train -lm >stdout 2>stderr

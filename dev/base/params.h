@@ -58,6 +58,7 @@ typedef struct {
     uint64_t seed;
     int transpose[2];    // the least and the most semitones by which windows of the training set are transposed
     double average;      // what the average of the weights keeps of itself in a step; 0: there is none
+    double warmup;       // steps in which the learning rate rises
     double weight_decay; // times the learning rate: what a weight loses of itself in a step
     const char *precision;
     int threads;
@@ -72,8 +73,13 @@ static inline bool batch_check(const ModelConfig *config, char *error) {
 
 typedef struct {
     int64_t step, epoch, index; // step since step 0; epoch and step within the epoch, from 0
-    double lr;
+    double lr;                  // that of the epoch, to which it rises in the first steps
 } StepPlan;
+
+// The learning rate of a step, which rises linearly in the first `warmup` ones.
+PHILOX_FN double warmed_lr(double lr, double warmup, int64_t step) {
+    return (double)(step + 1) < warmup ? lr * (double)(step + 1) / warmup : lr;
+}
 
 // The part of the new weights in their average, after a step. The average is one of the last 1/(1 - keep) steps, but at
 // first of fewer, so that it soon forgets the first weights.

@@ -234,8 +234,9 @@ static __global__ void loss_kernel(DeviceState *state, const float *losses, int 
     if (threadIdx.x == 0) {
         state->loss = sums[0] / R;
         state->bad = !isfinite(state->loss);
-        state->rate = (float)(state->lr / (1 - pow(0.9, (double)(state->step + 1))));
-        state->decay = (float)(state->lr * config.weight_decay);
+        const double lr = warmed_lr(state->lr, config.warmup, state->step);
+        state->rate = (float)(lr / (1 - pow(0.9, (double)(state->step + 1))));
+        state->decay = (float)(lr * config.weight_decay);
         state->part = (float)average_part(config.average, state->step);
     }
 }

@@ -21,7 +21,7 @@ static const SizeFlag gpt_size_flags[GPT_SIZES] = {
 
 // --recipe tuned: the flags that it sets. dev/doc/BENCHMARKS.md has what each is worth.
 static const char *const gpt_tuned[][2] = {
-    {"transpose", "-5,6"}, {"dropout", "0.2"}, {"lr", "0.005"},    {"weight-decay", "0.2"},
+    {"transpose", "-5,6"}, {"dropout", "0.2"}, {"lr", "0.005"},    {"warmup", "1000"}, {"weight-decay", "0.2"},
     {"average", "0.9995"}, {"epochs", "18"},   {"patience", "18"}, {NULL, NULL},
 };
 

@@ -265,7 +265,7 @@ static inline void texts_keep(TrainRun *run) { // the file's strings do not live
 
 // Flags that were added later, and what is true of states that lack them.
 static const char *const added_flags[][2] = {
-    {"recipe", "published"}, {"transpose", "0,0"}, {"weight-decay", "0"}, {"average", "0"}};
+    {"recipe", "published"}, {"transpose", "0,0"}, {"warmup", "0"}, {"weight-decay", "0"}, {"average", "0"}};
 
 // The saved text of a flag, or NULL.
 static inline const char *flag_saved(const TrainRun *run, const Flag *flag) {

@@ -87,7 +87,7 @@ static inline bool run_dump(TrainRun *run) {
     draft_tensor(&draft, "", "target", ST_I64, 2, batch_shape, input + B * T);
     draft_tensor(&draft, "", "loss", REAL_TYPE, 1, one, &loss);
     meta_add(&draft, "dropout", "%.17g", run->o.dropout);
-    meta_add(&draft, "lr", "%.17g", plan.lr);
+    meta_add(&draft, "lr", "%.17g", warmed_lr(plan.lr, run->config.warmup, plan.step));
     meta_add(&draft, "weight_decay", "%.17g", run->config.weight_decay);
     meta_add(&draft, "average", "%.17g", run->config.average);
     meta_add(&draft, "transpose", "%d,%d", run->o.transpose[0], run->o.transpose[1]);

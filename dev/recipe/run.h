@@ -17,7 +17,7 @@
 
 typedef struct {
     const char *data, *out, *init, *dump, *recipe, *precision;
-    int64_t batch, window, epochs, patience, steps, eval_stride, bench, threads, sizes[MAX_SIZES];
+    int64_t batch, window, epochs, patience, steps, warmup, eval_stride, bench, threads, sizes[MAX_SIZES];
     uint64_t seed;
     double epoch_size, lr, lr_decay, lr_min, weight_decay, average, dropout;
     int transpose[2];
@@ -86,6 +86,7 @@ static inline void flags_define(TrainRun *run) {
     flag_number(f, "lr", &o->lr, spec->lr, "(0, inf)", "learning rate of Adamax")->fixed = true;
     flag_number(f, "lr-decay", &o->lr_decay, spec->lr_decay, "(0, 1]", "its factor after each epoch")->fixed = true;
     flag_number(f, "lr-min", &o->lr_min, spec->lr_min, "[0, inf)", "where its decay ends")->fixed = true;
+    flag_whole(f, "warmup", &o->warmup, 0, 0, 1e9, "steps in which the learning rate rises to --lr")->fixed = true;
     flag_number(f, "weight-decay", &o->weight_decay, 0, "[0, inf)",
                 "times the learning rate: what a weight loses of itself in a step")
         ->fixed = true;

@@ -159,7 +159,9 @@ static inline double eval_mean(const EvalLoss *eval, int64_t *tokens) {
 // whole epochs keeps a second name, under which the next evaluation finds it.
 static inline bool epoch_done(TrainRun *run, bool whole) {
     int64_t tokens, epoch = run->n_rows, start = epoch * run->epoch_steps;
-    LogRow row = {epoch + 1, run->step, run->step - start, 0, 0, plan_of(run, run->step - 1).lr, 0};
+    const StepPlan last = plan_of(run, run->step - 1);
+    const double lr = warmed_lr(last.lr, run->config.warmup, last.step);
+    LogRow row = {epoch + 1, run->step, run->step - start, 0, 0, lr, 0};
     row.train = run->loss_sum / (double)row.steps;
     row.test = eval_mean(&run->eval, &tokens);
     if (!isfinite(row.test)) {
@@ -466,6 +468,7 @@ static inline bool train_run(TrainRun *run) {
     config->T = (int)o->window;
     config->dropout = o->dropout;
     config->seed = o->seed;
+    config->warmup = (double)o->warmup;
     config->weight_decay = o->weight_decay;
     config->average = o->eval ? 0 : o->average;
     memcpy(config->transpose, o->transpose, sizeof config->transpose);

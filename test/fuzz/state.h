@@ -68,6 +68,7 @@ UNTRACED static bool take(const char *path, bool resume, bool given) {
     config->B = (int)run.o.batch;
     config->T = (int)run.o.window;
     config->precision = run.o.precision;
+    config->warmup = (double)run.o.warmup;
     config->weight_decay = run.o.weight_decay;
     config->average = run.o.average;
     if (!spec.check_sizes(config, run.error)) return false;
