@@ -807,7 +807,7 @@ static void test_unfinished(void) {
     never_kill();
     // A state of a build that did not have --transpose and the like yet goes on as it was.
     shell("cd %s && rm -rf old && cp -r used old && LC_ALL=C sed -i "
-          "'s/\"\\(transpos\\|warmu\\|weight_deca\\|averag\\)[epy]\":/\"\\1_\":/' old/last.safetensors && "
+          "'s/\"\\(recip\\|transpos\\|warmu\\|weight_deca\\|averag\\)[epy]\":/\"\\1_\":/' old/last.safetensors && "
           "grep -a -q averag_ old/last.safetensors",
           scratch);
     CHECK(trainer(RUN "--out @/old --resume") == 0 && same_results("old", "unbroken"), "a state without newer flags");

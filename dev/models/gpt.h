@@ -19,7 +19,7 @@ static const SizeFlag gpt_size_flags[GPT_SIZES] = {
     {"rel", "relative distances with a vector of their own", 240, 1, 1 << 20},
 };
 
-// --recipe tuned: the flags that it sets. dev/doc/BENCHMARKS.md has what each is worth.
+// The flags that --recipe tuned sets where they are not given.
 static const char *const gpt_tuned[][2] = {
     {"transpose", "-5,6"}, {"dropout", "0.2"}, {"lr", "0.005"},    {"warmup", "1000"}, {"weight-decay", "0.2"},
     {"average", "0.9995"}, {"epochs", "18"},   {"patience", "18"}, {NULL, NULL},

@@ -18,7 +18,7 @@ static const SizeFlag lstm_size_flags[LSTM_SIZES] = {
     {"layers", "LSTM layers", 2, 1, LSTM_MAX_LAYERS},
 };
 
-// --recipe tuned: the flags that it sets. dev/doc/BENCHMARKS.md has what each is worth.
+// The flags that --recipe tuned sets where they are not given.
 static const char *const lstm_tuned[][2] = {
     {"transpose", "-5,6"},   {"dropout", "0.2"},    {"lr", "0.004"},  {"lr-decay", "1"},  {"lr-min", "0"},
     {"weight-decay", "0.2"}, {"average", "0.9995"}, {"epochs", "24"}, {"patience", "24"}, {NULL, NULL},

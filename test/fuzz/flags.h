@@ -45,6 +45,11 @@ UNTRACED static void promise_value(const Flag *flag) {
         const char *text = *(const char **)flag->value, *found = strstr(flag->choices, text);
         PROMISE(found && *text && (!found[strlen(text)] || found[strlen(text)] == '|'), "--%s %s", flag->name, text);
     }
+    if (flag->kind == FLAG_RANGE) {
+        const int *range = (const int *)flag->value;
+        PROMISE(range[0] >= flag->min && range[0] <= 0 && range[1] >= 0 && range[1] <= flag->max, "--%s %d,%d",
+                flag->name, range[0], range[1]);
+    }
     if (flag->kind == FLAG_TEXTS) PROMISE(((Texts *)flag->value)->n <= flag->max, "--%s too often", flag->name);
 }
 
