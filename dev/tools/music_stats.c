@@ -306,7 +306,7 @@ static double overlap(const Column *a, const Column *b) {
 // ---- the table
 
 static void print_row(const char *name, int n, const double *values) {
-    printf("| %-24s | %8.*d |", name, n > 0, n);
+    printf("| %-34s | %8.*d |", name, n > 0, n);
     for (int k = 0; k < N_STATISTICS; k++) {
         if (isnan(values[k])) printf("      - |");
         if (!isnan(values[k])) printf(" %6.3f |", values[k]);
@@ -315,9 +315,9 @@ static void print_row(const char *name, int n, const double *values) {
 }
 
 static void print_table(Music *music, int n) {
-    printf("| %-24s | excerpts |", "");
+    printf("| %-34s | excerpts |", "");
     for (int k = 0; k < N_STATISTICS; k++) printf(" %6s |", statistics[k].name);
-    printf("\n|--------------------------|---------:|");
+    printf("\n|------------------------------------|---------:|");
     for (int k = 0; k < N_STATISTICS; k++) printf("-------:|");
     printf("\n");
     for (int i = 0; i < n; i++) {
