@@ -204,6 +204,7 @@ test/test_cli.sh test/test_sampler.sh: all
 test/test_paper.sh: all dev/tools/paper dev/tools/music_stats
 test/test_player.sh: build/test_player data_prep/compose_music
 test/test_prepare.sh test/test_resume.sh: $(PREPARE)
+test/test_stats.sh: $(PREPARE) dev/tools/music_stats
 test/test_headers.sh: build/player_page.h
 test/test_machines.sh: $(PREPARE) dev/tools/compare_tensors $(TRAINERS:%=build/%_cpu)
 build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_music $(PREPARE) \

@@ -3,7 +3,8 @@
 # logs, interruptions, a second time, other settings, bad data. The programs must have been built.
 # shellcheck disable=SC2086 # flags are split into words
 . "$(dirname "$0")/check.sh"
-made="train_gpt_music train_lstm_music sample_music dev/tools/paper dev/tools/music_stats data_prep/prepare_music data_prep/compose_music"
+made="train_gpt_music train_lstm_music sample_music dev/tools/paper dev/tools/music_stats data_prep/prepare_music
+    data_prep/compose_music"
 old='' # for make: the programs stay as they are
 for program in $made; do
     needs paper "$root/$program"
