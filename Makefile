@@ -208,7 +208,7 @@ test/test_stats.sh: $(PREPARE) dev/tools/music_stats
 test/test_headers.sh: build/player_page.h
 test/test_machines.sh: $(PREPARE) dev/tools/compare_tensors $(TRAINERS:%=build/%_cpu)
 build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_music $(PREPARE) \
-	dev/tools/compare_tensors
+	dev/tools/compare_tensors dev/tools/music_stats
 test/test_emu.sh test/test_matmul_gpu.sh test/test_recurrence.sh: test/%.sh: $(addprefix build/test/%,$(EMULATED))
 test/test_plain.sh: plain dev/tools/compare_tensors build/plain_step_gpt build/plain_step_lstm \
 	$(foreach build,cpu cpu_sanitized cpu_narrow emu,$(TRAINERS:%=build/%_$(build)))
