@@ -72,7 +72,7 @@ check "its title says so too" grep -q ">1 note, 1 bar, [0-9]* s<" one.svg
     done
     printf '\0\377\057\0'
 } >thrice.mid
-run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime thrice.mid -o a.svg
+run 0 gpt/model.safetensors --seed 1 --tokens 1 --prime thrice.mid -o a.svg
 prints '^a\.svg   .*  repeats 8 notes  '
 run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime thrice.mid --no-prime -o a.svg
 prints '^a\.svg   .*  repeats [0-4] notes?  '

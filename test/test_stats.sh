@@ -4,8 +4,8 @@
 . "$(dirname "$0")/check.sh"
 stats=$root/dev/tools/music_stats
 needs stats "$stats" "$root/data_prep/compose_music" "$root/data_prep/prepare_music"
-"$root/data_prep/compose_music" --out music --pieces 12 >stdout && "$root/data_prep/prepare_music" music/train music/test \
-    >stdout || exit 1
+"$root/data_prep/compose_music" --out music --pieces 12 >stdout || exit 1
+"$root/data_prep/prepare_music" music/train music/test >stdout || exit 1
 
 run() { # STATUS ARGUMENTS...
     wanted=$1
