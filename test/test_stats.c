@@ -63,7 +63,7 @@ static void check_three_bars(void) {
     n_tokens = 0; // no note
     bar();
     measure(tokens, n_tokens, &none, values);
-    for (int k = 0; k < N_STATISTICS; k++) is(values, k, k == NOTES ? 0 : NAN);
+    for (int k = 0; k < N_STATISTICS; k++) is(values, k, k == NOTES || k == KEYS ? 0 : NAN);
 }
 
 // A tune of a bar, ten times, each a semitone higher than the last, but for the ninth, half of which is the first bar.

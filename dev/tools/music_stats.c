@@ -135,9 +135,13 @@ static double again(const Bar *bars, size_t n, size_t back) {
 
 static void measure_keys(const midi_song *song, double *values) {
     int64_t ends[128] = {0}, sounding[2] = {0}; // until then a key has been counted, [0] any key; ticks of any, of each
-    int lowest = 0, highest = 0, keys = 0;
+    double lowest = NAN, highest = NAN;
+    values[KEYS] = 0;
     for (size_t i = 0; i < song->n_notes; i++) {
         const midi_note *note = &song->notes[i];
+        values[KEYS] += !ends[note->key];
+        lowest = fmin(lowest, note->key);
+        highest = fmax(highest, note->key);
         for (int each = 0; each < 2; each++) {
             int64_t *end = &ends[each ? note->key : 0];
             if (note->end <= *end) continue;
@@ -145,14 +149,8 @@ static void measure_keys(const midi_song *song, double *values) {
             *end = note->end;
         }
     }
-    for (int key = MIDI_LOWEST_KEY; key <= MIDI_HIGHEST_KEY; key++) {
-        if (!ends[key]) continue;
-        if (!keys++) lowest = key;
-        highest = key;
-    }
     values[VOICES] = (double)sounding[1] / (double)sounding[0];
-    values[RANGE] = keys ? highest - lowest : NAN;
-    values[KEYS] = keys ? keys : NAN;
+    values[RANGE] = highest - lowest;
 }
 
 // A figure that came before stands beside another like it, once all are sorted.
