@@ -98,7 +98,8 @@ build/player_page.h: dev/sample/player.html
 PLAIN = dev/plain/plain_gpt dev/plain/plain_lstm
 plain: $(PLAIN) $(PREPARE)
 
-$(PLAIN) $(PREPARE) dev/tools/compare_tensors dev/tools/paper: %: %.c build/flags
+TOOLS = $(addprefix dev/tools/,compare_tensors music_stats paper)
+$(PLAIN) $(PREPARE) $(TOOLS): %: %.c build/flags
 	$(COMPILE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 # ---- the CUDA sources on the CPU (dev/emu/cuda_emu.h): as C++ in build/emu, which is searched before the checkout
@@ -135,7 +136,7 @@ bench: $(TRAINERS)
 	./train_lstm_music --bench 20
 
 # DATA=folder and the other variables that it takes stand at the head of dev/tools/paper.sh.
-paper: $(TRAINERS) sample_music $(PREPARE) dev/tools/paper
+paper: $(TRAINERS) sample_music $(PREPARE) dev/tools/paper dev/tools/music_stats
 	@dev/tools/paper.sh
 
 # The CUDA trainers against the CPU reference, number by number: on a GPU in full size, else through the emulator.
@@ -200,13 +201,14 @@ check: $(call needed,$(CHECKS))
 
 # What scripts run is made before them.
 test/test_cli.sh test/test_sampler.sh: all
-test/test_paper.sh: all dev/tools/paper
+test/test_paper.sh: all dev/tools/paper dev/tools/music_stats
 test/test_player.sh: build/test_player data_prep/compose_music
 test/test_prepare.sh test/test_resume.sh: $(PREPARE)
+test/test_stats.sh: $(PREPARE) dev/tools/music_stats
 test/test_headers.sh: build/player_page.h
 test/test_machines.sh: $(PREPARE) dev/tools/compare_tensors $(TRAINERS:%=build/%_cpu)
 build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_music $(PREPARE) \
-	dev/tools/compare_tensors
+	dev/tools/compare_tensors dev/tools/music_stats
 test/test_emu.sh test/test_matmul_gpu.sh test/test_recurrence.sh: test/%.sh: $(addprefix build/test/%,$(EMULATED))
 test/test_plain.sh: plain dev/tools/compare_tensors build/plain_step_gpt build/plain_step_lstm \
 	$(foreach build,cpu cpu_sanitized cpu_narrow emu,$(TRAINERS:%=build/%_$(build)))
@@ -276,8 +278,7 @@ fuzz: $(call made_to_fuzz,$(FUZZED))
 test/test_fuzz.sh: $(call made_to_fuzz,$(FUZZ))
 
 clean:
-	rm -rf build compile_commands.json $(TRAINERS) sample_music $(PREPARE) $(PLAIN) \
-		dev/tools/compare_tensors dev/tools/paper
+	rm -rf build compile_commands.json $(TRAINERS) sample_music $(PREPARE) $(PLAIN) $(TOOLS)
 
 -include $(wildcard build/dep/*.d)
 

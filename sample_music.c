@@ -16,6 +16,7 @@
 #include "base/flags.h"
 #include "base/limits.h"
 #include "base/program.h"
+#include "sample/figures.h"
 #include "sample/formats.h"
 #include "sample/keys.h"
 #include "sample/live.h"
@@ -293,7 +294,8 @@ typedef struct { // what the command line asks for
     Texts models, outputs;
     char *found[MAX_MODELS]; // where a model is a folder: its file
     const Flag *context, *bpm;
-    const char *weights, *dataset;
+    const char *weights, *dataset, *data;
+    Figures training; // of data
     int64_t stride;
     bool bench;
     bool page;      // an .html is asked for
@@ -342,6 +344,8 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     if (ok && none) text_print(&report, " not written: it was interrupted before its first new note");
     if (ok && !none) {
         song_report(song, &report);
+        const size_t new = song->n - song->n_prime;
+        if (job->call->data) figures_report(&job->call->training, song->tokens + song->n_prime, new, &report);
         report_making(song, settings, &report);
     }
     if (ok && job->call->models.n > 1) text_print(&report, "  %s", job->model->path);
@@ -610,6 +614,8 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
                                "a Transformer's token looks back on the last N; an LSTM's state carries all");
     call->bpm = flag_number(f, "bpm", &s->bpm, 120, "[4, 1000]", "quarters per minute [the prime's, else 120]");
     flag_whole(f, "threads", &s->threads, 0, 1, 1024, "that share the songs of -n; changes no byte [all cores]");
+    flag_text(f, "data", "WHERE", &call->data, NULL,
+              "the training set or its folder: says how many notes in a row a song has copied, in any key");
     flag_text(f, "eval", "DATASET", &call->dataset, NULL,
               "no song: the model's mean loss on this test.safetensors, as the trainers' --eval");
     flag_whole(f, "eval-stride", &call->stride, 64, 1, 1e15, "of every Nth window of 256; 1: all");
@@ -735,6 +741,7 @@ static int run(Call *call, Model *models, int argc, char **argv, char *error) {
         if (call->bench && ok && m->kind == GPT) ok = measure_speed(m, 1024, songs, error);
     }
     if (call->bench || call->dataset) return !ok;
+    if (call->data && !figures_open(&call->training, call->data, error)) return 1;
     if (settings->prime.path && !read_prime(settings, call->bpm->given, call->report, error)) return 1;
     if (!settings_time(settings, error)) return 1;
     for (int k = 0; k < call->outputs.n; k++) {
@@ -755,6 +762,7 @@ static int sample_main(int argc, char **argv) {
     for (int k = 0; k < MAX_MODELS; k++) model_free(&models[k]);
     for (int k = 0; k < MAX_MODELS; k++) free(call.found[k]);
     prime_free(&call.settings.prime);
+    figures_free(&call.training);
     free(call.settings.tempo.spans);
     return program_end("sample_music", status, error);
 }

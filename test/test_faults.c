@@ -336,10 +336,15 @@ static const Case cases[] = {
     {"songs", "songs", SONGS "gpt/model.safetensors --seed 1 --prime midi/test/002_etude_in_B_flat_major.mid" FORMATS,
      ""},
     {"sound", "songs", SONGS "gpt/model.safetensors --seed 1 -o work/b.wav", ""},
+    {"copies", "songs", SONGS "lstm/model.safetensors --seed 1 -o work/c.mid --data data", ""},
     {"song", NULL, SONGS "lstm/last.safetensors --seed 1 --weights int8 -o -", "prints"},
     {"loss", NULL, "sample_music lstm/model.safetensors --threads 1 --eval data/test.safetensors --eval-stride 2000",
      "prints"},
     {"compare", NULL, "dev/tools/compare_tensors compare gpt/model.safetensors gpt/last.safetensors", "prints"},
+    {"statistics", NULL,
+     "dev/tools/music_stats --length 3000 --train data data/test.safetensors midi/test/002_etude_in_B_flat_major.mid "
+     "midi/test",
+     "prints"},
     {"show", NULL, "dev/tools/compare_tensors show lstm/last.safetensors", "prints"},
 };
 

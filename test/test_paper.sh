@@ -3,14 +3,16 @@
 # logs, interruptions, a second time, other settings, bad data. The programs must have been built.
 # shellcheck disable=SC2086 # flags are split into words
 . "$(dirname "$0")/check.sh"
-made="train_gpt_music train_lstm_music sample_music dev/tools/paper data_prep/prepare_music data_prep/compose_music"
+made="train_gpt_music train_lstm_music sample_music dev/tools/paper dev/tools/music_stats data_prep/prepare_music
+    data_prep/compose_music"
 old='' # for make: the programs stay as they are
 for program in $made; do
     needs paper "$root/$program"
     old="$old -o $program"
 done
 OMP_NUM_THREADS=1
-export OMP_NUM_THREADS
+SONGS=3
+export OMP_NUM_THREADS SONGS
 unset DATA RECIPES PAPER_OUT PAPER_FLAGS GPT_FLAGS LSTM_FLAGS TRAIN_GPT_MUSIC TRAIN_LSTM_MUSIC SAMPLE_MUSIC
 
 equal() { # WHAT A B
@@ -64,7 +66,7 @@ check "bad data have left no folders" test ! -e out -a ! -e half.out
 env DATA= make -C "$root" $old paper DATA="$scratch/music" PAPER_OUT="$scratch/whole" PAPER_FLAGS="$tiny" \
     GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm" >stdout 2>stderr
 check "make paper ends with $?" test $? -eq 0
-for file in paper.md table.csv losses.svg settings.txt prime-1.mid prime-2.mid; do
+for file in paper.md table.csv losses.svg settings.txt statistics.md prime-1.mid prime-2.mid; do
     check "$file is there" test -s whole/$file
 done
 check "losses.svg is well-formed" well_formed whole/losses.svg
@@ -113,15 +115,34 @@ for file in music/test/*.mid; do # of two test pieces both are taken
     piece=$((piece + 1))
 done
 equal "test pieces" $piece 3
+equal "primes of the statistics" "$(cksum <whole/primes/prime-2.mid)" "$(cksum <whole/prime-2.mid)"
+for row in "real, test" "real, train" "Transformer, free" "Transformer, primed" "LSTM, free" "LSTM, primed"; do
+    check "paper.md has a row of $row" grep -q "^| $row  .*|  .*|  .*|$" whole/paper.md
+done
+for name in gpt:Transformer lstm:LSTM; do
+    model=${name%:*} name=${name#*:}
+    songs=whole/$model/songs
+    equal "songs" "$(cd $songs/3-primed && echo *.mid) $(cd $songs/3-free && echo *.mid)" \
+        "prime-1-1.mid prime-1-2.mid prime-2.mid song-1.mid song-2.mid song-3.mid"
+    "$root/dev/tools/music_stats" --train whole/data $songs/3-primed | sed -n '3s/^[^|]*|[^|]*//p' >wanted
+    sed -n "s/^| $name, primed  *\(|.*\)/\1/p" whole/statistics.md | cmp -s - wanted
+    check "the row of $name, primed, is that of its songs" test $? -eq 0 -a -s wanted
+done
+model=
 
 # Once more: nothing is trained, evaluated or sampled, and the tables are the same.
 sum=$(cat whole/paper.md whole/table.csv whole/losses.svg | cksum)
+rm whole/lstm/songs/3-primed/prime-2.mid
+mv whole/lstm/songs/3-primed whole/lstm/songs/3-primed.part # as a sampler that was stopped leaves it
+paper 0 DATA=music PAPER_OUT=whole PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm"
+equal "the tables of songs that were stopped" "$(cat whole/paper.md whole/table.csv whole/losses.svg | cksum)" "$sum"
 touch marker
 sleep 1
 paper 0 DATA=music PAPER_OUT=whole PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm"
 equal "the tables" "$(cat whole/paper.md whole/table.csv whole/losses.svg | cksum)" "$sum"
 equal "what a second run has written" \
-    "$(find whole -type f -newer marker | sed 's/.*\///' | sort | paste -s -d ' ' -)" "losses.svg paper.md table.csv"
+    "$(find whole -type f -newer marker | sed 's/.*\///' | sort | paste -s -d ' ' -)" \
+    "losses.svg paper.md statistics.md table.csv"
 # A prepared folder of the same music is the same data.
 paper 0 DATA=whole/data PAPER_OUT=whole PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt" LSTM_FLAGS="$lstm"
 # The tuned recipe beside the published one, whose rows stay.
@@ -136,6 +157,7 @@ equal "best points in losses.svg" "$(grep -c 'r="6.5"' both/losses.svg)" 4
 equal "diamonds in losses.svg" "$(grep -c 'l5 5-5 5-5-5z"' both/losses.svg)" 2
 check "paper.md shows a tuned model's song" grep -q -F "(lstm-tuned-continued-2.svg)" both/paper.md
 refuses "RECIPES='best': it may be" DATA=music PAPER_OUT=both RECIPES=best
+refuses "SONGS='0': it must be a whole number" DATA=music PAPER_OUT=both SONGS=0
 # Other settings or data, and a folder with something else.
 refuses "'flags for the LSTM: $lstm', not 'flags for the LSTM: none'" \
     DATA=music PAPER_OUT=whole PAPER_FLAGS="$tiny" GPT_FLAGS="$gpt"

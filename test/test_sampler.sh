@@ -1,13 +1,13 @@
 #!/bin/sh
 # The sampler from outside: what goes to stdout and what to stderr, --live and how it ends, what Ctrl-C leaves, guards,
 # several models, primes of all sorts, what is drawn, and what it says about bad input. SAMPLE_MUSIC, TRAIN_GPT_MUSIC
-# and TRAIN_LSTM_MUSIC are the programs; data_prep/compose_music must have been built.
+# and TRAIN_LSTM_MUSIC are the programs; compose_music and prepare_music must have been built.
 # shellcheck disable=SC2016,SC2086 # flags are split into words, and sh -c has arguments of its own
 . "$(dirname "$0")/check.sh"
 sample=${SAMPLE_MUSIC:-$root/sample_music}
 gpt=${TRAIN_GPT_MUSIC:-$root/train_gpt_music}
 lstm=${TRAIN_LSTM_MUSIC:-$root/train_lstm_music}
-needs sampler "$sample" "$gpt" "$lstm" "$root/data_prep/compose_music"
+needs sampler "$sample" "$gpt" "$lstm" "$root/data_prep/compose_music" "$root/data_prep/prepare_music"
 
 # run STATUS FLAGS...: the sampler ends with this status; its words are in stdout and stderr
 run() {
@@ -72,7 +72,7 @@ check "its title says so too" grep -q ">1 note, 1 bar, [0-9]* s<" one.svg
     done
     printf '\0\377\057\0'
 } >thrice.mid
-run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime thrice.mid -o a.svg
+run 0 gpt/model.safetensors --seed 1 --tokens 1 --prime thrice.mid -o a.svg
 prints '^a\.svg   .*  repeats 8 notes  '
 run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime thrice.mid --no-prime -o a.svg
 prints '^a\.svg   .*  repeats [0-4] notes?  '
@@ -317,6 +317,23 @@ done
 refuses 1 "--prime nothing.mid: " gpt/model.safetensors --prime nothing.mid
 refuses 1 "--prime gpt/log.csv: " gpt/model.safetensors --prime gpt/log.csv
 refuses 2 "--no-prime: it goes with --prime FILE" gpt/model.safetensors --no-prime
+
+# ---- what is copied from a training set
+run 0 gpt/model.safetensors --seed 5 --tokens 60 --data data -o a.mid
+prints "^a\\.mid .*$like  seed 5  copied 0 notes  [0-9]+ tokens/s\$"
+mkdir songs
+cp a.mid songs/mine.mid
+"$root/data_prep/prepare_music" --out mine songs data/starter/test >stdout
+for where in mine mine/train.safetensors; do
+    run 0 gpt/model.safetensors --seed 5 --tokens 60 --data $where -n 2 -o b.mid
+    prints '^b-1\.mid .*  copied ([89]|[1-9][0-9]+) notes \(mine\.mid\)$'
+    prints '^b-2\.mid .*  copied 0 notes$'
+done
+run 0 gpt/model.safetensors --seed 1 --tokens 30 --prime "$prime" --data data/test.safetensors -o p.mid
+prints '  copied 0 notes  ' # those of the prime do not count
+refuses 1 "nowhere: cannot be opened: No such file" gpt/model.safetensors --data nowhere
+refuses 1 "songs/train.safetensors: cannot be opened: No such file" gpt/model.safetensors --data songs
+refuses 1 "a.mid: not a safetensors file" gpt/model.safetensors --data a.mid
 
 # ---- the loss, as the trainer finds it
 for model in gpt lstm; do

@@ -74,18 +74,27 @@ static void check_notes(void) {
     }
     CHECK(song.midi.n_notes > 300 && wrong == 0, "%zu of %zu notes overlap on their key", wrong, song.midi.n_notes);
 
-    size_t longest = 0;
-    int notes = 0, found = longest_repetition(&song);
-    for (size_t a = 0; a < song.n; a++) {
-        for (size_t b = a + 1; b < song.n; b++) {
-            size_t n = 0;
-            while (a + n < b && b + n < song.n && song.tokens[a + n] == song.tokens[b + n]) n++;
-            if (n <= longest) continue;
-            longest = n, notes = 0;
-            for (size_t i = a; i < a + n; i++) notes += midi_token_kind(song.tokens[i]) == MIDI_KIND_DURATION;
+    const midi_note *all = song.midi.notes;
+    int longest = 0, found = longest_repetition(&song);
+    for (size_t a = 0; a < song.midi.n_notes; a++) {
+        for (size_t b = a + 2; b < song.midi.n_notes; b++) {
+            size_t n = 1; // notes from a on that come again from b on
+            while (a + n < b && b + n < song.midi.n_notes &&
+                   all[a + n].start - all[a].start == all[b + n].start - all[b].start &&
+                   all[a + n].key - all[a].key == all[b + n].key - all[b].key &&
+                   all[a + n].end - all[a + n].start == all[b + n].end - all[b + n].start) {
+                n++;
+            }
+            if (n > 1 && (int)n > longest) longest = (int)n;
         }
     }
-    CHECK(longest > 3 && abs(found - notes) <= 1, "the longest repetition has %d notes, not %d", notes, found);
+    CHECK(longest > 3 && found == longest, "the longest repetition has %d notes, not %d", longest, found);
+    song_free(&song);
+
+    song = random_song(39, 1); // of which all becomes one note, over and over
+    for (int i = 0; i < 13; i++)
+        memcpy(song.tokens + 3 * i, (uint8_t[]){MIDI_OFFSET + i, MIDI_PITCH, MIDI_DURATION}, 3);
+    CHECK(finish(&song, 120) && longest_repetition(&song) == 6, "of 13 equal notes %d", longest_repetition(&song));
     song_free(&song);
 }
 

@@ -9,6 +9,7 @@
 #include "base/text.h"
 
 #include "midi.h"
+#include "sample/figures.h"
 #include "sample/keys.h"
 #include "sample/tempo.h"
 
@@ -259,64 +260,24 @@ static inline bool song_range(const Song *song, int *lowest, int *highest) {
     return song->midi.n_notes > 0;
 }
 
-typedef struct {
-    uint64_t hash;
-    size_t end; // the first token behind it; 0: an empty place of a table
-} Passage;
-
-// Whether some passage of `length` tokens comes twice without overlapping, and where first. table: of a power of two of
-// places, at least 2n. By the rolling hash of Karp and Rabin, 1987; passages of the same hash are compared.
-static inline bool repeats(const uint8_t *tokens, size_t n, size_t length, Passage *table, size_t places,
-                           size_t *where) {
-    const uint64_t base = 0x9E3779B97F4A7C15u;
-    uint64_t hash = 0, power = 1;
-    memset(table, 0, places * sizeof *table);
-    for (size_t i = 0; i < length; i++) {
-        hash = hash * base + tokens[i] + 1;
-        if (i) power *= base;
-    }
-    for (size_t i = 0; i + length <= n; i++) {
-        size_t k = (hash ^ hash >> 32) & (places - 1);
-        while (table[k].end && table[k].hash != hash) k = (k + 1) & (places - 1);
-        if (!table[k].end) table[k] = (Passage){hash, i + length};
-        *where = table[k].end - length;
-        if (i >= table[k].end && !memcmp(tokens + *where, tokens + i, length)) return true;
-        if (i + length < n) hash = (hash - power * (tokens[i] + 1u)) * base + tokens[i + length] + 1;
-    }
-    return false;
-}
-
-// The notes of the longest passage of tokens that comes twice in what is written. Notes of one key that begin together
-// count once (see song_part_notes). No memory: -1.
+// The notes of the longest passage that comes twice without overlapping in what is written, in any key and at any place
+// of a bar (see figures.h). No memory: -1.
 static inline int longest_repetition(const Song *song) {
-    enum { BEFORE = 64 }; // steps: a bar line lies at most 31 after the one before, and so does a note
-    const uint8_t *tokens = song->tokens + song->written;
-    const size_t n = song->n - song->written;
-    size_t low = 0, high = n / 2 + 1, where, at = 0, places = 2; // low repeats, high does not
-    while (places < 2 * n) places *= 2;
-    Passage *table = malloc(places * sizeof *table);
-    while (table && high - low > 1) {
-        size_t middle = low + (high - low) / 2;
-        if (repeats(tokens, n, middle, table, places, &where)) {
-            low = middle;
-            at = where;
-        } else {
-            high = middle;
+    const midi_note *notes = song->midi.notes;
+    const size_t n = song->midi.n_notes;
+    uint32_t *steps = calloc(n + 1, sizeof *steps);
+    size_t most = 0; // steps
+    if (!steps) return -1;
+    for (size_t i = 1; i < n; i++) steps[i] = step_between(&notes[i - 1], &notes[i]);
+    for (size_t back = 2; back < n; back++) {
+        size_t run = 0;
+        for (size_t i = back + 1; i < n; i++) {
+            run = steps[i] == steps[i - back] && run + 1 < back ? run + 1 : 0;
+            if (run > most) most = run;
         }
     }
-    int notes = table ? 0 : -1;
-    Place place = {0};
-    int64_t struck[MIDI_DURATION - MIDI_PITCH][BEFORE] = {{0}}; // 1 + the step at which it was
-    for (size_t i = 0; table && i < at + low; i++) {
-        place_see(&place, tokens[i]);
-        if (midi_token_kind(tokens[i]) != MIDI_KIND_DURATION) continue;
-        const int64_t step = place_step(&place);
-        int64_t *last = &struck[place.pitch][step % BEFORE];
-        notes += i >= at && *last != step + 1;
-        *last = step + 1;
-    }
-    free(table);
-    return notes;
+    free(steps);
+    return most ? (int)most + 1 : 0;
 }
 
 // "  324 notes  25 bars  25.0 s  E2-C6  repeats 12 notes  nll 1.234  seed 7"

@@ -1,13 +1,13 @@
 // What `make paper` writes beside the runs themselves (see paper.sh, which calls this): the pieces that the samples go
 // on from, and in the end the tables and the figure of both models' losses.
 //
-//     paper --primes --data DIR --out OUT    two pieces of DIR/test.safetensors: OUT/prime-1.mid, OUT/prime-2.mid
+//     paper --primes N --data DIR --out OUT  N pieces of DIR/test.safetensors, or all: OUT/prime-1.mid and so on
 //     paper --data DIR --out OUT --recipes R OUT/paper.md, OUT/table.csv, OUT/losses.svg
 //     paper --alone PROGRAM ARGUMENTS        becomes that program, in a process group of its own
 //
 // The second reads, in OUT/gpt and OUT/lstm, or of the recipe tuned OUT/gpt-tuned and OUT/lstm-tuned, log.csv,
-// model.safetensors and eval.txt, which is what the trainer printed for --eval. It computes no loss itself. A missing
-// or damaged file is one sentence, and nothing is written.
+// model.safetensors and eval.txt, which is what the trainer printed for --eval, and OUT/statistics.md, what music_stats
+// printed. It computes no loss itself. A missing or damaged file is one sentence, and nothing is written.
 #include "recipe/train.h"
 
 #ifdef __linux__
@@ -128,15 +128,20 @@ static bool read_result(Result *result, const char *out, char *error) {
 
 // ---- the primes
 
-// The piece of prime k: one or two thirds of the way through those that are long enough. -1: there is none.
-static int64_t prime_piece(const Dataset *test, int k) {
-    int64_t fit = 0, wanted;
+static int64_t count_fit(const Dataset *test) { // pieces that are long enough for a prime
+    int64_t fit = 0;
     for (int64_t p = 0; p < test->n_pieces; p++) fit += test->pieces[p + 1] - test->pieces[p] >= PRIME_TOKENS;
-    wanted = fit * (k + 1) / (N_PRIMES + 1);
-    for (int64_t p = 0; p < test->n_pieces; p++) {
-        if (test->pieces[p + 1] - test->pieces[p] >= PRIME_TOKENS && wanted-- == 0) return p;
+    return fit;
+}
+
+// The piece of prime k of n, which are spread over those that are long enough. There must be one.
+static int64_t prime_piece(const Dataset *test, int64_t k, int64_t n) {
+    int64_t wanted = count_fit(test) * (k + 1) / (n + 1), p = -1;
+    while (wanted >= 0) {
+        p++;
+        wanted -= test->pieces[p + 1] - test->pieces[p] >= PRIME_TOKENS;
     }
-    return -1;
+    return p;
 }
 
 // Writes a piece's tokens as a MIDI file that gives the same tokens again, but for overlapping notes of one key and for
@@ -164,12 +169,14 @@ static bool piece_write(const uint8_t *tokens, size_t n, const char *path, char 
     return ok;
 }
 
-static bool primes_write(const Dataset *test, const char *out, char *error) {
-    bool ok = true;
-    for (int k = 0; ok && k < N_PRIMES; k++) {
+static bool primes_write(const Dataset *test, int64_t n, const char *out, char *error) {
+    const int64_t fit = count_fit(test);
+    bool ok = make_folders(out, error);
+    if (n > N_PRIMES && n > fit) n = fit;
+    for (int64_t k = 0; ok && k < n; k++) {
         char name[32];
-        int64_t p = prime_piece(test, k);
-        snprintf(name, sizeof name, "prime-%d.mid", k + 1);
+        const int64_t p = prime_piece(test, k, n);
+        snprintf(name, sizeof name, "prime-%lld.mid", (long long)k + 1);
         char *path = path_join(out, name);
         ok = piece_write(test->tokens + test->pieces[p], (size_t)(test->pieces[p + 1] - test->pieces[p]), path, error);
         free(path);
@@ -230,7 +237,7 @@ static void print_samples(TextBuffer *out, const Results *results, const Dataset
                "768 tokens\n"
                "after the first 256 (grey) of two test pieces. Each picture is also a .mid file of that name.\n");
     for (int k = 0; k < N_PRIMES; k++) {
-        int64_t p = prime_piece(test, k);
+        int64_t p = prime_piece(test, k, N_PRIMES);
         const char *name = dataset_name(test, p);
         text_print(out, "- prime-%d.mid: test piece %lld, %.*s\n", k + 1, (long long)p + 1, (int)strcspn(name, "\n"),
                    name);
@@ -245,21 +252,34 @@ static void print_samples(TextBuffer *out, const Results *results, const Dataset
     }
 }
 
-// What the runs were made with, as paper.sh has written it down.
-static bool print_settings(TextBuffer *out, const char *folder, char *error) {
-    char *path = path_join(folder, "settings.txt"), *text;
+// The lines of a file that paper.sh has written, each behind an indent.
+static bool print_file(TextBuffer *out, const char *folder, const char *name, const char *indent, char *error) {
+    char *path = path_join(folder, name), *text;
     size_t size;
     bool ok = read_file(path, (void **)&text, &size, error);
     free(path);
-    if (!ok) return false;
-    text_print(out, "\n## Settings\n\n"
-                    "The published recipe is the trainers' own; flags beside it make another experiment.\n\n");
-    for (const char *line = text, *end; *line; line = end + (*end == '\n')) {
+    for (const char *line = text, *end; ok && *line; line = end + (*end == '\n')) {
         end = line + strcspn(line, "\n");
-        text_print(out, "    %.*s\n", (int)(end - line), line);
+        text_print(out, "%s%.*s\n", indent, (int)(end - line), line);
     }
     free(text);
-    return true;
+    return ok;
+}
+
+static bool print_statistics(TextBuffer *out, const char *folder, char *error) {
+    text_print(out,
+               "\n## Statistics\n\n"
+               "Of excerpts of 1,024 tokens: of the pieces, and of songs that each model has written at temperature "
+               "1, free\nor going on from 256 tokens of the test pieces (which do not count). `music_stats --help` "
+               "tells what each\ncolumn is. Songs are like music where they overlap with the test pieces as much as "
+               "training pieces do.\n\n");
+    return print_file(out, folder, "statistics.md", "", error);
+}
+
+static bool print_settings(TextBuffer *out, const char *folder, char *error) {
+    text_print(out, "\n## Settings\n\n"
+                    "The published recipe is the trainers' own; flags beside it make another experiment.\n\n");
+    return print_file(out, folder, "settings.txt", "    ", error);
 }
 
 static void print_csv(TextBuffer *out, const Results *results) {
@@ -320,7 +340,8 @@ static bool report_write(const Dataset *test, const char *out, const char *recip
         print_losses(&text, &results);
         print_kinds(&text, &results);
         print_samples(&text, &results, test);
-        ok = print_settings(&text, out, error) && write_text(&text, out, "paper.md", error);
+        ok = print_statistics(&text, out, error) && print_settings(&text, out, error) &&
+             write_text(&text, out, "paper.md", error);
     }
     free(text.bytes);
     for (int k = 0; k < results.n; k++) free(results.list[k].points);
@@ -343,7 +364,7 @@ static int run_alone(char **command) {
 int main(int argc, char **argv) {
     Flags flags = {0};
     const char *data, *out, *recipes;
-    bool primes;
+    int64_t primes;
     char error[ERROR_SIZE] = "";
     int status = 0;
     if (argc > 2 && !strcmp(argv[1], "--alone")) return run_alone(argv + 2);
@@ -352,7 +373,7 @@ int main(int argc, char **argv) {
     flag_text(&flags, "out", "DIR", &out, "out/paper", "folder of the runs, and of what is written");
     flag_text(&flags, "recipes", "R", &recipes, "published", "how they were trained")->choices =
         "published|tuned|published tuned|tuned published";
-    flag_switch(&flags, "primes", &primes, "write the beginnings of the continuations, nothing else");
+    flag_whole(&flags, "primes", &primes, 0, 0, 1e6, "write N beginnings of continuations, nothing else [0]");
     if (!flags_parse(&flags, argc, argv, error)) {
         status = 2;
     } else if (flags.help) {
@@ -364,10 +385,10 @@ int main(int argc, char **argv) {
         Dataset test;
         char *path = path_join(data, "test.safetensors");
         bool ok = dataset_open(&test, path, PRIME_TOKENS, error);
-        if (ok && prime_piece(&test, 0) < 0) {
+        if (ok && !count_fit(&test)) {
             ok = fail(error, "%s: none of its pieces has the %d tokens of a prime", path, PRIME_TOKENS);
         }
-        ok = ok && (primes ? primes_write(&test, out, error) : report_write(&test, out, recipes, error));
+        ok = ok && (primes ? primes_write(&test, primes, out, error) : report_write(&test, out, recipes, error));
         status = !ok;
         free(path);
         dataset_close(&test);

@@ -6,6 +6,7 @@
 #   DATA         a folder with the folders train and test of MIDI files, or one with train.safetensors and
 #                test.safetensors [data; if there is no music in it, the starter corpus is composed into it first]
 #   RECIPES      "published", "tuned" or both: how the models are trained (the trainers' --recipe) [published]
+#   SONGS        of so many songs of each model, and so many that go on from test pieces, the statistics are [100]
 #   PAPER_OUT    where everything goes [out/paper]
 #   PAPER_FLAGS  flags for both trainers, GPT_FLAGS and LSTM_FLAGS for one of them [none: what the recipe says]; a run
 #                goes on with the same ones, but for --epochs and --patience, which may be raised, and --threads
@@ -14,11 +15,12 @@
 root=$(dirname "$0")/../..
 out=${PAPER_OUT:-out/paper}
 recipes=${RECIPES:-published}
+songs=${SONGS:-100}
 data=${DATA:-data}
 gpt=${TRAIN_GPT_MUSIC:-$root/train_gpt_music}
 lstm=${TRAIN_LSTM_MUSIC:-$root/train_lstm_music}
 sample=${SAMPLE_MUSIC:-$root/sample_music}
-prepare=$root/data_prep/prepare_music paper=$root/dev/tools/paper
+prepare=$root/data_prep/prepare_music paper=$root/dev/tools/paper statistics=$root/dev/tools/music_stats
 LC_ALL=C
 export LC_ALL
 
@@ -75,7 +77,7 @@ run() { # COMMAND...: until it ends; where a signal stops it, the script ends to
 
 # ---- before anything is done
 
-for program in "$gpt" "$lstm" "$sample" "$prepare" "$paper"; do
+for program in "$gpt" "$lstm" "$sample" "$prepare" "$paper" "$statistics"; do
     [ -x "$program" ] || refuse "$program: is not built yet; run make paper"
 done
 if [ -e "$out" ] && [ ! -e "$out/settings.txt" ]; then
@@ -107,6 +109,9 @@ check_flags "$lstm" LSTM_FLAGS
 case $recipes in
     published | tuned | 'published tuned' | 'tuned published') ;;
     *) refuse "RECIPES='$recipes': it may be published, tuned or 'published tuned'" ;;
+esac
+case $songs in
+    0* | *[!0-9]* | ?????*) refuse "SONGS='$songs': it must be a whole number from 1 to 9999" ;;
 esac
 
 # ---- the data
@@ -176,7 +181,10 @@ if [ "$data" = "$out/data.new" ]; then
     data=$out/data
 fi
 if ! cmp -s "$out/settings.txt" "$out/settings.txt.tmp"; then
-    begun gpt || begun lstm || run "$paper" --data "$data" --out "$out" --primes || exit 1
+    if ! begun gpt && ! begun lstm; then
+        rm -rf "$out/primes"
+        run "$paper" --data "$data" --out "$out" --primes 2 || exit 1
+    fi
     for folder in "$out/gpt" "$out/lstm" "$out/gpt-tuned" "$out/lstm-tuned"; do # perhaps more epochs: see train
         if [ -e "$folder/last.safetensors" ] && [ -e "$folder/eval.txt" ]; then
             mv "$folder/eval.txt" "$folder/eval.old" || exit 1
@@ -206,6 +214,7 @@ train() { # TRAINER FOLDER FLAGS: and evaluate the best model, with the loss per
     for figure in sample-1 sample-2 continued-1 continued-2; do # of an earlier model
         rm -f "$out/$2-$figure.svg"
     done
+    rm -rf "$folder/songs"
     echo "paper: evaluating $folder/model.safetensors on every test window"
     echo "$model" >"$folder/eval.txt.tmp" && run "$1" ${PAPER_FLAGS:-} $3 --data "$data" --eval \
         --init "$folder/model.safetensors" --eval-stride 1 >>"$folder/eval.txt.tmp" || return 1
@@ -228,12 +237,54 @@ figure() { # NAME FOLDER FLAGS...: the .svg gets its name last; a sampler that i
     mv "$figure.part.svg" "$figure.svg" || exit 1
 }
 
-for recipe in $recipes; do
-    suffix='' flag=''
-    [ "$recipe" = published ] || suffix=-$recipe flag="--recipe $recipe"
-    train "$gpt" "gpt$suffix" "$flag ${GPT_FLAGS:-}" && figures "gpt$suffix" &&
-        train "$lstm" "lstm$suffix" "$flag ${LSTM_FLAGS:-}" && figures "lstm$suffix" || exit 1
+# FOLDER NAME FLAGS...: songs for the statistics, and their rows. They have 128 tokens more than an excerpt, because of
+# several notes of one key at a time a .mid file has one. A sampler that is stopped begins with these songs again.
+songs() {
+    folder=$out/$1 name=$2
+    shift 2
+    set -- "$folder/model.safetensors" --tokens 1152 --seed 1 --data "$data" "$@"
+    for kind in free primed; do
+        into=$folder/songs/$songs-$kind piece=1
+        if [ ! -e "$into" ]; then
+            echo "paper: making $songs songs in $into"
+            rm -rf "$into.part"
+            mkdir -p "$into.part" || exit 1
+            [ $kind = primed ] || run "$sample" "$@" -n "$songs" -o "$into.part/song.mid" >"$into.part/songs.txt" ||
+                exit 1
+            while [ $kind = primed ] && [ $piece -le "$pieces" ]; do
+                share=$(((songs + pieces - piece) / pieces))
+                [ $share -eq 0 ] || run "$sample" "$@" -n $share --prime "$out/primes/prime-$piece.mid" --no-prime \
+                    -o "$into.part/prime-$piece.mid" >>"$into.part/songs.txt" || exit 1
+                piece=$((piece + 1))
+            done
+            mv "$into.part" "$into" || exit 1
+        fi
+        rows="$rows$line$name, $kind=$into"
+    done
+}
+line='
+'
+rows="real, test=$data/test.safetensors${line}real, train=$data/train.safetensors"
+if [ ! -e "$out/primes" ]; then
+    rm -rf "$out/primes.part"
+    run "$paper" --data "$data" --out "$out/primes.part" --primes 1000 && mv "$out/primes.part" "$out/primes" || exit 1
+fi
+pieces=0
+while [ -e "$out/primes/prime-$((pieces + 1)).mid" ]; do
+    pieces=$((pieces + 1))
 done
+
+for recipe in $recipes; do
+    suffix='' flag='' of=''
+    [ "$recipe" = published ] || suffix=-$recipe flag="--recipe $recipe" of=", $recipe"
+    train "$gpt" "gpt$suffix" "$flag ${GPT_FLAGS:-}" && figures "gpt$suffix" && songs "gpt$suffix" "Transformer$of" &&
+        train "$lstm" "lstm$suffix" "$flag ${LSTM_FLAGS:-}" && figures "lstm$suffix" &&
+        songs "lstm$suffix" "LSTM$of" || exit 1
+done
+IFS=$line # between rows
+run "$statistics" --train "$data/train.safetensors" $rows >"$out/statistics.md.tmp" &&
+    mv "$out/statistics.md.tmp" "$out/statistics.md" || exit 1
+unset IFS
 run "$paper" --data "$data" --out "$out" --recipes "$recipes" || exit 1
 sed -n '/^|/p; /^## /q' "$out/paper.md"
 echo "paper: $out/paper.md has the tables, and the figures lie beside it"
