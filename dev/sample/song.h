@@ -260,16 +260,17 @@ static inline bool song_range(const Song *song, int *lowest, int *highest) {
     return song->midi.n_notes > 0;
 }
 
-// The notes of the longest passage that comes twice without overlapping in what is written, in any key and at any place
-// of a bar (see figures.h). No memory: -1.
+// The notes of the longest passage that comes again, without overlapping and at most FARTHEST notes later, in what is
+// written, in any key and at any place of a bar (see figures.h). No memory: -1.
 static inline int longest_repetition(const Song *song) {
+    enum { FARTHEST = 10000 }; // some half an hour; a song of a million tokens takes seconds
     const midi_note *notes = song->midi.notes;
     const size_t n = song->midi.n_notes;
     uint32_t *steps = calloc(n + 1, sizeof *steps);
     size_t most = 0; // steps
     if (!steps) return -1;
     for (size_t i = 1; i < n; i++) steps[i] = step_between(&notes[i - 1], &notes[i]);
-    for (size_t back = 2; back < n; back++) {
+    for (size_t back = 2; back < n && back <= FARTHEST; back++) {
         size_t run = 0;
         for (size_t i = back + 1; i < n; i++) {
             run = steps[i] == steps[i - back] && run + 1 < back ? run + 1 : 0;
