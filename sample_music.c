@@ -333,8 +333,8 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     TextBuffer report = {NULL, 0, 0, false};
     const bool none = song->interrupted && song->n == song->n_prime;
     song_describe(song, job->model, settings);
-    bool ok = none || song_finish(song, settings->prime.left_out, &settings->prime.marks, problem);
-    if (ok && !none) song_add_dynamics(song, settings->dynamics, &settings->prime);
+    bool ok = none || (song_finish(song, settings->prime.left_out, &settings->prime.marks, problem) &&
+                       song_add_dynamics(song, settings->dynamics, &settings->prime, problem));
     for (int k = 0; ok && !none && k < outputs->n; k++) {
         if (!format_of(outputs->list[k])->make) continue;
         char *name = output_name(outputs->list[k], i, job->all);
@@ -612,7 +612,8 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     call->context = flag_whole(f, "context", &s->context, 1024, 1, 65536,
                                "a Transformer's token looks back on the last N; an LSTM's state carries all");
     call->bpm = flag_number(f, "bpm", &s->bpm, 120, "[4, 1000]", "quarters per minute [the prime's, else 120]");
-    flag_number(f, "dynamics", &s->dynamics, 1, "[0, 1]", "how far notes are louder and softer than others; 0: not");
+    flag_number(f, "dynamics", &s->dynamics, 1, "[0, 1]",
+                "how far notes are louder and softer than others; 0: not, and no pedal");
     flag_whole(f, "threads", &s->threads, 0, 1, 1024, "that share the songs of -n; changes no byte [all cores]");
     flag_text(f, "eval", "DATASET", &call->dataset, NULL,
               "no song: the model's mean loss on this test.safetensors, as the trainers' --eval");

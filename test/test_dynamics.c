@@ -68,7 +68,7 @@ static void check_rules(void) {
     const Prime none = {0};
     Song song = song_of(notes, hymn(notes));
     CHECK(lowest(&song.midi) == 80 && highest(&song.midi) == 80, "notes are not equally loud before");
-    song_add_dynamics(&song, 1, &none);
+    CHECK(song_add_dynamics(&song, 1, &none, error), "%s", error);
     const int at = 16 * BARS / 2, inner = velocity(&song, at, 65);
     CHECK(velocity(&song, at, MELODY) >= inner + 7, "melody %d, inner voice %d", velocity(&song, at, MELODY), inner);
     CHECK(velocity(&song, at, BASS) > velocity(&song, at, 57), "the bass is softer than the voice above it");
@@ -95,7 +95,7 @@ static void check_rules(void) {
         if (step % 16 == 0 || (step >= 128 && step < 256)) notes[n++] = (Note){step, 60, 1};
     }
     song = song_of(notes, n);
-    song_add_dynamics(&song, 1, &none);
+    CHECK(song_add_dynamics(&song, 1, &none, error), "%s", error);
     for (int step = 193; step < 208; step++) {
         CHECK(velocity(&song, 192, 60) == velocity(&song, step, 60) + 4, "a bar line gives no accent over %d", step);
     }
@@ -118,9 +118,9 @@ static void check_extremes(void) {
         Song half = song_of(notes, n), full = song_of(notes, n), none = song_of(notes, n);
         midi_note loud = {.key = 60, .velocity = kind == 3 ? 127 : 1};
         const Prime prime = {.song = {.notes = &loud, .n_notes = kind > 1}};
-        song_add_dynamics(&none, 0, &prime);
-        song_add_dynamics(&half, 0.5, &prime);
-        song_add_dynamics(&full, 1, &prime);
+        CHECK(song_add_dynamics(&none, 0, &prime, error), "%s", error);
+        CHECK(song_add_dynamics(&half, 0.5, &prime, error), "%s", error);
+        CHECK(song_add_dynamics(&full, 1, &prime, error), "%s", error);
         CHECK(lowest(&full.midi) >= 1 && highest(&full.midi) <= 127, "%d: %d to %d", kind, lowest(&full.midi),
               highest(&full.midi));
         TextBuffer today = {NULL, 0, 0, false}, same = {NULL, 0, 0, false};
@@ -141,8 +141,12 @@ static void check_extremes(void) {
 // The files say the same: a page's notes are those of the .mid, and the .wav is the sound of those.
 static void check_formats(void) {
     Note notes[800];
-    Song song = song_of(notes, hymn(notes));
-    song_add_dynamics(&song, 1, &(Prime){0});
+    const int n = hymn(notes);
+    for (int i = 0; i < n; i++) {
+        if (notes[i].key == BASS) notes[i].steps = 4; // which the pedal makes a bar of sound
+    }
+    Song song = song_of(notes, n);
+    CHECK(song_add_dynamics(&song, 1, &(Prime){0}, error), "%s", error);
     const char *mid = in_folder("a.mid"), *html = in_folder("a.html"), *wav = in_folder("a.wav");
     CHECK(songs_write(&song, 1, mid, error) && songs_write(&song, 1, html, error) && songs_write(&song, 1, wav, error),
           "%s", error);
@@ -152,6 +156,8 @@ static void check_formats(void) {
     void *page, *sound;
     size_t size, found = 0;
     CHECK(read_file(html, &page, &size, error) && read_file(wav, &sound, &size, error), "%s", error);
+    // The pedal, from half a step behind each bar line on, is in all three, too.
+    CHECK(back.pedal_presses == BARS && strstr((char *)page, "\"pedals\":[[0.0625,2],[2.0625,4],"), "no pedal");
     SynthNote *played = calloc(back.n_notes, sizeof *played);
     for (size_t i = 0; i < back.n_notes; i++) {
         const midi_note *note = &back.notes[i];
@@ -160,8 +166,8 @@ static void check_formats(void) {
         snprintf(line, sizeof line, "\n[%.9g,%.9g,%d,%d]", (double)note->start * second,
                  (double)(note->end - note->start) * second, note->key, note->velocity);
         found += strstr((char *)page, line) != NULL;
-        played[i] = (SynthNote){(double)note->start * second, (double)(note->end - note->start) * second, note->key,
-                                note->velocity / 127.0};
+        const double start = (double)note->start * second, up = 2 * ceil((double)note->end * second / 2);
+        played[i] = (SynthNote){start, up - start, note->key, note->velocity / 127.0};
     }
     CHECK(found == back.n_notes && found > 400, "%zu of %zu notes are in the page", found, back.n_notes);
     TextBuffer out = {NULL, 0, 0, false};
@@ -169,6 +175,27 @@ static void check_formats(void) {
     CHECK(out.size == size && !memcmp(out.bytes, sound, size), "the .wav is not the sound of the .mid");
     free(page), free(sound), free(played), free(out.bytes);
     midi_free(&back), song_free(&song);
+}
+
+// A note whose end has the pedal down sounds until it is lifted; a long bar has none, nor has a song without dynamics.
+static void check_pedal(void) {
+    const Note notes[] = {{0, 60, 2}, {15, 62, 1}, {15, 64, 3}, {16, 60, 1}, {200, 60, 16}};
+    static const int ends[] = {16, 16, 32, 32, 216};
+    Song song = song_of(notes, 5);
+    for (int i = 0; i < 5; i++) {
+        CHECK(song_sounds_until(&song, song.midi.notes[i].end) == song.midi.notes[i].end, "a pedal too early");
+    }
+    CHECK(song_add_dynamics(&song, 0, &(Prime){0}, error) && !song.midi.n_pedals, "pedal without dynamics");
+    CHECK(song_add_dynamics(&song, 0.1, &(Prime){0}, error) && song.midi.n_pedals == 13, "%zu", song.midi.n_pedals);
+    for (int i = 0; i < 5; i++) {
+        const int64_t until = song_sounds_until(&song, song.midi.notes[i].end) / MIDI_STEP;
+        CHECK(until == ends[i], "note %d sounds until %lld", i, (long long)until);
+    }
+    song.midi.n_pedals = 0, song.lines[1] = 33 * MIDI_STEP, song.n_lines = 2, song.end = 34 * MIDI_STEP;
+    CHECK(dynamics_pedal(&song) && song.midi.n_pedals == 1, "a bar of 33 steps has pedal");
+    song.midi.n_pedals = 0, song.end = song.lines[1];
+    CHECK(dynamics_pedal(&song) && song.midi.n_pedals == 0, "an empty bar has pedal");
+    song_free(&song);
 }
 
 static midi_song read_song(const char *name) {
@@ -260,6 +287,7 @@ int main(void) {
     check_rules();
     check_extremes();
     check_formats();
+    check_pedal();
     check_flag();
     check_prime();
     remove_folder();

@@ -9,8 +9,10 @@
 // - the first beat of a bar has an accent
 // Notes of the prime keep their velocities.
 //
-// It promises velocities of 1 to 127 and the same ones for the same song; time is linear in notes and bars, and nothing
-// can fail. Leaves out: tempo, and repeats played softer. C11, gcc and clang.
+// The sustain pedal is down, and changes just behind each bar line, as notes of a bar mostly belong to one harmony.
+//
+// It promises velocities of 1 to 127 and the same ones for the same song; time is linear in notes and bars. Leaves out:
+// tempo, repeats played softer, and the pedal of the prime's file. C11, gcc and clang.
 #ifndef DYNAMICS_H
 #define DYNAMICS_H
 
@@ -25,7 +27,12 @@ static const double dynamics_full = 8;     // for each doubling of the notes aro
 static const double dynamics_downbeat = 4; // at a bar line
 static const double dynamics_ending = 20;  // what the last note loses, the notes before it less and less
 
-enum { DYNAMICS_AROUND = 32 * MIDI_STEP, DYNAMICS_LAST = 64 * MIDI_STEP }; // ticks
+enum { // ticks
+    DYNAMICS_AROUND = 32 * MIDI_STEP,
+    DYNAMICS_LAST = 64 * MIDI_STEP,
+    PEDAL_CHANGE = MIDI_STEP / 2,  // from a bar line until the pedal is down again
+    PEDAL_LONGEST = 32 * MIDI_STEP // of a bar that has pedal
+};
 
 // amount of the way from the level to this loudness.
 static inline uint8_t dynamics_velocity(double loudness, double amount) {
@@ -47,9 +54,20 @@ static inline void dynamics_keep(Song *song, double amount, const Prime *prime) 
     }
 }
 
-// Sets the velocities of a finished song. amount: 0, all notes are equally loud, to 1, as the rules say. prime: of no
-// note if there is none.
-static inline void song_add_dynamics(Song *song, double amount, const Prime *prime) {
+// Adds the pedal. False: no memory.
+static inline bool dynamics_pedal(Song *song) {
+    bool ok = true;
+    for (int i = 0; ok && i < song->n_lines; i++) {
+        const int64_t start = song->lines[i] + PEDAL_CHANGE;
+        const int64_t end = i + 1 < song->n_lines ? song->lines[i + 1] : song->end;
+        if (end > start && end <= song->lines[i] + PEDAL_LONGEST) ok = midi_add_pedal(&song->midi, start, end, 0, 0);
+    }
+    return ok;
+}
+
+// Sets the velocities of a finished song, and adds the pedal. amount: 0, all notes are equally loud and there is no
+// pedal, to 1, as the rules say. prime: of no note if there is none.
+static inline bool song_add_dynamics(Song *song, double amount, const Prime *prime, char *error) {
     midi_note *notes = song->midi.notes;
     const size_t n = song->midi.n_notes;
     const double around = 2 * DYNAMICS_AROUND, mean = (double)n * fmin(1, around / (double)(song->end + 1));
@@ -79,6 +97,7 @@ static inline void song_add_dynamics(Song *song, double amount, const Prime *pri
         }
     }
     dynamics_keep(song, amount, prime);
+    return amount == 0 || dynamics_pedal(song) || fail(error, "no memory for the pedal of a song");
 }
 
 #endif

@@ -35,6 +35,8 @@ UNTRACED static void through_mid(const Song *song) {
     PROMISE(make_mid(&out, song, problem), "%s", problem);
     PROMISE(midi_read(&back, out.bytes, out.size, &error), "%s", error.text);
     PROMISE(!back.open_notes && !back.unmatched_offs && !back.ignored_meters && back.n_meters, "an odd file");
+    PROMISE(back.pedal_presses == song->midi.n_pedals, "%zu pedals became %zu", song->midi.n_pedals,
+            back.pedal_presses);
     PROMISE(back.n_notes == song->midi.n_notes, "%zu notes became %zu", song->midi.n_notes, back.n_notes);
     if (back.n_notes) qsort(back.notes, back.n_notes, sizeof *back.notes, midi__note_before);
     for (size_t i = 0; i < back.n_notes; i++) {
@@ -136,7 +138,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size) {
     snprintf(song.model, sizeof song.model, "%.*s", (int)n_name, name);
     song_add_setting(&song, "%.*s", (int)n_how, name + n_name + 1);
     PROMISE(song_finish(&song, input[3] & 1, &marks, error), "%s", error);
-    song_add_dynamics(&song, input[6] / 255.0, &(Prime){0});
+    PROMISE(song_add_dynamics(&song, input[6] / 255.0, &(Prime){0}, error), "%s", error);
     promise_notes(&song);
     through_mid(&song);
     through_svg(&song);
