@@ -2,7 +2,7 @@
 
 What it leaves out:
 - Formats other than 0 and 1, and SMPTE time: divisions are ticks per quarter note.
-- It keeps notes, tempos, time signatures and texts. Programs, pedal and other controllers, bends, key signatures,
+- It reads notes, tempos, time signatures and texts. Programs, pedal and other controllers, bends, key signatures,
   aftertouch and sysex are read over, and lost when the song is written again. So a note that only the pedal holds is
   as short as its key was down; song.pedal_presses tells whether there is a pedal.
 - The whole file and song are held in memory: about 30 times the file's size at worst.
@@ -139,6 +139,12 @@ typedef struct {
 } midi_meter;
 
 typedef struct {
+    int64_t start, end; // the sustain pedal is down from the one to the other, end > start
+    uint8_t channel;
+    int track;
+} midi_pedal;
+
+typedef struct {
     int64_t tick;
     uint8_t type; // of the meta event, 1..15: 1 text, 2 copyright, 3 track name, 4 instrument, 5 lyric, 6 marker, 7 cue
     char *text;   // in whatever encoding the file has, with a 0 after its last byte
@@ -159,6 +165,8 @@ typedef struct {
     size_t n_meters; // without those that make no sense (numerator 0, exponent above 7)
     midi_text *texts;
     size_t n_texts;
+    midi_pedal *pedals; // to be written; midi_read leaves them out
+    size_t n_pedals;
     int64_t *bars;
     size_t n_bars;     // ticks of the BAR tokens; midi_decode only
     int64_t last_mark; // latest tick of a tempo, key signature, lyric or control change: what stretches a piece's end
@@ -206,7 +214,7 @@ MIDI_DEF int midi_read_file(midi_song *song, const char *path, size_t max_bytes,
 #endif
 
 // Makes the bytes of a file; the caller frees *bytes with MIDI_FREE. Events may stand in any order. Format 1: a track
-// for each `track` named; format 0: all in one. At one tick: texts, tempos, meters, then note-offs, then note-ons. What
+// for each `track` named; format 0: all in one. At one tick: texts, tempos, meters, pedals, note-offs, note-ons. What
 // midi_read read comes back the same from midi_read(midi_write(song)), save the order of notes that begin together, the
 // counts and last_mark. The file pairs notes first in, first out: where notes of one track, channel and key overlap,
 // the one that begins first ends first.
@@ -221,6 +229,7 @@ MIDI_DEF int midi_add_note(midi_song *song, int64_t start, int64_t end, int key,
 MIDI_DEF int midi_add_tempo(midi_song *song, int64_t tick, int us_per_quarter, int track);
 MIDI_DEF int midi_add_meter(midi_song *song, int64_t tick, int numerator, int exponent, int track);
 MIDI_DEF int midi_add_text(midi_song *song, int64_t tick, int type, const char *text, int track);
+MIDI_DEF int midi_add_pedal(midi_song *song, int64_t start, int64_t end, int channel, int track);
 
 // Tick -> step: rint(tick * (4.0 / division)), ties to even, in IEEE double. Above 2^25 it stays 2^25.
 MIDI_DEF int64_t midi_steps(int64_t tick, int division);
@@ -339,12 +348,18 @@ MIDI_DEF int midi_add_text(midi_song *song, int64_t tick, int type, const char *
     return midi__add_text(song, tick, type, text, strlen(text), track);
 }
 
+MIDI_DEF int midi_add_pedal(midi_song *song, int64_t start, int64_t end, int channel, int track) {
+    midi_pedal pedal = {start, end, (uint8_t)channel, track};
+    return midi__append(&song->pedals, &song->n_pedals, &pedal, sizeof pedal);
+}
+
 MIDI_DEF void midi_free(midi_song *song) {
     for (size_t i = 0; i < song->n_texts; i++) MIDI_FREE(song->texts[i].text);
     MIDI_FREE(song->notes);
     MIDI_FREE(song->tempos);
     MIDI_FREE(song->meters);
     MIDI_FREE(song->texts);
+    MIDI_FREE(song->pedals);
     MIDI_FREE(song->bars);
     memset(song, 0, sizeof *song);
 }
@@ -624,7 +639,7 @@ typedef struct {
     uint8_t rank;
 } midi__event;
 
-enum { MIDI__TEXT, MIDI__TEMPO, MIDI__METER, MIDI__OFF, MIDI__ON_OFF, MIDI__ON };
+enum { MIDI__TEXT, MIDI__TEMPO, MIDI__METER, MIDI__PEDAL, MIDI__OFF, MIDI__ON_OFF, MIDI__ON };
 
 typedef struct {
     uint8_t *bytes;
@@ -696,13 +711,18 @@ static int midi__check(const midi_song *song, midi_error *error) {
         good = text->type >= 1 && text->type <= 15 && text->length < 1 << 28;
         good = midi__check_event(good, "text", i, text->tick, text->track, error);
     }
+    for (size_t i = 0; i < song->n_pedals && good; i++) {
+        const midi_pedal *pedal = &song->pedals[i];
+        good = pedal->end > pedal->start && pedal->channel <= 15;
+        good = midi__check_event(good, "pedal", i, pedal->start, pedal->track, error);
+    }
     return good;
 }
 
 // All events of the song, in the order of the file to be. Note-ons of one tick are sorted by their ends, so that the
 // reader's first in, first out gives each its own.
 static int midi__sorted_events(const midi_song *song, midi__event **events, size_t *n, midi_error *error) {
-    *n = 2 * song->n_notes + song->n_tempos + song->n_meters + song->n_texts;
+    *n = 2 * (song->n_notes + song->n_pedals) + song->n_tempos + song->n_meters + song->n_texts;
     *events = *n < SIZE_MAX / sizeof **events ? (midi__event *)MIDI_MALLOC((*n + 1) * sizeof **events) : NULL;
     if (!*events) return midi__no_memory(error);
     midi__event *event = *events;
@@ -725,6 +745,13 @@ static int midi__sorted_events(const midi_song *song, midi__event **events, size
     for (size_t i = 0; i < song->n_texts; i++) {
         midi__event text = {song->texts[i].tick, 0, i, song->texts[i].track, MIDI__TEXT};
         *event++ = text;
+    }
+    for (size_t i = 0; i < song->n_pedals; i++) {
+        const midi_pedal *pedal = &song->pedals[i];
+        midi__event down = {pedal->start, 1, i, pedal->track, MIDI__PEDAL}; // behind an end at the same tick
+        midi__event up = {pedal->end, 0, i, pedal->track, MIDI__PEDAL};
+        *event++ = down;
+        *event++ = up;
     }
     *n = (size_t)(event - *events);
     for (size_t i = 0; i < *n && song->format == 0; i++) (*events)[i].track = 0;
@@ -762,6 +789,9 @@ static void midi__put_event(midi__buffer *buffer, const midi_song *song, const m
         uint32_t us = (uint32_t)song->tempos[event->index].us_per_quarter;
         uint8_t data[3] = {(uint8_t)(us >> 16), (uint8_t)(us >> 8), (uint8_t)us};
         midi__put_meta(buffer, 0x51, data, 3);
+    } else if (event->rank == MIDI__PEDAL) {
+        uint32_t value = event->order ? 127 : 0;
+        midi__put_big_endian(buffer, 0xB04000u | (uint32_t)song->pedals[event->index].channel << 16 | value, 3);
     } else {
         const midi_meter *meter = &song->meters[event->index];
         int clocks = 96 >> meter->exponent; // MIDI clocks a metronome beat, 24 a quarter

@@ -9,13 +9,15 @@
 //
 // Read down: logits become a token, tokens a song, many songs are made at once, and the command line says which. The
 // models that give the logits are in dev/sample/decoder.h, which says how they are fast. What a song is as music is in
-// song.h there, its files in formats.h, the prime in prime.h, --live in live.h, --eval and --bench in measure.h.
+// song.h there, how loud in dynamics.h, its files in formats.h, the prime in prime.h, --live in live.h, --eval and
+// --bench in measure.h.
 
 #include "sample/decoder.h" // first: it chooses the system's interfaces
 
 #include "base/flags.h"
 #include "base/limits.h"
 #include "base/program.h"
+#include "sample/dynamics.h"
 #include "sample/figures.h"
 #include "sample/formats.h"
 #include "sample/keys.h"
@@ -109,7 +111,7 @@ typedef struct { // what all songs of one call share
     int64_t tokens, bars; // at most so much new material; 0: no limit
     double seconds;       // at least so much, to the next bar line; 0: no limit, but one of the three is set
     int64_t context, songs, threads;
-    double bpm;
+    double bpm, dynamics;
     uint64_t seed;
     const char *scale, *lowest, *highest;
     bool live;
@@ -256,6 +258,7 @@ static void song_describe(Song *song, const Model *model, const Settings *settin
     if (settings->highest) song_add_setting(song, "highest %.8s", settings->highest);
     if (model->kind == GPT) song_add_setting(song, "context %lld", (long long)settings->context);
     if (settings->prime.marks.n_tempos == 1) song_add_setting(song, "bpm %g", settings->bpm);
+    if (settings->dynamics < 1) song_add_setting(song, "dynamics %g", settings->dynamics);
     if (settings->prime.path) {
         const char *slash = strrchr(settings->prime.path, '/');
         song_add_setting(song, "prime %.120s (%zu tokens%s%s%s)", slash ? slash + 1 : settings->prime.path,
@@ -332,7 +335,8 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     TextBuffer report = {NULL, 0, 0, false};
     const bool none = song->interrupted && song->n == song->n_prime;
     song_describe(song, job->model, settings);
-    bool ok = none || song_finish(song, settings->prime.left_out, &settings->prime.marks, problem);
+    bool ok = none || (song_finish(song, settings->prime.left_out, &settings->prime.marks, problem) &&
+                       song_add_dynamics(song, settings->dynamics, &settings->prime, problem));
     for (int k = 0; ok && !none && k < outputs->n; k++) {
         if (!format_of(outputs->list[k])->make) continue;
         char *name = output_name(outputs->list[k], i, job->all);
@@ -506,7 +510,6 @@ static bool read_prime(Settings *s, bool own_bpm, FILE *out, char *error) {
         marks->tempos[0].value = own_bpm ? (int)lrint(60e6 / s->bpm) : last;
         marks->n_tempos = 1;
     }
-    midi_free(&s->prime.song);
     return true;
 }
 
@@ -613,6 +616,8 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     call->context = flag_whole(f, "context", &s->context, 1024, 1, 65536,
                                "a Transformer's token looks back on the last N; an LSTM's state carries all");
     call->bpm = flag_number(f, "bpm", &s->bpm, 120, "[4, 1000]", "quarters per minute [the prime's, else 120]");
+    flag_number(f, "dynamics", &s->dynamics, 1, "[0, 1]",
+                "how far notes are louder and softer than others; 0: not, and no pedal");
     flag_whole(f, "threads", &s->threads, 0, 1, 1024, "that share the songs of -n; changes no byte [all cores]");
     flag_text(f, "data", "WHERE", &call->data, NULL,
               "the training set or its folder: says how many notes in a row a song has copied, in any key");

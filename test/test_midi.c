@@ -341,6 +341,18 @@ static void test_writing(void) {
     MIDI_FREE(bytes);
     midi_free(&song);
 
+    // The pedal is lifted before what ends and begins at its tick, and pressed again if another one begins there.
+    static const uint8_t pedals[] = {0,    0xB3, 64, 127, 10,   0xB3, 64, 0, 0,    0xB3, 64, 127, 0,
+                                     0x90, 60,   80, 10,  0xB3, 64,   0,  0, 0x90, 60,   0,  0};
+    empty_song(&song, 0);
+    midi_add_note(&song, 10, 20, 60, 80, 0, 0);
+    midi_add_pedal(&song, 10, 20, 3, 0), midi_add_pedal(&song, 0, 10, 3, 0);
+    CHECK(midi_write(&song, &bytes, &size, &error), "%s", error.text);
+    CHECK(size > 22 + sizeof pedals && !memcmp(bytes + 22, pedals, sizeof pedals), "the pedals are written otherwise");
+    CHECK(midi_read(&again, bytes, size, &error) && again.pedal_presses == 2 && !again.n_pedals, "%s", error.text);
+    MIDI_FREE(bytes);
+    midi_free(&song), midi_free(&again);
+
     // Notes of one key that begin together keep their velocities, and the last of three that end together too.
     empty_song(&song, 0);
     midi_add_note(&song, 0, 500, 60, 10, 0, 0);
@@ -367,7 +379,7 @@ static void test_writing(void) {
 
 // Songs with one field out of its range must be refused, by midi_write and by midi_encode.
 static void test_refused(void) {
-    for (int i = 0; i < 22; i++) {
+    for (int i = 0; i < 25; i++) {
         midi_song song;
         midi_error error;
         uint8_t *bytes;
@@ -377,6 +389,7 @@ static void test_refused(void) {
         midi_add_tempo(&song, 0, 500000, 0);
         midi_add_meter(&song, 0, 4, 2, 0);
         midi_add_text(&song, 0, 1, "x", 0);
+        midi_add_pedal(&song, 0, 480, 0, 0);
         midi_note *note = song.notes;
         switch (i) {
         case 0: note->start = -1; break;
@@ -400,13 +413,16 @@ static void test_refused(void) {
         case 18: song.texts->type = 0; break;
         case 19: song.texts->type = 16; break;
         case 20: song.texts->tick = -1; break;
+        case 21: song.pedals->end = 0; break;
+        case 22: song.pedals->start = -1; break;
+        case 23: song.pedals->channel = 16; break;
         default: break; // nothing wrong
         }
         int good = midi_write(&song, &bytes, &size, &error);
-        CHECK(good == (i == 21) && (good || bytes == NULL), "midi_write, song %d", i);
+        CHECK(good == (i == 24) && (good || bytes == NULL), "midi_write, song %d", i);
         MIDI_FREE(bytes);
         good = midi_encode(&song, &bytes, &size, NULL, &error);
-        CHECK(good == (i == 21) && (good || bytes == NULL), "midi_encode, song %d", i);
+        CHECK(good == (i == 24) && (good || bytes == NULL), "midi_encode, song %d", i);
         MIDI_FREE(bytes);
         midi_free(&song);
     }

@@ -49,11 +49,12 @@ static void test_page(void) {
         {0, 500000, 60, 80, 0, 0}, {125000, 458333, 108, 1, 0, 0}, {1234567890, 1234567890, 21, 127, 0, 0}};
     static const bool from_prime[] = {true, false, false};
     static const int64_t bars[] = {0, 2000000, 1234500000};
+    static const midi_pedal pedals[] = {{62500, 2000000, 0, 0}, {2062500, 1234500000, 0, 0}};
     uint8_t mid[256];
     for (int i = 0; i < 256; i++) mid[i] = (uint8_t)(255 - i);
     for (size_t size = 252; size <= 256; size++) {
         const PlayerSong songs[2] = {{odd_title, "seed 7\nmodel a", mid, size, notes, from_prime, 3, bars, 3,
-                                      one_tempo(1e-6), 0.125, 1240, 117.5},
+                                      one_tempo(1e-6), 0.125, 1240, 117.5, pedals, 2},
                                      {.title = "", .settings = "", .bpm = 60}}; // no notes, no file
         TextBuffer page = page_of(songs, 2), again = page_of(songs, 2);
         const char *data = strstr(page.bytes, "type=\"application/json\">"),
@@ -70,8 +71,9 @@ static void test_page(void) {
               "settings, numbers and bars");
         CHECK(data &&
                   strstr(data, "{\"title\":\"\",\"settings\":\"\",\"bpm\":60,\"prime\":0,\"seconds\":0,\n\"bars\":[],\n"
-                               "\"notes\":[\n],\n\"mid\":\"\"}]\n</script>"),
+                               "\"notes\":[\n],\n\"pedals\":[],\n\"mid\":\"\"}]\n</script>"),
               "the empty song");
+        CHECK(data && strstr(data, "\n],\n\"pedals\":[[0.0625,2],[2.0625,1234.5]],\n\"mid\":\""), "pedals");
         at += strlen("\"notes\":[\n");
         for (int i = 0; i < 3; i++) {
             double start, seconds;
@@ -137,7 +139,7 @@ static void test_errors(void) {
     midi_note note = {0, 1, 60, 80, 0, 0};
     int64_t bars[2] = {0, 2};
     const bool prime = false;
-    const PlayerSong good = {"Song", "", NULL, 0, &note, &prime, 1, bars, 2, one_tempo(1), 0, 4, 120};
+    const PlayerSong good = {"Song", "", NULL, 0, &note, &prime, 1, bars, 2, one_tempo(1), 0, 4, 120, NULL, 0};
     PlayerSong song = good;
     TextBuffer out = page_of(&good, 1);
     free(out.bytes);
@@ -168,6 +170,7 @@ typedef struct {
     midi_song file, grid; // as it is, and as tokens have it
     bool *from_prime;
     int64_t *bars;
+    midi_pedal *pedals; // from a while behind each bar line to the next
     PlayerSong song;
 } Piece;
 
@@ -191,6 +194,11 @@ static void piece_read(Piece *piece, const char *path, int seed) { // or the end
     for (size_t i = 0; i < grid->n_bars; i++) {
         if (grid->bars[i] > 0) piece->bars[n_bars++] = grid->bars[i] * song->division / grid->division;
     }
+    piece->pedals = (midi_pedal *)calloc(n_bars, sizeof *piece->pedals);
+    for (size_t i = 0; i + 1 < n_bars; i++) {
+        const int64_t start = piece->bars[i], end = piece->bars[i + 1];
+        piece->pedals[i] = (midi_pedal){start + (end - start) / 16, end, 0, 0};
+    }
     const int64_t prime_end = n_bars > 4 ? piece->bars[4] : 0;
     for (size_t i = 0; i < song->n_notes; i++) piece->from_prime[i] = song->notes[i].start < prime_end;
     out->prime_seconds = (double)prime_end * tick;
@@ -209,6 +217,8 @@ static void piece_read(Piece *piece, const char *path, int seed) { // or the end
     out->n_notes = song->n_notes;
     out->bars = piece->bars;
     out->n_bars = n_bars;
+    out->pedals = piece->pedals;
+    out->n_pedals = n_bars - 1;
     out->tempo = one_tempo(tick);
     out->bpm = 60 / quarter;
     MIDI_FREE(tokens);

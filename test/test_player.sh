@@ -89,10 +89,11 @@ function colours() { // of the roll: how many dots have each
     return seen;
 }
 
-function inTime(list, speed) { // each note where its start says, relative to the first
+function inTime(list, speed) { // each note where its start says, relative to the first, until the pedal is lifted
     const [first] = list;
+    const until = note => (song.pedals.find(([down, up]) => down < note.end && note.end <= up) || [0, note.end])[1];
     return list.every(s => near(s.when - first.when, (s.note.start - first.note.start) / speed, 1e-3) &&
-        near(s.until - s.when, (s.note.end - s.note.start) / speed, 1e-3));
+        near(s.until - s.when, (until(s.note) - s.note.start) / speed, 1e-3));
 }
 
 async function looks(phone) {

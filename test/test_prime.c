@@ -220,7 +220,6 @@ static void check_counts(void) {
     says("; 4 of 38 notes moved to the grid of 16ths");
     says("; 2 of 38 notes longer than two bars struck again");
     says("; 6 of 38 notes of drums played as keys (--no-drums drops them)");
-    says("; all notes become equally loud");
     // Up to the first note of the eighth beat, at step 28.
     midi_report first;
     midi_count(&score, 28, &first);

@@ -29,7 +29,8 @@ static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
     if (!notes) return fail(error, "no memory for %zu notes", n);
     for (size_t i = 0; i < n; i++) {
         const midi_note *note = &song->midi.notes[i];
-        const double seconds = tempo_seconds(&song->tempo, (double)note->start, (double)note->end);
+        const double until = (double)song_sounds_until(song, note->end);
+        const double seconds = tempo_seconds(&song->tempo, (double)note->start, until);
         notes[i] = (SynthNote){song_time(song, note->start), seconds, note->key, note->velocity / 127.0};
     }
     bool ok = synth_wav(out, notes, n, song_seconds(song) + synth_tail, error);
@@ -55,6 +56,8 @@ static inline bool page_song(TextBuffer *out, const Song *song, bool first, char
                              .n_notes = song->midi.n_notes,
                              .bars = song->lines,
                              .n_bars = (size_t)song->n_lines,
+                             .pedals = song->midi.pedals,
+                             .n_pedals = song->midi.n_pedals,
                              .tempo = &song->tempo,
                              .prime_seconds = song_time(song, song->prime_end),
                              .seconds = song_seconds(song),

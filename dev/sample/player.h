@@ -25,6 +25,8 @@ typedef struct {
     size_t n_bars;
     const TempoMap *tempo;              // seconds by ticks
     double prime_seconds, seconds, bpm; // where the prime ends, 0 if there is none; where the song ends
+    const midi_pedal *pedals;           // one behind the other
+    size_t n_pedals;
 } PlayerSong;
 
 // A string of JSON that an HTML parser reads over, too: no < > & in it.
@@ -94,6 +96,12 @@ static inline bool player_song(TextBuffer *out, const PlayerSong *song, bool fir
         }
         text_print(out, "[%.9g,%.9g,%d,%d%s]%s\n", start, seconds, note->key, note->velocity,
                    song->from_prime[i] ? ",1" : "", i + 1 < song->n_notes ? "," : "");
+    }
+    text_print(out, "],\n\"pedals\":[");
+    for (size_t i = 0; i < song->n_pedals; i++) {
+        const double down = tempo_seconds(song->tempo, 0, (double)song->pedals[i].start);
+        const double up = tempo_seconds(song->tempo, 0, (double)song->pedals[i].end);
+        text_print(out, "%s[%.9g,%.9g]", i ? "," : "", down, up);
     }
     text_print(out, "],\n\"mid\":\"");
     player_base64(out, song->mid, song->mid_size);

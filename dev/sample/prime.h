@@ -1,7 +1,7 @@
 // The prime of a song: of a MIDI file the tokens from which the song goes on, its tempos and time signatures, and what
 // is said of all that is dropped or changed. Tokens are those of midi.h, without the silence around the music.
 //
-// Leaves out: loudness and the pedal. C11, gcc and clang.
+// Leaves out: the pedal. C11, gcc and clang.
 #ifndef PRIME_H
 #define PRIME_H
 
@@ -66,7 +66,8 @@ static inline void prime_cut(Prime *p) {
 
 static inline int by_place(const void *a, const void *b) {
     const midi_note *x = a, *y = b;
-    return x->start != y->start ? (x->start < y->start ? -1 : 1) : x->key - y->key;
+    if (x->start != y->start) return x->start < y->start ? -1 : 1;
+    return x->key != y->key ? x->key - y->key : x->velocity - y->velocity;
 }
 
 // How many notes that are heard begin together with another one of their key. Leaves only those, begun on the grid.
@@ -79,7 +80,9 @@ static inline size_t count_doubled(midi_song *song) {
         if (key && midi_steps(note.end, song->division) > note.start) song->notes[heard++] = note;
     }
     qsort(song->notes, song->n_notes = heard, sizeof *song->notes, by_place);
-    for (size_t i = 1; i < heard; i++) doubled += !by_place(&song->notes[i - 1], &song->notes[i]);
+    for (size_t i = 1; i < heard; i++) {
+        doubled += song->notes[i - 1].start == song->notes[i].start && song->notes[i - 1].key == song->notes[i].key;
+    }
     return doubled;
 }
 
@@ -175,8 +178,6 @@ static inline bool prime_tell(const Prime *p, double bpm, bool own_bpm, FILE *to
     const size_t used = r->notes + r->vanished + r->out_of_range, tempos = p->marks.n_tempos;
     const char *const file = "the file's ";
     TextBuffer out = {NULL, 0, 0, false};
-    bool loudness = false;
-    for (size_t i = 0; i < song->n_notes; i++) loudness |= song->notes[i].velocity != song->notes[0].velocity;
     text_print(&out, "the first %zu of %zu tokens, at %g quarters a minute", p->n, p->all, bpm);
     if (tempos > 1 && !own_bpm) {
         text_print(&out, "; %zu change%s of tempo, the last to %g", tempos - 1, plural(tempos - 1),
@@ -199,7 +200,6 @@ static inline bool prime_tell(const Prime *p, double bpm, bool own_bpm, FILE *to
     tell(&out, song->open_notes, file, p->notes, "never ended, ended with their track");
     if (song->unread_tracks) text_print(&out, "; %zu tracks that its header does not announce", song->unread_tracks);
     if (song->pedal_presses) text_print(&out, "; the sustain pedal is left out");
-    if (loudness) text_print(&out, "; all notes become equally loud");
     if (r->assumed_meter) text_print(&out, "; no time signature, read as 4/4");
     if (!out.failed) print_line(to, "prime %s: %.*s", p->path, (int)out.size, out.bytes);
     free(out.bytes);

@@ -246,6 +246,20 @@ static inline double song_time(const Song *song, int64_t tick) { // seconds up t
     return tempo_seconds(&song->tempo, 0, (double)tick);
 }
 
+// The tick until which a note sounds: its end, or where the pedal is lifted that is down then.
+static inline int64_t song_sounds_until(const Song *song, int64_t end) {
+    const midi_pedal *pedals = song->midi.pedals; // one behind the other
+    size_t low = 0, high = song->midi.n_pedals;
+    while (low < high) { // the first that is lifted at this end or later
+        const size_t middle = low + (high - low) / 2;
+        if (pedals[middle].end < end)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < song->midi.n_pedals && pedals[low].start < end ? pedals[low].end : end;
+}
+
 static inline double song_seconds(const Song *song) { return song_time(song, song->end); }
 
 // The lowest and the highest key that is played; false, 127 and 0 if there is no note.

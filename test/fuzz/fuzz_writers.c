@@ -1,5 +1,5 @@
 // Songs in files (sample/song.h, formats.h): any tokens, tempo and names are a song of which
-// - no key is struck while it sounds, and the notes of the prime are marked or left out;
+// - no key is struck while it sounds, velocities are 1 to 127, and the notes of the prime are marked or left out;
 // - the .mid is read back as the same notes without anything odd;
 // - the .svg is well-formed XML with each note in it once, and as large as notes and bars make it;
 // - the .html is the page with the songs in it as JSON that no HTML parser looks into, a line for each note;
@@ -18,6 +18,7 @@ UNTRACED static void promise_notes(const Song *song) {
     int64_t free_at[128] = {0};
     for (size_t i = 0; i < song->midi.n_notes; i++) {
         const midi_note *note = &song->midi.notes[i];
+        PROMISE(note->velocity >= 1 && note->velocity <= 127, "note %zu has velocity %d", i, note->velocity);
         PROMISE(note->start >= free_at[note->key] && note->end > note->start, "note %zu overlaps", i);
         PROMISE(note->end <= song->end, "note %zu ends after the song", i);
         PROMISE(!song->from_prime[i] || (!song->written && note->start < song->prime_end), "note %zu is marked", i);
@@ -34,11 +35,14 @@ UNTRACED static void through_mid(const Song *song) {
     PROMISE(make_mid(&out, song, problem), "%s", problem);
     PROMISE(midi_read(&back, out.bytes, out.size, &error), "%s", error.text);
     PROMISE(!back.open_notes && !back.unmatched_offs && !back.ignored_meters && back.n_meters, "an odd file");
+    PROMISE(back.pedal_presses == song->midi.n_pedals, "%zu pedals became %zu", song->midi.n_pedals,
+            back.pedal_presses);
     PROMISE(back.n_notes == song->midi.n_notes, "%zu notes became %zu", song->midi.n_notes, back.n_notes);
     if (back.n_notes) qsort(back.notes, back.n_notes, sizeof *back.notes, midi__note_before);
     for (size_t i = 0; i < back.n_notes; i++) {
         const midi_note *a = &song->midi.notes[i], *b = &back.notes[i];
-        PROMISE(a->start == b->start && a->end == b->end && a->key == b->key, "note %zu differs", i);
+        PROMISE(a->start == b->start && a->end == b->end && a->key == b->key && a->velocity == b->velocity,
+                "note %zu differs", i);
     }
     if (back.n_notes) planted(out.bytes, out.capacity);
     midi_free(&back);
@@ -134,6 +138,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size) {
     snprintf(song.model, sizeof song.model, "%.*s", (int)n_name, name);
     song_add_setting(&song, "%.*s", (int)n_how, name + n_name + 1);
     PROMISE(song_finish(&song, input[3] & 1, &marks, error), "%s", error);
+    PROMISE(song_add_dynamics(&song, input[6] / 255.0, &(Prime){0}, error), "%s", error);
     promise_notes(&song);
     through_mid(&song);
     through_svg(&song);
