@@ -41,13 +41,16 @@ typedef struct {     // all 0, but for the strength, where a song begins
 // Finds the best place for tokens[n]. Returns the chance c, below 1, that this is memory->again.
 static inline double memory_chance(Memory *memory, const uint8_t *tokens, int64_t n) {
     const int64_t first = n > MEMORY_REACH + MEMORY_LEAST ? n - MEMORY_REACH : MEMORY_LEAST;
+    uint32_t end, before; // four tokens, which differ at most places
     memory->same = 0;
-    if (memory->strength == 0) return 0;
+    if (memory->strength == 0 || n < MEMORY_NEAR) return 0;
+    memcpy(&end, tokens + n - sizeof end, sizeof end);
     for (int64_t place = n - MEMORY_NEAR; place >= first && memory->same < MEMORY_SAME; place--) {
-        if (memcmp(tokens + place - MEMORY_LEAST, tokens + n - MEMORY_LEAST, MEMORY_LEAST)) continue;
-        int same = MEMORY_LEAST;
+        memcpy(&before, tokens + place - sizeof before, sizeof before);
+        if (before != end) continue;
+        int same = sizeof end;
         while (same < MEMORY_SAME && same < place && tokens[place - 1 - same] == tokens[n - 1 - same]) same++;
-        if (same <= memory->same) continue;
+        if (same < MEMORY_LEAST || same <= memory->same) continue;
         memory->same = same;
         memory->again = tokens[place];
     }
