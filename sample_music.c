@@ -223,9 +223,10 @@ static bool maker_take(Maker *maker, const float *logits) {
     const size_t i = song->n - song->n_prime;
     const int previous = song->n ? song->tokens[song->n - 1] : MIDI_BAR;
     Philox4 words = philox(maker->key, (uint32_t)i, 0, 0, 0);
+    const double chance = memory_chance(&maker->memory, song->tokens, (int64_t)song->n);
     float mixed[V];
     memcpy(mixed, logits, sizeof mixed);
-    mix(mixed, maker->memory.again, memory_chance(&maker->memory, song->tokens, (int64_t)song->n));
+    mix(mixed, maker->memory.again, chance);
     int token = draw(mixed, previous, &settings->filter, philox_uniform(words.x[0], words.x[1]));
     song->tokens[song->n++] = (uint8_t)token;
     memory_see(&maker->memory, token);

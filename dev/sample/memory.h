@@ -54,8 +54,8 @@ static inline double memory_chance(Memory *memory, const uint8_t *tokens, int64_
         memory->same = same;
         memory->again = tokens[place];
     }
-    const double needed = MEMORY_SAME - memory->owed / MEMORY_OWED;
-    return memory->same && memory->owed >= 0 && memory->same >= needed ? 1 - pow(0.8, memory->same) : 0;
+    const double needed = MEMORY_SAME - memory->owed / MEMORY_OWED; // no place has more than MEMORY_SAME
+    return memory->same >= needed ? 1 - pow(0.8, memory->same) : 0;
 }
 
 // The song goes on with a token.
