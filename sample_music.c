@@ -23,6 +23,7 @@
 #include "sample/keys.h"
 #include "sample/live.h"
 #include "sample/measure.h"
+#include "sample/memory.h"
 #include "sample/prime.h"
 #include "sample/song.h"
 #define MIDI_IMPLEMENTATION
@@ -111,7 +112,7 @@ typedef struct { // what all songs of one call share
     int64_t tokens, bars; // at most so much new material; 0: no limit
     double seconds;       // at least so much, to the next bar line; 0: no limit, but one of the three is set
     int64_t context, songs, threads;
-    double bpm, dynamics;
+    double bpm, dynamics, memory;
     uint64_t seed;
     const char *scale, *lowest, *highest;
     bool live;
@@ -128,6 +129,7 @@ typedef struct { // a song in the making
     size_t fed;       // tokens that the model has seen, a first BAR included if there is no prime
     int64_t bars;     // whole new ones; -1: in the bar in which a prime breaks off
     Place place;      // behind the last token
+    Memory memory;    // of the song so far
     int64_t first;    // step at which the new material begins
     size_t notes;     // new ones
     size_t whole;     // tokens up to the last new bar line behind a note; 0: there is none
@@ -172,7 +174,12 @@ static bool maker_begin(Maker *maker, const Settings *settings, uint64_t seed, c
     *maker = (Maker){.settings = settings, .key = philox_key(seed, PHILOX_SAMPLE, 0), .most = most};
     maker->song = (Song){.seed = seed, .tokens = malloc(n + most), .n = n, .n_prime = n};
     if (!maker->song.tokens) return fail(error, "no memory for a song of %zu tokens", n + most);
-    for (size_t i = 0; i < n; i++) place_see(&maker->place, maker->song.tokens[i] = settings->prime.tokens[i]);
+    maker->memory.strength = settings->memory;
+    for (size_t i = 0; i < n; i++) {
+        place_see(&maker->place, maker->song.tokens[i] = settings->prime.tokens[i]);
+        memory_chance(&maker->memory, maker->song.tokens, (int64_t)i);
+        memory_see(&maker->memory, maker->song.tokens[i]);
+    }
     maker->first = place_step(&maker->place);
     maker->bars = n && settings->prime.tokens[n - 1] != MIDI_BAR ? -1 : 0;
     maker->started = seconds_now();
@@ -218,8 +225,13 @@ static bool maker_take(Maker *maker, const float *logits) {
     const size_t i = song->n - song->n_prime;
     const int previous = song->n ? song->tokens[song->n - 1] : MIDI_BAR;
     Philox4 words = philox(maker->key, (uint32_t)i, 0, 0, 0);
-    int token = draw(logits, previous, &settings->filter, philox_uniform(words.x[0], words.x[1]));
+    const double chance = memory_chance(&maker->memory, song->tokens, (int64_t)song->n);
+    float mixed[V];
+    memcpy(mixed, logits, sizeof mixed);
+    mix(mixed, maker->memory.again, chance);
+    int token = draw(mixed, previous, &settings->filter, philox_uniform(words.x[0], words.x[1]));
     song->tokens[song->n++] = (uint8_t)token;
+    memory_see(&maker->memory, token);
     maker->surprises += surprise(logits, token);
     const bool line = place_see(&maker->place, token);
     maker->bars += line;
@@ -256,6 +268,7 @@ static void song_describe(Song *song, const Model *model, const Settings *settin
     if (settings->scale) song_add_setting(song, "scale %.24s", settings->scale);
     if (settings->lowest) song_add_setting(song, "lowest %.8s", settings->lowest);
     if (settings->highest) song_add_setting(song, "highest %.8s", settings->highest);
+    song_add_setting(song, "memory %g", settings->memory);
     if (model->kind == GPT) song_add_setting(song, "context %lld", (long long)settings->context);
     if (settings->prime.marks.n_tempos == 1) song_add_setting(song, "bpm %g", settings->bpm);
     if (settings->dynamics < 1) song_add_setting(song, "dynamics %g", settings->dynamics);
@@ -300,7 +313,7 @@ typedef struct { // what the command line asks for
     const char *weights, *dataset, *data;
     Figures training; // of data
     int64_t stride;
-    bool bench;
+    bool bench, stream;
     bool page;      // an .html is asked for
     FILE *report;   // stdout, unless that is for music
     bool shortened; // by Ctrl-C: a song was interrupted, or never begun
@@ -601,6 +614,8 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
                 "only the likeliest tokens that together have F of the chance [1: all]");
     flag_number(f, "min-p", &s->filter.min_p, 0, "[0, 1]",
                 "only tokens at least F times as likely as the likeliest [0: all]");
+    flag_number(f, "memory", &s->memory, 0.25, "[0, 1]",
+                "the part of a song that comes back to what was played before, about; 0: no help for the model's own");
     flag_text(f, "scale", "NAME", &s->scale, NULL, "new notes only from a scale: C-major, F#-minor, Bb-blues, ...");
     flag_text(f, "lowest", "KEY", &s->lowest, NULL, "no new note below: C3, F#2, 48");
     flag_text(f, "highest", "KEY", &s->highest, NULL, "no new note above");
@@ -624,6 +639,7 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     flag_text(f, "eval", "DATASET", &call->dataset, NULL,
               "no song: the model's mean loss on this test.safetensors, as the trainers' --eval");
     flag_whole(f, "eval-stride", &call->stride, 64, 1, 1e15, "of every Nth window of 256; 1: all");
+    flag_switch(f, "stream", &call->stream, "--eval over whole pieces, by the model alone and with --memory");
     flag_switch(f, "bench", &call->bench,
                 "no song: time a token of -n songs (a Transformer's at contexts 256 and 1,024) against reading memory, "
                 "one core");
@@ -634,6 +650,7 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
                         : s->prime.no_drums   ? "no-drums"
                                               : NULL;
     if (needs && !s->prime.path) return fail(error, "--%s: it goes with --prime FILE", needs);
+    if (call->stream && !call->dataset) return fail(error, "--stream: it goes with --eval DATASET");
     if (call->bench && call->dataset) return fail(error, "--bench and --eval exclude each other; give one of them");
     if (call->bench && s->songs > MAX_SLOTS) {
         return fail(error, "-n %lld: --bench takes at most %d songs", (long long)s->songs, MAX_SLOTS);
@@ -741,7 +758,9 @@ static int run(Call *call, Model *models, int argc, char **argv, char *error) {
     const int songs = (int)settings->songs;
     for (int k = 0; ok && k < call->models.n; k++) {
         const Model *m = &models[k];
-        if (call->dataset) ok = measure_loss(m, call->dataset, call->stride, threads_of(settings), error);
+        const int threads = threads_of(settings), context = (int)settings->context;
+        if (call->stream) ok = measure_stream(m, call->dataset, context, settings->memory, threads, error);
+        if (call->dataset && !call->stream) ok = measure_loss(m, call->dataset, call->stride, threads, error);
         if (call->bench) ok = measure_speed(m, 256, songs, error);
         if (call->bench && ok && m->kind == GPT) ok = measure_speed(m, 1024, songs, error);
     }

@@ -340,6 +340,8 @@ static const Case cases[] = {
     {"song", NULL, SONGS "lstm/last.safetensors --seed 1 --weights int8 -o -", "prints"},
     {"loss", NULL, "sample_music lstm/model.safetensors --threads 1 --eval data/test.safetensors --eval-stride 2000",
      "prints"},
+    {"stream", NULL,
+     "sample_music gpt/model.safetensors --threads 1 --context 24 --eval data/test.safetensors --stream", "prints"},
     {"compare", NULL, "dev/tools/compare_tensors compare gpt/model.safetensors gpt/last.safetensors", "prints"},
     {"statistics", NULL,
      "dev/tools/music_stats --length 3000 --train data data/test.safetensors midi/test/002_etude_in_B_flat_major.mid "

@@ -1,5 +1,5 @@
 // The sampler as a program, with random models of both kinds: the filters against brute force, the grammar, the same
-// bytes for the same seed alone and in a batch, guards, primes, bars, --eval, and every error's sentence and status.
+// bytes for the same seed alone and in a batch, guards, primes, bars, --eval, --memory, and all errors' sentences.
 #define TESTING
 #include "sample_music.c"
 
@@ -313,6 +313,106 @@ static void check_eval(void) {
     free(tokens);
 }
 
+// --eval --stream, and --memory in songs: against plain computations.
+static void check_memory(void) {
+    enum { N = 900 };
+    uint8_t *tokens = random_tokens(N);
+    for (int i = 0; i < 100; i++) tokens[500 + i] = tokens[400 + i]; // that come back
+    const int64_t pieces[] = {0, 1, 1, 290, N};
+    CHECK(dataset_save(in_folder("eval.safetensors"), tokens, N, pieces, 4, "", error), "%s", error);
+    Model model;
+    Batch batch;
+    const int slot = 0;
+    double alone = 0, together = 0, says[2];
+    int n[2];
+    CHECK(model_load(&model, small_model, FLOAT32, error) && batch_new(&batch, &model, 1, 64, error), "%s", error);
+    const bool lstm = model.kind == LSTM;
+    const char *context = lstm ? "" : " --context 64";
+    for (int p = 0; p < 4; p++) {
+        Memory memory = {.strength = 0.75};
+        batch_begin(&batch, 0);
+        for (int64_t i = 0; i < pieces[p + 1] - pieces[p]; i++) {
+            const uint8_t *piece = tokens + pieces[p];
+            const int token = i ? piece[i - 1] : MIDI_BAR;
+            double all = 0, chance;
+            batch_step(&batch, &slot, 1, &token);
+            for (int v = 0; v < V; v++) all += exp(row(batch.logits, 0)[v]);
+            chance = exp(row(batch.logits, 0)[piece[i]]) / all;
+            alone -= log(chance);
+            const double c = memory_chance(&memory, piece, i);
+            together -= log((1 - c) * chance + (c > 0 && memory.again == piece[i] ? c : 0));
+            memory_see(&memory, piece[i]);
+        }
+    }
+    batch_free(&batch);
+    char first[sizeof said];
+    CHECK(call("MODEL --eval @/eval.safetensors --stream --memory 0.75 --threads 1%s", context) == 0, "%s", said);
+    const char *line = strstr(said, "stream alone=");
+    CHECK(line && sscanf(line, "stream alone=%lf loss=%lf pieces=%d tokens=%d ", says, says + 1, n, n + 1) == 4 &&
+              n[0] == 4 && n[1] == N,
+          "%s", said);
+    CHECK(fabs(says[0] - alone / N) < 2e-6 && fabs(says[1] - together / N) < 2e-6, "%g and %g, not %g and %g", says[0],
+          says[1], alone / N, together / N);
+    CHECK(says[1] < says[0] - 0.1, "the memory does not help where tokens come back: %s", said);
+    memcpy(first, said, sizeof said);
+    CHECK(call("MODEL --eval @/eval.safetensors --stream --memory 0.75 --threads 3%s", context) == 0 &&
+              !strcmp(first, said),
+          "other threads say: %s", said);
+    CHECK(call("MODEL --eval @/eval.safetensors --stream --memory 0%s", context) == 0 &&
+              (line = strstr(said, "stream alone=")) &&
+              sscanf(line, "stream alone=%lf loss=%lf", says, says + 1) == 2 && says[0] == says[1],
+          "without a memory there are two losses: %s", said);
+    CHECK(call("MODEL --stream -o @/x.mid") == 2 && strstr(said, "--stream: it goes with --eval DATASET"), "%s", said);
+    CHECK(call("MODEL --eval @/nothing --stream") == 1, "%s", said);
+    free(tokens);
+
+    // Each token is drawn from the mixture, and without a memory from the model's chances alone.
+    for (int with = 0; with < 2; with++) {
+        Settings settings = {.filter = {.temperature = 0.2, .top_p = 1}, .tokens = 700, .context = 64, .bpm = 120};
+        settings.memory = with;
+        Song song;
+        Memory memory = {.strength = with};
+        int wrong = 0, spoke = 0;
+        CHECK(song_make(&song, &model, &settings, 3, error) && batch_new(&batch, &model, 1, 64, error), "%s", error);
+        for (size_t i = 0; i < song.n; i++) {
+            const int token = i ? song.tokens[i - 1] : MIDI_BAR;
+            float logs[V];
+            batch_step(&batch, &slot, 1, &token);
+            const double c = memory_chance(&memory, song.tokens, (int64_t)i);
+            memcpy(logs, row(batch.logits, 0), sizeof logs);
+            if (c > 0) {
+                double all = 0;
+                for (int v = 0; v < V; v++) all += exp(row(batch.logits, 0)[v]);
+                for (int v = 0; v < V; v++) {
+                    const double p = (1 - c) * exp(row(batch.logits, 0)[v]) / all + (v == memory.again ? c : 0);
+                    logs[v] = (float)log(p);
+                }
+            }
+            Philox4 words = philox(philox_key(3, PHILOX_SAMPLE, 0), (uint32_t)i, 0, 0, 0);
+            wrong += draw(logs, token, &settings.filter, philox_uniform(words.x[0], words.x[1])) != song.tokens[i];
+            spoke += c > 0;
+            memory_see(&memory, song.tokens[i]);
+        }
+        CHECK(wrong == 0 && (spoke > 0) == with, "memory %d: %d tokens are not from the mixture, %d by memory", with,
+              wrong, spoke);
+        batch_free(&batch);
+        song_free(&song);
+    }
+    model_free(&model);
+
+    for (int threads = 1; threads <= 2; threads++) {
+        CHECK(call("MODEL --seed 2 -n 3 --memory 1 --temperature 0.4 --tokens 700 -o @/m.mid --threads %d", threads) ==
+                  0,
+              "%s", said);
+        CHECK(call("MODEL --seed 3 --memory 1 --temperature 0.4 --tokens 700 -o @/m.mid -o @/m.svg") == 0, "%s", said);
+        CHECK(same_file("m-2.mid", "m.mid"), "a song with memory differs from the same in a batch");
+        contains("m.svg", "memory 1");
+        CHECK(call("MODEL --seed 3 --memory 0 --temperature 0.4 --tokens 700 -o @/m0.mid") == 0, "%s", said);
+        CHECK(!same_file("m0.mid", "m.mid"), "--memory changes nothing");
+    }
+    CHECK(call("MODEL --memory 1.5 -o @/x.mid") == 2 && strstr(said, "--memory 1.5"), "%s", said);
+}
+
 // One page for all songs, files of other kinds for each.
 static void check_pages(void) {
     CHECK(call("MODEL --seed 5 -n 3 --tokens 60 -o @/page.html -o @/page.svg") == 0, "%s", said);
@@ -570,7 +670,7 @@ static void check_kinds(const char *gpt, const char *lstm) {
     CHECK(strstr(said, " mb_per_step=") && strstr(said, " fraction="), "%s", said);
     CHECK(call("MODEL --tokens 9 --seed 1 -o @/k.svg") == 0, "%s", said);
     contains("k.svg", "(lstm, 2 layers of width 20)");
-    contains("k.svg", "temperature 1, bpm 120");
+    contains("k.svg", "temperature 1, memory 0.25, bpm 120");
     snprintf(small_model, sizeof small_model, "%s", gpt);
     CHECK(call("MODEL --bench") == 0 &&
               !strncmp(said, "bench model=gpt weights=float32 songs=1 context=256 tokens_per_s=", 65),
@@ -716,6 +816,7 @@ int main(void) {
         check_batches();
         check_guards();
         check_eval();
+        check_memory();
         check_prime();
         if (kind) check_lstm_files(small_lstm);
         if (!kind) check_gpt_files(small);

@@ -1,5 +1,5 @@
 // How good and how fast a model is, as the sampler runs it: how surprising it finds a token, its loss on a dataset
-// (--eval), and its speed beside that of reading memory (--bench). C11, gcc and clang.
+// (--eval), in windows or over whole pieces, and its speed beside that of reading memory (--bench). C11, gcc and clang.
 #ifndef SAMPLE_MEASURE_H
 #define SAMPLE_MEASURE_H
 
@@ -7,6 +7,7 @@
 
 #include "base/data.h"
 #include "base/program.h"
+#include "sample/memory.h"
 
 // ---- what logits say
 
@@ -24,6 +25,14 @@ static inline double surprise(const float *logits, int token) {
     const float most = largest_lane(tops);
     for (int v = 0; v < V; v += LANES) sums += exp_vector(some_logits(logits, v) - most);
     return most + log(sum_lanes(sums)) - logits[token];
+}
+
+// Gives a token c more of the chance, and all tokens 1 - c of what they had, 0 <= c < 1. Only the logit of the token
+// changes, as the others keep their ratios.
+static inline void mix(float *logits, int token, double c) {
+    if (c == 0) return;
+    const double alone = surprise(logits, token); // -log p, and p + c / (1 - c) takes the place of p
+    logits[token] = (float)(logits[token] + alone + log(exp(-alone) + c / (1 - c)));
 }
 
 static inline bool not_finite(const Model *model, char *error) {
@@ -93,6 +102,93 @@ static inline bool measure_loss(const Model *model, const char *dataset, int64_t
                    sum / (double)(n * WINDOW), (long long)n, (long long)n * WINDOW, (long long)stride,
                    precision_names[model->precision], model->path);
     }
+    free(losses);
+    dataset_close(&data);
+    return good;
+}
+
+// ---- the loss over whole pieces, with a memory and without
+
+typedef struct { // of a piece or of all, by kind of token
+    int64_t n[4];
+    double alone[4], together[4]; // the network's surprises, and those of network and memory
+} StreamLoss;
+
+// A piece is fed as a song is made, behind a bar line. False: numbers that are not finite.
+static inline bool stream_piece(Batch *batch, const uint8_t *tokens, int64_t n, double strength, StreamLoss *loss) {
+    const int slot = 0;
+    Memory memory = {.strength = strength};
+    batch_begin(batch, slot);
+    for (int64_t i = 0; i < n; i++) {
+        const int previous = i ? tokens[i - 1] : 0, kind = token_kind(tokens[i]);
+        batch_step(batch, &slot, 1, &previous);
+        if (!logits_finite(row(batch->logits, slot))) return false;
+        const double alone = surprise(row(batch->logits, slot), tokens[i]);
+        const double c = memory_chance(&memory, tokens, i);
+        loss->n[kind]++;
+        loss->alone[kind] += alone;
+        loss->together[kind] +=
+            c > 0 && memory.again == tokens[i] ? -log((1 - c) * exp(-alone) + c) : alone - log(1 - c);
+        memory_see(&memory, tokens[i]);
+    }
+    return true;
+}
+
+// A line for each kind of token that comes, and one for all.
+static inline void stream_print(const StreamLoss *pieces, int64_t n_pieces, const char *about) {
+    static const char *const kinds[] = {"bar", "offset", "pitch", "duration"};
+    double tokens = 0, alone = 0, together = 0;
+    for (int k = 0; k < 4; k++) {
+        StreamLoss sum = {{0}, {0}, {0}}; // in [0], of this kind
+        for (int64_t p = 0; p < n_pieces; p++) {
+            sum.n[0] += pieces[p].n[k];
+            sum.alone[0] += pieces[p].alone[k];
+            sum.together[0] += pieces[p].together[k];
+        }
+        const double n = (double)sum.n[0];
+        if (n > 0)
+            printf("%-9s alone %.4f  with memory %.4f  over %.0f tokens\n", kinds[k], sum.alone[0] / n,
+                   sum.together[0] / n, n);
+        tokens += n;
+        alone += sum.alone[0];
+        together += sum.together[0];
+    }
+    print_line(stdout, "stream alone=%.6f loss=%.6f pieces=%lld tokens=%.0f %s", alone / tokens, together / tokens,
+               (long long)n_pieces, tokens, about);
+}
+
+// The loss over the whole pieces of a dataset, on at most so many threads. Prints lines.
+static inline bool measure_stream(const Model *model, const char *dataset, int context, double strength, int threads,
+                                  char *error) {
+    Dataset data;
+    char about[ERROR_SIZE], back[16] = "all"; // tokens that the model looks back on
+    if (!dataset_open(&data, dataset, WINDOW, error)) return false;
+    if (model->kind == GPT) snprintf(back, sizeof back, "%d", context);
+    StreamLoss *losses = calloc((size_t)data.n_pieces + 1, sizeof *losses);
+    bool good = losses || fail(error, "%s: no memory for its pieces", dataset);
+    if (good && !data.n_tokens) good = fail(error, "%s: there is no token in it", dataset);
+    (void)threads; // used with OpenMP only
+#pragma omp parallel num_threads(threads) if (good)
+    {
+        Batch batch = {0};
+        char problem[ERROR_SIZE];
+        bool ok = good && batch_new(&batch, model, 1, context, problem);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t p = 0; p < data.n_pieces; p++) {
+            const int64_t first = data.pieces[p], n = data.pieces[p + 1] - first;
+            if (!ok) continue;
+            ok = stream_piece(&batch, data.tokens + first, n, strength, &losses[p]) || not_finite(model, problem);
+        }
+#pragma omp critical(measure)
+        {
+            if (!ok && good) memcpy(error, problem, ERROR_SIZE);
+            good = good && ok;
+        }
+        batch_free(&batch);
+    }
+    snprintf(about, sizeof about, "memory=%g context=%s weights=%s model=%s", strength, back,
+             precision_names[model->precision], model->path);
+    if (good) stream_print(losses, data.n_pieces, about);
     free(losses);
     dataset_close(&data);
     return good;

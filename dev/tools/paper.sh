@@ -233,7 +233,7 @@ figure() { # NAME FOLDER FLAGS...: the .svg gets its name last; a sampler that i
     figure=$out/$1 model=$out/$2/model.safetensors
     shift 2
     [ ! -e "$figure.svg" ] || return 0
-    run "$sample" "$model" "$@" -o "$figure.mid" -o "$figure.part.svg" || exit 1
+    run "$sample" "$model" "$@" --memory 0 -o "$figure.mid" -o "$figure.part.svg" || exit 1
     mv "$figure.part.svg" "$figure.svg" || exit 1
 }
 
