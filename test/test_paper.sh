@@ -116,7 +116,8 @@ for file in music/test/*.mid; do # of two test pieces both are taken
 done
 equal "test pieces" $piece 3
 equal "primes of the statistics" "$(cksum <whole/primes/prime-2.mid)" "$(cksum <whole/prime-2.mid)"
-for row in "real, test" "real, train" "Transformer, free" "Transformer, primed" "LSTM, free" "LSTM, primed"; do
+for row in "real, test" "real, train" "Transformer, free" "Transformer, primed" "LSTM, free" "LSTM, primed" \
+    "Transformer, primed, memory" "LSTM, free, memory"; do
     check "paper.md has a row of $row" grep -q "^| $row  .*|  .*|  .*|$" whole/paper.md
 done
 for name in gpt:Transformer lstm:LSTM; do
@@ -124,6 +125,8 @@ for name in gpt:Transformer lstm:LSTM; do
     songs=whole/$model/songs
     equal "songs" "$(cd $songs/3-primed && echo *.mid) $(cd $songs/3-free && echo *.mid)" \
         "prime-1-1.mid prime-1-2.mid prime-2.mid song-1.mid song-2.mid song-3.mid"
+    check "memory makes other songs" test "$(cksum <$songs/3-free/song-1.mid)" != \
+        "$(cksum <$songs/3-free-memory/song-1.mid)"
     "$root/dev/tools/music_stats" --train whole/data $songs/3-primed | sed -n '3s/^[^|]*|[^|]*//p' >wanted
     sed -n "s/^| $name, primed  *\(|.*\)/\1/p" whole/statistics.md | cmp -s - wanted
     check "the row of $name, primed, is that of its songs" test $? -eq 0 -a -s wanted

@@ -237,29 +237,32 @@ figure() { # NAME FOLDER FLAGS...: the .svg gets its name last; a sampler that i
     mv "$figure.part.svg" "$figure.svg" || exit 1
 }
 
-# FOLDER NAME FLAGS...: songs for the statistics, and their rows. They have 128 tokens more than an excerpt, because of
-# several notes of one key at a time a .mid file has one. A sampler that is stopped begins with these songs again.
+sing() { # FLAGS...: songs for the statistics, of the model in $folder. They have 128 tokens more than an excerpt, because
+    # of several notes of one key at a time a .mid file has one.
+    run "$sample" "$folder/model.safetensors" --tokens 1152 --seed 1 --data "$data" "$@" || exit 1
+}
+
+# FOLDER NAME: the songs of a model, without and with the sampler's memory, and their rows. A sampler that is stopped
+# begins with these songs again.
 songs() {
-    folder=$out/$1 name=$2
-    shift 2
-    set -- "$folder/model.safetensors" --tokens 1152 --seed 1 --data "$data" "$@"
-    for kind in free primed; do
-        into=$folder/songs/$songs-$kind piece=1
+    folder=$out/$1
+    for set in free primed free-memory primed-memory; do
+        into=$folder/songs/$songs-$set kind=${set%-memory} memory='--memory 0' row="$2, ${set%-memory}" piece=1
+        [ "$set" = "$kind" ] || row="$row, memory" memory=''
         if [ ! -e "$into" ]; then
             echo "paper: making $songs songs in $into"
             rm -rf "$into.part"
             mkdir -p "$into.part" || exit 1
-            [ $kind = primed ] || run "$sample" "$@" -n "$songs" -o "$into.part/song.mid" >"$into.part/songs.txt" ||
-                exit 1
+            [ $kind = primed ] || sing $memory -n "$songs" -o "$into.part/song.mid" >"$into.part/songs.txt"
             while [ $kind = primed ] && [ $piece -le "$pieces" ]; do
                 share=$(((songs + pieces - piece) / pieces))
-                [ $share -eq 0 ] || run "$sample" "$@" -n $share --prime "$out/primes/prime-$piece.mid" --no-prime \
-                    -o "$into.part/prime-$piece.mid" >>"$into.part/songs.txt" || exit 1
+                [ $share -eq 0 ] || sing $memory -n $share --prime "$out/primes/prime-$piece.mid" --no-prime \
+                    -o "$into.part/prime-$piece.mid" >>"$into.part/songs.txt"
                 piece=$((piece + 1))
             done
             mv "$into.part" "$into" || exit 1
         fi
-        rows="$rows$line$name, $kind=$into"
+        rows="$rows$line$row=$into"
     done
 }
 line='
