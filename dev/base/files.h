@@ -88,6 +88,17 @@ static inline char *path_join(const char *folder, const char *name) {
     return path;
 }
 
+// The path of a file that lies beside this program, for free(); argv0 as main got it, for where /proc is not.
+static inline char *path_beside_program(const char *argv0, const char *name) {
+    char self[4096];
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (length < 0) length = snprintf(self, sizeof self, "%.4000s", argv0);
+    self[length] = 0;
+    char *slash = strrchr(self, '/');
+    strcpy(slash ? slash : self, slash ? "" : ".");
+    return path_join(self, name);
+}
+
 static inline bool make_folders(const char *path, char *error) { // as mkdir -p; an existing folder is fine
     char *part = path_join(path, "");
     bool made = true;

@@ -52,27 +52,26 @@ static inline bool starter_wanted(void) {
 
 // Composes the starter corpus into the folder, by the two programs beside this one, and makes its datasets.
 static inline bool starter_compose(TrainRun *run) {
-    char self[PATH_MAX + 1], compose[PATH_MAX + 32], prepare[PATH_MAX + 32];
-    ssize_t length = readlink("/proc/self/exe", self, PATH_MAX);
-    if (length < 0) length = snprintf(self, sizeof self, "%s", run->argv[0]);
-    if (length > PATH_MAX) length = PATH_MAX;
-    self[length] = 0;
-    char *slash = strrchr(self, '/');
-    strcpy(slash ? slash : self, slash ? "" : ".");
-    snprintf(compose, sizeof compose, "%s/data_prep/compose_music", self);
-    snprintf(prepare, sizeof prepare, "%s/data_prep/prepare_music", self);
+    char *compose = path_beside_program(run->argv[0], "data_prep/compose_music");
+    char *prepare = path_beside_program(run->argv[0], "data_prep/prepare_music");
     const char *first[] = {compose, "--out", DEFAULT_DATA "/starter", NULL};
     const char *second[] = {prepare, "--out", DEFAULT_DATA, DEFAULT_DATA "/starter/train", DEFAULT_DATA "/starter/test",
                             NULL};
     const char *missing = access(compose, X_OK) ? compose : access(prepare, X_OK) ? prepare : NULL;
+    bool good = !missing;
     if (missing) {
-        return fail(run->error,
-                    "%s: there is no music here yet, and %s, which would make some, cannot be run (%s); build it with "
-                    "make, or give --data a folder made by prepare_music",
-                    DEFAULT_DATA, missing, strerror(errno));
+        fail(
+            run->error,
+            "%s: there is no music here yet, and %s, which would make some, cannot be run (%s); build it with make, or "
+            "give --data a folder made by prepare_music",
+            DEFAULT_DATA, missing, strerror(errno));
+    } else {
+        fprintf(stderr, "%s: no music here yet: composing the starter corpus into it\n", DEFAULT_DATA);
+        good = run_program(compose, first, run->error) && run_program(prepare, second, run->error);
     }
-    fprintf(stderr, "%s: no music here yet: composing the starter corpus into it\n", DEFAULT_DATA);
-    return run_program(compose, first, run->error) && run_program(prepare, second, run->error);
+    free(compose);
+    free(prepare);
+    return good;
 }
 
 #endif
