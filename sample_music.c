@@ -638,7 +638,7 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
               "the training set or its folder: says how many notes in a row a song has copied, in any key");
     flag_text(f, "eval", "DATASET", &call->dataset, NULL,
               "no song: the model's mean loss on this test.safetensors, as the trainers' --eval");
-    flag_whole(f, "eval-stride", &call->stride, 64, 1, 1e15, "of every Nth window of 256; 1: all");
+    Flag *stride = flag_whole(f, "eval-stride", &call->stride, 64, 1, 1e15, "of every Nth window of 256; 1: all");
     flag_switch(f, "stream", &call->stream, "--eval over whole pieces, by the model alone and with --memory");
     flag_switch(f, "bench", &call->bench,
                 "no song: time a token of -n songs (a Transformer's at contexts 256 and 1,024) against reading memory, "
@@ -651,6 +651,7 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
                                               : NULL;
     if (needs && !s->prime.path) return fail(error, "--%s: it goes with --prime FILE", needs);
     if (call->stream && !call->dataset) return fail(error, "--stream: it goes with --eval DATASET");
+    if (call->stream && stride->given) return fail(error, "--eval-stride: --stream takes whole pieces; give one of them");
     if (call->bench && call->dataset) return fail(error, "--bench and --eval exclude each other; give one of them");
     if (call->bench && s->songs > MAX_SLOTS) {
         return fail(error, "-n %lld: --bench takes at most %d songs", (long long)s->songs, MAX_SLOTS);

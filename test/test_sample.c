@@ -363,6 +363,8 @@ static void check_memory(void) {
               sscanf(line, "stream alone=%lf loss=%lf", says, says + 1) == 2 && says[0] == says[1],
           "without a memory there are two losses: %s", said);
     CHECK(call("MODEL --stream -o @/x.mid") == 2 && strstr(said, "--stream: it goes with --eval DATASET"), "%s", said);
+    CHECK(call("MODEL --eval x --stream --eval-stride 9") == 2 && strstr(said, "--stream takes whole pieces"), "%s",
+          said);
     CHECK(call("MODEL --eval @/nothing --stream") == 1, "%s", said);
     free(tokens);
 
