@@ -8,6 +8,7 @@
 # make bench               the trainers' speed on this machine
 # make compare             the CUDA trainers against the CPU reference, tensor by tensor
 # make paper               the published comparison: both models trained, evaluated and sampled, DATA=a MIDI folder
+# make starter-model       data_prep/starter_model.safetensors anew, which sample_music uses until a model is trained
 # make help                these lines
 # CC=clang, OPENMP=no (one thread) and CFLAGS=... do what one expects.
 
@@ -139,6 +140,16 @@ bench: $(TRAINERS)
 paper: $(TRAINERS) sample_music $(PREPARE) dev/tools/paper dev/tools/music_stats
 	@dev/tools/paper.sh
 
+# What sample_music uses until a model is trained: some minutes of the Transformer, small, on the starter corpus.
+STARTER = data_prep/starter_model.safetensors
+starter-model: build/train_gpt_music_cpu $(PREPARE)
+	rm -rf build/starter
+	data_prep/compose_music --out build/starter
+	data_prep/prepare_music --out build/starter build/starter/train build/starter/test
+	build/train_gpt_music_cpu --data build/starter --out build/starter/out --layers 4 --width 96 --heads 6 \
+		--hidden 192 --recipe tuned --lr 8e-3 --warmup 200 --weight-decay 0.1 --dropout 0.1 --epochs 1
+	cp build/starter/out/model.safetensors $(STARTER)
+
 # The CUDA trainers against the CPU reference, number by number: on a GPU in full size, else through the emulator.
 ON_GPU = $(filter cuda,$(DEVICE))
 compare: $(if $(ON_GPU),$(TRAINERS),$(TRAINERS:%=build/%_emu)) $(TRAINERS:%=build/%_cpu) $(PREPARE) \
@@ -200,7 +211,7 @@ check: $(call needed,$(CHECKS))
 	@$(if $(CHECKS),$(RUN_TESTS) -v $(CHECKS),echo 'make check T=$(T): T must be one of $(SUBJECTS)' >&2; exit 2)
 
 # What scripts run is made before them.
-test/test_cli.sh test/test_sampler.sh: all
+test/test_cli.sh test/test_sampler.sh test/test_sweep.sh: all
 test/test_paper.sh: all dev/tools/paper dev/tools/music_stats
 test/test_player.sh: build/test_player data_prep/compose_music
 test/test_prepare.sh test/test_resume.sh: $(PREPARE)
@@ -282,4 +293,4 @@ clean:
 
 -include $(wildcard build/dep/*.d)
 
-.PHONY: all bench check compare format fuzz help lines paper plain test test-long clean FORCE
+.PHONY: all bench check compare format fuzz help lines paper plain starter-model test test-long clean FORCE

@@ -36,6 +36,8 @@
 
 _Static_assert((int)DATA_TOKENS == (int)MIDI_TOKENS, "models and midi.h have the same tokens");
 
+#define STARTER "data_prep/starter_model.safetensors" // beside this program; `make starter-model` trains it
+
 enum { MAX_MODELS = 16, INTERRUPTED = 130 }; // the exit status that shells give to what Ctrl-C ended
 
 static volatile sig_atomic_t interrupted; // by Ctrl-C or SIGTERM, which ends songs first and then the program
@@ -594,7 +596,7 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     Settings *s = &call->settings;
     const double many = 1e6;
     flag_texts(f, "", "MODEL", &call->models, MAX_MODELS,
-               "what a trainer saved, or its --out folder; several to compare [out/gpt, else out/lstm]");
+               "what a trainer saved, or its --out folder; several to compare [out/gpt, out/lstm, or a small one]");
     flag_texts(
         f, "o", "FILE", &call->outputs, MAX_TEXTS,
         "write FILE: .mid is music, .wav sound, .html a page that shows and plays all songs, .svg a piano roll, - "
@@ -651,7 +653,8 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
                                               : NULL;
     if (needs && !s->prime.path) return fail(error, "--%s: it goes with --prime FILE", needs);
     if (call->stream && !call->dataset) return fail(error, "--stream: it goes with --eval DATASET");
-    if (call->stream && stride->given) return fail(error, "--eval-stride: --stream takes whole pieces; give one of them");
+    if (call->stream && stride->given)
+        return fail(error, "--eval-stride: --stream takes whole pieces; give one of them");
     if (call->bench && call->dataset) return fail(error, "--bench and --eval exclude each other; give one of them");
     if (call->bench && s->songs > MAX_SLOTS) {
         return fail(error, "-n %lld: --bench takes at most %d songs", (long long)s->songs, MAX_SLOTS);
@@ -686,8 +689,8 @@ static char *model_in(const char *folder, bool latest) {
     return NULL;
 }
 
-// Puts the model's file in the place of each folder, and finds one if none is named.
-static bool find_models(Call *call, char *error) {
+// Puts the model's file in the place of each folder, and finds one if none is named; program: argv[0].
+static bool find_models(Call *call, const char *program, char *error) {
     static const char *const usual[] = {"out/gpt", "out/lstm"};
     const bool named = call->models.n;
     for (int i = 0; i < 4 && !named && !call->models.n; i++) {
@@ -695,8 +698,15 @@ static bool find_models(Call *call, char *error) {
         if (call->found[0]) call->models.list[call->models.n++] = usual[i % 2];
     }
     if (!call->models.n) {
-        return fail(error, "out/gpt/model.safetensors: there is no such model yet; train one with ./train_gpt_music, "
-                           "or name a model's file");
+        char *starter = call->found[0] = path_beside_program(program, STARTER);
+        if (access(starter, R_OK)) {
+            return fail(error,
+                        "out/gpt/model.safetensors: there is no such model yet, and no %s; train one with "
+                        "./train_gpt_music, or name a model's file",
+                        starter);
+        }
+        print_line(call->report, "%s: used, a small model that comes along, because none is trained yet", starter);
+        call->models.list[call->models.n++] = starter;
     }
     for (int k = 0; k < call->models.n; k++) {
         const char *folder = call->models.list[k];
@@ -749,7 +759,7 @@ static int run(Call *call, Model *models, int argc, char **argv, char *error) {
     if (flags.help) return print_help(&flags);
     if (flags.version) printf("sample_music %s\n", MUSIC_VERSION);
     if (flags.version) return 0;
-    if (!find_models(call, error) || !load_models(call, models, error)) return 1;
+    if (!find_models(call, argv[0], error) || !load_models(call, models, error)) return 1;
     for (int k = 0; k < call->models.n; k++) any_context = any_context || models[k].kind == GPT;
     if (call->context->given && !any_context) {
         fail(error, "--context %lld: %s is an LSTM, whose state carries all that came before; leave the flag out",

@@ -356,4 +356,16 @@ refuses 2 "--bench and --eval exclude each other" gpt/model.safetensors --bench 
 refuses 2 "-n 17: --bench takes at most 16 songs" gpt/model.safetensors --bench -n 17
 refuses 1 "nothing: " nothing
 refuses 1 "nothing: " gpt/model.safetensors nothing
+
+# ---- the model that comes along, where none is trained: small, and good at the starter corpus
+starter=data_prep/starter_model.safetensors
+check "it is small" test "$(wc -c <"$root/$starter")" -le 1500000
+mkdir untrained
+cd untrained || exit 1
+run 0 --tokens 60 -o song.mid
+prints "^$root/$starter: used, a small model that comes along, because none is trained yet"
+is_midi song.mid
+run 0 --eval ../data/test.safetensors --eval-stride 1600
+loss=$(sed -n 's/^eval loss=\([0-9.]*\) .*/\1/p' stdout)
+check "the loss of it is $loss" awk "BEGIN { exit !($loss > 0.5 && $loss < 0.8) }"
 report sampler
