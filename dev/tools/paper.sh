@@ -237,8 +237,9 @@ figure() { # NAME FOLDER FLAGS...: the .svg gets its name last; a sampler that i
     mv "$figure.part.svg" "$figure.svg" || exit 1
 }
 
-sing() { # FLAGS...: songs for the statistics, of the model in $folder. They have 128 tokens more than an excerpt, because
-    # of several notes of one key at a time a .mid file has one.
+# FLAGS...: songs for the statistics, of the model in $folder. They have 128 tokens more than an excerpt, because of
+# several notes of one key at a time a .mid file has one.
+sing() {
     run "$sample" "$folder/model.safetensors" --tokens 1152 --seed 1 --data "$data" "$@" || exit 1
 }
 
@@ -247,7 +248,8 @@ sing() { # FLAGS...: songs for the statistics, of the model in $folder. They hav
 songs() {
     folder=$out/$1
     for set in free primed free-memory primed-memory; do
-        into=$folder/songs/$songs-$set kind=${set%-memory} memory='--memory 0' row="$2, ${set%-memory}" piece=1
+        into=$folder/songs/$songs-$set kind=${set%-memory} piece=1
+        row="$2, $kind" memory='--memory 0'
         [ "$set" = "$kind" ] || row="$row, memory" memory=''
         if [ ! -e "$into" ]; then
             echo "paper: making $songs songs in $into"
