@@ -6,6 +6,7 @@
 # make fuzz T=midi FOR=60  a fuzz target of test/fuzz for so many seconds; without T each of them (clang's fuzzer)
 # make format              clang-format 14 over all C and CUDA; make lines: lines of code by room, and what to read
 # make bench               the trainers' speed on this machine
+# make count               what a GPU would do in a training step, counted without one, and a model of its time
 # make compare             the CUDA trainers against the CPU reference, tensor by tensor
 # make paper               the published comparison: both models trained, evaluated and sampled, DATA=a MIDI folder
 # make starter-model       data_prep/starter_model.safetensors anew, which sample_music uses until a model is trained
@@ -126,7 +127,15 @@ build/%_emu_race: build/emu/%.cu build/cuda_emu_race.o build/flags | $(EMU_SOURC
 	@mkdir -p $(@D)
 	$(EMU_COMPILE) -Werror -O0 -g -Wno-unknown-pragmas -fsanitize=thread -c -o $@.o -x c++ $<
 	$(CXX) $(LDFLAGS) -o $@ $@.o build/cuda_emu_race.o $(LDLIBS)
-build/cuda_emu_race.o: dev/emu/cuda_emu_race.cpp build/flags
+# Counts: by GCC, optimized but for what splits or joins the loads and stores that the source states.
+COUNT_CXX := $(if $(findstring clang,$(CXX)),g++,$(CXX))
+build/%_emu_count build/cuda_emu_count.o: private CXX = $(COUNT_CXX)
+build/%_emu_count: build/emu/%.cu build/cuda_emu_count.o build/flags | $(EMU_SOURCES)
+	@mkdir -p $(@D)
+	$(EMU_COMPILE) -Werror -O2 -fno-tree-sra -fno-store-merging -fno-tree-vectorize -g -Wno-unknown-pragmas \
+		-fsanitize=thread -c -o $@.o -x c++ $<
+	$(CXX) $(LDFLAGS) -o $@ $@.o build/cuda_emu_count.o $(LDLIBS)
+build/cuda_emu_race.o build/cuda_emu_count.o: build/%.o: dev/emu/%.cpp build/flags
 	$(CXX) -std=c++20 $(CXX_WARNINGS) -Werror -O2 $(INCLUDES) $(DEPENDENCIES) -c -o $@ $<
 .PRECIOUS: build/emu/%
 
@@ -220,6 +229,7 @@ test/test_headers.sh: build/player_page.h
 test/test_machines.sh: $(PREPARE) dev/tools/compare_tensors $(TRAINERS:%=build/%_cpu)
 build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_music $(PREPARE) \
 	dev/tools/compare_tensors dev/tools/music_stats
+test/test_count.sh: $(addprefix build/,test/test_count_emu_count $(TRAINERS:%=%_emu_count)) $(PREPARE)
 test/test_emu.sh test/test_matmul_gpu.sh test/test_recurrence.sh: test/%.sh: $(addprefix build/test/%,$(EMULATED))
 test/test_plain.sh: plain dev/tools/compare_tensors build/plain_step_gpt build/plain_step_lstm \
 	$(foreach build,cpu cpu_sanitized cpu_narrow emu,$(TRAINERS:%=build/%_$(build)))

@@ -22,6 +22,8 @@
 //   cuda_emu_threads.h       fibers, the scheduler, barriers, shared memory, launches
 //   cuda_emu_tensor_core.h   the instructions of cuda/tensor_core.cuh
 //   cuda_emu_race.cpp        the race check
+//   cuda_emu_count.cpp       counts of what a GPU would do
+//   cuda_emu_hooks.h         what these two share
 //
 // How to build, for x86-64 and 64-bit ARM (not run on the latter yet):
 //   { echo '#line 1 "x.cu"'; sed -f dev/emu/cuda2cpp.sed x.cu; } >x.cpp
@@ -31,15 +33,17 @@
 //   g++ -std=c++20 -g -fsanitize=address,undefined -Idev x.cpp    to find accesses out of bounds, of any memory
 //   g++ -std=c++20 -g -fsanitize=thread -Idev -c x.cpp            to find missing barriers, missing events in graphs
 //   g++ -std=c++20 -O2 -Idev x.o dev/emu/cuda_emu_race.cpp
+//   make build/x_emu_count                                        to count, x.cu lying in the checkout
 //
 // What every build finds: launches that CUDA refuses, barriers that only some threads reach, deadlocks, shuffles from
 // lanes that are absent, copies past an allocation. A kernel's mistake ends the program with the line of the .cu; a
 // call's mistake is returned as CUDA's error. Memory starts as NaN.
-// What it cannot tell: speed, bank conflicts, registers, the last bits of a tensor core's sums, whether a kernel reads
+// What it cannot tell: speed, registers, the last bits of a tensor core's sums, whether a kernel reads
 // the host's memory (here it may), what streams that are not captured would do at the same time.
 //
 // Environment:
 //   CUDA_EMU_ORDER=fwd|rev|rand[:SEED]   which thread, warp, block, graph node goes first, if CUDA leaves it open [fwd]
+//   CUDA_EMU_COUNTS=FILE                 where a program built to count prints what it has counted [stdout]
 //   CUDA_EMU_KERNELS=FILE                at the end the names of the kernels that ran are appended to FILE, one a line
 //   CUDA_EMU_MEMORY=MIB                  size of the device's memory [as much as the machine has]
 //   CUDA_EMU_CAPABILITY=7.5              compute capability that the device reports [8.0]; 0: there is no device

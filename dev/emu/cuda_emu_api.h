@@ -30,7 +30,12 @@ EMU_VECTORS(unsigned, uint)
 inline void __syncthreads(EMU_SITE) { emu::block_barrier(site); }
 inline void __syncwarp(unsigned mask = ~0u, EMU_SITE) {
     emu::warp_operation(
-        mask, nullptr, [](emu::Warp &warp, unsigned) { warp.synced = ++emu::sync_clock; }, site);
+        mask, nullptr,
+        [](emu::Warp &warp, unsigned) {
+            warp.synced = ++emu::sync_clock;
+            emu::note_work(emu::WARP_BARRIER);
+        },
+        site);
 }
 EMU_UNCHECKED inline void __threadfence() {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -279,13 +284,13 @@ inline int blocks_at_once(int threads, size_t shared) { // on one multiprocessor
     return std::min(2048 / ((threads + 31) / 32 * 32), std::min(32, SHARED_SIZE / ((int)shared + 1024)));
 }
 
-inline cudaError_t launch_checked(const void *kernel, Launch launch, Stream *stream) {
+inline cudaError_t launch_checked(Launch launch, Stream *stream) {
     dim3 grid = launch.grid, block = launch.block;
     size_t threads = (size_t)block.x * block.y * block.z, blocks = (size_t)grid.x * grid.y * grid.z;
     bool grid_fits = blocks && grid.x < 1u << 31 && grid.y < 1u << 16 && grid.z < 1u << 16;
     if (config.major == 0) return result(cudaErrorNoDevice);
     if (!grid_fits || !threads || threads > 1024 || block.z > 64) return result(cudaErrorInvalidConfiguration);
-    size_t limit = dynamic_limit.count(kernel) ? dynamic_limit[kernel] : SHARED_DEFAULT;
+    size_t limit = dynamic_limit.count(launch.entry) ? dynamic_limit[launch.entry] : SHARED_DEFAULT;
     if (launch.shared > limit) return result(cudaErrorInvalidValue);
     if (launch.cooperative && blocks > (size_t)(config.multiprocessors * blocks_at_once((int)threads, launch.shared)))
         return result(cudaErrorCooperativeLaunchTooLarge);
@@ -298,7 +303,7 @@ inline auto launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block
                    Stream *stream = nullptr) {
     return [=](P... arguments) {
         auto body = [=] { kernel(arguments...); };
-        launch_checked((const void *)kernel, {name, body, grid, block, shared, false}, stream);
+        launch_checked({(const void *)kernel, name, body, grid, block, shared, false}, stream);
     };
 }
 // What cuda2cpp.sed makes of cudaLaunchCooperativeKernel(kernel, ...).
@@ -309,7 +314,7 @@ inline cudaError_t launch_cooperative(const char *name, void (*kernel)(P...), di
         return std::make_tuple(*(std::decay_t<P> *)arguments[I]...);
     };
     auto body = [kernel, values = values_of(std::index_sequence_for<P...>())] { std::apply(kernel, values); };
-    return launch_checked((const void *)kernel, {name, body, grid, block, shared, true}, stream);
+    return launch_checked({(const void *)kernel, name, body, grid, block, shared, true}, stream);
 }
 } // namespace emu
 

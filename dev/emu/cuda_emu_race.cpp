@@ -23,13 +23,9 @@
 // What it leaves out: accesses of a single byte, atomics themselves (they never race), local variables that other
 // threads are given pointers to, copies and memsets in a graph, readers in more than two branches of a graph. A
 // volatile access counts as any other: set flags by atomics. It needs addr2line to name places.
-#define EMU_RACE
-#include "emu/cuda_emu_threads.h"
-using namespace emu;
-extern "C" char __executable_start;
+#include "emu/cuda_emu_hooks.h"
 
 namespace {
-const size_t MEMORY = (size_t)2 << 30; // address space only, until it is used
 enum Level : uint32_t { ONE, LANES, WARPS, BLOCKS };
 struct Access {
     uint32_t who : 30;   // the thread's number in the grid
@@ -47,12 +43,8 @@ struct Kernel { // a kernel of the graph's launch that is under way
     uint32_t threads;         // of a block
     uint32_t launched, ended; // by the clock
 };
-const uint32_t SITE = 1u << 31, IN_FLIGHT = ~0u;
-char *memory, *memory_end, *memory_top;
-Cell *cells;
-std::map<size_t, std::vector<void *>> unused; // by size
-std::map<void *, size_t> sizes;
-std::vector<Site> sites;
+const uint32_t IN_FLIGHT = ~0u;
+Cell *const cells = (Cell *)reserve(MEMORY / 2 * sizeof(Cell));
 using Known = std::map<uint32_t, uint32_t>; // by the number of a block: up to when its accesses are known
 std::map<uint32_t, Known> known_to;         // what a block knows of the others, and which of its own it has fenced
 std::map<const void *, Known> known_by;     // what the next atomic on this variable learns
@@ -60,25 +52,6 @@ uint32_t known_since;                       // the gang->synced for which these 
 const std::vector<bool> *past;              // Node::past of the node that runs; null: no graph runs
 std::vector<Kernel> ran;                    // the kernels of the graph's launch so far
 std::vector<Kernel> beside;                 // those of them that are not in order with the one that runs
-
-std::string place(uint32_t where) {
-    char text[256];
-    if (where & SITE) {
-        snprintf(text, sizeof text, "%s:%d", sites[where - SITE].file, sites[where - SITE].line);
-        return text;
-    }
-    // Where functions of the emulator were inlined, this is the innermost line of the .cu.
-    snprintf(text, sizeof text, "addr2line -ise /proc/%d/exe %#x", (int)getpid(), where - 1);
-    std::string found = "an unknown place";
-    FILE *pipe = popen(text, "r");
-    while (pipe && fgets(text, sizeof text, pipe)) {
-        text[strcspn(text, " \n")] = 0;
-        found = text;
-        if (strncmp(text, "cuda_emu", 8)) break;
-    }
-    if (pipe) pclose(pipe);
-    return found;
-}
 
 uint32_t threads_of_block() { return blockDim.x * blockDim.y * blockDim.z; }
 uint32_t block_number() { return blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z); }
@@ -149,9 +122,8 @@ void learn(const void *p) {
     for (auto &[block, when] : there->second) mine[block] = std::max(mine[block], when);
 }
 
-void check(const void *address, size_t size, AccessKind kind, uint32_t where) {
-    const char *p = (const char *)address;
-    if (p < memory || p >= memory_end) return;
+void accessed(const void *p, size_t size, AccessKind kind, uint32_t where) {
+    if (!in_memory(p)) return;
     if (!me) {
         fprintf(stderr, "cuda_emu: %s: host code %s device memory; use cudaMemcpy\n", place(where).c_str(),
                 kind == READ ? "reads" : "writes");
@@ -159,59 +131,28 @@ void check(const void *address, size_t size, AccessKind kind, uint32_t where) {
     }
     if (kind == READ) learn(p);
     Access now = {(block_number() * threads_of_block() + (uint32_t)me->number) & ~(3u << 30), ONE, sync_clock, where};
-    Cell *first = cells + (p - memory) / 2;
+    Cell *first = cells + offset_of(p) / 2;
     for (Cell *cell = first; cell < first + size / 2; cell++) {
         const char *what = kind == READ ? "read" : "write";
-        if (kind != ARRIVAL && conflict(cell->write, now)) report(what, now, "write", cell->write);
-        if (kind == WRITE || kind == REQUEST)
+        if (kind != ARRIVED_WRITE && conflict(cell->write, now)) report(what, now, "write", cell->write);
+        if (kind == WRITE || kind == COPY_WRITE)
             for (const Access &read : {cell->read, cell->read_beside})
                 if (conflict(read, now)) report(what, now, "read", read);
-        if (kind == REQUEST) now.when = IN_FLIGHT;
+        if (kind == COPY_WRITE) now.when = IN_FLIGHT;
         if (kind != READ)
             *cell = {now, {}, {}};
         else
             add_reader(by_kernel_beside(cell->read) ? cell->read_beside : cell->read, now);
     }
 }
-uint32_t code(const void *pc) { return (uint32_t)((const char *)pc - &__executable_start); }
-void *reserve(size_t size) {
-    void *p = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p != MAP_FAILED) return p;
-    perror("cuda_emu: address space for the race check");
-    exit(1);
-}
 } // namespace
 
-void *emu::allocate(size_t size) {
-    if (!memory) {
-        memory = memory_top = (char *)reserve(MEMORY);
-        memory_end = memory + MEMORY;
-        cells = (Cell *)reserve(MEMORY / 2 * sizeof(Cell));
-    }
-    std::vector<void *> &same = unused[size];
-    if (same.empty()) {
-        if (size + 512 > (size_t)(memory_end - memory_top)) return nullptr;
-        same.push_back(memory_top);
-        memory_top += (size + 511) / 256 * 256; // a gap of 256 bytes or more
-    } else {
-        forget_accesses(same.back(), size);
-    }
-    void *p = same.back();
-    same.pop_back();
-    sizes[p] = size;
-    return p;
-}
-void emu::deallocate(void *p) {
-    if (p) unused[sizes[p]].push_back(p);
-}
 void emu::forget_accesses(const void *p, size_t size) {
-    memset(cells + ((const char *)p - memory) / 2, 0, (size + 1) / 2 * sizeof(Cell));
+    memset(cells + offset_of(p) / 2, 0, (size + 1) / 2 * sizeof(Cell));
 }
 void emu::note_access(const void *p, size_t size, AccessKind kind, Site site) {
-    uint32_t i = 0;
-    while (i < sites.size() && (sites[i].line != site.line || sites[i].file != site.file)) i++;
-    if (i == sites.size()) sites.push_back(site);
-    check(p, size, kind, SITE + i);
+    if (kind == COPY_READ || kind == EXCHANGE_READ || kind == EXCHANGE_WRITE) return;
+    accessed(p, size, kind == ARRIVED_READ ? READ : kind, number_of(site));
 }
 
 void emu::note_fence() {
@@ -235,58 +176,5 @@ void emu::note_node(const std::vector<bool> *past_of_node) {
     past = past_of_node;
     if (!past) ran.clear();
 }
-
-// ---- What the compiler calls
-
-#define HOOK extern "C" __attribute__((used))
-#define HERE code(__builtin_return_address(0))
-#define ACCESSES(N)                                                                                                    \
-    HOOK void __tsan_read##N(void *p) { check(p, N, READ, HERE); }                                                     \
-    HOOK void __tsan_write##N(void *p) { check(p, N, WRITE, HERE); }                                                   \
-    HOOK void __tsan_unaligned_read##N(void *p) { check(p, N, READ, HERE); }                                           \
-    HOOK void __tsan_unaligned_write##N(void *p) { check(p, N, WRITE, HERE); }
-ACCESSES(1)
-ACCESSES(2)
-ACCESSES(4)
-ACCESSES(8)
-ACCESSES(16)
-HOOK void __tsan_read_range(void *p, size_t n) { check(p, n, READ, HERE); }
-HOOK void __tsan_write_range(void *p, size_t n) { check(p, n, WRITE, HERE); }
-HOOK void __tsan_init() {}
-HOOK void __tsan_func_entry(void *) {}
-HOOK void __tsan_func_exit() {}
-HOOK void __tsan_vptr_update(void **, void *) {}
-HOOK void __tsan_vptr_read(void **) {}
-HOOK void *__tsan_memcpy(void *to, const void *from, size_t n) {
-    check(from, n, READ, HERE);
-    check(to, n, WRITE, HERE);
-    return memcpy(to, from, n);
-}
-HOOK void *__tsan_memmove(void *to, const void *from, size_t n) {
-    check(from, n, READ, HERE);
-    check(to, n, WRITE, HERE);
-    return memmove(to, from, n);
-}
-HOOK void *__tsan_memset(void *to, int value, size_t n) {
-    check(to, n, WRITE, HERE);
-    return memset(to, value, n);
-}
-
-#define ATOMICS(N, T)                                                                                                  \
-    HOOK T __tsan_atomic##N##_load(const T *p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }                   \
-    HOOK void __tsan_atomic##N##_store(T *p, T v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }                   \
-    HOOK T __tsan_atomic##N##_exchange(T *p, T v, int) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }         \
-    HOOK T __tsan_atomic##N##_fetch_add(T *p, T v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }         \
-    HOOK T __tsan_atomic##N##_fetch_sub(T *p, T v, int) { return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST); }         \
-    HOOK int __tsan_atomic##N##_compare_exchange_strong(T *p, T *expected, T v, int, int) {                            \
-        return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                 \
-    }                                                                                                                  \
-    HOOK T __tsan_atomic##N##_compare_exchange_val(T *p, T expected, T v, int, int) {                                  \
-        __atomic_compare_exchange_n(p, &expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                       \
-        return expected;                                                                                               \
-    }
-ATOMICS(8, uint8_t)
-ATOMICS(32, uint32_t)
-ATOMICS(64, uint64_t)
-HOOK void __tsan_atomic_thread_fence(int) {}
-HOOK void __tsan_atomic_signal_fence(int) {}
+void emu::note_together(const Warp &) {}
+void emu::note_work(Work) {}

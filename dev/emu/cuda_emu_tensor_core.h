@@ -30,6 +30,7 @@ inline void mma_bf16(float *d, const uint32_t *a, const uint32_t *b, EMU_SITE) {
         for (int lane = 0; lane < 32; lane++)
             for (int i = 0; i < 4; i++)
                 emu::offer_of<Registers>(warp, lane).d[i] = D[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
+        emu::note_work(emu::PRODUCT);
     };
     emu::warp_operation(~0u, &mine, multiply, site);
 }
@@ -70,7 +71,8 @@ inline void cp_async(void *shared, const void *global, int given = 16, EMU_SITE)
     using namespace emu;
     if (((uintptr_t)shared | (uintptr_t)global) % 16) die(site, "cp.async: an address is no multiple of 16");
     if (given < 0 || given > 16) die(site, "cp.async: %d bytes of 16", given);
-    note_access(shared, 16, REQUEST, site);
+    note_access(global, (size_t)given, COPY_READ, site);
+    note_access(shared, 16, COPY_WRITE, site);
     me->copies.push_back({shared, global, given, me->copy_group, false});
     bool early = config.order == RANDOM ? next_random(gang->random) >> 40 & 1 : config.order == REVERSE;
     if (early) copy_now(me->copies.back());
@@ -82,18 +84,24 @@ inline void cp_async_wait(EMU_SITE) {
     auto copy = me->copies.begin();
     for (; copy < me->copies.end() && copy->group < me->copy_group - LEFT; copy++) {
         copy_now(*copy);
-        note_access(copy->from, (size_t)copy->given, READ, site);
-        note_access(copy->to, 16, ARRIVAL, site);
+        note_access(copy->from, (size_t)copy->given, ARRIVED_READ, site);
+        note_access(copy->to, 16, ARRIVED_WRITE, site);
     }
     me->copies.erase(me->copies.begin(), copy);
 }
 
 // The race check does not see these two: readers find out by themselves whether what they want has come.
-inline uint4 exchange_load(const void *from, bool there) {
+inline uint4 exchange_load(const void *from, bool there, EMU_SITE) {
     uint4 value = {0, 0, 0, 0};
-    if (there) emu::copy_bytes(&value, from, sizeof value);
+    if (there) {
+        emu::note_access(from, sizeof value, emu::EXCHANGE_READ, site);
+        emu::copy_bytes(&value, from, sizeof value);
+    }
     return value;
 }
-inline void exchange_store(void *to, uint2 value) { emu::copy_bytes(to, &value, sizeof value); }
+inline void exchange_store(void *to, uint2 value, EMU_SITE) {
+    emu::note_access(to, sizeof value, emu::EXCHANGE_WRITE, site);
+    emu::copy_bytes(to, &value, sizeof value);
+}
 
 #endif

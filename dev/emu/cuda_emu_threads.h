@@ -35,12 +35,12 @@
 #if defined(__SANITIZE_ADDRESS__)
 #define EMU_ASAN
 #elif defined(__SANITIZE_THREAD__)
-#define EMU_RACE
+#define EMU_HOOKS
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
 #define EMU_ASAN
 #elif __has_feature(thread_sanitizer)
-#define EMU_RACE
+#define EMU_HOOKS
 #endif
 #endif
 #ifdef EMU_ASAN
@@ -236,7 +236,8 @@ struct Block {
     std::vector<SharedMemory> shared; // [0] dynamic, then each __shared__ variable of the program by its number
 };
 struct Launch {
-    const char *name;
+    const void *entry; // the kernel
+    const char *name;  // as the launch writes it
     std::function<void()> body;
     dim3 grid, block;
     size_t shared; // bytes of dynamic shared memory
@@ -411,12 +412,49 @@ inline void sleep(Site site) {
     hand_over(next_ready(true));
 }
 
+// ---- What a program that looks on is told: the race check (cuda_emu_race.cpp), the counts (cuda_emu_count.cpp)
+
+// An access that the compiler reports, and those of instructions that it does not know. A cp.async accesses memory when
+// it is requested, as far as counts go, and until it was waited for, as far as races go.
+enum AccessKind { READ, WRITE, COPY_READ, COPY_WRITE, ARRIVED_READ, ARRIVED_WRITE, EXCHANGE_READ, EXCHANGE_WRITE };
+enum Work { PRODUCT, BLOCK_BARRIER, WARP_BARRIER, GRID_BARRIER, WORKS }; // one of a warp, block, warp, grid
+#ifdef EMU_HOOKS
+void *allocate(size_t size);
+void deallocate(void *memory);
+void forget_accesses(const void *memory, size_t size);
+void note_access(const void *memory, size_t size, AccessKind kind, Site site);
+void note_fence();
+void note_atomic(const void *memory);
+void note_launch(const Launch &launch, uint32_t launched);
+void note_node(const std::vector<bool> *past);
+void note_together(const Warp &warp); // all lanes of the warp that have not exited are at the same place
+void note_work(Work work);
+#define EMU_UNCHECKED __attribute__((no_sanitize("thread")))
+#else
+// The size is exact, for AddressSanitizer.
+inline void *allocate(size_t size) {
+    void *memory = nullptr;
+    return posix_memalign(&memory, 256, size) ? nullptr : memory;
+}
+inline void deallocate(void *memory) { free(memory); }
+inline void forget_accesses(const void *, size_t) {}
+inline void note_access(const void *, size_t, AccessKind, Site) {}
+inline void note_fence() {}
+inline void note_atomic(const void *) {}
+inline void note_launch(const Launch &, uint32_t) {}
+inline void note_node(const std::vector<bool> *) {}
+inline void note_together(const Warp &) {}
+inline void note_work(Work) {}
+#define EMU_UNCHECKED
+#endif
+
 // ---- Barriers: the last thread to arrive opens the barrier, and goes on itself
 
 inline void open_block(Block &block) {
     block.arrived = 0;
     block.synced = ++sync_clock;
     for (int w = 0; w < block.n_warps; w++) {
+        note_together(block.warps[w]);
         block.warps[w].ready |= block.warps[w].at_barrier;
         block.warps[w].at_barrier = 0;
     }
@@ -432,14 +470,14 @@ inline void block_barrier(Site site) {
     if (block.site.line != site.line || strcmp(block.site.file, site.file))
         die(site, "a thread is at this barrier, others of its block are at the one at %s:%d", block.site.file,
             block.site.line);
-    if (++block.arrived == block.live) return open_block(block);
+    if (++block.arrived == block.live) return note_work(BLOCK_BARRIER), open_block(block);
     me->warp->at_barrier |= 1u << me->lane;
     wait(site);
 }
 inline void grid_barrier(Site site) {
     if (!gang->launch->cooperative)
         die(site, "grid.sync() in a kernel that cudaLaunchCooperativeKernel did not launch");
-    if (++gang->arrived == gang->live) return open_grid();
+    if (++gang->arrived == gang->live) return note_work(GRID_BARRIER), open_grid();
     me->warp->at_barrier |= 1u << me->lane;
     wait(site);
 }
@@ -461,6 +499,7 @@ inline void complete_operations(Warp &warp) {
                     t.lane, t.mask, first.lane, first.site.file, first.site.line, first.mask);
         }
         first.operation(warp, lanes);
+        if (lanes == ~warp.exited) note_together(warp);
         warp.in_operation &= ~lanes;
         warp.ready |= lanes;
     }
@@ -488,33 +527,6 @@ inline Offer &offer_of(Warp &warp, int lane) {
 // ---- Memory
 
 // A GPU's memory is not cleared. Here it is all ones, NaN as a float, so that what is read before it is written shows.
-// The race build keeps an account of every access to such memory (cuda_emu_race.cpp).
-enum AccessKind { READ, WRITE, REQUEST, ARRIVAL }; // the last two are those of an asynchronous copy
-#ifdef EMU_RACE
-void *allocate(size_t size);
-void deallocate(void *memory);
-void forget_accesses(const void *memory, size_t size);
-void note_access(const void *memory, size_t size, AccessKind kind, Site site);
-void note_fence();
-void note_atomic(const void *memory);
-void note_launch(const Launch &launch, uint32_t launched);
-void note_node(const std::vector<bool> *past);
-#define EMU_UNCHECKED __attribute__((no_sanitize("thread")))
-#else
-// The size is exact, for AddressSanitizer.
-inline void *allocate(size_t size) {
-    void *memory = nullptr;
-    return posix_memalign(&memory, 256, size) ? nullptr : memory;
-}
-inline void deallocate(void *memory) { free(memory); }
-inline void forget_accesses(const void *, size_t) {}
-inline void note_access(const void *, size_t, AccessKind, Site) {}
-inline void note_fence() {}
-inline void note_atomic(const void *) {}
-inline void note_launch(const Launch &, uint32_t) {}
-inline void note_node(const std::vector<bool> *) {}
-#define EMU_UNCHECKED
-#endif
 EMU_UNCHECKED inline void make_undefined(void *memory, size_t size) {
     memset(memory, 0xff, size);
     forget_accesses(memory, size);
@@ -552,6 +564,7 @@ inline void exit_thread() {
     Block &block = *me->block;
     me->warp->exited |= 1u << me->lane;
     complete_operations(*me->warp); // nobody waits for a thread that has exited
+    if (me->warp->exited == ~0u) note_together(*me->warp);
     gang->sleeps = 0;
     gang->live--;
     block.live--;
@@ -653,7 +666,7 @@ inline void run_kernel(const Launch &launch) {
         factor = (long)(next_random(random) % 1000000);
         while (std::gcd(factor, n) != 1) factor++;
     }
-#if defined(_OPENMP) && !defined(EMU_RACE)
+#if defined(_OPENMP) && !defined(EMU_HOOKS)
 #pragma omp parallel for schedule(dynamic, 1) if (n > 1)
 #endif
     for (long j = 0; j < n; j++)
