@@ -145,6 +145,11 @@ bench: $(TRAINERS)
 	./train_gpt_music --bench 20
 	./train_lstm_music --bench 20
 
+# Where there is nvcc, also what it makes of the kernels for two architectures.
+count: $(TRAINERS:%=build/%_emu_count) $(PREPARE) $(if $(NVCC),$(foreach arch,80 90,$(TRAINERS:%=build/nvcc/%.$(arch))))
+	@dev/tools/count.sh gpt
+	@dev/tools/count.sh lstm
+
 # DATA=folder and the other variables that it takes stand at the head of dev/tools/paper.sh.
 paper: $(TRAINERS) sample_music $(PREPARE) dev/tools/paper dev/tools/music_stats
 	@dev/tools/paper.sh
@@ -303,4 +308,4 @@ clean:
 
 -include $(wildcard build/dep/*.d)
 
-.PHONY: all bench check compare format fuzz help lines paper plain starter-model test test-long clean FORCE
+.PHONY: all bench check compare count format fuzz help lines paper plain starter-model test test-long clean FORCE

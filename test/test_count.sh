@@ -1,6 +1,7 @@
 #!/bin/sh
-# dev/emu/cuda_emu_count.cpp: the counts of small kernels, test_count.cu, are those that one can tell by looking at them,
-# in any order of threads; and a training step of each model, small, is counted whole, with counts that can be.
+# dev/emu/cuda_emu_count.cpp: the counts of small kernels, test_count.cu, are those that one can tell by looking at
+# them, in any order of threads; and a training step of each model, small, is counted whole, with counts that can be.
+# What dev/tools/count.sh makes of counts: those of more layers, what a listing of machine code says, a time.
 . "$(dirname "$0")/check.sh"
 needs count "$root/build/test/test_count_emu_count" "$root/build/train_gpt_music_emu_count" \
     "$root/build/train_lstm_music_emu_count" "$root/data_prep/compose_music" "$root/data_prep/prepare_music"
@@ -99,4 +100,47 @@ for model in gpt lstm; do
     echo "$first" | grep . | sed 's/^/\t/' >outside
     check "its kernels" all_but outside
 done
+model=
+# A step of 3 layers is what count.sh says of it from 1 and 2 layers, but for kernels of all parameters, whose last warp
+# is not full.
+sizes='--width 32 --heads 2 --hidden 40 --rel 20 --window 40'
+# shellcheck disable=SC2086
+CUDA_EMU_KERNELS=/dev/null step gpt --layers 3 $sizes
+# shellcheck disable=SC2086
+DATA=$scratch/data COUNTS=$scratch/continued "$root/dev/tools/count.sh" gpt --batch 2 --layers 3 $sizes >table 2>stderr
+words() { awk '!/adamax|check_finite/ { $1 = $1; print }' "$1" | sort; }
+words counts >wanted
+words continued | diff wanted - >stderr
+check "3 layers are continued from 1 and 2" test ! -s stderr -a -s wanted
+check "the table names the graph" grep -q '^a graph of [0-9]* nodes, [0-9]* on the longest path$' table
+
+# A kernel with three instructions outside of a loop of four, in which are a product and a wide load. The branch to
+# itself behind its end is none of them.
+cat >listing <<'END'
+ptxas info    : Compiling entry function 'void made<__nv_bfloat16, true>(int)' for 'sm_90'
+ptxas info    : Used 96 registers, used 1 barriers, 1024 bytes smem
+FUNCTION void made<__nv_bfloat16, true>(int)
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/                   HMMA.16816.F32.BF16 R4, R12, R2, R4 ;
+        /*0030*/                   LDS R4, [R5] ;
+        /*0040*/              @!P0 BRA `(.L_x_1) ;
+        /*0050*/               @P0 EXIT ;
+        /*0060*/                   EXIT ;
+.L_x_2:
+        /*0070*/                   BRA `(.L_x_2) ;
+END
+echo 'graph 3 2
+kernel made<bf16,true> 1 1 264 256 39936 21120 2000000 1000000 1000000 0 0 0 0 0 0 0 21120 0 0 0' >counts
+awk -v arch=90 -f "$root/dev/tools/sass.awk" counts listing >sass
+check "a listing" [ "$(awk '{ $1 = $1; print }' sass)" = 'made<bf16,true> 256 39936 96 1024 2 0.1 3/0/0/0 4/1/1/1' ]
+# 2112 warps, each half of 3 instructions and 10 rounds of 4: 87648, by 528 schedulers. 64 MB
+awk -v l2=1e12 -v node=1e-6 -v overlap=0 -f "$root/dev/tools/cost.awk" \
+    sass counts >cost
+check "a time" grep -q '^made<bf16,true> *1 *264 *2 *0.09 *0.0 *64.0 *64.0 L2$' cost
+check "a step" [ "$(tail -n 1 cost)" = \
+    "path of kernels 64 us, beside it 0 us, 2 nodes of the path x 1.0 us = 2 us; a step 0.066 ms" ]
+awk -v ipc=.1 -v clock=1e6 -v l2_sm=1e9 -v overlap=0 -f "$root/dev/tools/cost.awk" sass counts >cost
+check "instructions" grep -q ' 1660.0 issue$' cost
 report count

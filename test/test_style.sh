@@ -22,7 +22,7 @@ none() {
 
 code=$(files '*.c' '*.h' '*.cu' '*.cuh' '*.cpp')
 scripts=$(files '*.sh' test/run .ci/run)
-others=$(files Makefile '*.py' '*.sed')
+others=$(files Makefile '*.py' '*.sed' '*.awk')
 pages=$(files '*.md')
 # shellcheck disable=SC2086 # no name here has a space
 set -- $code
