@@ -64,6 +64,14 @@ __global__ void wide(float *out) { // 8 bytes: by halves of a warp; 16: by quart
     const float4 v = *(const float4 *)&s[threadIdx.x * 4];
     out[threadIdx.x] = v.x + v.w;
 }
+__global__ void few_words(float *out) { // half a warp wants the same 8 bytes, a quarter the same 16
+    __shared__ __align__(16) float s[16];
+    if (threadIdx.x < 16) s[threadIdx.x] = 1;
+    __syncwarp();
+    const float2 a = *(const float2 *)&s[threadIdx.x / 16 * 2];
+    const float4 b = *(const float4 *)&s[threadIdx.x / 8 * 4];
+    out[threadIdx.x] = a.x + a.y + b.x + b.y + b.z + b.w;
+}
 // Rows of 64 bytes, 4 lanes each, and ROW bytes from one to the next: the two rows of a quarter warp may share banks.
 template <int ROW>
 __global__ void rows(float *out, const uint4 *in) {
@@ -165,6 +173,7 @@ int main(int argc, char **argv) {
         every<33><<<1, 32>>>(y);
         one_word<<<1, 32>>>(y);
         wide<<<1, 32>>>(y);
+        few_words<<<1, 32>>>(y);
         rows<64><<<1, 32>>>(y, (uint4 *)x);
         rows<80><<<1, 32>>>(y, (uint4 *)x);
         matrices<128><<<1, 32>>>(y);

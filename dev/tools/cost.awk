@@ -3,9 +3,9 @@
 # figures below are those of an H100 SXM, and guesses where data sheets do not say; a measurement corrects them.
 #
 # A kernel takes as long as what limits it, and `overlap` of what else it does:
-#   issue    its instructions, by the schedulers that have a warp, `ipc` a clock. They are estimated: loops with HMMA run
-#            as often as its products ask for, other loops with global accesses as often as the accesses that are left
-#            ask for, and of what is outside of loops `taken` is executed
+#   issue    its instructions, by the schedulers that have a warp, `ipc` a clock. They are estimated: loops with HMMA
+#            run as often as its products ask for, other loops with global accesses as often as the accesses that are
+#            left ask for, and of what is outside of loops `taken` is executed
 #   mma      its products, `hmma` clocks each
 #   shared   its wavefronts, one a clock on each multiprocessor
 #   L2       what requests bring, by `l2` bytes a second in all and `l2_sm` bytes a clock on each multiprocessor

@@ -3,8 +3,8 @@
 # is also what it made of each kernel (sass.awk), and from both a model of the step's time (cost.awk).
 #   dev/tools/count.sh gpt|lstm [FLAGS...]     FLAGS: of the trainer [the published sizes, batch 8, bf16]
 # Tokens come from the folder DATA, or from the starter corpus. COUNTS=FILE keeps what was counted, for cost.awk.
-# NVDISASM=PROGRAM names a disassembler; else it is looked for in PATH and in Python's triton package. The Transformer of
-# L layers is run with 1 and with 2 layers, as its layers are alike but for the first and the last:
+# NVDISASM=PROGRAM names a disassembler; else it is looked for in PATH and in Python's triton package. The Transformer
+# of L layers is run with 1 and with 2 layers, as its layers are alike but for the first and the last:
 # counts(L) = counts(1) + (L - 1) (counts(2) - counts(1)), kernel by kernel.
 # shellcheck disable=SC2086 # flags are split into words
 root=$(cd "$(dirname "$0")/../.." && pwd) || exit 1
@@ -25,7 +25,8 @@ flags=$*
 test "$model" = lstm || flags=$(echo " $*" | sed 's/ --layers[ =][0-9]*//')
 cd "$scratch" || exit 1
 [ -n "$DATA" ] || {
-    "$root/data_prep/compose_music" --out starter && "$root/data_prep/prepare_music" --out data starter/train starter/test
+    "$root/data_prep/compose_music" --out starter &&
+        "$root/data_prep/prepare_music" --out data starter/train starter/test
 } >log 2>&1 || { cat log >&2; exit 1; }
 
 # step NAME FLAGS...: the counts of a step, in the file NAME
@@ -49,7 +50,7 @@ fi
 awk -f "$tools/count.awk" counts
 
 nvdisasm=$(command -v "${NVDISASM:-nvdisasm}" ||
-    python3 -c 'import triton, os; print(os.path.dirname(triton.__file__) + "/backends/nvidia/bin/nvdisasm")' 2>/dev/null)
+    python3 -c 'import triton; print(triton.__path__[0] + "/backends/nvidia/bin/nvdisasm")' 2>/dev/null)
 for arch in 80 90; do
     built=$root/build/nvcc/train_${model}_music.$arch
     if [ ! -x "$nvdisasm" ] || [ ! -e "$built" ]; then

@@ -1,6 +1,6 @@
-# What nvcc made of the kernels: awk -v arch=80|90 -f sass.awk COUNTS LISTING. COUNTS is from cuda_emu_count.cpp, for how
-# many threads and how much dynamic shared memory a block has. LISTING is what ptxas -v says, then nvdisasm -c, both
-# through c++filt. It prints a line of words for each kernel that was counted:
+# What nvcc made of the kernels: awk -v arch=80|90 -f sass.awk COUNTS LISTING. COUNTS is from cuda_emu_count.cpp, for
+# how many threads and how much dynamic shared memory a block has. LISTING is what ptxas -v says, then nvdisasm -c, both
+# through c++filt, with FUNCTION before the name of each. It prints a line of words for each kernel that was counted:
 #   its name, threads and dynamic shared memory of a block; registers of a thread, static shared memory of a block;
 #   blocks that fit on a multiprocessor; KB of code; then, each as instructions/HMMA/global/shared accesses, what is
 #   outside of loops and what is in each loop: that between a backward branch and where it leads, without inner loops.
@@ -17,8 +17,8 @@ function short(name) {
 }
 function least(a, b) { return a < b ? a : b }
 function ceil_to(x, unit) { return unit * int((x + unit - 1) / unit) }
-# Blocks on a multiprocessor: by threads, by registers (each of four parts has 16384, and gives a warp multiples of 256),
-# by shared memory (of which a block takes 1 KB more)
+# Blocks on a multiprocessor: by threads, by registers (each of four parts has 16384, and gives a warp multiples of
+# 256), by shared memory (of which a block takes 1 KB more)
 function blocks_on_one(threads, regs, shared,   warps, most) {
     warps = int((threads + 31) / 32)
     most = least(32, int(64 / warps))
