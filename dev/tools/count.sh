@@ -54,7 +54,7 @@ nvdisasm=$(command -v "${NVDISASM:-nvdisasm}" ||
 for arch in 80 90; do
     built=$root/build/nvcc/train_${model}_music.$arch
     if [ ! -x "$nvdisasm" ] || [ ! -e "$built" ]; then
-        echo "no table of sm_$arch, and no times: there is no nvcc here, or no nvdisasm"
+        echo "no table of sm_$arch, and no times: there is no nvcc here, or no nvdisasm (NVDISASM=PROGRAM)"
         continue
     fi
     { cat "$built"; "$nvdisasm" -c "$built.files/cubin"; } | sed 's/^\.text\.\(.*\):$/FUNCTION \1/' | c++filt >listing
