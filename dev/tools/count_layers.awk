@@ -23,6 +23,6 @@ END {
         $0 = first[k = order[j]]
         for (i = $1 == "graph" ? 2 : $1 == "kernel" ? 3 : 4; i <= NF; i++)
             if ($1 != "kernel" || i < 5 || i > 7 || (i == 5 && k == $2)) $i = sum[k, i]
-        if ($(NF - ($1 == "kernel" ? NF - 3 : 0)) > 0) print
+        if ($1 == "kernel" ? $3 : $NF) print
     }
 }
