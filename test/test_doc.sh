@@ -87,7 +87,7 @@ quotes() {
     while test -f "$scratch/quotes/$n.command"; do
         sh "$scratch/quotes/$n.command" >"$scratch/quotes/printed" 2>&1
         if ! cmp -s "$scratch/quotes/printed" "$scratch/quotes/$n.expected"; then
-            echo "\$ $(cat "$scratch/quotes/$n.command")"
+            printf "\$ %s\n" "$(cat "$scratch/quotes/$n.command")"
             diff "$scratch/quotes/$n.expected" "$scratch/quotes/printed" | grep '^[<>]'
         fi
         n=$((n + 1))
