@@ -48,7 +48,7 @@ check "what both models have is one text" copies
 # How far the numbers of a program may be from the plain model's doubles, as ||a - b|| / ||b||. In float a sum of K
 # products is off by about sqrt(K) 2^-24. A step is a chain of stages, 10 for each layer and for the LSTM's head,
 # forward and backward, whose errors add up like a random walk: sqrt(K) sqrt(stages) 2^-24. In bf16 a stage rounds up to
-# four numbers by up to 2^-9, its operands and what it hands on: sqrt(4) sqrt(stages) 2^-9. Where a ReLU's input is zero
+# four numbers by about 2^-9, its operands and what it hands on: sqrt(4) sqrt(stages) 2^-9. Where a ReLU's input is zero
 # but for that, it may be open in one program only; compare_tensors allows the gradients what follows from their number.
 # The update is made of the same gradients on both sides, in float, by a chain of eight roundings: 8 * 2^-24. Where
 # there is one relative distance, its vector moves all scores of a query alike, which changes no softmax: the gradient

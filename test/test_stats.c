@@ -195,8 +195,8 @@ static void check_folder_of_songs(void) {
     for (int p = 0; p < 3; p++) {
         char name[16];
         midi_song song;
-        uint8_t *bytes;
-        size_t size;
+        uint8_t *bytes = NULL;
+        size_t size = 0;
         random_notes((uint32_t)p, 240 + 40 * p);
         memcpy(all + pieces[p], tokens, n_tokens);
         pieces[p + 1] = pieces[p] + (int64_t)n_tokens;

@@ -114,7 +114,7 @@ static inline int figures_longest(const Figures *figures, const uint32_t *passag
 // piece that has it, by its escaped name. Fewer than 8 notes count as none.
 static inline void figures_report(const Figures *training, const uint8_t *tokens, size_t n, TextBuffer *out) {
     Figures own = {0};
-    const uint32_t *found, *where = NULL, *step = training->steps;
+    const uint32_t *found = NULL, *where = NULL, *step = training->steps;
     int longest = FIGURE - 1;
     int64_t piece = -1;
     out->failed |= !figures_make(&own, tokens, (int64_t[]){0, (int64_t)n}, 1);

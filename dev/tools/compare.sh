@@ -11,7 +11,7 @@
 # of stages, 10 for each layer of the Transformer, forward and backward; of the LSTM 10 for each layer and for the
 # head, where the loops through time hardly count: with forget gates near 1/2 a step's error fades by half in the next.
 # Their errors add up like a random walk, as LayerNorm and gates keep their size: fp32 allows sqrt(2 K) * sqrt(stages)
-# * 2^-24. In bf16 each number is off by up to 2^-9. A stage rounds up to four, its operands (in attention the relative
+# * 2^-24. In bf16 each number is off by about 2^-9. A stage rounds up to four, its operands (in attention the relative
 # vectors too) and what it hands on; K cancels out, and two programs differ by sqrt(2) of that: sqrt(8) * sqrt(stages)
 # * 2^-9. Where a ReLU's input is zero but for rounding the programs may disagree on its sign; compare_tensors counts
 # such ReLUs and allows the gradients what follows from their number. The gradient of the keys' bias is exactly zero,

@@ -237,10 +237,10 @@ figure() { # NAME FOLDER FLAGS...: the .svg gets its name last; a sampler that i
     mv "$figure.part.svg" "$figure.svg" || exit 1
 }
 
-# FLAGS...: songs for the statistics, of the model in $folder. They have 128 tokens more than an excerpt, because of
+# FLAGS...: songs for the statistics, of the model in $folder. They have 256 tokens more than an excerpt, because of
 # several notes of one key at a time a .mid file has one.
 sing() {
-    run "$sample" "$folder/model.safetensors" --tokens 1152 --seed 1 --data "$data" "$@" || exit 1
+    run "$sample" "$folder/model.safetensors" --tokens 1280 --seed 1 --data "$data" "$@" || exit 1
 }
 
 # FOLDER NAME: the songs of a model, without and with the sampler's memory, and their rows. A sampler that is stopped
