@@ -653,8 +653,7 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
                                               : NULL;
     if (needs && !s->prime.path) return fail(error, "--%s: it goes with --prime FILE", needs);
     if (call->stream && !call->dataset) return fail(error, "--stream: it goes with --eval DATASET");
-    if (call->stream && stride->given)
-        return fail(error, "--eval-stride: --stream takes whole pieces; give one of them");
+    if (call->stream && stride->given) return fail(error, "--eval-stride: --stream takes whole pieces; leave it out");
     if (call->bench && call->dataset) return fail(error, "--bench and --eval exclude each other; give one of them");
     if (call->bench && s->songs > MAX_SLOTS) {
         return fail(error, "-n %lld: --bench takes at most %d songs", (long long)s->songs, MAX_SLOTS);

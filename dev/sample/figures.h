@@ -43,8 +43,8 @@ static inline int by_steps(const void *left, const void *right) {
     return a[n] < b[n] ? -1 : 1;
 }
 
-static inline uint32_t step_between(const midi_note *a,
-                                    const midi_note *b) { // never 0; a rest counts as 2^16-1 at most
+// Never 0; a rest counts as 2^16-1 at most.
+static inline uint32_t step_between(const midi_note *a, const midi_note *b) {
     const int64_t later = (b->start - a->start) / MIDI_STEP, length = (b->end - b->start) / MIDI_STEP;
     const int higher = b->key - a->key + 128;
     return (uint32_t)(later < 0xFFFF ? later : 0xFFFF) << 16 | (uint32_t)higher << 8 | (uint32_t)length;

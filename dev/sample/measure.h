@@ -136,22 +136,20 @@ static inline bool stream_piece(Batch *batch, const uint8_t *tokens, int64_t n, 
 
 // A line for each kind of token that comes, and one for all.
 static inline void stream_print(const StreamLoss *pieces, int64_t n_pieces, const char *about) {
-    static const char *const kinds[] = {"bar", "offset", "pitch", "duration"};
     double tokens = 0, alone = 0, together = 0;
     for (int k = 0; k < 4; k++) {
-        StreamLoss sum = {{0}, {0}, {0}}; // in [0], of this kind
+        double n = 0, kind_alone = 0, kind_together = 0;
         for (int64_t p = 0; p < n_pieces; p++) {
-            sum.n[0] += pieces[p].n[k];
-            sum.alone[0] += pieces[p].alone[k];
-            sum.together[0] += pieces[p].together[k];
+            n += (double)pieces[p].n[k];
+            kind_alone += pieces[p].alone[k];
+            kind_together += pieces[p].together[k];
         }
-        const double n = (double)sum.n[0];
-        if (n > 0)
-            printf("%-9s alone %.4f  with memory %.4f  over %.0f tokens\n", kinds[k], sum.alone[0] / n,
-                   sum.together[0] / n, n);
         tokens += n;
-        alone += sum.alone[0];
-        together += sum.together[0];
+        alone += kind_alone;
+        together += kind_together;
+        if (n == 0) continue;
+        printf("%-9s alone %.4f  with memory %.4f  over %.0f tokens\n", train_kinds[k], kind_alone / n,
+               kind_together / n, n);
     }
     print_line(stdout, "stream alone=%.6f loss=%.6f pieces=%lld tokens=%.0f %s", alone / tokens, together / tokens,
                (long long)n_pieces, tokens, about);
