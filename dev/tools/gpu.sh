@@ -1,24 +1,26 @@
 #!/bin/sh
-# Everything that wants a real GPU, in one command of at most eight minutes: builds the CUDA trainers for the GPU at
-# hand, compares them with the CPU reference, runs them under compute-sanitizer, trains, and times them beside PyTorch
-# and the card's own limits.
+# Everything that wants a real GPU, in one command of at most eight minutes, what decides first: builds the CUDA
+# trainers for the GPU at hand, compares them with the CPU reference, looks for wrong accesses, times them beside
+# PyTorch; then trains, looks for races, measures the card's own limits and corrects the model of `make count`.
 #
-#   dev/tools/gpu.sh [--data DIR] [--out DIR] [PART...]  PART: build compare sanitize train time limits [these]; profile
+#   dev/tools/gpu.sh [--data DIR] [--out DIR] [PART...]
+#   PART: build compare memcheck time train sanitize limits, and profile where there is ncu [all that are not done yet]
 #
 #   build      the programs; each kernel's registers and spills (a spill is a failure), tensor-core instructions
 #   compare    dev/tools/compare.sh: every activation, gradient and update of whole steps, against the CPU reference
-#   sanitize   memcheck, racecheck, initcheck and synccheck of short runs, fp32 and bf16, small odd sizes and the
-#              paper's widths
-#   train      the published recipe until the Transformer's test loss is below 1.30 (LSTM: 1.50), at most 10 epochs;
-#              and one short run twice, which must end with the same bytes
+#   memcheck   of compute-sanitizer: short runs, fp32 and bf16, small odd sizes and the paper's widths
 #   time       steps in bf16 and fp32, before and after every mode of dev/tools/torch_music.py, if PyTorch is here
+#   train      both recipes until the Transformer's test loss is below 1.30 (LSTM: 1.50), at most 10 epochs; and one
+#              short run twice, which must end with the same bytes
+#   sanitize   racecheck, initcheck and synccheck of the runs of memcheck
 #   limits     what the card can do at most: copies, products, graph nodes, barriers (dev/tools/gpu_limits.cu)
-#   profile    each kernel's time and memory traffic in a step, by ncu
+#   profile    each kernel's time and memory traffic in a step, by ncu, beside the time that `make count` expects
 #
 # DIR of --data holds MIDI files, or the folders train and test of them, or a prepared dataset [the starter corpus].
-# Into --out [out/gpu] go the table gpu.txt, gpu.json with the command behind each figure, and gpu.log with all that
-# the programs said. A part that fails or takes too long is a line of the table; the others run, and the exit status
-# is 1. From the environment:
+# Into --out [out/gpu] go, after each part, the table gpu.txt, gpu.json with the command behind each figure, and
+# parts/PART/log with all that the programs said. A part that fails or takes too long is a line of the table; the
+# others run, and the exit status is 1. Called again it does what is left: parts that this code has passed on this GPU
+# are done again only if they are named. From the environment:
 #   GPU_SECONDS   for all parts together [480]       GPU_BATCHES   for time and profile [8 64 512]
 #   GPU_EPOCHS    at most, for train [10]            GPU_MODES     of dev/tools/torch_music.py [all of them]
 #   GPU_FLAGS     for both trainers, and GPU_TORCH_FLAGS for dev/tools/torch_music.py, to try this script in small
@@ -39,12 +41,13 @@ refuse() { # STATUS SENTENCE
 }
 
 # ---- what the parts share. They run in the checkout, each as a program of its own under a time limit, and know:
-#   $scratch, $out   folders         $data   of --data, or nothing         $deadline   in seconds since 1970
+#   $scratch   a folder for the time being   $kept   the part's folder in --out   $out, $data   of --out and --data
+#   $deadline  in seconds since 1970
 
 left() { echo $((deadline - $(date +%s))); }
 
 # figure NAME VALUE UNIT COMMAND: a row of the table
-figure() { printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >>"$scratch/figures"; }
+figure() { printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$4" >>"$kept/figures"; }
 
 # Names of kernels without mangling, without the types of their arguments
 readable() {
@@ -52,21 +55,21 @@ readable() {
         sed 's/ void / /; s/\((int)\|(bool)\)//g; s/(.*//'
 }
 
-value_of() { awk -F '\t' -v name="$1" '$1 == name { v = $2 } END { print v }' "$scratch/figures"; } # NAME
-
 models() { # those that have a CUDA source
     for model in gpt lstm; do
         [ ! -e "train_${model}_music.cu" ] || echo $model
     done
 }
 
+tools="data_prep/prepare_music data_prep/compose_music dev/tools/compare_tensors sample_music"
+
 trainers() { # builds what there is not; a trainer for another device lies under the same name
-    tools="data_prep/prepare_music data_prep/compose_music dev/tools/compare_tensors sample_music"
+    needed=$tools
     for model in $(models); do
         on_cuda $model || rm -f "train_${model}_music"
-        tools="$tools train_${model}_music build/train_${model}_music_cpu"
+        needed="$needed train_${model}_music build/train_${model}_music_cpu"
     done
-    make -j "$(nproc)" DEVICE=cuda $tools || return 1
+    make -j "$(nproc)" DEVICE=cuda $needed || return 1
     for model in $(models); do
         on_cuda $model || { echo "train_${model}_music does not run on this GPU" && return 1; }
     done
@@ -75,11 +78,19 @@ trainers() { # builds what there is not; a trainer for another device lies under
 on_cuda() { "./train_$1_music" --bench 1 --batch 1 --window 1 2>/dev/null | grep -q device=cuda; } # MODEL
 
 build() {
+    make -j "$(nproc)" DEVICE=cuda $tools || return 1
+    for model in $(models); do # at the same time
+        rm -f "train_${model}_music" "$scratch/built.$model"
+        (
+            NVCC_APPEND_FLAGS=-Xptxas=-v make DEVICE=cuda "train_${model}_music" >"$scratch/build.$model" 2>&1 &&
+                : >"$scratch/built.$model"
+        ) &
+    done
+    wait
     for model in $(models); do
         trainer=train_${model}_music report=$scratch/build.$model
-        rm -f "$trainer"
+        [ -e "$scratch/built.$model" ] || { cat "$report" && return 1; }
         # ptxas tells of each kernel: Compiling entry function 'NAME', .. spill stores, Used .. registers
-        NVCC_APPEND_FLAGS=-Xptxas=-v make DEVICE=cuda "$trainer" >"$report" 2>&1 || { cat "$report" && return 1; }
         grep -v 'ptxas info' "$report" | grep -v 'bytes stack frame'
         awk -F "'" '/Compiling entry function/ { name = $2 }
             /bytes spill/ {
@@ -131,14 +142,14 @@ compare() {
     return $good
 }
 
-sanitize() {
+sanitize_with() { # TOOL...
     command -v compute-sanitizer >/dev/null ||
         { echo "there is no compute-sanitizer here; nothing was checked" && return 1; }
     trainers || return 1
     music=$scratch/few bad=0
     data_prep/compose_music --pieces 6 --out "$music" &&
         data_prep/prepare_music --out "$music" "$music/train" "$music/test" || return 1
-    for tool in memcheck racecheck initcheck synccheck; do
+    for tool in "$@"; do
         check="compute-sanitizer --tool $tool --error-exitcode 9" runs=''
         for model in $(models); do
             case $model in # odd sizes that no tile divides, then the published widths
@@ -196,36 +207,40 @@ below() { awk -v loss="$loss" -v goal="$1" 'BEGIN { exit !(loss != "" && loss < 
 train() {
     trainers && dataset || return 1
     bad=0
-    for model in $(models); do
-        trainer=./train_${model}_music goal=1.30 epoch=0 resume='' losses='' seconds='' loss=''
-        [ $model = gpt ] || goal=1.50
-        while [ $epoch -lt "${GPU_EPOCHS:-10}" ]; do
-            epoch=$((epoch + 1))
-            $trainer --data "$music" --out "$scratch/$model" $flags --epochs $epoch $resume >"$scratch/trained" 2>&1 ||
-                { cat "$scratch/trained" && return 1; }
-            resume=--resume
-            line=$(grep "^epoch $epoch " "$scratch/trained" | tail -n 1)
-            echo "$model: $line"
-            loss=$(echo "$line" | sed -n 's/.* test \([0-9.]*\) .*/\1/p')
-            losses="$losses $loss" seconds="$seconds $(echo "$line" | sed -n 's/.* \([0-9.]*\) s$/\1/p')"
-            if [ -z "$loss" ] || below $goal; then break; fi
+    for recipe in published tuned; do
+        for model in $(models); do
+            trainer="./train_${model}_music --recipe $recipe" epoch=0 resume='' losses='' seconds='' loss=''
+            run=$scratch/$model.$recipe
+            case $model in gpt) goal=1.30 ;; *) goal=1.50 ;; esac
+            while [ $epoch -lt "${GPU_EPOCHS:-10}" ]; do
+                epoch=$((epoch + 1))
+                $trainer --data "$music" --out "$run" $flags --epochs $epoch $resume >"$scratch/trained" 2>&1 ||
+                    { cat "$scratch/trained" && return 1; }
+                resume=--resume
+                line=$(grep "^epoch $epoch " "$scratch/trained" | tail -n 1)
+                echo "$model, $recipe: $line"
+                loss=$(echo "$line" | sed -n 's/.* test \([0-9.]*\) .*/\1/p')
+                losses="$losses $loss" seconds="$seconds $(echo "$line" | sed -n 's/.* \([0-9.]*\) s$/\1/p')"
+                if [ -z "$loss" ] || below $goal; then break; fi
+            done
+            command="$trainer --data ${data:-STARTER} $flags --epochs $epoch"
+            figure "$model $recipe, test loss after each epoch" "${losses# }" "" "$command"
+            figure "$model $recipe, seconds of each epoch" "${seconds# }" "s" "$command"
+            below $goal || { echo "$model, $recipe: the test loss did not fall below $goal" && bad=1; }
+            for twice in first second; do
+                $trainer --data "$music" --out "$run.$twice" --eval-stride 9999 --steps 100 --seed 7 $flags \
+                    >"$scratch/trained" 2>&1 || { cat "$scratch/trained" && return 1; }
+            done
+            same=same
+            cmp "$run.first/model.safetensors" "$run.second/model.safetensors" || same=DIFFERENT bad=1
+            figure "$model $recipe, 100 steps twice" $same bytes \
+                "$trainer --data ${data:-STARTER} --steps 100 --seed 7 $flags"
         done
-        command="$trainer --data ${data:-STARTER} $flags --epochs $epoch"
-        figure "$model, test loss after each epoch" "${losses# }" "" "$command"
-        figure "$model, seconds of each epoch" "${seconds# }" "s" "$command"
-        below $goal || { echo "$model: the test loss did not fall below $goal" && bad=1; }
-        for run in first second; do
-            $trainer --data "$music" --out "$scratch/$model.$run" --eval-stride 9999 --steps 100 --seed 7 $flags \
-                >"$scratch/trained" 2>&1 || { cat "$scratch/trained" && return 1; }
-        done
-        same=same
-        cmp "$scratch/$model.first/model.safetensors" "$scratch/$model.second/model.safetensors" || same=DIFFERENT bad=1
-        figure "$model, 100 steps twice" $same bytes "$trainer --data ${data:-STARTER} --steps 100 --seed 7 $flags"
     done
     return $bad
 }
 
-# ours MODEL ROUND: into $scratch/ours: model, precision, batch, round, ms, GFLOP/s
+# ours MODEL ROUND: into $kept/ours: model, precision, batch, round, ms, GFLOP/s
 ours() {
     for batch in $batches; do
         for precision in bf16 fp32; do
@@ -238,7 +253,7 @@ ours() {
             sed -n 's/^bench .* ms_per_step=\([^ ]*\) .*gflop_per_s=\(.*\)/\1 \2/p' "$scratch/bench" |
                 while read -r ms rate; do
                     figure "$1 $precision, batch $batch, round $2" "$ms" ms "$command"
-                    echo "$1 $precision $batch $2 $ms $rate" >>"$scratch/ours"
+                    echo "$1 $precision $batch $2 $ms $rate" >>"$kept/ours"
                 done
         done
     done
@@ -270,11 +285,11 @@ time_steps() {
                 *) tail -n 5 "$scratch/torch.err" && bad=1 ;;
             esac
             sed -n "s/.*'bf16_TFLOP_s': \([0-9.]*\).*'fp32_TFLOP_s': \([0-9.]*\).*/\1 \2/p" "$scratch/torch" \
-                >"$scratch/torch.limits"
+                >"$kept/torch.limits"
             awk -v model="$model" '$1 == model && $4 + 0 > 0 { print $2, $3, $4 }' "$scratch/torch" |
                 while read -r mode batch ms; do
                     figure "$model PyTorch $mode, batch $batch" "$ms" ms "$command"
-                    echo "$model $mode $batch $ms" >>"$scratch/theirs"
+                    echo "$model $mode $batch $ms" >>"$kept/theirs"
                 done
             awk -v model="$model" '$1 == model && $4 == "failed:"' "$scratch/torch" |
                 while read -r _ mode batch why; do
@@ -319,6 +334,17 @@ limits() {
     done
 }
 
+# expected MODEL BATCH: microseconds of each kernel by `make count`, lines of: name blocks us
+expected() {
+    if ! make "build/train_${1}_music_emu_count" "build/nvcc/train_${1}_music.90" >"$scratch/counted" 2>&1 ||
+        ! dev/tools/count.sh "$1" --batch "$2" $flags >"$scratch/counted" 2>&1; then
+        tail -n 5 "$scratch/counted" >&2
+        return 1
+    fi
+    awk '/^kernel .* us bound/ { on = 1; next } /^path of kernels/ { on = 0 }
+        on { print $1, $3, $8 }' "$scratch/counted"
+}
+
 profile() {
     command -v ncu >/dev/null || { echo "there is no ncu here" && return 1; }
     trainers || return 1
@@ -330,30 +356,38 @@ profile() {
             # The caches stay as a step leaves them; the clocks stay as they are.
             metrics=gpu__time_duration.sum,dram__bytes.sum,sm__throughput.avg.pct_of_peak_sustained_elapsed
             command="ncu --csv --print-units base --clock-control none --cache-control none --metrics $metrics"
-            command="$command ./train_${model}_music --bench 1 --batch $batch $flags"
+            command="$command ./train_${model}_music --bench 1 --batch $batch --precision bf16 $flags"
             timeout --foreground -k 5 "$(left)" $command >"$file" 2>"$scratch/ncu" ||
                 { bad=1 && tail -n 5 "$file" "$scratch/ncu" && continue; }
+            : >"$scratch/expected" # batch 8 alone: counting takes time that grows with the batch
+            [ "$batch" != 8 ] || expected "$model" "$batch" >"$scratch/expected" || bad=1
             table=$scratch/profile
             # A row for each kernel and metric: "ID",...,"Kernel Name",...,"Metric Name","Metric Unit","Metric Value"
-            awk -v steps=$steps 'BEGIN { FS = "\",\"" }
-                /"ID"/ { for (i = 1; i <= NF; i++) { name = $i; gsub(/"/, "", name); column[name] = i } next }
+            awk -v steps=$steps -v sort="sort -k 2,2nr" 'FILENAME ~ /expected$/ { expected[$1 " " $2] = $3; next }
+                { n = split($0, field, "\",\"") }
+                /"ID"/ { for (i = 1; i <= n; i++) { name = field[i]; gsub(/"/, "", name); column[name] = i } next }
                 !column["Kernel Name"] { next }
-                { kernel = $column["Kernel Name"]; sub(/\(.*/, "", kernel); sub(/^void /, "", kernel)
-                  value = $column["Metric Value"]; gsub(/[",]/, "", value); metric = $column["Metric Name"] }
+                { kernel = field[column["Kernel Name"]]
+                  gsub(/void |\(int\)|__nv_| /, "", kernel); gsub(/loat16/, "16", kernel)
+                  gsub(/\(bool\)0/, "false", kernel); gsub(/\(bool\)1/, "true", kernel); sub(/\(.*/, "", kernel)
+                  split(field[column["Grid Size"]], grid, /[(), ]+/); kernel = kernel " " grid[2] * grid[3] * grid[4]
+                  value = field[column["Metric Value"]]; gsub(/[",]/, "", value)
+                  metric = field[column["Metric Name"]] }
                 metric ~ /time_duration/ { us[kernel] += value / 1e3; count[kernel]++; all += value / 1e3 }
                 metric ~ /dram__bytes/ { bytes[kernel] += value }
-                metric ~ /sm__throughput/ { busy[kernel] += value; n[kernel]++ }
+                metric ~ /sm__throughput/ { busy[kernel] += value; rows[kernel]++ }
                 END {
-                    printf "%8s %10s %7s %10s %8s %6s  kernel, per step\n",
-                        "launches", "us", "share", "MB", "GB/s", "SM %"
+                    printf "%8s %10s %7s %10s %8s %6s %9s %9s  kernel and its blocks, per step\n",
+                        "launches", "us", "share", "MB", "GB/s", "SM %", "us each", "expected"
                     for (k in us)
-                        printf "%8.2f %10.2f %6.1f%% %10.2f %8.0f %6.1f  %s\n", count[k] / steps, us[k] / steps,
-                            100 * us[k] / all, bytes[k] / steps / 1e6, bytes[k] / us[k] / 1e3,
-                            n[k] ? busy[k] / n[k] : 0, k | "sort -k 2,2nr"
-                    close("sort -k 2,2nr")
+                        printf "%8.2f %10.2f %6.1f%% %10.2f %8.0f %6.1f %9.2f %9s  %s\n", count[k] / steps,
+                            us[k] / steps, 100 * us[k] / all, bytes[k] / steps / 1e6, bytes[k] / us[k] / 1e3,
+                            rows[k] ? busy[k] / rows[k] : 0, us[k] / count[k],
+                            k in expected ? expected[k] : "-", k | sort
+                    close(sort)
                     printf "%8s %10.2f us of kernels in a step\n", "", all / steps
-                }' "$file" >"$table"
-            { echo && echo "$model, batch $batch" && cat "$table"; } | tee -a "$scratch/profiles"
+                }' "$scratch/expected" "$file" >"$table"
+            { echo && echo "$model, batch $batch, bf16" && cat "$table"; } | tee -a "$kept/profiles"
             figure "$model, batch $batch, kernels of a step by ncu" \
                 "$(awk '/us of kernels/ { print $1 }' "$table")" us "$command"
         done
@@ -362,12 +396,13 @@ profile() {
 }
 
 if [ "${1:-}" = --inside ]; then # a part, called by the script itself
-    scratch=$2 deadline=$3 out=$4 data=$5
+    scratch=$2 deadline=$3 out=$4 data=$5 kept=$4/parts/$6
     cd "$here" || exit 1
     case $6 in
         build) build ;;
         compare) compare ;;
-        sanitize) sanitize ;;
+        memcheck) sanitize_with memcheck ;;
+        sanitize) sanitize_with racecheck initcheck synccheck ;;
         train) train ;;
         time) time_steps ;;
         limits) limits ;;
@@ -378,7 +413,7 @@ fi
 
 # ---- the command line
 
-data='' out=out/gpu parts=''
+all='build compare memcheck time train sanitize limits profile' data='' out=out/gpu parts=''
 while [ $# -gt 0 ]; do
     case $1 in
         --data | --out) [ $# -gt 1 ] || refuse 2 "$1 needs a folder" ;;
@@ -386,15 +421,16 @@ while [ $# -gt 0 ]; do
     case $1 in
         --data) data=$2 && shift ;;
         --out) out=$2 && shift ;;
-        build | compare | sanitize | train | time | limits | profile) parts="$parts $1" ;;
         -h | --help) sed -n '2,/^# shellcheck/{/^# shellcheck/d; s/^# \{0,1\}//p;}' "$0" && exit ;;
         *)
-            refuse 2 "$1: there is no such part or flag; the parts are build compare sanitize train time limits profile"
+            case " $all " in *" $1 "*) parts="$parts $1" ;; *)
+                refuse 2 "$1: there is no such part or flag; the parts are $all"
+                ;;
+            esac
             ;;
     esac
     shift
 done
-parts=${parts:-build compare sanitize train time limits}
 [ -z "$data" ] || [ -d "$data" ] || refuse 1 "--data $data: there is no such folder"
 about=name,memory.total,driver_version,compute_cap
 gpu=$(nvidia-smi --query-gpu=$about --format=csv,noheader 2>/dev/null | head -n 1)
@@ -402,130 +438,155 @@ gpu=$(nvidia-smi --query-gpu=$about --format=csv,noheader 2>/dev/null | head -n 
  elsewhere make compare runs the CUDA source in the emulator"
 command -v nvcc >/dev/null ||
     refuse 1 "there is no nvcc here; install the CUDA toolkit, 12 or newer, or put its bin folder into PATH"
-mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
+mkdir -p "$out/parts" && out=$(cd "$out" && pwd) || exit 1
 [ -z "$data" ] || data=$(cd "$data" && pwd)
 case "$out$data${TMPDIR:-}" in
     *[[:space:]]*) refuse 2 "spaces in the names of folders are too much for this script" ;;
 esac
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/gpu.XXXXXX") || exit 1
-child=''
-trap 'rm -rf "$scratch"' EXIT
-trap '[ -z "$child" ] || kill "$child" 2>/dev/null; exit 1' HUP INT TERM
-: >"$scratch/figures"
-: >"$scratch/parts"
-: >"$scratch/ours"
-: >"$scratch/theirs"
-: >"$out/gpu.log"
-
-# ---- the parts, one after the other
-
-start=$(date +%s)
-finish=$((start + ${GPU_SECONDS:-480})) failed=0
-for part in $parts; do
-    begun=$(date +%s)
-    limit=$((finish - begun))
-    case $part in # seconds that it may take of those that are left
-        build) most=150 ;;
-        compare | sanitize) most=120 ;;
-        train) most=100 ;;
-        time) most=$limit && case " $parts " in *" limits "* | *" profile "*) most=$((limit - 40)) ;; esac ;;
-        limits) most=60 ;;
-        profile) most=$limit ;;
-    esac
-    limit=$((most < limit ? most : limit))
-    echo "gpu.sh: $part, at most $((limit > 0 ? limit : 0)) s; $((finish - begun)) s are left"
-    echo "==== $part" >>"$out/gpu.log"
-    if [ $limit -lt 1 ]; then
-        status='no time was left'
-    else
-        timeout -k 5 $limit "$here/dev/tools/gpu.sh" --inside "$scratch" $((begun + limit - 2)) "$out" "$data" $part \
-            >"$scratch/$part.log" 2>&1 &
-        child=$!
-        wait $child
-        code=$?
-        child=''
-        cat "$scratch/$part.log" >>"$out/gpu.log"
-        case $code in
-            0) status=ok ;;
-            124 | 137) status="OVERRAN its $limit s" ;;
-            *) status=FAILED ;;
-        esac
-    fi
-    if [ "$status" != ok ]; then
-        failed=1
-        tail -n 6 "$scratch/$part.log" 2>/dev/null | sed 's/^/    /'
-    fi
-    printf '%s\t%s\t%s\n' $part "$status" $(($(date +%s) - begun)) >>"$scratch/parts"
-done
-
-# ---- the table of steps: the mean of our rounds, beside the best of PyTorch and the card's rate
-
-bf16=$(value_of "limit, product of 8192^3, bf16") fp32=$(value_of "limit, product of 8192^3, fp32")
-[ -n "$bf16" ] || [ ! -s "$scratch/torch.limits" ] || read -r bf16 fp32 <"$scratch/torch.limits"
-awk -v bf16="${bf16:-0}" -v fp32="${fp32:-0}" -v tab="$tab" -v figures="$scratch/figures" '
-    FILENAME ~ /theirs$/ {
-        key = $1 " " $3
-        if (!(key in best) || $4 < best[key]) { best[key] = $4; mode[key] = $2 }
-        next
-    }
-    { key = $1 " " $2 " " $3; if (!(key in n)) order[++keys] = key
-      n[key]++; ms[key] += $5; rate[key] += $6; rounds[key] = rounds[key] " " $5 }
-    END {
-        if (keys)
-            printf "%-5s %-5s %6s %10s  %-22s %22s %8s %8s\n", "model", "", "batch", "ms/step", "its rounds",
-                "best of PyTorch, ms", "times", "of rate"
-        for (i = 1; i <= keys; i++) {
-            key = order[i]; split(key, word, " "); peer = word[1] " " word[3]; card = word[2] == "bf16" ? bf16 : fp32
-            mean = ms[key] / n[key]; share = card > 0 ? sprintf("%.1f %%", rate[key] / n[key] / card / 10) : "-"
-            theirs = peer in best ? sprintf("%s %.4g", mode[peer], best[peer]) : "-"
-            times = peer in best ? sprintf("%.2f", best[peer] / mean) : "-"
-            printf "%-5s %-5s %6d %10.4g %-23s %22s %8s %8s\n", word[1], word[2], word[3], mean, rounds[key], theirs,
-                times, share
-            name = word[1] " " word[2] ", batch " word[3]; why = "from the rounds above"
-            print name tab mean tab "ms" tab why >>figures
-            if (peer in best)
-                print name ", the best PyTorch mode (" mode[peer] ") takes" tab best[peer] / mean tab "times as long" \
-                    tab why >>figures
-            if (card > 0)
-                print name ", model FLOPs" tab rate[key] / n[key] / card / 1000 tab "of the measured matrix rate" \
-                    tab why >>figures
-            if (word[1] == "lstm")
-                print name ", a time step" tab 1000 * mean / 256 tab "us, forward and backward" tab why >>figures
-        }
-    }' "$scratch/theirs" "$scratch/ours" >"$scratch/steps"
-
-# ---- gpu.txt and gpu.json
-
 commit=$(git -C "$here" rev-parse --short HEAD 2>/dev/null || echo unknown)
 [ -z "$(git -C "$here" status --porcelain 2>/dev/null)" ] || commit="$commit and changes"
 nvcc=$(nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
-{
-    echo "GPU      $gpu  (name, memory, driver, compute capability)"
-    echo "nvcc     ${nvcc:-unknown}, commit $commit, $(date -u '+%Y-%m-%d %H:%M') UTC"
-    echo
-    awk -F '\t' '{ printf "%-9s %-26s %4d s\n", $1, $2, $3 }' "$scratch/parts"
-    echo
-    [ ! -s "$scratch/steps" ] || { cat "$scratch/steps" && echo; }
-    awk -F '\t' '$1 !~ /, round [12]$/ && $4 != "from the rounds above" || $1 ~ /a time step/ {
-        printf "%-50s %s %s\n", $1, $2, $3 }' "$scratch/figures"
-    [ ! -e "$scratch/profiles" ] || cat "$scratch/profiles"
-} >"$out/gpu.txt"
-date=$(date -u +%Y-%m-%dT%H:%MZ)
-awk -F '\t' -v gpu="$gpu" -v nvcc="${nvcc:-unknown}" -v commit="$commit" -v date="$date" -v parts="$scratch/parts" '
-    function text(s) { gsub(/\\/, "\\\\", s); gsub(/"/, "\\\"", s); gsub(/[[:cntrl:]]/, " ", s); return "\"" s "\"" }
-    function value(s) { return s ~ /^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$/ ? s : text(s) }
-    BEGIN { split(gpu, g, ", ")
-        printf "{\"gpu\": %s, \"memory\": %s, \"driver\": %s, \"compute_capability\": %s,\n", text(g[1]), text(g[2]),
-            text(g[3]), text(g[4])
-        printf " \"nvcc\": %s, \"commit\": %s, \"date\": %s,\n \"parts\": [", text(nvcc), text(commit), text(date)
-        while ((getline line <parts) > 0) { split(line, f, "\t")
-            printf "%s\n  {\"part\": %s, \"status\": %s, \"seconds\": %s}", comma, text(f[1]), text(f[2]), value(f[3])
-            comma = "," }
-        printf "],\n \"figures\": ["; comma = "" }
-    { printf "%s\n  {\"name\": %s, \"value\": %s, \"unit\": %s, \"command\": %s}", comma, text($1), value($2), text($3),
-          text($4)
-      comma = "," }
-    END { print "]}" }' "$scratch/figures" >"$out/gpu.json"
+
+# Of a part, in --out/parts/PART: figures and tables as they come; status, when it has ended: ok or what else, seconds,
+# and what it was done with.
+with=$gpu,$nvcc,$data,${GPU_FLAGS:-},$(cd "$here" && cat Makefile ./*.cu dev/cuda/* dev/*.c dev/tools/gpu.sh | cksum)
+done_before() { # PART
+    [ "$(cut -f 1,3 "$out/parts/$1/status" 2>/dev/null)" = "ok$tab$with" ]
+}
+gather() { for each in $all; do cat "$out/parts/$each/$1" 2>/dev/null; done; } # FILE: of all parts
+rate_of() { awk -F '\t' -v name="limit, product of 8192^3, $1" '$1 == name { print $2 }' "$scratch/figures"; } # fp32..
+
+# gpu.txt and gpu.json, of all parts there are. The table of steps has the mean of our rounds, the best of PyTorch and
+# the card's rate.
+write_tables() {
+    gather figures >"$scratch/figures"
+    gather theirs >"$scratch/theirs"
+    gather ours >"$scratch/ours"
+    for each in $all; do
+        [ ! -d "$out/parts/$each" ] || printf '%s\t%s\n' "$each" \
+            "$(cut -f 1,2 "$out/parts/$each/status" 2>/dev/null || echo "INTERRUPTED$tab-")"
+    done >"$scratch/parts"
+    bf16=$(rate_of bf16) fp32=$(rate_of fp32)
+    [ -n "$bf16" ] || read -r bf16 fp32 2>/dev/null <"$out/parts/time/torch.limits"
+    awk -v bf16="${bf16:-0}" -v fp32="${fp32:-0}" -v tab="$tab" -v figures="$scratch/figures" '
+        FILENAME ~ /theirs$/ {
+            key = $1 " " $3
+            if (!(key in best) || $4 < best[key]) { best[key] = $4; mode[key] = $2 }
+            next
+        }
+        { key = $1 " " $2 " " $3; if (!(key in n)) order[++keys] = key
+          n[key]++; ms[key] += $5; rate[key] += $6; rounds[key] = rounds[key] " " $5 }
+        END {
+            if (keys)
+                printf "%-5s %-5s %6s %10s  %-22s %22s %8s %8s\n", "model", "", "batch", "ms/step", "its rounds",
+                    "best of PyTorch, ms", "times", "of rate"
+            for (i = 1; i <= keys; i++) {
+                key = order[i]; split(key, word, " "); peer = word[1] " " word[3]
+                card = word[2] == "bf16" ? bf16 : fp32
+                mean = ms[key] / n[key]; share = card > 0 ? sprintf("%.1f %%", rate[key] / n[key] / card / 10) : "-"
+                theirs = peer in best ? sprintf("%s %.4g", mode[peer], best[peer]) : "-"
+                times = peer in best ? sprintf("%.2f", best[peer] / mean) : "-"
+                printf "%-5s %-5s %6d %10.4g %-23s %22s %8s %8s\n", word[1], word[2], word[3], mean, rounds[key],
+                    theirs, times, share
+                name = word[1] " " word[2] ", batch " word[3]; why = "from the rounds above"
+                print name tab mean tab "ms" tab why >>figures
+                if (peer in best)
+                    print name ", the best PyTorch mode (" mode[peer] ") takes" tab best[peer] / mean tab \
+                        "times as long" tab why >>figures
+                if (card > 0)
+                    print name ", model FLOPs" tab rate[key] / n[key] / card / 1000 tab "of the measured matrix rate" \
+                        tab why >>figures
+                if (word[1] == "lstm")
+                    print name ", a time step" tab 1000 * mean / 256 tab "us, forward and backward" tab why >>figures
+            }
+        }' "$scratch/theirs" "$scratch/ours" >"$scratch/steps"
+    {
+        echo "GPU      $gpu  (name, memory, driver, compute capability)"
+        echo "nvcc     ${nvcc:-unknown}, commit $commit, $(date -u '+%Y-%m-%d %H:%M') UTC"
+        echo
+        awk -F '\t' '{ printf "%-9s %-26s %4d s\n", $1, $2, $3 }' "$scratch/parts"
+        echo
+        [ ! -s "$scratch/steps" ] || { cat "$scratch/steps" && echo; }
+        awk -F '\t' '$1 !~ /, round [12]$/ && $4 != "from the rounds above" || $1 ~ /a time step/ {
+            printf "%-50s %s %s\n", $1, $2, $3 }' "$scratch/figures"
+        gather profiles
+    } >"$out/gpu.txt"
+    date=$(date -u +%Y-%m-%dT%H:%MZ)
+    awk -F '\t' -v gpu="$gpu" -v nvcc="${nvcc:-unknown}" -v commit="$commit" -v date="$date" -v parts="$scratch/parts" '
+        function text(s) {
+            gsub(/\\/, "\\\\", s); gsub(/"/, "\\\"", s); gsub(/[[:cntrl:]]/, " ", s)
+            return "\"" s "\""
+        }
+        function value(s) { return s ~ /^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$/ ? s : text(s) }
+        BEGIN { split(gpu, g, ", ")
+            printf "{\"gpu\": %s, \"memory\": %s, \"driver\": %s, \"compute_capability\": %s,\n", text(g[1]),
+                text(g[2]), text(g[3]), text(g[4])
+            printf " \"nvcc\": %s, \"commit\": %s, \"date\": %s,\n \"parts\": [", text(nvcc), text(commit), text(date)
+            while ((getline line <parts) > 0) { split(line, f, "\t")
+                printf "%s\n  {\"part\": %s, \"status\": %s, \"seconds\": %s}", comma, text(f[1]), text(f[2]),
+                    value(f[3])
+                comma = "," }
+            printf "],\n \"figures\": ["; comma = "" }
+        { printf "%s\n  {\"name\": %s, \"value\": %s, \"unit\": %s, \"command\": %s}", comma, text($1), value($2),
+              text($3), text($4)
+          comma = "," }
+        END { print "]}" }' "$scratch/figures" >"$out/gpu.json"
+}
+
+child=''
+trap 'write_tables; rm -rf "$scratch"' EXIT
+trap '[ -z "$child" ] || kill "$child" 2>/dev/null; exit 1' HUP INT TERM
+
+# ---- the parts, one after the other
+
+if [ -z "$parts" ]; then
+    for part in $all; do
+        if done_before "$part"; then
+            echo "gpu.sh: $part is done (gpu.sh $part does it again)"
+        elif [ "$part" != profile ] || command -v ncu >/dev/null; then
+            parts="$parts $part"
+        fi
+    done
+fi
+start=$(date +%s)
+finish=$((start + ${GPU_SECONDS:-480})) failed=0
+for part in $parts; do
+    begun=$(date +%s) kept=$out/parts/$part
+    limit=$((finish - begun))
+    case $part in # seconds that it may take of those that are left
+        build | time | train) most=110 ;;
+        compare | memcheck | limits) most=60 ;;
+        *) most=$limit ;;
+    esac
+    limit=$((most < limit ? most : limit))
+    echo "gpu.sh: $part, at most $((limit > 0 ? limit : 0)) s; $((finish - begun)) s are left"
+    if [ $limit -lt 1 ]; then
+        echo "gpu.sh: no time was left for $part"
+        failed=1
+        continue
+    fi
+    rm -rf "$kept"
+    mkdir "$kept"
+    : >"$kept/figures"
+    timeout -k 5 $limit "$here/dev/tools/gpu.sh" --inside "$scratch" $((begun + limit - 2)) "$out" "$data" "$part" \
+        >"$kept/log" 2>&1 &
+    child=$!
+    wait $child
+    code=$?
+    child=''
+    case $code in
+        0) status=ok ;;
+        124 | 137) status="OVERRAN its $limit s" ;;
+        *) status=FAILED ;;
+    esac
+    if [ "$status" != ok ]; then
+        failed=1
+        tail -n 6 "$kept/log" | sed 's/^/    /'
+    fi
+    printf '%s\t%s\t%s\n' "$status" $(($(date +%s) - begun)) "$with" >"$kept/status"
+    write_tables
+done
 echo
 cat "$out/gpu.txt"
 exit $failed
