@@ -28,9 +28,8 @@
 // What is printed at the end, to CUDA_EMU_COUNTS=FILE or else to stdout: lines of words, a number or a name each.
 //   graph       nodes of a graph's launch, and nodes on its longest path
 //   kernel      a kernel in a grid of one size with the same number of products, in order of the first launch: how
-//   often
-//               launched, and how often on a longest path of a graph; blocks, threads a block, bytes of dynamic shared
-//               memory; then, of all launches together,
+//               often launched, and how often on a longest path of a graph; blocks, threads a block, bytes of dynamic
+//               shared memory; then, of all launches together,
 //     loads, stores of global memory: requests, sectors of 32 bytes, the fewest sectors that hold as many bytes, and
 //               sectors that are new in their launch: what DRAM brings (if not written in the same launch) and takes
 //     shared    requests, and wavefronts: passes over 32 banks of 4 bytes, by all 32 lanes at once, or by 16 for
