@@ -241,7 +241,7 @@ test/test_stats.sh: $(PREPARE) dev/tools/music_stats
 test/test_headers.sh: build/player_page.h
 test/test_machines.sh: $(PREPARE) dev/tools/compare_tensors $(TRAINERS:%=build/%_cpu)
 build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_music $(PREPARE) \
-	dev/tools/compare_tensors dev/tools/music_stats
+	dev/tools/compare_tensors dev/tools/music_stats dev/tools/show_window
 test/test_count.sh: $(addprefix build/,test/test_count_emu_count $(TRAINERS:%=%_emu_count)) $(PREPARE)
 test/test_emu.sh test/test_matmul_gpu.sh test/test_recurrence.sh: test/%.sh: $(addprefix build/test/%,$(EMULATED))
 test/test_plain.sh: plain dev/tools/compare_tensors build/plain_step_gpt build/plain_step_lstm \
