@@ -1,6 +1,6 @@
 # What tests of pages in a browser share. A script sources it behind check.sh. Chromium shows a page without a window; a
 # driver behind the page, JavaScript, sends it the events of hands and writes PASS and FAIL to the console.
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2154 # check.sh assigns $scratch
 
 # find_chromium NAME: where there is none (CHROMIUM=program names another) the test called NAME ends here.
 find_chromium() {

@@ -1,7 +1,7 @@
 #!/bin/sh
-# The page of dev/tools/show_window: its losses are those of the trainers' --eval of the same window, wrong arguments and
-# files end in a sentence, and the page appears whole or not at all. In Chromium without a window, hands choose tokens,
-# heads and units; without Chromium (CHROMIUM=program names another) that is not tried.
+# The page of dev/tools/show_window: its losses are those of the trainers' --eval of the same window, wrong arguments
+# and files end in a sentence, and the page appears whole or not at all. In Chromium without a window, hands choose
+# tokens, heads and units; without Chromium (CHROMIUM=program names another) that is not tried.
 . "$(dirname "$0")/check.sh"
 # shellcheck source=browser.sh
 . "$root/test/browser.sh"
@@ -19,7 +19,7 @@ cp piece.mid one
 train() { # MODEL FLAG...
     model=$1
     shift
-    "$root/build/train_${model}_music_cpu" --out $model --threads 1 --eval-stride 1000000 "$@" >stdout 2>stderr
+    "$root/build/train_${model}_music_cpu" --out "$model" --threads 1 --eval-stride 1000000 "$@" >stdout 2>stderr
 }
 gpt_sizes="--layers 2 --width 24 --heads 3 --hidden 32 --rel 50" lstm_sizes="--embed 8 --width 20 --layers 2"
 # shellcheck disable=SC2086
@@ -67,7 +67,7 @@ for model in gpt lstm; do
     run 0 $model/model.safetensors piece.mid --from "$from" -o later.html
     first=$(losses $model.html | mean)
     eval_loss $model 1000000 1 >$model.loss
-    check "the loss of the first window" near "$first" "$(cat $model.loss)"
+    check "the loss of the first window" near "$first" "$(cat "$model.loss")"
     both=$( (losses $model.html && losses later.html) | mean)
     check "the loss of bar $from and of the first window" near "$both" "$(eval_loss $model "$later" 2)"
 done
@@ -243,7 +243,8 @@ async function attention() {
 
 async function gates() {
     const model = models.find(model => model.kind === "lstm"), card = cards()[models.indexOf(model)];
-    expect(model.inside.length === model.layers * 4 * model.units * 256 / 2, "all gates are there", model.inside.length);
+    const size = model.layers * 4 * model.units * 256 / 2;
+    expect(model.inside.length === size, "all gates are there", model.inside.length);
     const all = [0, 1, 2, 3].map(gate => Array.from({length: model.units * 256}, (_, i) =>
         gateOf(model, 1 + Math.floor(i / model.units), 1, gate, i % model.units)));
     expect(all.every((list, gate) => list.every(x => x >= (gate === 2 ? -1 : 0) && x <= 1)), "gates are in range");
@@ -282,15 +283,16 @@ async function phone() {
 END
 for page in both gpt lstm; do drive $page.html driver.js >drive_$page.html; done
 for page in gpt lstm; do
-    echo "<!doctype html><iframe src='drive_$page.html#phone' width=390 height=844 style=border:0></iframe>" >phone_$page.html
+    echo "<!doctype html><iframe src='drive_$page.html#phone' width=390 height=844 style=border:0></iframe>" \
+        >phone_$page.html
 done
 browse desktop 1280 900 drive_both.html#desktop
 browse gpt 800 900 phone_gpt.html --blink-settings=preferredColorScheme=0
 browse lstm 800 900 phone_lstm.html --blink-settings=preferredColorScheme=0
 for model in gpt lstm; do
-    for page in desktop $model; do
-        loss=$(sed -n "s/^LOSS $model //p" $page.log)
-        check "the loss on the page $page" near "$loss" "$(cat $model.loss)"
+    for page in desktop "$model"; do
+        loss=$(sed -n "s/^LOSS $model //p" "$page.log")
+        check "the loss on the page $page" near "$loss" "$(cat "$model.loss")"
     done
 done
 model=
