@@ -9,6 +9,7 @@
 # make count               what a GPU would do in a training step, counted without one, and a model of its time
 # make compare             the CUDA trainers against the CPU reference, tensor by tensor
 # make paper               the published comparison: both models trained, evaluated and sampled, DATA=a MIDI folder
+# make show_window         dev/tools/show_window, which makes a page of what models see in a window of a piece
 # make starter-model       data_prep/starter_model.safetensors anew, which sample_music uses until a model is trained
 # make help                these lines
 # CC=clang, OPENMP=no (one thread) and CFLAGS=... do what one expects.
@@ -92,15 +93,20 @@ build/%_cpu_narrow: dev/%.c build/flags
 sample_music: sample_music.c build/player_page.h build/flags
 	$(COMPILE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
-# The page of sample_music -o song.html, as a string of C.
+# The page of sample_music -o song.html, and what show_window adds to it, as strings of C.
 build/player_page.h: dev/sample/player.html
+build/window_page.h: dev/tools/window.html
+build/player_page.h build/window_page.h:
 	@mkdir -p $(@D)
-	@{ echo 'static const char player_page[] ='; sed 's/[\\"?]/\\&/g; s/.*/    "&\\n"/' $<; echo '    ;'; } >$@
+	@{ echo 'static const char $(basename $(@F))[] ='; \
+		sed 's/[\\"?]/\\&/g; s/.*/    "&\\n"/' $<; echo '    ;'; } >$@
 
 PLAIN = dev/plain/plain_gpt dev/plain/plain_lstm
 plain: $(PLAIN) $(PREPARE)
 
-TOOLS = $(addprefix dev/tools/,compare_tensors music_stats paper)
+TOOLS = $(addprefix dev/tools/,compare_tensors music_stats paper show_window)
+show_window: dev/tools/show_window
+dev/tools/show_window: | build/player_page.h build/window_page.h
 $(PLAIN) $(PREPARE) $(TOOLS): %: %.c build/flags
 	$(COMPILE) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
@@ -230,11 +236,12 @@ test/test_doc.sh: plain all
 test/test_paper.sh: all dev/tools/paper dev/tools/music_stats
 test/test_player.sh: build/test_player data_prep/compose_music
 test/test_prepare.sh test/test_resume.sh: $(PREPARE)
+test/test_show.sh: $(PREPARE) $(TRAINERS:%=build/%_cpu) dev/tools/show_window
 test/test_stats.sh: $(PREPARE) dev/tools/music_stats
 test/test_headers.sh: build/player_page.h
 test/test_machines.sh: $(PREPARE) dev/tools/compare_tensors $(TRAINERS:%=build/%_cpu)
 build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_music $(PREPARE) \
-	dev/tools/compare_tensors dev/tools/music_stats
+	dev/tools/compare_tensors dev/tools/music_stats dev/tools/show_window
 test/test_count.sh: $(addprefix build/,test/test_count_emu_count $(TRAINERS:%=%_emu_count)) $(PREPARE)
 test/test_emu.sh test/test_matmul_gpu.sh test/test_recurrence.sh: test/%.sh: $(addprefix build/test/%,$(EMULATED))
 test/test_plain.sh: plain dev/tools/compare_tensors build/plain_step_gpt build/plain_step_lstm \
@@ -309,4 +316,5 @@ clean:
 
 -include $(wildcard build/dep/*.d)
 
-.PHONY: all bench check compare count format fuzz help lines paper plain starter-model test test-long clean FORCE
+.PHONY: all bench check compare count format fuzz help lines paper plain show_window starter-model test test-long \
+	clean FORCE

@@ -348,6 +348,10 @@ static const Case cases[] = {
      "midi/test",
      "prints"},
     {"show", NULL, "dev/tools/compare_tensors show lstm/last.safetensors", "prints"},
+    {"window", "songs",
+     "dev/tools/show_window gpt/model.safetensors lstm/model.safetensors midi/test/002_etude_in_B_flat_major.mid "
+     "-o work/show.html",
+     ""},
 };
 
 int main(int argc, char **argv) {

@@ -429,32 +429,38 @@ static inline void gpt_attention(const GptState *s, const GptDecoder *m, int slo
     }
 }
 
-// Feeds a token to each of the n slots listed; logits [V] of the ones after. packed: as Batch has it.
-static inline void gpt_step(GptState *s, const GptDecoder *m, const int *slots, int n, const int *tokens, Rows logits,
-                            char *packed) {
-    const int C = m->C;
-    const float scale = 1.0f / sqrtf((float)m->HS);
+// A token of each of the n slots listed, before the first layer.
+static inline void gpt_enter(const GptState *s, const GptDecoder *m, const int *slots, int n, const int *tokens) {
     for (int i = 0; i < n; i++) {
-        memcpy(row(s->x, slots[i]), m->emb + tokens[i] * round_up(C, LANES), (size_t)C * sizeof(float));
+        memcpy(row(s->x, slots[i]), m->emb + tokens[i] * round_up(m->C, LANES), (size_t)m->C * sizeof(float));
         gpt_clear_scores(s, m, slots[i]);
     }
-    for (int k = 0; k < m->L; k++) {
-        const GptLayer *l = &m->layers[k];
-        linear(&l->qkv, s->qkv, s->x, slots, n, packed);
-        for (int i = 0; i < n; i++) {
-            const int slot = slots[i];
-            float *qkv = row(s->qkv, slot);
-            for (int c = 0; c < C; c++) qkv[c] *= scale;
-            gpt_cache_put(s, m, gpt_cache(s, m, slot, k), qkv + C, qkv + 2 * C, gpt_entry(s, slot));
-            gpt_attention(s, m, slot, k);
-        }
-        linear(&l->out, s->update, s->heads, slots, n, packed);
-        for (int i = 0; i < n; i++) add_layernorm(row(s->x, slots[i]), row(s->update, slots[i]), &l->ln1, C);
-        linear(&l->fc1, s->hidden, s->x, slots, n, packed);
-        for (int i = 0; i < n; i++) relu(row(s->hidden, slots[i]), m->F);
-        linear(&l->fc2, s->update, s->hidden, slots, n, packed);
-        for (int i = 0; i < n; i++) add_layernorm(row(s->x, slots[i]), row(s->update, slots[i]), &l->ln2, C);
+}
+
+// Layer k. The softmax of the scores that it leaves is its attention. packed: as Batch has it.
+static inline void gpt_layer(const GptState *s, const GptDecoder *m, int k, const int *slots, int n, char *packed) {
+    const int C = m->C;
+    const float scale = 1.0f / sqrtf((float)m->HS);
+    const GptLayer *l = &m->layers[k];
+    linear(&l->qkv, s->qkv, s->x, slots, n, packed);
+    for (int i = 0; i < n; i++) {
+        const int slot = slots[i];
+        float *qkv = row(s->qkv, slot);
+        for (int c = 0; c < C; c++) qkv[c] *= scale;
+        gpt_cache_put(s, m, gpt_cache(s, m, slot, k), qkv + C, qkv + 2 * C, gpt_entry(s, slot));
+        gpt_attention(s, m, slot, k);
     }
+    linear(&l->out, s->update, s->heads, slots, n, packed);
+    for (int i = 0; i < n; i++) add_layernorm(row(s->x, slots[i]), row(s->update, slots[i]), &l->ln1, C);
+    linear(&l->fc1, s->hidden, s->x, slots, n, packed);
+    for (int i = 0; i < n; i++) relu(row(s->hidden, slots[i]), m->F);
+    linear(&l->fc2, s->update, s->hidden, slots, n, packed);
+    for (int i = 0; i < n; i++) add_layernorm(row(s->x, slots[i]), row(s->update, slots[i]), &l->ln2, C);
+}
+
+// Behind the last layer: the logits [V] of the tokens after these.
+static inline void gpt_leave(const GptState *s, const GptDecoder *m, const int *slots, int n, Rows logits,
+                             char *packed) {
     linear(&m->head, logits, s->x, slots, n, packed);
     for (int i = 0; i < n; i++) s->t[slots[i]]++;
 }
@@ -558,23 +564,31 @@ static inline void lstm_cell(float *h, float *c, const float *gates, int units) 
     }
 }
 
-// As gpt_step.
-static inline void lstm_step(LstmState *s, const LstmDecoder *m, const int *slots, int n, const int *tokens,
-                             Rows logits, char *packed) {
+// As gpt_enter.
+static inline void lstm_enter(const LstmState *s, const LstmDecoder *m, const int *slots, int n, const int *tokens) {
     const int gates = 4 * s->units;
-    Rows h = s->h, below = h;
     for (int i = 0; i < n; i++) {
         memcpy(row(s->gates, slots[i]), m->table + (int64_t)tokens[i] * gates, (size_t)gates * sizeof(float));
     }
-    for (int k = 0; k < m->L; k++, below = h, h.at += s->layer) {
-        const LstmLayer *l = &m->layers[k];
-        if (k) product(&l->ih, s->gates, shared(l->bias), below, slots, n, packed);
-        product(&l->hh, s->gates, s->gates, h, slots, n, packed);
-        for (int i = 0; i < n; i++) {
-            lstm_cell(row(h, slots[i]), row(s->c, slots[i]) + k * s->layer, row(s->gates, slots[i]), s->units);
-        }
+}
+
+static inline Rows lstm_h(const LstmState *s, int k) { return (Rows){s->h.at + k * s->layer, s->h.stride}; }
+
+// Layer k. It leaves its gates before sigmoid and tanh. packed: as Batch has it.
+static inline void lstm_layer(const LstmState *s, const LstmDecoder *m, int k, const int *slots, int n, char *packed) {
+    const LstmLayer *l = &m->layers[k];
+    const Rows h = lstm_h(s, k);
+    if (k) product(&l->ih, s->gates, shared(l->bias), lstm_h(s, k - 1), slots, n, packed);
+    product(&l->hh, s->gates, s->gates, h, slots, n, packed);
+    for (int i = 0; i < n; i++) {
+        lstm_cell(row(h, slots[i]), row(s->c, slots[i]) + k * s->layer, row(s->gates, slots[i]), s->units);
     }
-    linear(&m->fc1, s->fc1, below, slots, n, packed);
+}
+
+// As gpt_leave.
+static inline void lstm_leave(const LstmState *s, const LstmDecoder *m, const int *slots, int n, Rows logits,
+                              char *packed) {
+    linear(&m->fc1, s->fc1, lstm_h(s, m->L - 1), slots, n, packed);
     for (int i = 0; i < n; i++) layernorm_relu(row(s->fc1, slots[i]), &m->ln1, m->H1);
     linear(&m->fc2, s->fc2, s->fc1, slots, n, packed);
     for (int i = 0; i < n; i++) layernorm_relu(row(s->fc2, slots[i]), &m->ln2, m->H2);
@@ -708,11 +722,26 @@ static inline void batch_begin(Batch *b, int slot) {
     if (b->model->kind == LSTM) lstm_begin(&b->lstm, slot);
 }
 
-// Feeds a token to each of the n slots listed, whose logits are then those of the token after it.
-static inline void batch_step(Batch *b, const int *slots, int n, const int *tokens) {
+// Feeds a token to each of the n slots listed, whose logits are then those of the token after it. seen, if it is not
+// NULL, is called behind each layer, for those who want to look inside.
+static inline void batch_watch(Batch *b, const int *slots, int n, const int *tokens,
+                               void (*seen)(const Batch *b, int layer, void *whose), void *whose) {
     const Model *m = b->model;
-    if (m->kind == GPT) gpt_step(&b->gpt, &m->gpt, slots, n, tokens, b->logits, b->packed);
-    if (m->kind == LSTM) lstm_step(&b->lstm, &m->lstm, slots, n, tokens, b->logits, b->packed);
+    const bool gpt = m->kind == GPT;
+    if (gpt) gpt_enter(&b->gpt, &m->gpt, slots, n, tokens);
+    if (!gpt) lstm_enter(&b->lstm, &m->lstm, slots, n, tokens);
+    for (int k = 0; k < (gpt ? m->gpt.L : m->lstm.L); k++) {
+        if (gpt) gpt_layer(&b->gpt, &m->gpt, k, slots, n, b->packed);
+        if (!gpt) lstm_layer(&b->lstm, &m->lstm, k, slots, n, b->packed);
+        if (seen) seen(b, k, whose);
+    }
+    if (gpt) gpt_leave(&b->gpt, &m->gpt, slots, n, b->logits, b->packed);
+    if (!gpt) lstm_leave(&b->lstm, &m->lstm, slots, n, b->logits, b->packed);
+}
+
+// The same, unseen.
+static inline void batch_step(Batch *b, const int *slots, int n, const int *tokens) {
+    batch_watch(b, slots, n, tokens, NULL, NULL);
 }
 
 static inline bool logits_finite(const float *logits) {

@@ -40,13 +40,11 @@ static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
 
 // ---- a page of several songs
 
-static inline bool page_song(TextBuffer *out, const Song *song, bool first, char *error) {
-    char title[200], settings[HOW_SIZE + 300];
+static inline bool page_song(TextBuffer *out, const Song *song, const char *title, const char *settings, bool first,
+                             char *error) {
     TextBuffer mid = {NULL, 0, 0, false};
     if (!make_mid(&mid, song, error)) return false;
     out->failed = out->failed || mid.failed;
-    snprintf(title, sizeof title, "%s, seed %llu", song->model_name, (unsigned long long)song->seed);
-    snprintf(settings, sizeof settings, "%s\n%s", song->how, song->model);
     const PlayerSong page = {.title = title,
                              .settings = settings,
                              .mid = (const uint8_t *)mid.bytes,
@@ -72,8 +70,12 @@ static inline bool make_html(TextBuffer *out, const Song *songs, int n_songs, ch
     bool first = true;
     player_open(out);
     for (int k = 0; k < n_songs; k++) {
-        if (!songs[k].n) continue;
-        if (!page_song(out, &songs[k], first, error)) return false;
+        const Song *song = &songs[k];
+        char title[200], settings[HOW_SIZE + 300];
+        if (!song->n) continue;
+        snprintf(title, sizeof title, "%s, seed %llu", song->model_name, (unsigned long long)song->seed);
+        snprintf(settings, sizeof settings, "%s\n%s", song->how, song->model);
+        if (!page_song(out, song, title, settings, first, error)) return false;
         first = false;
     }
     player_close(out);
