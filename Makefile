@@ -1,6 +1,6 @@
 # make                     the trainers, the sampler, and the two programs that prepare music
 # make train_gpt_music     the trainer, and the sampler beside it; DEVICE=cpu|cuda|emu forces one
-# make plain               both models in their plainest form, small programs to read first
+# make plain               both models in their plainest form, and an n-gram: small programs to read first
 # make test                all checks, a few minutes; make test-long: the slow ones too
 # make check T=midi        the tests of one subject, with all that they print
 # make fuzz T=midi FOR=60  a fuzz target of test/fuzz for so many seconds; without T each of them (clang's fuzzer)
@@ -97,7 +97,7 @@ build/player_page.h: dev/sample/player.html
 	@mkdir -p $(@D)
 	@{ echo 'static const char player_page[] ='; sed 's/[\\"?]/\\&/g; s/.*/    "&\\n"/' $<; echo '    ;'; } >$@
 
-PLAIN = dev/plain/plain_gpt dev/plain/plain_lstm
+PLAIN = dev/plain/ngram dev/plain/plain_gpt dev/plain/plain_lstm
 plain: $(PLAIN) $(PREPARE)
 
 TOOLS = $(addprefix dev/tools/,compare_tensors music_stats paper)
