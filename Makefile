@@ -227,6 +227,7 @@ check: $(call needed,$(CHECKS))
 # What scripts run is made before them.
 test/test_cli.sh test/test_sampler.sh test/test_sweep.sh: all
 test/test_doc.sh: plain all
+test/test_ngram.sh: dev/plain/ngram $(PREPARE)
 test/test_paper.sh: all dev/tools/paper dev/tools/music_stats
 test/test_player.sh: build/test_player data_prep/compose_music
 test/test_prepare.sh test/test_resume.sh: $(PREPARE)
