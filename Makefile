@@ -4,6 +4,7 @@
 # make test                all checks, a few minutes; make test-long: the slow ones too
 # make check T=midi        the tests of one subject, with all that they print
 # make fuzz T=midi FOR=60  a fuzz target of test/fuzz for so many seconds; without T each of them (clang's fuzzer)
+# make exercise N=1        an exercise of dev/doc/exercises.md, in a copy of its own
 # make format              clang-format 14 over all C and CUDA; make lines: lines of code by room, and what to read
 # make bench               the trainers' speed on this machine
 # make count               what a GPU would do in a training step, counted without one, and a model of its time
@@ -173,6 +174,9 @@ compare: $(if $(ON_GPU),$(TRAINERS),$(TRAINERS:%=build/%_emu)) $(TRAINERS:%=buil
 	dev/tools/compare.sh build/train_lstm_music_cpu \
 		$(if $(ON_GPU),./train_lstm_music,build/train_lstm_music_emu --window 16 --batch 2)
 
+exercise:
+	@dev/doc/exercises/start.sh '$(N)'
+
 HELP = sed -n '/^\#/!q; s/^\# //p' Makefile
 help:
 	@$(HELP)
@@ -310,4 +314,5 @@ clean:
 
 -include $(wildcard build/dep/*.d)
 
-.PHONY: all bench check compare count format fuzz help lines paper plain starter-model test test-long clean FORCE
+.PHONY: all bench check clean compare count exercise format fuzz help lines paper plain starter-model test test-long \
+	FORCE
