@@ -105,7 +105,7 @@ static void evaluate(const Ngram *trained, const Dataset *test, double loss[2]) 
 static bool compose(const Ngram *trained, const char *path, char *error) {
     const PhiloxKey key = philox_key(1, PHILOX_SAMPLE, 0);
     Ngram memory = ngram_new(MEMORY_CONTEXT, SONG);
-    uint8_t tokens[1 + SONG] = {MIDI_BAR}, *bytes;
+    uint8_t tokens[1 + SONG] = {MIDI_BAR}, *bytes = NULL;
     for (int n = 1; n <= SONG; n++) {
         double sum = 0;
         for (int v = 0; v < V; v++) { // each takes the place of the one drawn before with its share of the sum so far
@@ -119,9 +119,9 @@ static bool compose(const Ngram *trained, const char *path, char *error) {
     }
     free(memory.entries);
     midi_song song;
-    size_t size;
+    size_t size = 0;
     // Of tokens that the format allows these make a file, but for want of memory.
-    if (!midi_decode(tokens + 1, SONG, &song, NULL) || !midi_write(&song, &bytes, &size, NULL)) must_have(NULL);
+    must_have(midi_decode(tokens + 1, SONG, &song, NULL) && midi_write(&song, &bytes, &size, NULL) ? bytes : NULL);
     const bool written = write_file_atomically(path, bytes, size, error);
     free(bytes);
     midi_free(&song);
