@@ -1,9 +1,10 @@
 # make                     the trainers, the sampler, and the two programs that prepare music
 # make train_gpt_music     the trainer, and the sampler beside it; DEVICE=cpu|cuda|emu forces one
-# make plain               both models in their plainest form, small programs to read first
+# make plain               both models in their plainest form, and an n-gram: small programs to read first
 # make test                all checks, a few minutes; make test-long: the slow ones too
 # make check T=midi        the tests of one subject, with all that they print
 # make fuzz T=midi FOR=60  a fuzz target of test/fuzz for so many seconds; without T each of them (clang's fuzzer)
+# make exercise N=1        an exercise of dev/doc/exercises.md, in a copy of its own
 # make format              clang-format 14 over all C and CUDA; make lines: lines of code by room, and what to read
 # make bench               the trainers' speed on this machine
 # make count               what a GPU would do in a training step, counted without one, and a model of its time
@@ -101,7 +102,7 @@ build/player_page.h build/window_page.h:
 	@{ echo 'static const char $(basename $(@F))[] ='; \
 		sed 's/[\\"?]/\\&/g; s/.*/    "&\\n"/' $<; echo '    ;'; } >$@
 
-PLAIN = dev/plain/plain_gpt dev/plain/plain_lstm
+PLAIN = dev/plain/ngram dev/plain/plain_gpt dev/plain/plain_lstm
 plain: $(PLAIN) $(PREPARE)
 
 TOOLS = $(addprefix dev/tools/,compare_tensors music_stats paper show_window)
@@ -179,6 +180,9 @@ compare: $(if $(ON_GPU),$(TRAINERS),$(TRAINERS:%=build/%_emu)) $(TRAINERS:%=buil
 	dev/tools/compare.sh build/train_lstm_music_cpu \
 		$(if $(ON_GPU),./train_lstm_music,build/train_lstm_music_emu --window 16 --batch 2)
 
+exercise:
+	@dev/doc/exercises/start.sh '$(N)'
+
 HELP = sed -n '/^\#/!q; s/^\# //p' Makefile
 help:
 	@$(HELP)
@@ -233,6 +237,7 @@ check: $(call needed,$(CHECKS))
 # What scripts run is made before them.
 test/test_cli.sh test/test_sampler.sh test/test_sweep.sh: all
 test/test_doc.sh: plain all
+test/test_ngram.sh: dev/plain/ngram $(PREPARE)
 test/test_paper.sh: all dev/tools/paper dev/tools/music_stats
 test/test_player.sh: build/test_player data_prep/compose_music
 test/test_prepare.sh test/test_resume.sh: $(PREPARE)
@@ -316,5 +321,5 @@ clean:
 
 -include $(wildcard build/dep/*.d)
 
-.PHONY: all bench check compare count format fuzz help lines paper plain show_window starter-model test test-long \
-	clean FORCE
+.PHONY: all bench check clean compare count exercise format fuzz help lines paper plain show_window starter-model test \
+	test-long FORCE

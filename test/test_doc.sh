@@ -20,7 +20,7 @@ blocks() { awk '/^```/ { code = !code; next } !code && /^    / { print substr($0
 
 # A page's headings come in this order, under a title with its number; others may stand between them.
 parts() {
-    number=$(basename "$1" | sed 's/^0*\([0-9]*\)-.*/\1/')
+    number=$(basename "$1" | sed 's/^0\{0,1\}\([0-9]*\)-.*/\1/')
     head -n 1 "$1" | grep -q "^# $number\. [A-Z]" || echo "the first line must be '# $number. Title'"
     for part in Formula Backward Code 'Checked by' Exercise; do
         found=$(grep -n "^## $part\$" "$1" | head -n 1 | sed 's/:.*//')

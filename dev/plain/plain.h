@@ -87,12 +87,11 @@ static inline void adamax(TensorList *all, double lr, int64_t t) {
 
 // ---- music
 
-// Opens data/train.safetensors for batches of B windows of T tokens. False: there is too little, and a sentence on
-// stderr says how to make some.
-static inline bool music_open(Dataset *data, const char *program, int B, int T) {
-    char error[ERROR_SIZE] = "data/train.safetensors: too little music for a batch";
-    const bool opened = dataset_open(data, "data/train.safetensors", T, error);
-    if (opened && epoch_steps(0.02, data->n_windows, B) > 0) return true;
+// Opens a dataset for batches of B windows of T tokens. False: there is too little, and a sentence on stderr says how
+// to make some.
+static inline bool music_open(Dataset *data, const char *path, const char *program, int B, int T) {
+    char error[ERROR_SIZE] = "too little music for a batch";
+    if (dataset_open(data, path, T, error) && epoch_steps(0.02, data->n_windows, B) > 0) return true;
     fprintf(stderr, "%s: %s; make some with %s\n", program, error,
             "data_prep/compose_music && data_prep/prepare_music data/starter/train data/starter/test");
     return false;

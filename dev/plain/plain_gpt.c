@@ -442,7 +442,7 @@ int main(void) {
     enum { B = 8, T = 128, STEPS = 601 };
     const Config config = {.L = 2, .C = 32, .NH = 4, .F = 64, .D = 96, .B = B, .T = T, .dropout = 0.1, .seed = 1};
     Dataset data;
-    if (!music_open(&data, "plain_gpt", B, T)) return 1;
+    if (!music_open(&data, "data/train.safetensors", "plain_gpt", B, T)) return 1;
     Gpt model;
     gpt_create(&model, config);
     double sum = 0; // of the losses since the last line

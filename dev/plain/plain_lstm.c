@@ -421,7 +421,7 @@ int main(void) {
     enum { B = 8, T = 128, STEPS = 601 };
     const Config config = {.E = 16, .H = 32, .L = 2, .B = B, .T = T, .dropout = 0.1, .seed = 1};
     Dataset data;
-    if (!music_open(&data, "plain_lstm", B, T)) return 1;
+    if (!music_open(&data, "data/train.safetensors", "plain_lstm", B, T)) return 1;
     Lstm model;
     lstm_create(&model, config);
     double sum = 0; // of the losses since the last line

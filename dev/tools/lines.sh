@@ -60,7 +60,7 @@ fi
     row test $(files test)
     echo
     echo "to follow a training step"
-    row "plain models" $(files dev/plain)
+    row "plain models" dev/plain/plain*.[ch]
     for model in gpt lstm; do
         interface="dev/models/$model.h dev/recipe/model.h dev/base/params.h"
         row "$model, CPU" "dev/train_${model}_music.c" $(files dev/cpu) $interface
