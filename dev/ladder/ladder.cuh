@@ -1,0 +1,163 @@
+// What the rungs share: sizes from the command line, random numbers on the device, the plain models' results, the
+// comparison with these, and, where there is a GPU, the time.
+//
+//   RUNG [SIZE...]     a rung's main() says which sizes; a missing one is that of the emulator, or of the published
+//                      model on a GPU. Exit status 0: the results are right; 1: they are not, and one of them is shown
+//
+// A rung is one kernel, or the few that take turns with it, and a function run() that launches them. ladder_linear()
+// and its like make the inputs, call run() once, compare, and print a line for ladder.sh.
+#ifndef LADDER_CUH
+#define LADDER_CUH
+
+#include "cuda/check.cuh"
+#include "ladder/stages.h"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <vector>
+
+// ---- arrays
+
+static inline double ladder_number(float x) { return x; }
+static inline double ladder_number(__nv_bfloat16 x) { return __bfloat162float(x); }
+static inline double ladder_number(__half x) { return __half2float(x); }
+static inline void ladder_set(float *to, double x) { *to = (float)x; }
+static inline void ladder_set(__nv_bfloat16 *to, double x) { *to = __float2bfloat16((float)x); }
+static inline void ladder_set(__half *to, double x) { *to = __float2half_rn((float)x); }
+static inline void ladder_set(uint8_t *to, double x) { *to = (uint8_t)x; }
+
+// An array on the device. An input holds random numbers from low to high, and `values` are those that the device has,
+// after rounding to Number. An output is all NaN.
+template <typename Number>
+struct Array {
+    Number *device;
+    std::vector<double> values;
+    explicit Array(size_t n) : values(n) {
+        cuda_check(cudaMalloc(&device, bytes()));
+        cuda_check(cudaMemset(device, 0xff, bytes()));
+    }
+    Array(size_t n, double low, double high) : Array(n) {
+        static uint64_t state = 1;
+        for (double &x : values) {
+            state = state * 6364136223846793005u + 1442695040888963407u;
+            x = low + (high - low) * (double)(state >> 11) / 9007199254740992.0;
+        }
+        upload();
+    }
+    Array(const Array &) = delete;
+    ~Array() { cudaFree(device); }
+    size_t bytes() const { return values.size() * sizeof(Number); }
+    void upload() { // values, each rounded
+        std::vector<Number> rounded(values.size());
+        for (size_t i = 0; i < values.size(); i++) {
+            ladder_set(&rounded[i], values[i]);
+            values[i] = ladder_number(rounded[i]);
+        }
+        cuda_check(cudaMemcpy(device, rounded.data(), bytes(), cudaMemcpyHostToDevice));
+    }
+    void fetch() {
+        std::vector<Number> fetched(values.size());
+        cuda_check(cudaMemcpy((void *)fetched.data(), device, bytes(), cudaMemcpyDeviceToHost));
+        for (size_t i = 0; i < values.size(); i++) values[i] = ladder_number(fetched[i]);
+    }
+};
+
+// ---- sizes, comparison, time
+
+// The size number i of the command line, a multiple of `of`.
+static inline int ladder_size(int argc, char **argv, int i, int emulated, int published, int of) {
+#ifdef CUDA_EMU
+    const int size = argc > i ? atoi(argv[i]) : emulated;
+    (void)published;
+#else
+    const int size = argc > i ? atoi(argv[i]) : published;
+    (void)emulated;
+#endif
+    if (size > 0 && size % of == 0) return size;
+    fprintf(stderr, "%s: size %d must be a multiple of %d\n", argv[0], i, of);
+    exit(2);
+}
+
+static double ladder_used; // the largest part of a tolerance that an error takes
+
+// How far `got` may be from `want`: `allowed`, and half a unit of the last place of the type that it is stored in.
+template <typename Number>
+static void ladder_compare(const char *what, Array<Number> &got, const std::vector<double> &want, double allowed) {
+    const double half_unit = sizeof(Number) == 4 ? 0 : 1.0 / 256; // of bf16
+    size_t worst = 0;
+    double used = 0;
+    got.fetch();
+    for (size_t i = 0; i < want.size(); i++) {
+        const double error = fabs(got.values[i] - want[i]) / (allowed + half_unit * (fabs(want[i]) + allowed));
+        if (error <= used) continue; // NaN goes on
+        used = error;
+        worst = i;
+        if (!(used <= 1)) break;
+    }
+    if (!(used <= 1)) {
+        printf("FAIL %s[%zu] is %g, should be %g, give or take %g\n", what, worst, got.values[worst], want[worst],
+               allowed + half_unit * (fabs(want[worst]) + allowed));
+        exit(1);
+    }
+    ladder_used = fmax(ladder_used, used);
+}
+
+// The microseconds of a run, one of a hundred; 0 in the emulator, which knows no time.
+template <typename Run>
+static double ladder_time(Run run, cudaStream_t stream) {
+#ifdef CUDA_EMU
+    (void)run, (void)stream;
+    return 0;
+#else
+    enum { RUNS = 100 };
+    float milliseconds = 0;
+    cudaEvent_t begin, end;
+    cuda_check(cudaEventCreate(&begin));
+    cuda_check(cudaEventCreate(&end));
+    for (int i = 0; i < 5; i++) run(stream);
+    cuda_check(cudaEventRecord(begin, stream));
+    for (int i = 0; i < RUNS; i++) run(stream);
+    cuda_check(cudaEventRecord(end, stream));
+    cuda_check(cudaEventSynchronize(end));
+    cuda_check(cudaEventElapsedTime(&milliseconds, begin, end));
+    return milliseconds * 1000 / RUNS;
+#endif
+}
+
+// Runs, lets compare() compare, and reports: the part of the tolerance that was used, the bytes of all inputs and of
+// all outputs, each once, which are the least that can be loaded and stored, and the time.
+template <typename Run, typename Compare>
+static int ladder_run(Run run, Compare compare, size_t inputs, size_t outputs) {
+    cudaStream_t stream;
+    cuda_check(cudaStreamCreate(&stream));
+    run(stream);
+    cuda_check(cudaStreamSynchronize(stream));
+    compare();
+    printf("right: %.3f of the tolerance, inputs %zu bytes, outputs %zu bytes, %.1f us\n", ladder_used, inputs, outputs,
+           ladder_time(run, stream));
+    return 0;
+}
+
+// ---- the ladders
+
+// y = x w^T + b. run(y, x, w, b, R, C, OC, stream); x [R,C], w [OC,C], y [R,OC] are Operands, b [OC] floats. A sum of
+// K products in float is off by some sqrt(K) times the rounding of a sum, which is 6e-8 sqrt(K) at most; test_matmul.c
+// allows the same: 1.2e-7 (K + 2) sqrt(K + 2).
+template <typename Operand, typename Run>
+static int ladder_linear(int argc, char **argv, Run run) {
+    const int R = ladder_size(argc, argv, 1, 64, 2048, 64), C = ladder_size(argc, argv, 2, 256, 256, 32);
+    const int OC = ladder_size(argc, argv, 3, 768, 768, 64);
+    Array<Operand> x((size_t)R * C, -1, 1), w((size_t)OC * C, -1, 1), y((size_t)R * OC);
+    Array<float> b((size_t)OC, -1, 1);
+    return ladder_run([&](cudaStream_t stream) { run(y.device, x.device, w.device, b.device, R, C, OC, stream); },
+                      [&] {
+                          std::vector<double> want((size_t)R * OC);
+                          stage_linear(want.data(), x.values.data(), w.values.data(), b.values.data(), R, C, OC);
+                          ladder_compare("y", y, want, 1.2e-7 * (C + 2) * sqrt(C + 2.0));
+                      },
+                      x.bytes() + w.bytes() + b.bytes(), y.bytes());
+}
+
+#endif

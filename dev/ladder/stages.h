@@ -1,0 +1,18 @@
+// What the rungs are checked by: stages of the plain models, on arrays in place of tensors. stages_gpt.c and
+// stages_lstm.c, beside this file, call the functions of dev/plain of the same names.
+//
+// C11 and C++17.
+#ifndef STAGES_H
+#define STAGES_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// y = x w^T + b; x [R,C], w [OC,C], b [OC], y [R,OC]
+void stage_linear(double *y, const double *x, const double *w, const double *b, int R, int C, int OC);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
