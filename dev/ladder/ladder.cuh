@@ -11,6 +11,7 @@
 
 #include "cuda/check.cuh"
 #include "ladder/stages.h"
+#include <algorithm>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <math.h>
@@ -158,6 +159,41 @@ static int ladder_linear(int argc, char **argv, Run run) {
                           ladder_compare("y", y, want, 1.2e-7 * (C + 2) * sqrt(C + 2.0));
                       },
                       x.bytes() + w.bytes() + b.bytes(), y.bytes());
+}
+
+// The recurrence of an LSTM layer over T positions of 8 windows. run(a, T, H, stream), a Recurrence. Rounding h to bf16
+// makes it off by 2^-9 of itself at most. W_hh, whose weights are up to 1 / sqrt(H), and the gates pass an error on
+// with less than half its size. So along T all of them add up to twice the first at most, 2^-8.
+constexpr int WINDOWS = 8, TOKENS = 153;
+
+struct Recurrence {            // on the device; a row is t * WINDOWS + b
+    __nv_bfloat16 *h;          // [T*8,H]
+    float *c, *gates;          // [T*8,H], [T*8,H,4] i, f, g, o: kept for the backward
+    const float *table;        // [153,4H] what the input says to the gates
+    const uint8_t *token;      // [T*8]
+    const __nv_bfloat16 *w_hh; // [4H,H]
+};
+
+template <typename Run>
+static int ladder_recurrence(int argc, char **argv, Run run) {
+    const int T = ladder_size(argc, argv, 1, 16, 256, 1), H = ladder_size(argc, argv, 2, 512, 512, 32);
+    const size_t R = (size_t)T * WINDOWS;
+    Array<__nv_bfloat16> h(R * H), w_hh((size_t)4 * H * H, -1 / sqrt(H), 1 / sqrt(H));
+    Array<float> c(R * H), gates(R * 4 * H), table((size_t)TOKENS * 4 * H, -1, 1);
+    Array<uint8_t> token(R, 0, TOKENS);
+    const Recurrence arrays = {h.device, c.device, gates.device, table.device, token.device, w_hh.device};
+    size_t known = 0; // tokens that occur, whose rows of the table are read
+    for (int v = 0; v < TOKENS; v++) known += std::count(token.values.begin(), token.values.end(), v) > 0;
+    return ladder_run([&](cudaStream_t stream) { run(arrays, T, H, stream); },
+                      [&] {
+                          std::vector<double> want_h(R * H), want_c(R * H);
+                          stage_recurrence(want_h.data(), want_c.data(), table.values.data(), token.values.data(),
+                                           w_hh.values.data(), WINDOWS, T, H);
+                          ladder_compare("h", h, want_h, 1.0 / 256);
+                          ladder_compare("c", c, want_c, 1.0 / 256);
+                      },
+                      w_hh.bytes() + token.bytes() + known * 4 * H * sizeof(float),
+                      h.bytes() + c.bytes() + gates.bytes());
 }
 
 #endif

@@ -12,6 +12,11 @@ extern "C" {
 // y = x w^T + b; x [R,C], w [OC,C], b [OC], y [R,OC]
 void stage_linear(double *y, const double *x, const double *w, const double *b, int R, int C, int OC);
 
+// h, c [T*B,H] of an LSTM layer of H units, row t * B + b for position t of window b, from zeros before position 0.
+// tokens [T*B]; table [V,4H] has what each token's input says to the gates, biases included; w_hh [4H,H]
+void stage_recurrence(double *h, double *c, const double *table, const double *tokens, const double *w_hh, int B, int T,
+                      int H);
+
 #ifdef __cplusplus
 }
 #endif
