@@ -9,6 +9,7 @@
 #ifndef LADDER_CUH
 #define LADDER_CUH
 
+#include "base/philox.h"
 #include "cuda/check.cuh"
 #include "ladder/stages.h"
 #include <algorithm>
@@ -194,6 +195,92 @@ static int ladder_recurrence(int argc, char **argv, Run run) {
                       },
                       w_hh.bytes() + token.bytes() + known * 4 * H * sizeof(float),
                       h.bytes() + c.bytes() + gates.bytes());
+}
+
+// y = LN(x + dropout(branch)) w + b and its backward, over R rows of WIDTH, windows of 32 rows. run(a, R, stream), a
+// Norm. In the models a product makes the branch, and another one dy. Rungs with PRODUCTS make them themselves, of
+// operands in bf16; the others find them in memory. A row's sums are off by some 6e-8 sqrt(WIDTH) of their size, and a
+// handful of roundings follow on numbers up to 4: 1e-6 sqrt(WIDTH) is allowed, and for sums over rows sqrt(R) of these.
+constexpr int WIDTH = 256, WINDOW = 32;
+
+struct Norm {                                // on the device; [R,WIDTH] but where it says otherwise
+    __nv_bfloat16 *y, *dbranch;              // operands of the next products
+    float *normalized, *rstd, *dx, *dw, *db; // rstd [R], dw, db [WIDTH]; the first two are kept for the backward
+    const float *x, *branch, *dy, *w, *b;    // w, b [WIDTH]
+    const __nv_bfloat16 *inp, *inp_w;        // branch = inp inp_w^T, inp_w [WIDTH,WIDTH]
+    const __nv_bfloat16 *dout, *dout_w;      // dy = dout dout_w, dout_w [WIDTH,WIDTH]
+    PhiloxKey key;                           // of dropout
+};
+
+// The factors, 0 or 2, of channels 4g to 4g+3 of row r, which is position r % WINDOW of a window: a call of Philox.
+__device__ inline float4 mask_four(PhiloxKey key, int r, int g) {
+    const Philox4 words = philox(key, (uint32_t)g, (uint32_t)(r % WINDOW), (uint32_t)(r / WINDOW), STAGE_STEP);
+    const uint32_t half = 0x80000000u;
+    return make_float4(words.x[0] < half ? 0 : 2, words.x[1] < half ? 0 : 2, words.x[2] < half ? 0 : 2,
+                       words.x[3] < half ? 0 : 2);
+}
+
+template <bool PRODUCTS, typename Run>
+static int ladder_layernorm(int argc, char **argv, Run run) {
+    typedef __nv_bfloat16 bf16;
+    const int R = ladder_size(argc, argv, 1, 64, 2048, WINDOW), C = WIDTH;
+    const size_t n = (size_t)R * C;
+    Array<bf16> y(n), dbranch(n), inp(n, -1, 1), inp_w((size_t)C * C, -.1, .1), dout(n, -1, 1),
+        dout_w((size_t)C * C, -.1, .1);
+    Array<float> normalized(n), rstd((size_t)R), dx(n), dw((size_t)C), db((size_t)C), x(n, -1, 1), branch(n), dy(n);
+    Array<float> w((size_t)C, -1, 1), b((size_t)C, -1, 1);
+    std::vector<double> zeros((size_t)C), transposed((size_t)C * C);
+    for (int i = 0; i < C * C; i++) transposed[i % C * C + i / C] = dout_w.values[i];
+    stage_linear(branch.values.data(), inp.values.data(), inp_w.values.data(), zeros.data(), R, C, C);
+    stage_linear(dy.values.data(), dout.values.data(), transposed.data(), zeros.data(), R, C, C);
+    branch.upload();
+    dy.upload();
+    const Norm arrays = {y.device,
+                         dbranch.device,
+                         normalized.device,
+                         rstd.device,
+                         dx.device,
+                         dw.device,
+                         db.device,
+                         x.device,
+                         branch.device,
+                         dy.device,
+                         w.device,
+                         b.device,
+                         inp.device,
+                         inp_w.device,
+                         dout.device,
+                         dout_w.device,
+                         philox_key(STAGE_SEED, PHILOX_DROPOUT, STAGE_SITE)};
+    auto compare = [&] {
+        std::vector<double> want[5] = {zeros, zeros, std::vector<double>(n), std::vector<double>(n),
+                                       std::vector<double>(n)};
+        const StageNorm stage = {want[2].data(),
+                                 want[3].data(),
+                                 want[4].data(),
+                                 want[0].data(),
+                                 want[1].data(),
+                                 x.values.data(),
+                                 branch.values.data(),
+                                 w.values.data(),
+                                 b.values.data(),
+                                 dy.values.data(),
+                                 R,
+                                 C,
+                                 WINDOW};
+        const double allowed = 1e-6 * sqrt(C);
+        stage_layernorm(&stage);
+        ladder_compare("y", y, want[2], allowed);
+        ladder_compare("dx", dx, want[3], allowed);
+        ladder_compare("dbranch", dbranch, want[4], allowed);
+        ladder_compare("dw", dw, want[0], allowed * sqrt(R));
+        ladder_compare("db", db, want[1], allowed * sqrt(R));
+    };
+    return ladder_run(
+        [&](cudaStream_t stream) { run(arrays, R, stream); }, compare,
+        x.bytes() + w.bytes() + b.bytes() +
+            (PRODUCTS ? inp.bytes() + inp_w.bytes() + dout.bytes() + dout_w.bytes() : branch.bytes() + dy.bytes()),
+        y.bytes() + dbranch.bytes() + normalized.bytes() + rstd.bytes() + dx.bytes() + dw.bytes() + db.bytes());
 }
 
 #endif

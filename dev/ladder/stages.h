@@ -17,6 +17,17 @@ void stage_linear(double *y, const double *x, const double *w, const double *b, 
 void stage_recurrence(double *h, double *c, const double *table, const double *tokens, const double *w_hh, int B, int T,
                       int H);
 
+// y = LN(x + dropout(branch)) w + b and its backward: dx, dbranch and dw, db from dy. All [R,C], but w, b, dw, db [C].
+// Dropout with probability 1/2 is that of windows of T rows, in the step and place of the model that are named here.
+// The gradients but dy come as zeros.
+typedef struct {
+    double *y, *dx, *dbranch, *dw, *db;
+    const double *x, *branch, *w, *b, *dy;
+    int R, C, T;
+} StageNorm;
+enum { STAGE_SEED = 1, STAGE_STEP = 7, STAGE_SITE = 3 };
+void stage_layernorm(const StageNorm *s);
+
 #ifdef __cplusplus
 }
 #endif
