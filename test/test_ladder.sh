@@ -4,7 +4,7 @@
 # there is nvcc, it takes every rung for two architectures without a warning.
 . "$(dirname "$0")/check.sh"
 ladder=${root:?}/dev/ladder
-rungs='matmul_2_tiles layernorm_3_fused lstm_3_cooperative'
+rungs='matmul_2_tiles attention_3_online lstm_3_cooperative'
 for rung in $rungs; do needs ladder "$root/build/dev/ladder/${rung}_emu_count"; done
 
 # A rung's row: its numbers, and whether they can be. No rung loads or stores less than the least, or is off by more

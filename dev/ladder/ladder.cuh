@@ -283,4 +283,58 @@ static int ladder_layernorm(int argc, char **argv, Run run) {
         y.bytes() + dbranch.bytes() + normalized.bytes() + rstd.bytes() + dx.bytes() + dw.bytes() + db.bytes());
 }
 
+// Attention over a window of T positions with NH heads of HS channels, DISTANCES relative vectors and the scores of the
+// layer below. run(a, T, NH, stream), a Heads. Score (h, t, j), j <= t, lies at place(h, t, j), of `room` places in
+// all. Rungs in float are allowed 1e-5, some ten roundings of scores up to 4 and of sums over T. With bf16 operands and
+// fp16 scores, a score is off by 2^-11 of itself, up to 2^-9, which moves each weight of a softmax by as much of
+// itself; the weights are rounded to bf16, which is 2^-9 of each again: 2^-8 of values up to 1.
+constexpr int HS = 16, DISTANCES = 240;
+
+template <typename Operand, typename Score>
+struct Heads {     // on the device
+    Operand *out;  // [T,C], C = NH * HS, heads side by side
+    Score *scores; // before softmax: kept for the layer above and for the backward
+    const Score *below;
+    const Operand *qkv; // [T,3C]
+    const float *rel;   // [DISTANCES,HS]; row DISTANCES - 1 is distance 0
+};
+
+template <typename Operand, typename Score, typename Place, typename Run>
+static int ladder_attention(int argc, char **argv, Place place, size_t (*room)(int T, int NH), Run run) {
+    const int T = ladder_size(argc, argv, 1, 128, 256, 32), NH = ladder_size(argc, argv, 2, 16, 128, 1), C = NH * HS;
+    Array<Operand> qkv((size_t)T * 3 * C, -1, 1), out((size_t)T * C);
+    Array<Score> below(room(T, NH), -1, 1), scores(room(T, NH));
+    Array<float> rel((size_t)DISTANCES * HS, -1, 1);
+    const Heads<Operand, Score> arrays = {out.device, scores.device, below.device, qkv.device, rel.device};
+    auto compare = [&] {
+        std::vector<double> want((size_t)T * C), want_scores((size_t)NH * T * T), below_tj((size_t)NH * T * T);
+        Array<float> got((size_t)NH * T * T); // the scores in the order of the plain model
+        auto each = [&](auto f) {
+            for (int h = 0; h < NH; h++) {
+                for (int t = 0; t < T; t++) {
+                    for (int j = 0; j <= t; j++) f(((size_t)h * T + t) * T + j, place(h, t, j, T));
+                }
+            }
+        };
+        each([&](size_t tj, size_t at) { below_tj[tj] = below.values[at]; });
+        stage_attention(want.data(), want_scores.data(), below_tj.data(), qkv.values.data(), rel.values.data(), T, C,
+                        NH, DISTANCES);
+        scores.fetch();
+        std::fill(got.values.begin(), got.values.end(), 0);
+        each([&](size_t tj, size_t at) { got.values[tj] = scores.values[at]; });
+        got.upload();
+        const double allowed = sizeof(Operand) == 4 ? 1e-5 : 1.0 / 256;
+        ladder_compare("scores", got, want_scores, allowed);
+        ladder_compare("out", out, want, allowed);
+    };
+    const size_t triangle = (size_t)NH * T * (T + 1) / 2 * sizeof(Score);
+    return ladder_run([&](cudaStream_t stream) { run(arrays, T, NH, stream); }, compare,
+                      qkv.bytes() + rel.bytes() / DISTANCES * (size_t)(T < DISTANCES ? T : DISTANCES) + triangle,
+                      out.bytes() + triangle);
+}
+
+// The scores of whole rows, [NH,T,T].
+static inline size_t square_place(int h, int t, int j, int T) { return ((size_t)h * T + t) * T + j; }
+static inline size_t square_room(int T, int NH) { return (size_t)NH * T * T; }
+
 #endif

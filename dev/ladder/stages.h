@@ -28,6 +28,11 @@ typedef struct {
 enum { STAGE_SEED = 1, STAGE_STEP = 7, STAGE_SITE = 3 };
 void stage_layernorm(const StageNorm *s);
 
+// Attention: out [T,C] and scores [NH,T,T] of one window, from qkv [T,3C], the relative table rel [D,C/NH] and the
+// scores of the layer below, [NH,T,T]. Only scores [t][j] with j <= t are read and written.
+void stage_attention(double *out, double *scores, const double *below, const double *qkv, const double *rel, int T,
+                     int C, int NH, int D);
+
 #ifdef __cplusplus
 }
 #endif

@@ -32,3 +32,13 @@ void stage_layernorm(const StageNorm *s) {
     residual_dropout_backward(&sum, &x, &branch, &config, STAGE_STEP, STAGE_SITE);
     tensors_free(&all);
 }
+
+void stage_attention(double *out, double *scores, const double *below, const double *qkv, const double *rel, int T,
+                     int C, int NH, int D) {
+    TensorList all = {0};
+    Tensor att, out_t = tensor(out, T, C), scores_t = tensor(scores, NH * T, T), below_t = tensor(below, NH * T, T);
+    Tensor qkv_t = tensor(qkv, T, 3 * C), rel_t = tensor(rel, D, C / NH);
+    tensor_add(&all, &att, NH * T, T, "", 0);
+    attention_forward(&out_t, &att, &scores_t, &below_t, &qkv_t, &rel_t);
+    tensors_free(&all);
+}
