@@ -55,7 +55,9 @@ if [ -n "$TEST_LONG" ] && command -v nvcc >/dev/null; then
             -I"$root/dev" -cubin -o cubin "$@" >stdout 2>stderr
     }
     for file in "$ladder"/*_[0-9]_*.cu; do
-        for arch in 80 90; do check "nvcc takes $(basename "$file") for sm_$arch" compile_cuda -arch=sm_$arch "$file"; done
+        for arch in 80 90; do
+            check "nvcc takes $(basename "$file") for sm_$arch" compile_cuda -arch=sm_$arch "$file"
+        done
     done
 fi
 report ladder

@@ -7,7 +7,7 @@
 // row is read with a shift of its own. Keys and values are staged for eight warps by cp.async. Scores are kept in fp16,
 // only those on and below the diagonal, in patches, so that a warp stores and loads 256 bytes in a row.
 //
-// What is counted: products; a twentieth of the wavefronts, one barrier, an eighth of the loads, and half the bytes or
+// What is counted: products; a sixteenth of the wavefronts, one barrier, an eighth of the loads, and half the bytes or
 // less. A little more is stored than the least: patches on the diagonal are whole.
 // What limits it: the way of the scores to memory and back, which the model's score residual demands.
 //   attention_4_production [T [HEADS]]

@@ -8,8 +8,8 @@
 // What is counted: the sectors loaded grow with T only by h itself, 8 KB a block and step, and by what is looked at in
 // vain, as often as the emulator's order has it. More is stored than in rung 3: h after dropout, and what h was filled
 // with, for the backward too. The trainer runs all layers in this launch; here there is one.
-// What limits it: the way of h to L2 and back, in every step. Only the few multiprocessors of a Hopper cluster have a
-// shorter one.
+// What limits it: the way of h to L2 and back, in every step. Only within a Hopper cluster, a few multiprocessors, is
+// there a shorter one.
 //   lstm_4_production [T [H]]
 #define TESTING
 #include "train_lstm_music.cu"

@@ -3,9 +3,12 @@
 // Its kernel is rung 5 with the ends mended. Lanes swap pairs before they store, so that a warp fills whole sectors.
 // Copies run three steps ahead in small tiles, two in large ones, still with one barrier a step. Many rows get tiles of
 // 128 x 128, which load half as much. It takes any sizes, rows of any alignment, both precisions, transposed operands,
-// and does at its end what would else be a kernel of its own: bias, ReLU, the ReLU's backward, a sum. On Hopper the
-// next rung would be wgmma, a product by four warps that reads shared memory by itself; that file says it leaves it
-// out.
+// and does at its end what would else be a kernel of its own: bias, ReLU, the ReLU's backward, a sum.
+//
+// What is counted: the sectors stored are the fewest. The few loads more than in rung 5 are the bias, which each lane
+// loads by single numbers.
+// What limits it: on Hopper, that mma.sync is not all that tensor cores can do there. wgmma, a product by four warps
+// that reads shared memory by itself, would be the next rung; cuda/matmul.cuh leaves it out.
 //   matmul_6_production [R [C [OC]]]
 #include "cuda/matmul.cuh"
 #include "ladder/ladder.cuh"
