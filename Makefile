@@ -231,7 +231,7 @@ RUN_TESTS = CC='$(CC)' CXX='$(CXX)' JOBS=$(patsubst -j%,%,$(filter -j%,$(MAKEFLA
 test: $(call needed,$(TESTS))
 	@$(RUN_TESTS) $(TESTS)
 
-test-long: $(call needed,$(LONG_TESTS)) $(addprefix build/test/test_matmul_gpu_all,$(EMULATED))
+test-long: $(call needed,$(LONG_TESTS)) $(addprefix build/test/test_matmul_gpu_all,$(EMULATED)) $(LADDER:%=%_emu_count)
 	@TEST_LONG=yes $(RUN_TESTS) $(LONG_TESTS)
 
 CHECKS = $(or $(call chosen,$(TESTS)),$(call chosen,$(LONG_TESTS)))
@@ -246,6 +246,8 @@ test/test_player.sh: build/test_player data_prep/compose_music
 test/test_prepare.sh test/test_resume.sh: $(PREPARE)
 test/test_stats.sh: $(PREPARE) dev/tools/music_stats
 test/test_headers.sh: build/player_page.h
+test/test_ladder.sh: $(addprefix build/dev/ladder/,$(addsuffix _emu_count,\
+	matmul_2_tiles attention_3_online lstm_3_cooperative))
 test/test_machines.sh: $(PREPARE) dev/tools/compare_tensors $(TRAINERS:%=build/%_cpu)
 build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_music $(PREPARE) \
 	dev/tools/compare_tensors dev/tools/music_stats
