@@ -19,8 +19,10 @@
 static void run(Recurrence a, int T, int H, cudaStream_t stream) {
     typedef __nv_bfloat16 bf16;
     static LayerRecurrence<bf16> layer; // with what only this rung has, made in the first call
+    static RecurrenceShape shape;
     static DeviceState *state;
     if (!state) {
+        shape = recurrence_shape<bf16>(WINDOWS, T, H, 1);
         const size_t n = (size_t)T * WINDOWS * H;
         layer = {nullptr, a.w_hh, nullptr, {{{0, 0}}, 0, 1}, a.gates, a.c, a.h, nullptr, nullptr, nullptr};
         cuda_check(cudaMalloc(&layer.x, n * sizeof(bf16)));
@@ -28,7 +30,6 @@ static void run(Recurrence a, int T, int H, cudaStream_t stream) {
         cuda_check(cudaMalloc(&state, sizeof *state));
         cuda_check(cudaMemset(state, 0, sizeof *state));
     }
-    const RecurrenceShape shape = recurrence_shape<bf16>(WINDOWS, T, H, 1);
     recurrence_forward(&layer, shape, a.table, a.token, state, stream);
 }
 
