@@ -8,6 +8,7 @@
 # make format              clang-format 14 over all C and CUDA; make lines: lines of code by room, and what to read
 # make bench               the trainers' speed on this machine
 # make count               what a GPU would do in a training step, counted without one, and a model of its time
+# make ladder              kernels from naive to fast (dev/ladder), each checked and counted, on a GPU timed too
 # make compare             the CUDA trainers against the CPU reference, tensor by tensor
 # make paper               the published comparison: both models trained, evaluated and sampled, DATA=a MIDI folder
 # make show_window         dev/tools/show_window, which makes a page of what models see in a window of a piece
@@ -37,6 +38,7 @@ DEVICE ?= $(if $(and $(NVCC),$(GPU)),cuda,cpu)
 ifeq ($(filter cuda cpu emu,$(DEVICE)),)
 $(error DEVICE=$(DEVICE) is unknown; it can be cuda, cpu or emu)
 endif
+ON_GPU = $(filter cuda,$(DEVICE))
 WHY := $(if $(NVCC),$(if $(GPU),nvcc and a GPU are here,nvcc is here but no GPU),there is no nvcc)
 ARCH = sm_$(or $(GPU),80)
 
@@ -114,7 +116,7 @@ $(PLAIN) $(PREPARE) $(TOOLS): %: %.c build/flags
 # ---- the CUDA sources on the CPU (dev/emu/cuda_emu.h): as C++ in build/emu, which is searched before the checkout
 
 EMULATED = _emu _emu_sanitized _emu_race
-EMU_SOURCES = $(patsubst %,build/emu/%,$(wildcard *.cu dev/cuda/*.cuh test/*.cu))
+EMU_SOURCES = $(patsubst %,build/emu/%,$(wildcard *.cu dev/cuda/*.cuh dev/ladder/*.cu* test/*.cu))
 EMU_COMPILE = $(CXX) -std=c++20 $(CXX_WARNINGS) -ffp-contract=fast -fno-math-errno -Ibuild/emu -Ibuild/emu/dev \
 	$(INCLUDES) $(DEPENDENCIES)
 
@@ -157,6 +159,19 @@ count: $(TRAINERS:%=build/%_emu_count) $(PREPARE) $(if $(NVCC),$(foreach arch,80
 	@dev/tools/count.sh gpt
 	@dev/tools/count.sh lstm
 
+# The rungs, each with the stages of the plain models that it is checked by; for the counts, and for a GPU.
+LADDER = $(patsubst dev/ladder/%.cu,build/dev/ladder/%,$(wildcard dev/ladder/*.cu))
+LADDER_STAGES = build/dev/ladder/stages_gpt.o build/dev/ladder/stages_lstm.o
+$(LADDER_STAGES): build/%.o: %.c build/flags
+	@mkdir -p $(@D)
+	$(COMPILE) -Werror -c -o $@ $<
+$(LADDER:%=%_emu_count): $(LADDER_STAGES)
+$(LADDER:%=%_emu_count): private LDLIBS = $(LADDER_STAGES) -lm
+build/dev/ladder/%_cuda: dev/ladder/%.cu $(LADDER_STAGES) build/device
+	nvcc -O3 $(CUDA) -arch=$(ARCH) $(INCLUDES) $(DEPENDENCIES) -o $@ $< $(LADDER_STAGES)
+ladder: $(LADDER:%=%_emu_count) $(if $(ON_GPU),$(LADDER:%=%_cuda))
+	@dev/ladder/ladder.sh
+
 # DATA=folder and the other variables that it takes stand at the head of dev/tools/paper.sh.
 paper: $(TRAINERS) sample_music $(PREPARE) dev/tools/paper dev/tools/music_stats
 	@dev/tools/paper.sh
@@ -172,7 +187,6 @@ starter-model: build/train_gpt_music_cpu $(PREPARE)
 	cp build/starter/out/model.safetensors $(STARTER)
 
 # The CUDA trainers against the CPU reference, number by number: on a GPU in full size, else through the emulator.
-ON_GPU = $(filter cuda,$(DEVICE))
 compare: $(if $(ON_GPU),$(TRAINERS),$(TRAINERS:%=build/%_emu)) $(TRAINERS:%=build/%_cpu) $(PREPARE) \
 	dev/tools/compare_tensors
 	dev/tools/compare.sh build/train_gpt_music_cpu \
@@ -227,7 +241,7 @@ RUN_TESTS = CC='$(CC)' CXX='$(CXX)' JOBS=$(patsubst -j%,%,$(filter -j%,$(MAKEFLA
 test: $(call needed,$(TESTS))
 	@$(RUN_TESTS) $(TESTS)
 
-test-long: $(call needed,$(LONG_TESTS)) $(addprefix build/test/test_matmul_gpu_all,$(EMULATED))
+test-long: $(call needed,$(LONG_TESTS)) $(addprefix build/test/test_matmul_gpu_all,$(EMULATED)) $(LADDER:%=%_emu_count)
 	@TEST_LONG=yes $(RUN_TESTS) $(LONG_TESTS)
 
 CHECKS = $(or $(call chosen,$(TESTS)),$(call chosen,$(LONG_TESTS)))
@@ -244,6 +258,8 @@ test/test_prepare.sh test/test_resume.sh: $(PREPARE)
 test/test_show.sh: $(PREPARE) $(TRAINERS:%=build/%_cpu) dev/tools/show_window
 test/test_stats.sh: $(PREPARE) dev/tools/music_stats
 test/test_headers.sh: build/player_page.h
+test/test_ladder.sh: $(addprefix build/dev/ladder/,$(addsuffix _emu_count,\
+	matmul_2_tiles attention_3_online lstm_3_cooperative))
 test/test_machines.sh: $(PREPARE) dev/tools/compare_tensors $(TRAINERS:%=build/%_cpu)
 build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_music $(PREPARE) \
 	dev/tools/compare_tensors dev/tools/music_stats dev/tools/show_window
@@ -321,5 +337,5 @@ clean:
 
 -include $(wildcard build/dep/*.d)
 
-.PHONY: all bench check clean compare count exercise format fuzz help lines paper plain show_window starter-model test \
-	test-long FORCE
+.PHONY: all bench check clean compare count exercise format fuzz help ladder lines paper plain show_window \
+	starter-model test test-long FORCE

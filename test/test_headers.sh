@@ -4,7 +4,7 @@
 . "$(dirname "$0")/check.sh"
 CXX=${CXX:-c++}
 headers=$(cd "${root:?}" && echo midi.h dev/base/*.h dev/plain/*.h dev/models/*.h dev/recipe/*.h dev/cpu/*.h \
-    dev/sample/*.h)
+    dev/sample/*.h dev/ladder/*.h)
 test -s "$root/build/player_page.h" || echo "make build/player_page.h makes what dev/sample/player.h includes"
 command -v "${CXX%% *}" >/dev/null || echo "skipped: headers as C++17, there is no $CXX"
 
@@ -44,6 +44,7 @@ only 'base/|emu/' 'dev/emu/*'
 only 'base/|models/|recipe/' 'dev/recipe/*'
 only 'base/|models/|sample/|cpu/vector\.h|midi\.h|build/player_page\.h' 'dev/sample/*.[ch]'
 only 'base/|plain/|midi\.h' 'dev/plain/*.[ch]'
+only 'base/|cuda/|plain/|ladder/|train_[a-z]*_music\.cu' 'dev/ladder/*.[ch]*'
 for programs in '*.[ch]*' 'dev/*.[ch]*' 'data_prep/*.c' 'dev/tools/*.c*'; do
     only 'base/|models/|cpu/|cuda/|recipe/|sample/|midi\.h|build/window_page\.h' "$programs"
 done

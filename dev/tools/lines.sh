@@ -54,9 +54,10 @@ fi
     row data_prep $(files data_prep)
     row dev $(files dev)
     for room in dev/*/; do
-        [ -z "$(files "$room")" ] || row "${room%/}" $(files "$room")
+        [ "$room" = dev/ladder/ ] || [ -z "$(files "$room")" ] || row "${room%/}" $(files "$room")
     done
-    row "all but test" $(files . data_prep dev dev/*/)
+    row "all of these" $(files . data_prep dev dev/*/ | grep -v '^dev/ladder/')
+    row dev/ladder $(files dev/ladder)
     row test $(files test)
     echo
     echo "to follow a training step"
