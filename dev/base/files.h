@@ -4,8 +4,7 @@
 // never half of one, whether the program is killed, the disk is full or the folder forbidden.
 // Left out: files larger than memory, systems without POSIX.
 // C11 and C++17; with -std=c11 include it before the system's headers.
-#ifndef FILES_H
-#define FILES_H
+#pragma once
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE // fileno, fsync and program_invocation_short_name
@@ -257,5 +256,3 @@ static inline bool write_file_atomically(const char *path, const void *bytes, si
     atomic_write(&out, bytes, size);
     return atomic_close(&out, error);
 }
-
-#endif

@@ -10,8 +10,7 @@
 // gets the nearest known one. `--flag value` and `--flag=value` are the same; -h is --help. A flag given twice counts
 // last. Left out: short names that stand together (-abc), numbers that are not decimal, and --, after which nothing is
 // a flag (a file named -x is ./-x). C11 and C++17; with -std=c11 include it before the system's headers.
-#ifndef FLAGS_H
-#define FLAGS_H
+#pragma once
 
 #include "base/files.h"
 
@@ -273,5 +272,3 @@ static inline void flags_print(const Flags *flags) { // each with its value, in 
         printf("\n");
     }
 }
-
-#endif

@@ -6,8 +6,7 @@
 // and then sleeps. Somebody who sets OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME has chosen, and is heard.
 //
 // C11 and C++17. Include it before any system header.
-#ifndef LIMITS_H
-#define LIMITS_H
+#pragma once
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -132,5 +131,3 @@ static inline int threads_default(void) {
     return 1;
 #endif
 }
-
-#endif

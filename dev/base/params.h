@@ -2,8 +2,7 @@
 // out of a training step.
 //
 // C11 and C++17. Include it before any system header.
-#ifndef PARAMS_H
-#define PARAMS_H
+#pragma once
 
 #include "base/limits.h" // first: it chooses the system's interfaces
 
@@ -259,5 +258,3 @@ static inline void eval_add(EvalLoss *eval, const real *losses, const uint8_t *t
         eval->count[kind]++;
     }
 }
-
-#endif

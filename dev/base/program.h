@@ -1,8 +1,7 @@
 // A program as a whole: its version, how it starts and ends, the time and the memory that it takes.
 //
 // C11 and C++17; with -std=c11 include it before the system's headers.
-#ifndef PROGRAM_H
-#define PROGRAM_H
+#pragma once
 
 #include "base/files.h"
 
@@ -57,5 +56,3 @@ static inline double peak_megabytes(void) {
     return (double)usage.ru_maxrss * 1024 / 1e6;
 #endif
 }
-
-#endif

@@ -15,8 +15,7 @@
 //
 // Left out: types below a byte (F4, F6), files larger than memory, big-endian machines, systems without POSIX.
 // Format: https://huggingface.co/docs/safetensors. C11 and C++17; with -std=c11 include it before the system's headers.
-#ifndef SAFETENSORS_H
-#define SAFETENSORS_H
+#pragma once
 
 #include "base/files.h"
 #include "base/text.h"
@@ -545,5 +544,3 @@ static inline bool st_write(const char *path, StTensor *tensors, int n, StMeta *
     free(header.bytes);
     return ok;
 }
-
-#endif

@@ -1,8 +1,7 @@
 // Text: names on a terminal, a text that grows, names of files on one line, and numbers as people read them.
 //
 // C11 and C++17; with -std=c11 include it before the system's headers.
-#ifndef TEXT_H
-#define TEXT_H
+#pragma once
 
 #include "base/files.h" // PRINTF_LIKE
 
@@ -136,5 +135,3 @@ static inline double nice_step(double range, int wanted) {
     if (step / 5 * wanted >= range) return step / 5;
     return step / 2 * wanted >= range ? step / 2 : step;
 }
-
-#endif

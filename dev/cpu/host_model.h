@@ -1,8 +1,7 @@
 // What all CPU models share: their flat arrays, the batch, the running loss, dropout masks, and the part of the
 // recipe's interface (recipe/model.h, ModelSpec) that follows from these. What makes a model, its parameters, stages,
 // forward, backward and update, is in its own file.
-#ifndef HOST_MODEL_H
-#define HOST_MODEL_H
+#pragma once
 
 #include "base/params.h"
 #include "cpu/team.h"
@@ -152,5 +151,3 @@ static inline void dropout_row(real *mask, Dropout dropout, int b, int t, int C)
     if (dropout.p > 0) philox_row(dropout.key, (C + 3) / 4, (uint32_t)t, (uint32_t)b, dropout.step, words);
     for (int c = 0; c < C; c++) mask[c] = dropout.p == 0 || words[c] >= threshold ? scale : 0;
 }
-
-#endif

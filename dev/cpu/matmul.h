@@ -15,8 +15,7 @@
 //
 // Each sum is made in one order, whichever tile or thread computes it: chains of MATMUL_K multiply-adds in ascending k,
 // added up one after the other. So threads and tails do not change a bit.
-#ifndef MATMUL_H
-#define MATMUL_H
+#pragma once
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -357,5 +356,3 @@ static inline void matmul_backward_weight(real *dw, real *dbias, const real *dy,
         for (int o = 0; o < n; o++) dbias[o0 + o] += sums[o];
     }
 }
-
-#endif

@@ -2,8 +2,7 @@
 // the tensors of a file have, and the arithmetic of a training step. The trainers list the tensors themselves.
 //
 // C11 and C++17. Include it before any system header.
-#ifndef GPT_SIZES_H
-#define GPT_SIZES_H
+#pragma once
 
 #include "base/params.h"
 #include "base/safetensors.h"
@@ -68,5 +67,3 @@ static inline double gpt_step_flops(const ModelConfig *config) {
                  F = config->sizes[GPT_HIDDEN], V = DATA_TOKENS;
     return 3 * (2 * B * T * (L * (4 * C * C + 2 * C * F) + C * V) + L * 3 * 2 * B * (T * (T + 1) / 2) * C);
 }
-
-#endif

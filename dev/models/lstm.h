@@ -3,8 +3,7 @@
 // the tensors themselves.
 //
 // C11 and C++17. Include it before any system header.
-#ifndef LSTM_SIZES_H
-#define LSTM_SIZES_H
+#pragma once
 
 #include "base/params.h"
 #include "base/safetensors.h"
@@ -84,5 +83,3 @@ static inline real *lstm_keep_rows(const ModelConfig *config, real *out, const r
     }
     return out + (size_t)B * T * C;
 }
-
-#endif

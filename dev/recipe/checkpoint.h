@@ -8,8 +8,7 @@
 // own first steps have gone well. Two runs never share a folder.
 //
 // C11 and C++17, POSIX. Include it before any system header.
-#ifndef CHECKPOINT_H
-#define CHECKPOINT_H
+#pragma once
 
 #include "recipe/run.h"
 
@@ -470,5 +469,3 @@ static inline bool out_take(TrainRun *run) {
     return ended ||
            fail(run->error, "%s: its run has not ended; go on with --resume, or give another --out", run->last_path);
 }
-
-#endif

@@ -1,8 +1,7 @@
 // What a run reports in files: log.csv, a row per epoch, and loss.svg, the curves.
 //
 // C11 and C++17, POSIX. Include it before any system header.
-#ifndef REPORT_H
-#define REPORT_H
+#pragma once
 
 #include "recipe/run.h"
 
@@ -66,5 +65,3 @@ static inline bool reports_write(TrainRun *run, int n) {
     unlink(run->svg_path);
     return true;
 }
-
-#endif

@@ -1,8 +1,7 @@
 // A training run: its flags, and all that it knows while it goes on.
 //
 // C11 and C++17, POSIX. Include it before any system header.
-#ifndef RUN_H
-#define RUN_H
+#pragma once
 
 #include "recipe/model.h" // first: it chooses the system's interfaces
 
@@ -170,5 +169,3 @@ static inline StepPlan plan_of(const TrainRun *run, int64_t step) {
     if (plan.lr < least) plan.lr = least;
     return plan;
 }
-
-#endif

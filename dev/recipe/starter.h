@@ -1,8 +1,7 @@
 // The starter corpus: where the default data folder holds no music, data_prep/compose_music composes some into it.
 //
 // C11 and C++17, POSIX. Include it before any system header.
-#ifndef STARTER_H
-#define STARTER_H
+#pragma once
 
 #include "recipe/run.h"
 
@@ -73,5 +72,3 @@ static inline bool starter_compose(TrainRun *run) {
     free(prepare);
     return good;
 }
-
-#endif

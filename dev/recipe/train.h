@@ -9,8 +9,7 @@
 // Left out: more than one process or device.
 //
 // C11 and C++17, POSIX. Include it before any system header.
-#ifndef TRAIN_H
-#define TRAIN_H
+#pragma once
 
 #include "recipe/checkpoint.h" // first: it chooses the system's interfaces
 
@@ -526,5 +525,3 @@ static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
     free(run);
     return status;
 }
-
-#endif

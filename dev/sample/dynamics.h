@@ -13,8 +13,7 @@
 //
 // It promises velocities of 1 to 127 and the same ones for the same song; time is linear in notes and bars. Leaves out:
 // tempo, repeats played softer, and the pedal of the prime's file. C11, gcc and clang.
-#ifndef DYNAMICS_H
-#define DYNAMICS_H
+#pragma once
 
 #include "sample/prime.h"
 #include "sample/song.h"
@@ -99,5 +98,3 @@ static inline bool song_add_dynamics(Song *song, double amount, const Prime *pri
     dynamics_keep(song, amount, prime);
     return amount == 0 || dynamics_pedal(song) || fail(error, "no memory for the pedal of a song");
 }
-
-#endif

@@ -7,8 +7,7 @@
 //
 // It promises exact answers: steps are compared, no hashes. Left out: voices (notes are taken in the order in which
 // they begin, the lowest first), and tunes that differ in a single note. C11, gcc and clang.
-#ifndef FIGURES_H
-#define FIGURES_H
+#pragma once
 
 #include "base/data.h"
 
@@ -132,5 +131,3 @@ static inline void figures_report(const Figures *training, const uint8_t *tokens
     if (*name) text_print(out, " (%.*s)", (int)strcspn(name, "\n"), name);
     if (!*name) text_print(out, " (piece %lld)", (long long)piece + 1);
 }
-
-#endif

@@ -1,8 +1,7 @@
 // Songs in files: .mid to play, .svg to look at, .wav to hear, .html to do all three; and the names of these files.
 //
 // It promises that a file appears whole or not at all. C11, gcc and clang.
-#ifndef FORMATS_H
-#define FORMATS_H
+#pragma once
 
 #include "sample/player.h"
 #include "sample/roll.h"
@@ -136,5 +135,3 @@ static inline bool songs_write(const Song *songs, int n_songs, const char *path,
     free(out.bytes);
     return ok;
 }
-
-#endif

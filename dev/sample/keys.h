@@ -1,6 +1,5 @@
 // The keys of a piano and scales, by name: "C4", "Bb2", "F#-minor". C11, gcc and clang.
-#ifndef KEYS_H
-#define KEYS_H
+#pragma once
 
 #include "midi.h"
 
@@ -67,5 +66,3 @@ static inline int read_scale(const char *text) {
     }
     return classes;
 }
-
-#endif

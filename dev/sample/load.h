@@ -7,8 +7,7 @@
 //
 // It promises that a tensor that is missing, of another shape or type, or that holds a number that is not finite ends
 // in one sentence that names the file and the tensor. C11, gcc and clang.
-#ifndef LOAD_H
-#define LOAD_H
+#pragma once
 
 #include "base/params.h" // first: it chooses the system's interfaces
 #include "base/safetensors.h"
@@ -176,5 +175,3 @@ static inline Norm load_norm(Loader *from, int n, const char *format, int layer)
     float *weight = load_floats(from, PANELS, n, 0, format, layer, ".weight");
     return (Norm){weight, load_floats(from, PANELS, n, 0, format, layer, ".bias")};
 }
-
-#endif

@@ -1,7 +1,6 @@
 // How good and how fast a model is, as the sampler runs it: how surprising it finds a token, its loss on a dataset
 // (--eval), in windows or over whole pieces, and its speed beside that of reading memory (--bench). C11, gcc and clang.
-#ifndef SAMPLE_MEASURE_H
-#define SAMPLE_MEASURE_H
+#pragma once
 
 #include "sample/decoder.h" // first: it chooses the system's interfaces
 
@@ -244,5 +243,3 @@ static inline bool measure_speed(const Model *m, int context, int n_songs, char 
            n_songs / step, (double)needed * 1e-9 / read, (double)needed * 1e-6, n_songs / read, read / step);
     return true;
 }
-
-#endif

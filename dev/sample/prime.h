@@ -2,8 +2,7 @@
 // is said of all that is dropped or changed. Tokens are those of midi.h, without the silence around the music.
 //
 // Leaves out: the pedal. C11, gcc and clang.
-#ifndef PRIME_H
-#define PRIME_H
+#pragma once
 
 #include "base/text.h"
 
@@ -222,5 +221,3 @@ static inline bool prime_read(Prime *p, char *error) {
     prime_cut(p);
     return prime_find_notes(p, error) && prime_find_marks(p, error);
 }
-
-#endif

@@ -3,8 +3,7 @@
 //
 // It promises that each note-on has its note-off before the next of its key. Leaves out: how tokens are chosen
 // (sample_music.c), and files (formats.h). C11, gcc and clang.
-#ifndef SONG_H
-#define SONG_H
+#pragma once
 
 #include "base/text.h"
 
@@ -307,5 +306,3 @@ static inline void song_report(const Song *song, TextBuffer *out) {
     text_print(out, "  repeats %d note%s  nll %.3f  seed %llu", again, plural((size_t)again), song->nll,
                (unsigned long long)song->seed);
 }
-
-#endif

@@ -1,6 +1,5 @@
 // Tempos one after the other: how many seconds music takes that is played at them. C11 and C++17.
-#ifndef TEMPO_H
-#define TEMPO_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -40,5 +39,3 @@ static inline double tempo_seconds(const TempoMap *map, double from, double to) 
     if (a == b) return (to - from) * a->unit;
     return b->before + (to - b->at) * b->unit - (a->before + (from - a->at) * a->unit);
 }
-
-#endif
