@@ -310,7 +310,7 @@ static void report_making(const Song *song, const Settings *settings, TextBuffer
 typedef struct { // what the command line asks for
     Settings settings;
     Texts models, outputs;
-    char *found[MAX_MODELS]; // where a model is a folder: its file
+    Path found[MAX_MODELS]; // where a model is a folder: its file
     const Flag *context, *bpm;
     const char *weights, *dataset, *data;
     Figures training; // of data
@@ -354,10 +354,9 @@ static void job_finish(Job *job, Song *song, int64_t i) {
                        song_add_dynamics(song, settings->dynamics, &settings->prime, problem));
     for (int k = 0; ok && !none && k < outputs->n; k++) {
         if (!format_of(outputs->list[k])->make) continue;
-        char *name = output_name(outputs->list[k], i, job->all);
-        ok = name ? songs_write(song, 1, name, problem) : fail(problem, "%s: no memory", outputs->list[k]);
-        if (ok) text_print(&report, "%s ", name);
-        free(name);
+        const Path name = output_name(outputs->list[k], i, job->all);
+        ok = songs_write(song, 1, name.text, problem);
+        if (ok) text_print(&report, "%s ", name.text);
     }
     if (ok && !report.size) text_print(&report, "song %lld ", (long long)i + 1);
     if (ok && none) text_print(&report, " not written: it was interrupted before its first new note");
@@ -676,16 +675,13 @@ static int print_help(const Flags *flags) {
 
 // ---- the program
 
-// The model in a trainer's folder, for free(): the best one, or what a run saved that has no best one yet, if `latest`
-// allows that. NULL: there is none.
-static char *model_in(const char *folder, bool latest) {
-    static const char *const names[] = {"model.safetensors", "last.safetensors"};
-    for (int i = 0; i < 1 + latest; i++) {
-        char *path = path_join(folder, names[i]);
-        if (!access(path, F_OK)) return path;
-        free(path);
-    }
-    return NULL;
+// Finds the model in a trainer's folder: the best one, or what a run saved that has no best one yet, if `latest` allows
+// that. False: there is none.
+static bool model_in(const char *folder, bool latest, Path *path) {
+    *path = path_join(folder, "model.safetensors");
+    if (!access(path->text, F_OK)) return true;
+    *path = path_join(folder, "last.safetensors");
+    return latest && !access(path->text, F_OK);
 }
 
 // Puts the model's file in the place of each folder, and finds one if none is named; program: argv[0].
@@ -693,11 +689,11 @@ static bool find_models(Call *call, const char *program, char *error) {
     static const char *const usual[] = {"out/gpt", "out/lstm"};
     const bool named = call->models.n;
     for (int i = 0; i < 4 && !named && !call->models.n; i++) {
-        call->found[0] = model_in(usual[i % 2], i > 1);
-        if (call->found[0]) call->models.list[call->models.n++] = usual[i % 2];
+        if (model_in(usual[i % 2], i > 1, &call->found[0])) call->models.list[call->models.n++] = usual[i % 2];
     }
     if (!call->models.n) {
-        char *starter = call->found[0] = path_beside_program(program, STARTER);
+        call->found[0] = path_beside_program(program, STARTER);
+        const char *starter = call->found[0].text;
         if (access(starter, R_OK)) {
             return fail(error,
                         "out/gpt/model.safetensors: there is no such model yet, and no %s; train one with "
@@ -711,10 +707,10 @@ static bool find_models(Call *call, const char *program, char *error) {
         const char *folder = call->models.list[k];
         struct stat about;
         if (stat(folder, &about) || !S_ISDIR(about.st_mode)) continue;
-        if (!call->found[k]) call->found[k] = model_in(folder, true);
-        char *path = call->found[k];
-        if (!path) return fail(error, "%s: is a folder without model.safetensors; name a model's file", folder);
-        call->models.list[k] = path;
+        const char *path = call->models.list[k] = call->found[k].text;
+        if (!model_in(folder, true, &call->found[k])) {
+            return fail(error, "%s: is a folder without model.safetensors; name a model's file", folder);
+        }
         if (!strcmp(strrchr(path, '/'), "/last.safetensors")) {
             print_line(call->report, "%s: used, because %s has no model.safetensors yet", path, folder);
         }
@@ -794,7 +790,6 @@ static int sample_main(int argc, char **argv) {
     program_start();
     const int status = run(&call, models, argc, argv, error);
     for (int k = 0; k < MAX_MODELS; k++) model_free(&models[k]);
-    for (int k = 0; k < MAX_MODELS; k++) free(call.found[k]);
     prime_free(&call.settings.prime);
     figures_free(&call.training);
     free(call.settings.tempo.spans);

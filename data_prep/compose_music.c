@@ -1157,53 +1157,47 @@ static int remove_stale(const char *folder, char (*names)[96], int pieces) {
         if (number >= 1 && number <= pieces && !strcmp(name, names[number - 1])) continue;
         void *bytes;
         size_t size;
-        char *path = path_join(folder, name);
-        bool ours = read_file(path, &bytes, &size, NULL) &&
+        const Path path = path_join(folder, name);
+        bool ours = read_file(path.text, &bytes, &size, NULL) &&
                     memmem(bytes, size < MOST_HEAD ? size : MOST_HEAD, SIGNATURE, strlen(SIGNATURE));
         free(bytes);
-        if (ours && !unlink(path)) removed++;
-        free(path);
+        if (ours && !unlink(path.text)) removed++;
     }
     if (directory) closedir(directory);
     return removed;
 }
 
 static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *error) {
-    static const char *const parts[2] = {"train", "test"};
     static Composition piece;
-    char folders[2][4096], path[4096 + 200];
-    size_t existing[2];
+    const Path folders[2] = {path_join(out, "train"), path_join(out, "test")};
+    const size_t existing[2] = {existing_folders(folders[0].text), existing_folders(folders[1].text)};
     int written[2] = {0, 0}, removed = 0;
     double notes = 0, seconds = 0;
-    for (int part = 0; part < 2; part++) {
-        int length = snprintf(folders[part], sizeof folders[part], "%s/%s", out, parts[part]);
-        if (length >= (int)sizeof folders[part]) return fail(error, "%.60s...: the path is too long", out);
-        existing[part] = existing_folders(folders[part]);
-    }
     char(*names)[96] = calloc((size_t)pieces, sizeof *names);
     bool ok = names || fail(error, "no memory for the names of %d pieces", pieces);
-    for (int part = 0; part < 2 && ok; part++) ok = make_folders(folders[part], error);
+    for (int part = 0; part < 2 && ok; part++) ok = make_folders(folders[part].text, error);
     for (int number = 1; number <= pieces && ok; number++) {
         int part = number % 10 == 2;
         uint8_t *bytes = NULL;
         size_t size = 0;
         compose(&piece, seed, number);
         snprintf(names[number - 1], sizeof names[0], "%03d_%s.mid", number, piece.title);
-        snprintf(path, sizeof path, "%s/%s", folders[part], names[number - 1]);
-        ok = to_midi(&piece, number, seed, &bytes, &size, error) && write_file_atomically(path, bytes, size, error);
+        const Path path = path_join(folders[part].text, names[number - 1]);
+        ok =
+            to_midi(&piece, number, seed, &bytes, &size, error) && write_file_atomically(path.text, bytes, size, error);
         MIDI_FREE(bytes);
         written[part]++;
         notes += piece.n_notes;
         seconds += piece.end * 15.0 / piece.tempo;
     }
-    for (int part = 0; part < 2 && ok; part++) removed += remove_stale(folders[part], names, pieces);
+    for (int part = 0; part < 2 && ok; part++) removed += remove_stale(folders[part].text, names, pieces);
     free(names);
-    for (int part = 0; part < 2 && !ok; part++) remove_empty_folders(folders[part], existing[part]);
+    for (int part = 0; part < 2 && !ok; part++) remove_empty_folders(folders[part].text, existing[part]);
     if (!ok) return false;
     char more[60] = "";
     if (removed) snprintf(more, sizeof more, "; removed %d of an earlier run", removed);
-    print_line(stdout, "composed %d pieces into %s and %d into %s: %.0f notes, %.1f hours%s", written[0], folders[0],
-               written[1], folders[1], notes, seconds / 3600, more);
+    print_line(stdout, "composed %d pieces into %s and %d into %s: %.0f notes, %.1f hours%s", written[0],
+               folders[0].text, written[1], folders[1].text, notes, seconds / 3600, more);
     return true;
 }
 

@@ -139,16 +139,17 @@ static bool of_one_file(int code) {
 
 // Frees relative. False (with a sentence on stderr) if the run must end.
 static bool search_folder(Search *search, const char *root, char *relative) {
-    char *path = path_join(root, relative);
-    DIR *folder = opendir(path);
+    const Path path = path_join(root, relative);
+    DIR *folder = opendir(path.text);
     struct dirent *item;
     int problem = folder ? 0 : errno;
     while (folder && !problem && (errno = 0, item = readdir(folder)) != NULL) {
         if (!strcmp(item->d_name, ".") || !strcmp(item->d_name, "..")) continue;
-        char *name = path_join(relative, item->d_name), *full = path_join(root, name);
+        char *name = copy_text(path_join(relative, item->d_name).text);
+        const Path full = path_join(root, name);
         struct stat status;
-        bool known = !lstat(full, &status), link = known && S_ISLNK(status.st_mode);
-        if (link) known = !stat(full, &status);
+        bool known = !lstat(full.text, &status), link = known && S_ISLNK(status.st_mode);
+        if (link) known = !stat(full.text, &status);
         if (!known && !of_one_file(errno)) problem = errno;
         if (known && S_ISDIR(status.st_mode) && !link) {
             search->folders = grow(search->folders, search->n_folders + 1, sizeof(char *));
@@ -161,15 +162,13 @@ static bool search_folder(Search *search, const char *root, char *relative) {
             search->others++;
             free(name);
         }
-        free(full);
     }
     if (folder && !problem) problem = errno;
     char why[200];
     snprintf(why, sizeof why, "this folder cannot be searched: %s", strerror(problem));
-    bool good = !problem || of_one_file(problem) || complain(path, why) == 0;
+    bool good = !problem || of_one_file(problem) || complain(path.text, why) == 0;
     if (good && problem) add_entry(search, copy_text(*relative ? relative : "."), why);
     if (folder) closedir(folder);
-    free(path);
     free(relative);
     return good;
 }
@@ -298,13 +297,13 @@ static bool read_piece(const char *path, const Choices *choices, Piece *piece, T
 static bool add_piece(Corpus *corpus, const char *root, const char *name, bool test, const Choices *choices,
                       Tally *all) {
     Piece piece = {.test = test};
-    char changes[CHANGES_SIZE] = "", *path = path_join(root, name);
+    char changes[CHANGES_SIZE] = "";
+    const Path path = path_join(root, name);
     midi_error problem;
-    bool good = read_piece(path, choices, &piece, all, changes, &problem), transposed = false;
+    bool good = read_piece(path.text, choices, &piece, all, changes, &problem), transposed = false;
     bool failed = !good && problem.code && !of_one_file(problem.code);
-    if (failed) complain(path, problem.text);
+    if (failed) complain(path.text, problem.text);
     if (!good && !failed) line("skipped", name, problem.text, "");
-    free(path);
     if (!good) return !failed;
     piece.tune = tune_of(piece.tokens, piece.n_tokens);
     const Piece *copy = find_copy(corpus, &piece, &transposed);
@@ -408,22 +407,22 @@ enum { PLACE, FRESH, OLD, NAMES }; // where a set belongs, grows, and steps asid
 // Puts the fresh sets into their places, both or neither. The old ones first step aside: a program that is killed in
 // between leaves no set at one of the places, which a trainer notices, and never an old one beside a new one. Where an
 // old one cannot get its place back, the sentence names the file that it is in.
-static bool replace_both(char *paths[NAMES][2], char *error) {
+static bool replace_both(Path paths[NAMES][2], char *error) {
     bool aside[2] = {false, false}, placed[2] = {false, false}, good = true;
     for (int step = 0; step < 4 && good; step++) {
         const int i = step % 2;
-        if (step < 2) aside[i] = good = !rename(paths[PLACE][i], paths[OLD][i]);
-        if (step >= 2) placed[i] = good = !rename(paths[FRESH][i], paths[PLACE][i]);
+        if (step < 2) aside[i] = good = !rename(paths[PLACE][i].text, paths[OLD][i].text);
+        if (step >= 2) placed[i] = good = !rename(paths[FRESH][i].text, paths[PLACE][i].text);
         if (step < 2 && errno == ENOENT) good = true;
-        if (!good) fail(error, "%s: cannot be replaced: %s", paths[PLACE][i], strerror(errno));
+        if (!good) fail(error, "%s: cannot be replaced: %s", paths[PLACE][i].text, strerror(errno));
     }
     for (int i = 0; i < 2; i++) {
-        if (placed[i] && !good) remove(paths[PLACE][i]);
-        if (aside[i] && !good && rename(paths[OLD][i], paths[PLACE][i])) {
+        if (placed[i] && !good) remove(paths[PLACE][i].text);
+        if (aside[i] && !good && rename(paths[OLD][i].text, paths[PLACE][i].text)) {
             const size_t used = strlen(error);
-            snprintf(error + used, ERROR_SIZE - used, "; what it held is in %s", paths[OLD][i]);
+            snprintf(error + used, ERROR_SIZE - used, "; what it held is in %s", paths[OLD][i].text);
         }
-        if (good) remove(paths[OLD][i]);
+        if (good) remove(paths[OLD][i].text);
     }
     return good;
 }
@@ -433,13 +432,13 @@ static bool save_both(const Corpus *corpus, const char *out, char *error) {
                                                 {"train.safetensors.new.tmp", "test.safetensors.new.tmp"},
                                                 {"train.safetensors.old", "test.safetensors.old"}};
     Set sets[2] = {gather(corpus, false), gather(corpus, true)};
-    char *paths[NAMES][2];
+    Path paths[NAMES][2];
     struct stat status;
     for (int i = 0; i < 2 * NAMES; i++) paths[i / 2][i % 2] = path_join(out, names[i / 2][i % 2]);
     size_t existing = existing_folders(out);
     bool saved = make_folders(out, error);
     for (int i = 0; i < 2 && saved; i++) {
-        const char *path = paths[PLACE][i];
+        const char *path = paths[PLACE][i].text;
         if (!stat(path, &status) && !S_ISREG(status.st_mode)) {
             saved = fail(error, "%s: is in the way; a dataset would replace it, but it is not a regular file", path);
         }
@@ -447,17 +446,17 @@ static bool save_both(const Corpus *corpus, const char *out, char *error) {
     const bool ready = saved;
     for (int i = 0; i < 2 && saved; i++) {
         const Set *set = &sets[i];
-        size_t length = strlen(paths[FRESH][i]);
-        saved = dataset_save(paths[FRESH][i], set->tokens, (int64_t)set->n_tokens, set->starts, (int64_t)set->n_pieces,
-                             set->names, error);
-        bool of_fresh = !saved && !strncmp(error, paths[FRESH][i], length);
-        if (of_fresh) fail(error, "%s%s", paths[PLACE][i], error + length); // say it of the file that was asked for
+        size_t length = strlen(paths[FRESH][i].text);
+        saved = dataset_save(paths[FRESH][i].text, set->tokens, (int64_t)set->n_tokens, set->starts,
+                             (int64_t)set->n_pieces, set->names, error);
+        bool of_fresh = !saved && !strncmp(error, paths[FRESH][i].text, length);
+        if (of_fresh)
+            fail(error, "%s%s", paths[PLACE][i].text, error + length); // say it of the file that was asked for
     }
     saved = saved && replace_both(paths, error);
-    for (int i = 0; i < 2 && ready && !saved; i++) remove(paths[FRESH][i]);
-    if (saved) printf("wrote %s and %s\n", paths[PLACE][0], paths[PLACE][1]);
+    for (int i = 0; i < 2 && ready && !saved; i++) remove(paths[FRESH][i].text);
+    if (saved) printf("wrote %s and %s\n", paths[PLACE][0].text, paths[PLACE][1].text);
     if (!saved) remove_empty_folders(out, existing);
-    for (int i = 0; i < 2 * NAMES; i++) free(paths[i / 2][i % 2]);
     for (int i = 0; i < 2; i++) {
         free(sets[i].tokens);
         free(sets[i].starts);

@@ -190,7 +190,8 @@ static void check_folder_of_songs(void) {
     int64_t pieces[4] = {0};
     static uint8_t all[9000];
     check_folder(folder);
-    char *data = path_join(folder, "data"), *songs = path_join(folder, "songs");
+    Path data_path = path_join(folder, "data"), songs_path = path_join(folder, "songs");
+    char *data = data_path.text, *songs = songs_path.text;
     CHECK(make_folders(songs, error), "%s", error);
     for (int p = 0; p < 3; p++) {
         char name[16];
@@ -202,10 +203,8 @@ static void check_folder_of_songs(void) {
         pieces[p + 1] = pieces[p] + (int64_t)n_tokens;
         CHECK(midi_decode(tokens, n_tokens, &song, NULL) && midi_write(&song, &bytes, &size, NULL), "no song");
         snprintf(name, sizeof name, "%d.MID", p);
-        char *path = path_join(songs, name);
-        CHECK(write_file_atomically(path, bytes, size, error), "%s", error);
+        CHECK(write_file_atomically(path_join(songs, name).text, bytes, size, error), "%s", error);
         free(bytes);
-        free(path);
         midi_free(&song);
     }
     CHECK(dataset_save(data, all, pieces[3], pieces, 3, "", error), "%s", error);
@@ -226,8 +225,6 @@ static void check_folder_of_songs(void) {
     char command[300];
     snprintf(command, sizeof command, "rm -r '%s'", folder);
     CHECK(system(command) == 0, "%s stays", folder);
-    free(data);
-    free(songs);
 }
 
 int main(void) {

@@ -83,7 +83,8 @@ static inline size_t name_escape(const char *name, char *out) {
     return size;
 }
 
-// The path again, from a line that ends at a newline or NUL. out: as long as the line, and 1 more; returns the length.
+// The path again, from a line that ends at a newline or NUL. out: as long as the line, and 1 more, or the line itself;
+// returns the length.
 // A % that no two hexadecimal digits follow, or that would give a NUL, stays as it is.
 static inline size_t name_unescape(const char *line, char *out) {
     static const char digits[] = "0123456789ABCDEF0123456789abcdef";

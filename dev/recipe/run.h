@@ -37,9 +37,9 @@ typedef struct {
     Flags flags; // those marked fixed or kept are saved; with --resume the fixed ones must be the same
     char default_out[64], precision[16], recipe[16], error[ERROR_SIZE];
     int status; // exit status, if it is not to follow from success
-    char *model_path, *last_path, *log_path, *svg_path, *saved_data;
-    char *previous_path, *whole_path, *lock_path; // see run_begin, epoch_done, out_lock
-    int lock;                                     // the open file, or -1
+    Path model_path, last_path, log_path, svg_path, saved_data;
+    Path previous_path, whole_path, lock_path; // see run_begin, epoch_done, out_lock
+    int lock;                                  // the open file, or -1
 
     ModelConfig config;
     ParamLayout layout;

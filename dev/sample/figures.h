@@ -74,17 +74,16 @@ static inline bool figures_make(Figures *figures, const uint8_t *tokens, const i
 static inline bool figures_open(Figures *figures, const char *path, char *error) {
     struct stat about;
     const bool folder = !stat(path, &about) && S_ISDIR(about.st_mode);
-    char *file = folder ? path_join(path, "train.safetensors") : strdup(path);
+    const Path file = path_join(folder ? path : "", folder ? "train.safetensors" : path);
     const Dataset *data = &figures->data;
     memset(figures, 0, sizeof *figures);
-    bool ok = dataset_open(&figures->data, must_have(file), 1, error);
+    bool ok = dataset_open(&figures->data, file.text, 1, error);
     if (ok && !figures_make(figures, data->tokens, data->pieces, data->n_pieces)) {
-        ok = fail(error, "%s: no memory for its figures", file);
+        ok = fail(error, "%s: no memory for its figures", file.text);
     } else if (ok && !figures->n) {
-        ok = fail(error, "%s: none of its %lld pieces has 8 notes", file, (long long)data->n_pieces);
+        ok = fail(error, "%s: none of its %lld pieces has 8 notes", file.text, (long long)data->n_pieces);
     }
     if (!ok) figures_free(figures);
-    free(file);
     return ok;
 }
 

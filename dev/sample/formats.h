@@ -99,23 +99,19 @@ static inline const Format *format_of(const char *path) { // by its suffix, smal
     return NULL;
 }
 
-// out/song.mid -> out/song-3.mid for song number 2 of several. The caller frees it; NULL: no memory.
-static inline char *output_name(const char *path, int64_t song, int64_t songs) {
-    size_t size = strlen(path) + 32, stem = strlen(path) - strlen(format_of(path)->suffix);
-    char *name = malloc(size);
-    if (name && songs == 1) snprintf(name, size, "%s", path);
-    if (name && songs > 1) snprintf(name, size, "%.*s-%lld%s", (int)stem, path, (long long)song + 1, path + stem);
-    return name;
+// out/song.mid -> out/song-3.mid for song number 2 of several.
+static inline Path output_name(const char *path, int64_t song, int64_t songs) {
+    const int stem = (int)(strlen(path) - strlen(format_of(path)->suffix));
+    if (songs == 1) return path_join("", path);
+    return path_print("%.*s-%lld%s", stem, path, (long long)song + 1, path + stem);
 }
 
 // Whether the folder of a file can be written to: asked before a song is made that could not be kept.
 static inline bool folder_is_writable(const char *path, char *error) {
-    char *folder = path_join("", path), *slash = strrchr(folder, '/');
-    if (slash) slash[slash == folder] = 0; // of /song.mid it is /
-    const char *asked = slash ? folder : ".";
-    const bool ok = !strcmp(path, "-") || !access(asked, W_OK | X_OK) || atomic_fail(path, errno, error);
-    free(folder);
-    return ok;
+    Path folder = path_join("", path);
+    char *slash = strrchr(folder.text, '/');
+    if (slash) slash[slash == folder.text] = 0; // of /song.mid it is /
+    return !strcmp(path, "-") || !access(slash ? folder.text : ".", W_OK | X_OK) || atomic_fail(path, errno, error);
 }
 
 // Writes these songs, one unless it is an .html, to a file or, for "-", to the standard output.

@@ -251,9 +251,7 @@ static bool read_music(Music *music, const char *path, char *error) {
     if (n < 0) return (fnmatch("*.mid", path, FNM_CASEFOLD) ? read_dataset : read_mid)(music, path, error);
     bool ok = n || fail(error, "%s: this folder has no .mid files", path);
     for (int i = 0; i < n; i++) {
-        char *file = path_join(path, list[i]->d_name);
-        ok = ok && read_mid(music, file, error);
-        free(file);
+        ok = ok && read_mid(music, path_join(path, list[i]->d_name).text, error);
         free(list[i]);
     }
     free(list);

@@ -115,14 +115,9 @@ static bool read_result(Result *result, const char *out, char *error) {
         const char *name;
         bool (*read)(Result *, const char *path, char *error);
     } files[] = {{"log.csv", read_log}, {"model.safetensors", read_model}, {"eval.txt", read_eval}};
-    char *folder = path_join(out, result->folder);
+    const Path folder = path_join(out, result->folder);
     bool ok = true;
-    for (int i = 0; ok && i < 3; i++) {
-        char *path = path_join(folder, files[i].name);
-        ok = files[i].read(result, path, error);
-        free(path);
-    }
-    free(folder);
+    for (int i = 0; ok && i < 3; i++) ok = files[i].read(result, path_join(folder.text, files[i].name).text, error);
     return ok;
 }
 
@@ -177,9 +172,8 @@ static bool primes_write(const Dataset *test, int64_t n, const char *out, char *
         char name[32];
         const int64_t p = prime_piece(test, k, n);
         snprintf(name, sizeof name, "prime-%lld.mid", (long long)k + 1);
-        char *path = path_join(out, name);
-        ok = piece_write(test->tokens + test->pieces[p], (size_t)(test->pieces[p + 1] - test->pieces[p]), path, error);
-        free(path);
+        ok = piece_write(test->tokens + test->pieces[p], (size_t)(test->pieces[p + 1] - test->pieces[p]),
+                         path_join(out, name).text, error);
     }
     return ok;
 }
@@ -254,10 +248,9 @@ static void print_samples(TextBuffer *out, const Results *results, const Dataset
 
 // The lines of a file that paper.sh has written, each behind an indent.
 static bool print_file(TextBuffer *out, const char *folder, const char *name, const char *indent, char *error) {
-    char *path = path_join(folder, name), *text;
+    char *text;
     size_t size;
-    bool ok = read_file(path, (void **)&text, &size, error);
-    free(path);
+    bool ok = read_file(path_join(folder, name).text, (void **)&text, &size, error);
     for (const char *line = text, *end; ok && *line; line = end + (*end == '\n')) {
         end = line + strcspn(line, "\n");
         text_print(out, "%s%.*s\n", indent, (int)(end - line), line);
@@ -312,9 +305,7 @@ static void print_curves(TextBuffer *out, const Results *results) {
 }
 
 static bool write_text(TextBuffer *text, const char *out, const char *name, char *error) {
-    char *path = path_join(out, name);
-    bool ok = text_write(text, path, error);
-    free(path);
+    bool ok = text_write(text, path_join(out, name).text, error);
     memset(text, 0, sizeof *text);
     return ok;
 }
@@ -383,14 +374,13 @@ int main(int argc, char **argv) {
         printf("paper %s\n", MUSIC_VERSION);
     } else {
         Dataset test;
-        char *path = path_join(data, "test.safetensors");
-        bool ok = dataset_open(&test, path, PRIME_TOKENS, error);
+        const Path path = path_join(data, "test.safetensors");
+        bool ok = dataset_open(&test, path.text, PRIME_TOKENS, error);
         if (ok && !count_fit(&test)) {
-            ok = fail(error, "%s: none of its pieces has the %d tokens of a prime", path, PRIME_TOKENS);
+            ok = fail(error, "%s: none of its pieces has the %d tokens of a prime", path.text, PRIME_TOKENS);
         }
         ok = ok && (primes ? primes_write(&test, primes, out, error) : report_write(&test, out, recipes, error));
         status = !ok;
-        free(path);
         dataset_close(&test);
     }
     return program_end("paper", status, error);
