@@ -1201,7 +1201,7 @@ static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *err
     return true;
 }
 
-static int compose_main(int argc, char **argv) {
+int main(int argc, char **argv) {
     Flags flags = {0};
     const char *out;
     uint64_t seed;
@@ -1227,7 +1227,3 @@ static int compose_main(int argc, char **argv) {
     }
     return program_end("compose_music", status, error);
 }
-
-#ifndef TESTING
-int main(int argc, char **argv) { return compose_main(argc, argv); }
-#endif

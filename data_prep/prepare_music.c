@@ -60,18 +60,6 @@ typedef struct {
     size_t changed, copies, transposed;           // pieces; transposed: another one in a different key
 } Tally;
 
-// An array for n items of a size, at least one byte, with what `old` held; NULL makes a new one.
-static void *grow(void *old, size_t n, size_t size) {
-    void *memory = n < SIZE_MAX / 2 / size ? realloc(old, n * size + 1) : NULL;
-    if (!memory) {
-        fprintf(stderr, "prepare_music: out of memory\n");
-        exit(1);
-    }
-    return memory;
-}
-
-static char *copy_text(const char *text) { return strcpy(grow(NULL, strlen(text) + 1, 1), text); }
-
 // Prints a name with what could disturb a terminal, control characters and what is not UTF-8, as %XX.
 static void print_name(FILE *out, const char *name) {
     size_t left = strlen(name);
@@ -125,9 +113,9 @@ typedef struct {
 } Search;
 
 static void add_entry(Search *search, char *path, const char *problem) {
-    search->entries = grow(search->entries, search->n + 1, sizeof(Entry));
+    search->entries = must_have(realloc(search->entries, (search->n + 1) * sizeof(Entry)));
     search->entries[search->n].path = path;
-    search->entries[search->n++].problem = problem ? copy_text(problem) : NULL;
+    search->entries[search->n++].problem = problem ? must_have(strdup(problem)) : NULL;
 }
 
 // Whether a failure of the system concerns one file or folder alone. All others end the run: what could not be read
@@ -145,14 +133,14 @@ static bool search_folder(Search *search, const char *root, char *relative) {
     int problem = folder ? 0 : errno;
     while (folder && !problem && (errno = 0, item = readdir(folder)) != NULL) {
         if (!strcmp(item->d_name, ".") || !strcmp(item->d_name, "..")) continue;
-        char *name = copy_text(path_join(relative, item->d_name).text);
+        char *name = must_have(strdup(path_join(relative, item->d_name).text));
         const Path full = path_join(root, name);
         struct stat status;
         bool known = !lstat(full.text, &status), link = known && S_ISLNK(status.st_mode);
         if (link) known = !stat(full.text, &status);
         if (!known && !of_one_file(errno)) problem = errno;
         if (known && S_ISDIR(status.st_mode) && !link) {
-            search->folders = grow(search->folders, search->n_folders + 1, sizeof(char *));
+            search->folders = must_have(realloc(search->folders, (search->n_folders + 1) * sizeof(char *)));
             search->folders[search->n_folders++] = name;
         } else if (known && S_ISDIR(status.st_mode)) {
             add_entry(search, name, "a link to a folder is not followed");
@@ -167,7 +155,7 @@ static bool search_folder(Search *search, const char *root, char *relative) {
     char why[200];
     snprintf(why, sizeof why, "this folder cannot be searched: %s", strerror(problem));
     bool good = !problem || of_one_file(problem) || complain(path.text, why) == 0;
-    if (good && problem) add_entry(search, copy_text(*relative ? relative : "."), why);
+    if (good && problem) add_entry(search, must_have(strdup(*relative ? relative : ".")), why);
     if (folder) closedir(folder);
     free(relative);
     return good;
@@ -179,7 +167,7 @@ static bool find_files(const char *root, Search *search) {
     struct stat status;
     if (stat(root, &status)) return !complain(root, strerror(errno));
     if (!S_ISDIR(status.st_mode)) return !complain(root, "is not a folder; give a folder of MIDI files");
-    bool good = search_folder(search, root, copy_text(""));
+    bool good = search_folder(search, root, must_have(strdup("")));
     while (good && search->n_folders > 0) good = search_folder(search, root, search->folders[--search->n_folders]);
     if (!good) return false;
     if (search->n > 0) qsort(search->entries, search->n, sizeof(Entry), by_path);
@@ -316,9 +304,9 @@ static bool add_piece(Corpus *corpus, const char *root, const char *name, bool t
     if (*changes) line("changed", name, changes, "");
     all->changed += *changes != 0;
     all->transposed += transposed && !copy;
-    piece.name = copy_text(name);
+    piece.name = must_have(strdup(name));
     piece.next = corpus->chains[piece.tune % CHAINS];
-    corpus->pieces = grow(corpus->pieces, corpus->n + 1, sizeof(Piece));
+    corpus->pieces = must_have(realloc(corpus->pieces, (corpus->n + 1) * sizeof(Piece)));
     corpus->pieces[corpus->n++] = piece;
     corpus->chains[piece.tune % CHAINS] = corpus->n;
     return true;
@@ -378,14 +366,14 @@ typedef struct {
 
 // The training or the test set, and a line about it.
 static Set gather(const Corpus *corpus, bool test) {
-    Set set = {.starts = grow(NULL, corpus->n + 1, sizeof(int64_t)), .names = grow(NULL, 0, 1)};
+    Set set = {.starts = must_have(calloc(corpus->n + 1, sizeof(int64_t))), .names = must_have(calloc(1, 1))};
     size_t names_size = 0, too_short = 0;
     int64_t windows = 0;
     for (size_t i = 0; i < corpus->n; i++) {
         const Piece *piece = &corpus->pieces[i];
         if (piece->test != test) continue;
-        set.tokens = grow(set.tokens, set.n_tokens + piece->n_tokens, 1);
-        set.names = grow(set.names, names_size + 3 * strlen(piece->name) + 2, 1);
+        set.tokens = must_have(realloc(set.tokens, set.n_tokens + piece->n_tokens));
+        set.names = must_have(realloc(set.names, names_size + 3 * strlen(piece->name) + 2));
         if (set.n_pieces > 0) set.names[names_size++] = '\n';
         names_size += name_escape(piece->name, set.names + names_size);
         set.starts[set.n_pieces++] = (int64_t)set.n_tokens;

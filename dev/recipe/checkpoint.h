@@ -86,28 +86,27 @@ static inline bool params_load(TrainRun *run, int k, real *params) {
 typedef struct {
     StTensor *tensors;
     StMeta meta[64];
+    char keys[64][32];
     int n_tensors, n_meta;
     bool failed;
 } Draft;
 
 // --eval-stride is saved as eval_stride.
-static inline char *meta_key(const char *flag) { // for free(); NULL: out of memory
-    char *key = strdup(flag);
-    for (char *c = key; c && *c; c++) {
-        if (*c == '-') *c = '_';
-    }
+static inline const char *meta_key(const char *flag, char key[32]) {
+    snprintf(key, 32, "%s", flag);
+    for (char *dash = key; (dash = strchr(dash, '-')) != NULL;) *dash = '_';
     return key;
 }
 
 PRINTF_LIKE(3, 4) static inline void meta_add(Draft *draft, const char *key, const char *format, ...) {
-    char *value, *own_key = meta_key(key);
+    char *value;
     va_list arguments;
     va_start(arguments, format);
     if (vasprintf(&value, format, arguments) < 0) value = NULL;
     va_end(arguments);
-    draft->meta[draft->n_meta].key = own_key;
+    draft->failed = draft->failed || !value;
+    draft->meta[draft->n_meta].key = meta_key(key, draft->keys[draft->n_meta]);
     draft->meta[draft->n_meta++].value = value;
-    draft->failed = draft->failed || !own_key || !value;
 }
 
 static inline void draft_tensor(Draft *draft, const char *prefix, const char *name, StType type, int rank,
@@ -132,10 +131,7 @@ static inline bool draft_write(Draft *draft, const char *path, char *error) {
     bool ok = draft->failed ? atomic_fail(path, ENOMEM, error)
                             : st_write(path, draft->tensors, draft->n_tensors, draft->meta, draft->n_meta, error);
     for (int i = 0; i < draft->n_tensors; i++) free((void *)draft->tensors[i].name);
-    for (int i = 0; i < draft->n_meta; i++) {
-        free((void *)draft->meta[i].key);
-        free((void *)draft->meta[i].value);
-    }
+    for (int i = 0; i < draft->n_meta; i++) free((void *)draft->meta[i].value);
     free(draft->tensors);
     return ok;
 }
@@ -266,9 +262,8 @@ static const char *const added_flags[][2] = {
 
 // The saved text of a flag, or NULL.
 static inline const char *flag_saved(const TrainRun *run, const Flag *flag) {
-    char *key = (char *)must_have(meta_key(flag->name));
-    const char *text = st_meta(&run->weights, key);
-    free(key);
+    char key[32];
+    const char *text = st_meta(&run->weights, meta_key(flag->name, key));
     for (size_t i = 0; !text && i < sizeof added_flags / sizeof *added_flags; i++) {
         if (!strcmp(flag->name, added_flags[i][0])) text = added_flags[i][1];
     }

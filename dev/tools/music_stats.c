@@ -361,7 +361,7 @@ static bool run(const Texts *words, int64_t length, const char *train, char *err
     return ok;
 }
 
-static int stats_main(int argc, char **argv) {
+int main(int argc, char **argv) {
     Flags flags = {0};
     Texts words;
     const char *train;
@@ -384,7 +384,3 @@ static int stats_main(int argc, char **argv) {
     }
     return program_end("music_stats", status, error);
 }
-
-#ifndef TESTING
-int main(int argc, char **argv) { return stats_main(argc, argv); }
-#endif
