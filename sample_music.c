@@ -141,21 +141,17 @@ typedef struct { // a song in the making
 } Maker;
 
 // Times the music by its tempos; without a prime there is one, bpm.
-static bool settings_time(Settings *s, char *error) {
+static void settings_time(Settings *s) {
     Marks *marks = &s->prime.marks;
     if (!marks->n_tempos) {
-        marks->tempos = calloc(1, sizeof *marks->tempos);
-        if (!marks->tempos) return fail(error, "no memory for a tempo");
+        marks->tempos = must_have(calloc(1, sizeof *marks->tempos));
         marks->tempos[marks->n_tempos++].value = (int)lrint(60e6 / s->bpm);
     }
     for (size_t i = 0; i < marks->n_tempos; i++) {
         const Mark *mark = &marks->tempos[i];
         const double quarter = 60 / (i ? bpm_of(mark->value) : s->bpm);
-        if (!tempo_add(&s->tempo, (double)mark->tick / MIDI_STEP, quarter / 4)) {
-            return fail(error, "no memory for %zu tempos", marks->n_tempos);
-        }
+        tempo_add(&s->tempo, (double)mark->tick / MIDI_STEP, quarter / 4);
     }
-    return true;
 }
 
 // The most new tokens of a song. With --bars or --seconds alone there is a limit too: a model may never end a bar.
@@ -350,8 +346,9 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     TextBuffer report = {NULL, 0, 0, false};
     const bool none = song->interrupted && song->n == song->n_prime;
     song_describe(song, job->model, settings);
-    bool ok = none || (song_finish(song, settings->prime.left_out, &settings->prime.marks, problem) &&
-                       song_add_dynamics(song, settings->dynamics, &settings->prime, problem));
+    bool ok = true;
+    if (!none) song_finish(song, settings->prime.left_out, &settings->prime.marks);
+    if (!none) song_add_dynamics(song, settings->dynamics, &settings->prime);
     for (int k = 0; ok && !none && k < outputs->n; k++) {
         if (!format_of(outputs->list[k])->make) continue;
         const Path name = output_name(outputs->list[k], i, job->all);
@@ -367,7 +364,7 @@ static void job_finish(Job *job, Song *song, int64_t i) {
         report_making(song, settings, &report);
     }
     if (ok && job->call->models.n > 1) text_print(&report, "  %s", job->model->path);
-    if (ok && report.failed) ok = fail(problem, "out of memory for what to say about song %lld", (long long)i + 1);
+    must(!report.failed);
     if (!ok) job_fail(job, problem);
 #pragma omp critical(job)
     {
@@ -470,11 +467,8 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
     const int most = threads_of(settings), threads = most < settings->songs ? most : (int)settings->songs;
     const double start = seconds_now();
     Job job = {.call = call, .all = n_models * settings->songs, .good = true, .error = error};
-    job.reports = calloc((size_t)job.all, sizeof *job.reports);
-    if (call->page) job.kept = calloc((size_t)job.all, sizeof *job.kept);
-    if (!job.reports || (call->page && !job.kept)) {
-        job.good = fail(error, "no memory for %lld songs", (long long)job.all);
-    }
+    job.reports = must_have(calloc((size_t)job.all, sizeof *job.reports));
+    if (call->page) job.kept = must_have(calloc((size_t)job.all, sizeof *job.kept));
     for (int k = 0; k < n_models && job.good && !interrupted; k++) {
         job.model = &models[k];
         job.first = k * settings->songs;
@@ -502,7 +496,7 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
                 plural((size_t)job.all));
     }
     for (int64_t i = 0; i < job.all; i++) {
-        if (job.reports) free(job.reports[i].bytes);
+        free(job.reports[i].bytes);
         if (job.kept) song_free(&job.kept[i]);
     }
     free(job.reports);
@@ -518,7 +512,7 @@ static bool read_prime(Settings *s, bool own_bpm, FILE *out, char *error) {
     Marks *marks = &s->prime.marks;
     const int last = marks->tempos[marks->n_tempos - 1].value;
     if (!own_bpm) s->bpm = bpm_of(marks->tempos[0].value);
-    if (!prime_tell(&s->prime, s->bpm, own_bpm, out, error)) return false;
+    prime_tell(&s->prime, s->bpm, own_bpm, out);
     if (!own_bpm && s->prime.left_out) s->bpm = bpm_of(last);
     if (own_bpm || s->prime.left_out) { // one tempo
         marks->tempos[0].value = own_bpm ? (int)lrint(60e6 / s->bpm) : last;
@@ -773,7 +767,7 @@ static int run(Call *call, Model *models, int argc, char **argv, char *error) {
     if (call->bench || call->dataset) return !ok;
     if (call->data && !figures_open(&call->training, call->data, error)) return 1;
     if (settings->prime.path && !read_prime(settings, call->bpm->given, call->report, error)) return 1;
-    if (!settings_time(settings, error)) return 1;
+    settings_time(settings);
     for (int k = 0; k < call->outputs.n; k++) {
         if (!folder_is_writable(call->outputs.list[k], error)) return 1;
     }

@@ -53,6 +53,10 @@ static inline void *must_have(void *memory) {
     exit(1);
 }
 
+static inline void must(bool enough) { // the same where a call says whether there is memory
+    if (!enough) must_have(NULL);
+}
+
 // Reads a regular file into *bytes (malloc, the caller frees; a NUL follows the last byte, not counted in *size).
 static inline bool read_file(const char *path, void **bytes, size_t *size, char *error) {
     *bytes = NULL;

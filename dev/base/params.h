@@ -7,12 +7,7 @@
 #include "base/limits.h" // first: it chooses the system's interfaces
 
 #include "base/data.h"
-#include "base/files.h"
-#include "base/philox.h"
-#include "base/safetensors.h"
 
-#include <math.h>
-#include <stdarg.h>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif

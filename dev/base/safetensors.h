@@ -17,10 +17,7 @@
 // Format: https://huggingface.co/docs/safetensors. C11 and C++17; with -std=c11 include it before the system's headers.
 #pragma once
 
-#include "base/files.h"
 #include "base/text.h"
-
-#include <math.h>
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "safetensors.h: tensors are used as they lie in the file, which needs a little-endian machine"

@@ -24,7 +24,6 @@
 #include "base/round.h"
 #include "cpu/vector.h"
 #include <assert.h>
-#include <string.h>
 
 // 8 x 2 vectors of sums take 16 of the 32 registers of AVX-512 and NEON. They are enough to hide a multiply-add's
 // latency of 4 cycles with one or two units, and leave registers to read the left operand unpacked.

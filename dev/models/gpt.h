@@ -5,7 +5,6 @@
 #pragma once
 
 #include "base/params.h"
-#include "base/safetensors.h"
 
 enum { GPT_LAYERS, GPT_WIDTH, GPT_HEADS, GPT_HIDDEN, GPT_REL, GPT_SIZES };
 enum { GPT_MAX_LAYERS = 1000 };

@@ -6,7 +6,6 @@
 #pragma once
 
 #include "base/params.h"
-#include "base/safetensors.h"
 
 enum { LSTM_EMBED, LSTM_WIDTH, LSTM_LAYERS, LSTM_SIZES };
 enum { LSTM_MAX_LAYERS = 1000 };

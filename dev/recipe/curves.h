@@ -8,8 +8,6 @@
 
 #include "base/text.h"
 
-#include <math.h>
-
 typedef struct {
     double epoch;       // how many were done, the part of an unfinished one included
     double train, test; // mean losses, finite

@@ -10,7 +10,6 @@
 #pragma once
 
 #include "base/params.h"
-#include "base/safetensors.h"
 
 typedef struct {
     const char *name;       // "gpt": the default --out out/gpt, the metadata model=gpt, the bench line

@@ -6,11 +6,7 @@
 #include "recipe/model.h" // first: it chooses the system's interfaces
 
 #include "base/flags.h"
-#include "base/limits.h"
 #include "base/program.h"
-#include "base/text.h"
-
-#include <limits.h>
 
 #define DEFAULT_DATA "data"
 

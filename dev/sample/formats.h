@@ -5,7 +5,6 @@
 
 #include "sample/player.h"
 #include "sample/roll.h"
-#include "sample/song.h"
 #include "sample/synth.h"
 
 #include <strings.h> // strcasecmp
@@ -24,8 +23,7 @@ static inline bool make_mid(TextBuffer *out, const Song *song, char *error) {
 
 static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
     const size_t n = song->midi.n_notes;
-    SynthNote *notes = calloc(n + 1, sizeof *notes);
-    if (!notes) return fail(error, "no memory for %zu notes", n);
+    SynthNote *notes = must_have(calloc(n + 1, sizeof *notes));
     for (size_t i = 0; i < n; i++) {
         const midi_note *note = &song->midi.notes[i];
         const double until = (double)song_sounds_until(song, note->end);

@@ -10,7 +10,6 @@
 #pragma once
 
 #include "base/params.h" // first: it chooses the system's interfaces
-#include "base/safetensors.h"
 
 #include "sample/weights.h"
 

@@ -4,7 +4,6 @@
 
 #include "sample/decoder.h" // first: it chooses the system's interfaces
 
-#include "base/data.h"
 #include "base/program.h"
 #include "sample/memory.h"
 

@@ -5,8 +5,6 @@
 // as text; time and size are linear in notes and bars. Leaves out: loudness.
 #pragma once
 
-#include "base/text.h"
-
 #include "sample/song.h"
 
 // A text as XML, cleaned as clean_text does.

@@ -19,7 +19,6 @@
 #include "base/round.h"
 #include "cpu/vector.h"
 
-#include <string.h>
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(__ARM_FEATURE_DOTPROD)

@@ -157,7 +157,7 @@ static void measure_keys(const midi_song *song, double *values) {
 static void measure_figures(const uint8_t *tokens, size_t n, const Figures *training, double *values) {
     Figures own = {0};
     double heard = 0, copied = 0;
-    if (!figures_make(&own, tokens, (int64_t[]){0, (int64_t)n}, 1)) must_have(NULL);
+    figures_make(&own, tokens, (int64_t[]){0, (int64_t)n}, 1);
     for (size_t i = 0; i < own.n; i++) {
         const uint32_t *where;
         heard += i && common_steps(own.sorted[i - 1], own.sorted[i]) >= FIGURE;
@@ -172,7 +172,7 @@ static void measure_figures(const uint8_t *tokens, size_t n, const Figures *trai
 static void measure(const uint8_t *tokens, size_t n, const Figures *training, double values[N_STATISTICS]) {
     midi_song song;
     size_t n_bars;
-    if (!midi_decode(tokens, n, &song, NULL)) must_have(NULL);
+    must(midi_decode(tokens, n, &song, NULL));
     Bar *bars = bars_of(&song, &n_bars);
     values[H1] = entropy(bars, n_bars, 1);
     values[H4] = entropy(bars, n_bars, 4);
