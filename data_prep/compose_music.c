@@ -173,10 +173,12 @@ static const Harmony harmonies[MODES] = {
 
 enum { IN_44, IN_34, IN_24, IN_68, METERS }; // 4/4 to 6/8
 typedef struct {
+    const char *name;
     int numerator, exponent; // 6/8 is 6 and 3
     int bar, half, beat;     // steps; `half` is where the second chord of a bar begins
 } Meter;
-static const Meter meters[METERS] = {{4, 2, 16, 8, 4}, {3, 2, 12, 8, 4}, {2, 2, 8, 4, 4}, {6, 3, 12, 6, 6}};
+static const Meter meters[METERS] = {
+    {"4/4", 4, 2, 16, 8, 4}, {"3/4", 3, 2, 12, 8, 4}, {"2/4", 2, 2, 8, 4, 4}, {"6/8", 6, 3, 12, 6, 6}};
 
 typedef struct {
     int start, length; // steps from the start of the theme
@@ -264,29 +266,19 @@ static const Style styles[] = {
 
 // ---- rhythm
 //
-// A bar, or half of one in 4/4 and 6/8, as lengths in steps: digits, and c for 12.
-
-typedef struct {
-    int meter;
-    const char *lengths, *moods; // an empty mood suits all
-} Rhythm;
-
+// A bar, or half of one in 4/4 and 6/8: the meter, lengths in steps, as digits and c for 12, and the moods, of which
+// none stands for all.
 // clang-format off
-static const Rhythm rhythms[] = {
-    {IN_44, "8", ""}, {IN_44, "44", ""}, {IN_44, "62", ""}, {IN_44, "422", ""}, {IN_44, "224", ""}, {IN_44, "2222", ""},
-    {IN_44, "4211", "bfg"}, {IN_44, "314", "dh"}, {IN_44, "3131", "d"}, {IN_44, "242", "wgfb"}, {IN_44, "332", "w"},
-    {IN_44, "111122", "b"}, {IN_44, "41111", "bf"}, {IN_44, "22211", "bd"}, {IN_44, "611", "gf"}, {IN_44, "2114", "bd"},
-    {IN_44, "1124", "b"}, {IN_44, "11112211", "b"},
-    {IN_34, "84", ""}, {IN_34, "c", "dgf"}, {IN_34, "444", ""}, {IN_34, "624", ""}, {IN_34, "4422", ""},
-    {IN_34, "42222", ""}, {IN_34, "222222", "bdg"}, {IN_34, "48", "hg"}, {IN_34, "3144", "d"}, {IN_34, "4224", ""},
-    {IN_34, "822", "dgf"}, {IN_34, "66", "d"}, {IN_34, "4431", "dh"}, {IN_34, "411112", "b"}, {IN_34, "22422", "gb"},
-    {IN_34, "21144", "db"}, {IN_34, "462", "hgf"}, {IN_34, "2244", "bdg"},
-    {IN_24, "44", ""}, {IN_24, "422", ""}, {IN_24, "224", ""}, {IN_24, "2222", ""}, {IN_24, "21122", "dj"},
-    {IN_24, "112112", "db"}, {IN_24, "12122", "jt"}, {IN_24, "1214", "jt"}, {IN_24, "242", "jt"}, {IN_24, "332", "tj"},
-    {IN_24, "3122", "t"}, {IN_24, "121121", "j"}, {IN_24, "41111", "db"}, {IN_24, "11112112", "db"},
-    {IN_24, "121211", "j"}, {IN_24, "314", "dt"}, {IN_24, "611", "t"}, {IN_24, "11114", "db"}, {IN_24, "112211", "djb"},
-    {IN_68, "6", ""}, {IN_68, "42", ""}, {IN_68, "222", ""}, {IN_68, "312", "g"}, {IN_68, "24", "g"},
-    {IN_68, "2211", "gfb"}, {IN_68, "21111", "b"}, {IN_68, "2112", "bf"}, {IN_68, "411", "gf"},
+static const char *const rhythms[] = {
+    "4/4 8", "4/4 44", "4/4 62", "4/4 422", "4/4 224", "4/4 2222", "4/4 4211 bfg", "4/4 314 dh", "4/4 3131 d",
+    "4/4 242 wgfb", "4/4 332 w", "4/4 111122 b", "4/4 41111 bf", "4/4 22211 bd", "4/4 611 gf", "4/4 2114 bd",
+    "4/4 1124 b", "4/4 11112211 b", "3/4 84", "3/4 c dgf", "3/4 444", "3/4 624", "3/4 4422", "3/4 42222",
+    "3/4 222222 bdg", "3/4 48 hg", "3/4 3144 d", "3/4 4224", "3/4 822 dgf", "3/4 66 d", "3/4 4431 dh", "3/4 411112 b",
+    "3/4 22422 gb", "3/4 21144 db", "3/4 462 hgf", "3/4 2244 bdg", "2/4 44", "2/4 422", "2/4 224", "2/4 2222",
+    "2/4 21122 dj", "2/4 112112 db", "2/4 12122 jt", "2/4 1214 jt", "2/4 242 jt", "2/4 332 tj", "2/4 3122 t",
+    "2/4 121121 j", "2/4 41111 db", "2/4 11112112 db", "2/4 121211 j", "2/4 314 dt", "2/4 611 t", "2/4 11114 db",
+    "2/4 112211 djb", "6/8 6", "6/8 42", "6/8 222", "6/8 312 g", "6/8 24 g", "6/8 2211 gfb", "6/8 21111 b",
+    "6/8 2112 bf", "6/8 411 gf",
 };
 // clang-format on
 
@@ -300,11 +292,9 @@ typedef struct { // one bar of melody
     int n, length[16], move[16];
 } Motif;
 
-static bool suits(const char *moods, const char *wanted) { return !*moods || strpbrk(moods, wanted); }
-
-static int add_lengths(Motif *motif, const char *lengths) { // returns their sum
+static int add_lengths(Motif *motif, const char *lengths) { // up to a blank; returns their sum
     int sum = 0;
-    for (const char *c = lengths; *c; c++) {
+    for (const char *c = lengths; *c > ' '; c++) {
         int length = *c == 'c' ? 12 : *c - '0';
         motif->length[motif->n++] = length;
         sum += length;
@@ -328,9 +318,10 @@ static Motif make_motif(const Style *style, Dice *dice) {
     for (int try = 0; try < 6; try++) {
         rolled.n = 0;
         for (int filled = 0; filled < meter->bar;) {
-            const Rhythm *rhythm = &rhythms[roll(dice, COUNT(rhythms))];
-            if (rhythm->meter != style->meter || !suits(rhythm->moods, style->moods)) continue;
-            filled += add_lengths(&rolled, rhythm->lengths);
+            const char *rhythm = rhythms[roll(dice, COUNT(rhythms))], *lengths = rhythm + 4;
+            const char *moods = strchr(lengths, ' ');
+            if (strncmp(rhythm, meter->name, 3) || (moods && !strpbrk(moods, style->moods))) continue;
+            filled += add_lengths(&rolled, lengths);
         }
         if (try == 0 || abs(rolled.n - wanted) < abs(motif.n - wanted)) motif = rolled;
     }
