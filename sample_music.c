@@ -28,11 +28,6 @@
 #include "sample/song.h"
 #define MIDI_IMPLEMENTATION
 #include "midi.h"
-#if defined(_OPENMP)
-#include <omp.h>
-#else
-#pragma GCC diagnostic ignored "-Wunknown-pragmas"
-#endif
 
 _Static_assert((int)DATA_TOKENS == (int)MIDI_TOKENS, "models and midi.h have the same tokens");
 

@@ -19,7 +19,6 @@
 // Left out: counterpoint of equal voices, swing, triplets, pedal marks, grace notes.
 // Rules of melody and voice leading: any harmony primer; the cadences and the 4-bar phrase as in A. Schoenberg,
 // Fundamentals of Musical Composition, chapters 3 to 8.
-#define _GNU_SOURCE
 #include "base/flags.h"
 #include "base/philox.h"
 #include "base/program.h"

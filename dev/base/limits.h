@@ -8,18 +8,10 @@
 // C11 and C++17. Include it before any system header.
 #pragma once
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
+#include "base/files.h"
 
-#include <limits.h>
 #include <math.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
-#include <unistd.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
