@@ -49,8 +49,8 @@ static inline uint32_t step_between(const midi_note *a, const midi_note *b) {
     return (uint32_t)(later < 0xFFFF ? later : 0xFFFF) << 16 | (uint32_t)higher << 8 | (uint32_t)length;
 }
 
-// Adds the figures of pieces that begin at these of the tokens, and end at pieces[n_pieces]. figures was empty, but for
-// its data.
+// Adds the figures of pieces that begin at these of the tokens, and end at pieces[n_pieces]. But for its data, figures
+// was empty before.
 static inline void figures_make(Figures *figures, const uint8_t *tokens, const int64_t *pieces, int64_t n_pieces) {
     const size_t most = (size_t)pieces[n_pieces] / 3 + (size_t)n_pieces + 2; // a note has three tokens
     uint32_t *step = figures->steps = must_have(calloc(most, sizeof *figures->steps));
