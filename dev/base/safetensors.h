@@ -8,8 +8,7 @@
 // Promises, reading: any bytes at all give a file whose every tensor lies inside it, or a sentence; never a crash. As
 // the format demands, the tensors must tile the data exactly: overlaps, holes and bytes left over are errors, as they
 // are in the reference reader. Stricter than that one: duplicate names or keys, unknown fields and \u0000 are errors
-// too, and ranks end at 8. Any order, alignment and JSON spacing is taken, so data may be unaligned: use st_to_float,
-// st_to_double or memcpy.
+// too, and ranks end at 8. Any order, alignment and JSON spacing is taken. Data may be unaligned, which st_get minds.
 // Writing: the same input gives the same bytes; the data starts at a multiple of 64; a killed program, a full disk or a
 // forbidden folder leaves the old file or the new one, never half of one.
 //
@@ -428,23 +427,6 @@ static inline double st_get(const StTensor *tensor, int64_t i) {
 
 static inline bool st_is_float(const StTensor *tensor) {
     return tensor->type == ST_F64 || tensor->type == ST_F32 || tensor->type == ST_F16 || tensor->type == ST_BF16;
-}
-
-// Copies and converts to out[count]; F64 to float rounds to nearest. False: the tensor is not of floating point.
-static inline bool st_to_float(const StTensor *tensor, float *out) {
-    if (!st_is_float(tensor)) return false;
-    if (tensor->type == ST_F32) {
-        if (tensor->count) memcpy(out, tensor->data, (size_t)tensor->count * sizeof *out);
-        return true;
-    }
-    for (int64_t i = 0; i < tensor->count; i++) out[i] = (float)st_get(tensor, i);
-    return true;
-}
-
-static inline bool st_to_double(const StTensor *tensor, double *out) {
-    if (!st_is_float(tensor)) return false;
-    for (int64_t i = 0; i < tensor->count; i++) out[i] = st_get(tensor, i);
-    return true;
 }
 
 // A tensor to write, shape[rank]. Nothing is copied but the shape.

@@ -71,8 +71,7 @@ static inline bool params_load(TrainRun *run, int k, real *params) {
         const StTensor *found = params_find(run, k, &layout->list[i]);
         real *out = params + layout->list[i].offset;
         if (!found) return false;
-        if (sizeof *out == sizeof(double)) st_to_double(found, (double *)(void *)out);
-        if (sizeof *out == sizeof(float)) st_to_float(found, (float *)(void *)out);
+        for (int64_t e = 0; e < found->count; e++) out[e] = (real)st_get(found, e);
     }
     const ParamTensor *bad = params_not_finite(layout, params);
     if (!bad) return true;

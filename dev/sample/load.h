@@ -103,8 +103,9 @@ static inline int row_in_memory(Arrangement arrangement, int row, int rows) {
 static inline float *load_numbers(Loader *from, const StTensor *tensor) {
     if (!tensor || !from->arena.base) return NULL;
     float *copy = malloc((size_t)tensor->count * sizeof *copy);
-    from->ok = copy ? st_to_float(tensor, copy) : load_no_memory(from);
+    from->ok = copy || load_no_memory(from);
     for (int64_t i = 0; from->ok && i < tensor->count; i++) {
+        copy[i] = (float)st_get(tensor, i);
         if (isfinite(copy[i])) continue;
         from->ok = fail(from->error, "%s: tensor '%s' has a number that is not finite", from->path, tensor->name);
     }
