@@ -651,16 +651,13 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     return true;
 }
 
-static int print_help(const Flags *flags) {
-    printf("usage: sample_music [MODEL ...] [-o FILE ...] [flags]\n\n"
-           "Writes new piano music with trained models, or goes on with yours.\n\n");
-    flags_print(flags);
-    printf("\nGood starting points: --temperature 0.9, --top-p 0.95 or --min-p 0.05.\n"
-           "Ctrl-C ends each song in the making at its last bar line, begins no other, and writes what was made;\n"
-           "a second one ends the program at once.\n"
-           "Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted (0 with --live, which that ends).\n");
-    return 0;
-}
+static const char before_flags[] = "usage: sample_music [MODEL ...] [-o FILE ...] [flags]\n\n"
+                                   "Writes new piano music with trained models, or goes on with yours.\n\n";
+static const char behind_flags[] =
+    "\nGood starting points: --temperature 0.9, --top-p 0.95 or --min-p 0.05.\n"
+    "Ctrl-C ends each song in the making at its last bar line, begins no other, and writes what was made;\n"
+    "a second one ends the program at once.\n"
+    "Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted (0 with --live, which that ends).\n";
 
 // ---- the program
 
@@ -740,9 +737,7 @@ static int run(Call *call, Model *models, int argc, char **argv, char *error) {
     Flags flags = {0};
     bool any_context = false, ok = true;
     if (!parse_call(call, &flags, argc, argv, error)) return 2;
-    if (flags.help) return print_help(&flags);
-    if (flags.version) printf("sample_music %s\n", MUSIC_VERSION);
-    if (flags.version) return 0;
+    if (flags_answer(&flags, "sample_music", before_flags, behind_flags)) return 0;
     if (!find_models(call, argv[0], error) || !load_models(call, models, error)) return 1;
     for (int k = 0; k < call->models.n; k++) any_context = any_context || models[k].kind == GPT;
     if (call->context->given && !any_context) {

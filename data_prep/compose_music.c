@@ -1206,14 +1206,10 @@ int main(int argc, char **argv) {
                "how many; piece k of a seed is the same however many there are");
     if (!flags_parse(&flags, argc, argv, error)) {
         status = 2;
-    } else if (flags.help) {
-        printf("compose_music - compose piano pieces by rule, as MIDI files: the starter corpus\n\n");
-        flags_print(&flags);
-        printf("\nExit status: 0 done, 1 it failed, 2 wrong usage.\n");
-    } else if (flags.version) {
-        printf("compose_music %s\n", MUSIC_VERSION);
-    } else if (!compose_corpus(out, seed, (int)pieces, error)) {
-        status = 1;
+    } else if (!flags_answer(&flags, "compose_music",
+                             "compose_music - compose piano pieces by rule, as MIDI files: the starter corpus\n\n",
+                             "\nExit status: 0 done, 1 it failed, 2 wrong usage.\n")) {
+        status = !compose_corpus(out, seed, (int)pieces, error);
     }
     return program_end("compose_music", status, error);
 }

@@ -468,21 +468,17 @@ static int print_tokens(const char *path, const Choices *choices) {
     return 0;
 }
 
-static void print_help(const Flags *flags) {
-    printf("prepare_music - make the datasets train.safetensors and test.safetensors from folders of MIDI files\n\n"
-           "  prepare_music [--out data] TRAIN_DIR TEST_DIR\n"
-           "  prepare_music [--out data] [--test 0.1] [--seed 1] DIR    split one folder, piece by piece\n"
-           "  prepare_music --tokens FILE.mid                           print the token ids of a file, one a line\n\n");
-    flags_print(flags);
-    printf("\nFolders are searched to any depth for .mid .midi .kar .rmi (in any letter case). Links to files are\n"
-           "followed, links to folders are not. A line is printed for each file that is skipped or changed. Files "
-           "without\n"
-           "notes are skipped, and copies of other pieces; pieces too short for a window of 257 tokens are kept, but "
-           "give\n"
-           "nothing to train on. --tokens goes with --keep-short and --no-drums. The sustain pedal is ignored: a note "
-           "is as\n"
-           "long as its key is down. Exit status: 0 done, 1 it failed and nothing was written, 2 wrong usage.\n");
-}
+static const char before_flags[] =
+    "prepare_music - make the datasets train.safetensors and test.safetensors from folders of MIDI files\n\n"
+    "  prepare_music [--out data] TRAIN_DIR TEST_DIR\n"
+    "  prepare_music [--out data] [--test 0.1] [--seed 1] DIR    split one folder, piece by piece\n"
+    "  prepare_music --tokens FILE.mid                           print the token ids of a file, one a line\n\n";
+static const char behind_flags[] =
+    "\nFolders are searched to any depth for .mid .midi .kar .rmi (in any letter case). Links to files are\n"
+    "followed, links to folders are not. A line is printed for each file that is skipped or changed. Files without\n"
+    "notes are skipped, and copies of other pieces; pieces too short for a window of 257 tokens are kept, but give\n"
+    "nothing to train on. --tokens goes with --keep-short and --no-drums. The sustain pedal is ignored: a note is as\n"
+    "long as its key is down. Exit status: 0 done, 1 it failed and nothing was written, 2 wrong usage.\n";
 
 int main(int argc, char **argv) {
     Flags flags = {0};
@@ -503,9 +499,7 @@ int main(int argc, char **argv) {
     Flag *test_flag = flag_number(&flags, "test", &test, 0.1, "(0, 1)", "part of the pieces of DIR for testing");
     Flag *seed_flag = flag_seed(&flags, &seed, "which pieces these are");
     bool good = flags_parse(&flags, argc, argv, error), splits = test_flag->given || seed_flag->given;
-    if (good && (flags.help || flags.version)) {
-        if (flags.help) print_help(&flags);
-        if (flags.version) printf("prepare_music %s\n", MUSIC_VERSION);
+    if (good && flags_answer(&flags, "prepare_music", before_flags, behind_flags)) {
         return program_end("prepare_music", 0, error);
     }
     if (good && tokens) {

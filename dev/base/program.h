@@ -9,8 +9,6 @@
 #include <sys/resource.h>
 #include <time.h>
 
-#define MUSIC_VERSION "0.1.0" // of all programs
-
 // ---- a program's start and end
 
 static inline void program_start(void) {

@@ -318,21 +318,20 @@ static bool compare(Comparison *c, const char *path_a, const char *path_b, char 
 
 // ---- the program
 
-static void print_help(const Flags *flags) {
-    printf("compare_tensors - what safetensors files hold, and how far two of them are apart\n\n"
-           "  compare_tensors show FILE          metadata; of each tensor type, shape, min, max, mean, rms\n"
-           "  compare_tensors compare A B        of each tensor that both have: the largest difference, the relative\n"
-           "                                     one ||a - b|| / ||b||, the part of the tolerance that it takes, and\n"
-           "                                     where the largest is; tensors that only one file has are listed.\n"
-           "                                     With --relu, of whose N outputs k are positive in one file\n"
-           "                                     only, grad. may differ by sqrt(2k / N) (1 + 3 / sqrt(k)) more\n\n");
-    flags_print(flags);
-    printf("\nPATTERN is the beginning of a name, * in it fits anything: --rtol 1e-5 --rtol 'act.layers.*.attn=1e-4'\n"
-           "--require grad. --require loss. Of several tolerances the last that fits counts. Whole numbers must be\n"
-           "equal; NaN and infinity never agree. The last line is for scripts:\n"
-           "    compare tensors=363 failed=0 only_one=0 missing=0 used=0.412 worst=grad.layers.0.attn.rel\n"
-           "Exit status: 0 all is within tolerance, 1 it is not or a file cannot be read, 2 wrong usage.\n");
-}
+static const char before_flags[] =
+    "compare_tensors - what safetensors files hold, and how far two of them are apart\n\n"
+    "  compare_tensors show FILE          metadata; of each tensor type, shape, min, max, mean, rms\n"
+    "  compare_tensors compare A B        of each tensor that both have: the largest difference, the relative\n"
+    "                                     one ||a - b|| / ||b||, the part of the tolerance that it takes, and\n"
+    "                                     where the largest is; tensors that only one file has are listed.\n"
+    "                                     With --relu, of whose N outputs k are positive in one file\n"
+    "                                     only, grad. may differ by sqrt(2k / N) (1 + 3 / sqrt(k)) more\n\n";
+static const char behind_flags[] =
+    "\nPATTERN is the beginning of a name, * in it fits anything: --rtol 1e-5 --rtol 'act.layers.*.attn=1e-4'\n"
+    "--require grad. --require loss. Of several tolerances the last that fits counts. Whole numbers must be\n"
+    "equal; NaN and infinity never agree. The last line is for scripts:\n"
+    "    compare tensors=363 failed=0 only_one=0 missing=0 used=0.412 worst=grad.layers.0.attn.rel\n"
+    "Exit status: 0 all is within tolerance, 1 it is not or a file cannot be read, 2 wrong usage.\n";
 
 int main(int argc, char **argv) {
     Flags flags = {0};
@@ -347,9 +346,7 @@ int main(int argc, char **argv) {
     flag_switch(&flags, "quiet", &c.quiet, "print only what fails, and the last line");
     bool good = flags_parse(&flags, argc, argv, error) && patterns_read(&c.tolerances, &tolerances, true, error) &&
                 patterns_read(&c.required, &required, false, error) && patterns_read(&c.relus, &relus, false, error);
-    if (good && (flags.help || flags.version)) {
-        if (flags.help) print_help(&flags);
-        if (flags.version) printf("compare_tensors %s\n", MUSIC_VERSION);
+    if (good && flags_answer(&flags, "compare_tensors", before_flags, behind_flags)) {
         return program_end("compare_tensors", 0, error);
     }
     bool shows = words.n == 2 && !strcmp(words.list[0], "show");

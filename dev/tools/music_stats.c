@@ -333,13 +333,9 @@ static void print_table(Music *music, int n) {
 
 // ---- the program
 
-static void print_help(const Flags *flags) {
-    printf("music_stats - statistics of music side by side: of the excerpts of each WHAT the mean and the spread\n"
-           "(standard deviation), and the area, 0 to 1, that its distribution has in common with the first one's\n\n");
-    flags_print(flags);
-    printf("\n");
-    for (int k = 0; k < N_STATISTICS; k++) printf("  %-8s %s\n", statistics[k].name, statistics[k].meaning);
-}
+static const char before_flags[] =
+    "music_stats - statistics of music side by side: of the excerpts of each WHAT the mean and the spread\n"
+    "(standard deviation), and the area, 0 to 1, that its distribution has in common with the first one's\n\n";
 
 static bool run(const Texts *words, int64_t length, const char *train, char *error) {
     Figures training = {0};
@@ -372,10 +368,10 @@ int main(int argc, char **argv) {
     flag_text(&flags, "train", "WHERE", &train, NULL, "the training set or its folder, to see what is copied");
     flag_whole(&flags, "length", &length, 1024, 8, 16384, "tokens of an excerpt");
     int status = flags_parse(&flags, argc, argv, error) ? 0 : 2;
-    if (!status && flags.help) {
-        print_help(&flags);
-    } else if (!status && flags.version) {
-        printf("music_stats %s\n", MUSIC_VERSION);
+    if (!status && flags_answer(&flags, "music_stats", before_flags, "\n")) {
+        for (int k = 0; flags.help && k < N_STATISTICS; k++) {
+            printf("  %-8s %s\n", statistics[k].name, statistics[k].meaning);
+        }
     } else if (!status && !words.n) {
         status = 2;
         fail(error, "give datasets, folders of .mid files or .mid files; --help says more");

@@ -171,12 +171,8 @@ int main(int argc, char **argv) {
     flag_whole(&flags, "primes", &primes, 0, 0, 1e6, "write N beginnings of continuations, nothing else [0]");
     if (!flags_parse(&flags, argc, argv, error)) {
         status = 2;
-    } else if (flags.help) {
-        printf("paper - the pieces and the figure of `make paper`, which calls it\n\n");
-        flags_print(&flags);
-    } else if (flags.version) {
-        printf("paper %s\n", MUSIC_VERSION);
-    } else {
+    } else if (!flags_answer(&flags, "paper", "paper - the pieces and the figure of `make paper`, which calls it\n\n",
+                             "")) {
         Dataset test;
         const Path path = path_join(data, "test.safetensors");
         bool ok = dataset_open(&test, path.text, PRIME_TOKENS, error);
