@@ -118,7 +118,6 @@ UNTRACED static void through_wav(const Song *song) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size) {
     if (size < SETTINGS + 3) return 0;
-    char error[ERROR_SIZE];
     Song song = {.seed = input[0], .nll = input[1]};
     const char *name = (const char *)input + SETTINGS;
     const size_t left = size - SETTINGS, n_name = strnlen(name, left - 1);
