@@ -104,12 +104,16 @@ static inline Path output_name(const char *path, int64_t song, int64_t songs) {
     return path_print("%.*s-%lld%s", stem, path, (long long)song + 1, path + stem);
 }
 
-// Whether the folder of a file can be written to: asked before a song is made that could not be kept.
+// Whether the folder of a file can be written to, and the name is short enough: asked before a song is made that could
+// not be kept.
 static inline bool folder_is_writable(const char *path, char *error) {
     Path folder = path_join("", path);
     char *slash = strrchr(folder.text, '/');
     if (slash) slash[slash == folder.text] = 0; // of /song.mid it is /
-    return !strcmp(path, "-") || !access(slash ? folder.text : ".", W_OK | X_OK) || atomic_fail(path, errno, error);
+    const char *asked = slash ? folder.text : ".";
+    errno = ENAMETOOLONG; // a Path would cut the name
+    return !strcmp(path, "-") || (strlen(path) < PATH_MAX && !access(asked, W_OK | X_OK)) ||
+           atomic_fail(path, errno, error);
 }
 
 // Writes these songs, one unless it is an .html, to a file or, for "-", to the standard output.
