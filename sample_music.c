@@ -28,11 +28,6 @@
 #include "sample/song.h"
 #define MIDI_IMPLEMENTATION
 #include "midi.h"
-#if defined(_OPENMP)
-#include <omp.h>
-#else
-#pragma GCC diagnostic ignored "-Wunknown-pragmas"
-#endif
 
 _Static_assert((int)DATA_TOKENS == (int)MIDI_TOKENS, "models and midi.h have the same tokens");
 
@@ -141,21 +136,17 @@ typedef struct { // a song in the making
 } Maker;
 
 // Times the music by its tempos; without a prime there is one, bpm.
-static bool settings_time(Settings *s, char *error) {
+static void settings_time(Settings *s) {
     Marks *marks = &s->prime.marks;
     if (!marks->n_tempos) {
-        marks->tempos = calloc(1, sizeof *marks->tempos);
-        if (!marks->tempos) return fail(error, "no memory for a tempo");
+        marks->tempos = must_have(calloc(1, sizeof *marks->tempos));
         marks->tempos[marks->n_tempos++].value = (int)lrint(60e6 / s->bpm);
     }
     for (size_t i = 0; i < marks->n_tempos; i++) {
         const Mark *mark = &marks->tempos[i];
         const double quarter = 60 / (i ? bpm_of(mark->value) : s->bpm);
-        if (!tempo_add(&s->tempo, (double)mark->tick / MIDI_STEP, quarter / 4)) {
-            return fail(error, "no memory for %zu tempos", marks->n_tempos);
-        }
+        tempo_add(&s->tempo, (double)mark->tick / MIDI_STEP, quarter / 4);
     }
-    return true;
 }
 
 // The most new tokens of a song. With --bars or --seconds alone there is a limit too: a model may never end a bar.
@@ -310,7 +301,7 @@ static void report_making(const Song *song, const Settings *settings, TextBuffer
 typedef struct { // what the command line asks for
     Settings settings;
     Texts models, outputs;
-    char *found[MAX_MODELS]; // where a model is a folder: its file
+    Path found[MAX_MODELS]; // where a model is a folder: its file
     const Flag *context, *bpm;
     const char *weights, *dataset, *data;
     Figures training; // of data
@@ -350,14 +341,14 @@ static void job_finish(Job *job, Song *song, int64_t i) {
     TextBuffer report = {NULL, 0, 0, false};
     const bool none = song->interrupted && song->n == song->n_prime;
     song_describe(song, job->model, settings);
-    bool ok = none || (song_finish(song, settings->prime.left_out, &settings->prime.marks, problem) &&
-                       song_add_dynamics(song, settings->dynamics, &settings->prime, problem));
+    bool ok = true;
+    if (!none) song_finish(song, settings->prime.left_out, &settings->prime.marks);
+    if (!none) song_add_dynamics(song, settings->dynamics, &settings->prime);
     for (int k = 0; ok && !none && k < outputs->n; k++) {
         if (!format_of(outputs->list[k])->make) continue;
-        char *name = output_name(outputs->list[k], i, job->all);
-        ok = name ? songs_write(song, 1, name, problem) : fail(problem, "%s: no memory", outputs->list[k]);
-        if (ok) text_print(&report, "%s ", name);
-        free(name);
+        const Path name = output_name(outputs->list[k], i, job->all);
+        ok = songs_write(song, 1, name.text, problem);
+        if (ok) text_print(&report, "%s ", name.text);
     }
     if (ok && !report.size) text_print(&report, "song %lld ", (long long)i + 1);
     if (ok && none) text_print(&report, " not written: it was interrupted before its first new note");
@@ -368,7 +359,7 @@ static void job_finish(Job *job, Song *song, int64_t i) {
         report_making(song, settings, &report);
     }
     if (ok && job->call->models.n > 1) text_print(&report, "  %s", job->model->path);
-    if (ok && report.failed) ok = fail(problem, "out of memory for what to say about song %lld", (long long)i + 1);
+    must(!report.failed);
     if (!ok) job_fail(job, problem);
 #pragma omp critical(job)
     {
@@ -471,11 +462,8 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
     const int most = threads_of(settings), threads = most < settings->songs ? most : (int)settings->songs;
     const double start = seconds_now();
     Job job = {.call = call, .all = n_models * settings->songs, .good = true, .error = error};
-    job.reports = calloc((size_t)job.all, sizeof *job.reports);
-    if (call->page) job.kept = calloc((size_t)job.all, sizeof *job.kept);
-    if (!job.reports || (call->page && !job.kept)) {
-        job.good = fail(error, "no memory for %lld songs", (long long)job.all);
-    }
+    job.reports = must_have(calloc((size_t)job.all, sizeof *job.reports));
+    if (call->page) job.kept = must_have(calloc((size_t)job.all, sizeof *job.kept));
     for (int k = 0; k < n_models && job.good && !interrupted; k++) {
         job.model = &models[k];
         job.first = k * settings->songs;
@@ -503,7 +491,7 @@ static bool make_all(Call *call, const Model *models, int n_models, char *error)
                 plural((size_t)job.all));
     }
     for (int64_t i = 0; i < job.all; i++) {
-        if (job.reports) free(job.reports[i].bytes);
+        free(job.reports[i].bytes);
         if (job.kept) song_free(&job.kept[i]);
     }
     free(job.reports);
@@ -519,7 +507,7 @@ static bool read_prime(Settings *s, bool own_bpm, FILE *out, char *error) {
     Marks *marks = &s->prime.marks;
     const int last = marks->tempos[marks->n_tempos - 1].value;
     if (!own_bpm) s->bpm = bpm_of(marks->tempos[0].value);
-    if (!prime_tell(&s->prime, s->bpm, own_bpm, out, error)) return false;
+    prime_tell(&s->prime, s->bpm, own_bpm, out);
     if (!own_bpm && s->prime.left_out) s->bpm = bpm_of(last);
     if (own_bpm || s->prime.left_out) { // one tempo
         marks->tempos[0].value = own_bpm ? (int)lrint(60e6 / s->bpm) : last;
@@ -663,29 +651,23 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     return true;
 }
 
-static int print_help(const Flags *flags) {
-    printf("usage: sample_music [MODEL ...] [-o FILE ...] [flags]\n\n"
-           "Writes new piano music with trained models, or goes on with yours.\n\n");
-    flags_print(flags);
-    printf("\nGood starting points: --temperature 0.9, --top-p 0.95 or --min-p 0.05.\n"
-           "Ctrl-C ends each song in the making at its last bar line, begins no other, and writes what was made;\n"
-           "a second one ends the program at once.\n"
-           "Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted (0 with --live, which that ends).\n");
-    return 0;
-}
+static const char before_flags[] = "usage: sample_music [MODEL ...] [-o FILE ...] [flags]\n\n"
+                                   "Writes new piano music with trained models, or goes on with yours.\n\n";
+static const char behind_flags[] =
+    "\nGood starting points: --temperature 0.9, --top-p 0.95 or --min-p 0.05.\n"
+    "Ctrl-C ends each song in the making at its last bar line, begins no other, and writes what was made;\n"
+    "a second one ends the program at once.\n"
+    "Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted (0 with --live, which that ends).\n";
 
 // ---- the program
 
-// The model in a trainer's folder, for free(): the best one, or what a run saved that has no best one yet, if `latest`
-// allows that. NULL: there is none.
-static char *model_in(const char *folder, bool latest) {
-    static const char *const names[] = {"model.safetensors", "last.safetensors"};
-    for (int i = 0; i < 1 + latest; i++) {
-        char *path = path_join(folder, names[i]);
-        if (!access(path, F_OK)) return path;
-        free(path);
-    }
-    return NULL;
+// Finds the model in a trainer's folder: the best one, or what a run saved that has no best one yet, if `latest` allows
+// that. False: there is none.
+static bool model_in(const char *folder, bool latest, Path *path) {
+    *path = path_join(folder, "model.safetensors");
+    if (!access(path->text, F_OK)) return true;
+    *path = path_join(folder, "last.safetensors");
+    return latest && !access(path->text, F_OK);
 }
 
 // Puts the model's file in the place of each folder, and finds one if none is named; program: argv[0].
@@ -693,11 +675,11 @@ static bool find_models(Call *call, const char *program, char *error) {
     static const char *const usual[] = {"out/gpt", "out/lstm"};
     const bool named = call->models.n;
     for (int i = 0; i < 4 && !named && !call->models.n; i++) {
-        call->found[0] = model_in(usual[i % 2], i > 1);
-        if (call->found[0]) call->models.list[call->models.n++] = usual[i % 2];
+        if (model_in(usual[i % 2], i > 1, &call->found[0])) call->models.list[call->models.n++] = usual[i % 2];
     }
     if (!call->models.n) {
-        char *starter = call->found[0] = path_beside_program(program, STARTER);
+        call->found[0] = path_beside_program(program, STARTER);
+        const char *starter = call->found[0].text;
         if (access(starter, R_OK)) {
             return fail(error,
                         "out/gpt/model.safetensors: there is no such model yet, and no %s; train one with "
@@ -711,10 +693,10 @@ static bool find_models(Call *call, const char *program, char *error) {
         const char *folder = call->models.list[k];
         struct stat about;
         if (stat(folder, &about) || !S_ISDIR(about.st_mode)) continue;
-        if (!call->found[k]) call->found[k] = model_in(folder, true);
-        char *path = call->found[k];
-        if (!path) return fail(error, "%s: is a folder without model.safetensors; name a model's file", folder);
-        call->models.list[k] = path;
+        const char *path = call->models.list[k] = call->found[k].text;
+        if (!model_in(folder, true, &call->found[k])) {
+            return fail(error, "%s: is a folder without model.safetensors; name a model's file", folder);
+        }
         if (!strcmp(strrchr(path, '/'), "/last.safetensors")) {
             print_line(call->report, "%s: used, because %s has no model.safetensors yet", path, folder);
         }
@@ -755,9 +737,7 @@ static int run(Call *call, Model *models, int argc, char **argv, char *error) {
     Flags flags = {0};
     bool any_context = false, ok = true;
     if (!parse_call(call, &flags, argc, argv, error)) return 2;
-    if (flags.help) return print_help(&flags);
-    if (flags.version) printf("sample_music %s\n", MUSIC_VERSION);
-    if (flags.version) return 0;
+    if (flags_answer(&flags, "sample_music", before_flags, behind_flags)) return 0;
     if (!find_models(call, argv[0], error) || !load_models(call, models, error)) return 1;
     for (int k = 0; k < call->models.n; k++) any_context = any_context || models[k].kind == GPT;
     if (call->context->given && !any_context) {
@@ -777,7 +757,7 @@ static int run(Call *call, Model *models, int argc, char **argv, char *error) {
     if (call->bench || call->dataset) return !ok;
     if (call->data && !figures_open(&call->training, call->data, error)) return 1;
     if (settings->prime.path && !read_prime(settings, call->bpm->given, call->report, error)) return 1;
-    if (!settings_time(settings, error)) return 1;
+    settings_time(settings);
     for (int k = 0; k < call->outputs.n; k++) {
         if (!folder_is_writable(call->outputs.list[k], error)) return 1;
     }
@@ -794,7 +774,6 @@ static int sample_main(int argc, char **argv) {
     program_start();
     const int status = run(&call, models, argc, argv, error);
     for (int k = 0; k < MAX_MODELS; k++) model_free(&models[k]);
-    for (int k = 0; k < MAX_MODELS; k++) free(call.found[k]);
     prime_free(&call.settings.prime);
     figures_free(&call.training);
     free(call.settings.tempo.spans);

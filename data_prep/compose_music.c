@@ -19,7 +19,6 @@
 // Left out: counterpoint of equal voices, swing, triplets, pedal marks, grace notes.
 // Rules of melody and voice leading: any harmony primer; the cadences and the 4-bar phrase as in A. Schoenberg,
 // Fundamentals of Musical Composition, chapters 3 to 8.
-#define _GNU_SOURCE
 #include "base/flags.h"
 #include "base/philox.h"
 #include "base/program.h"
@@ -173,10 +172,12 @@ static const Harmony harmonies[MODES] = {
 
 enum { IN_44, IN_34, IN_24, IN_68, METERS }; // 4/4 to 6/8
 typedef struct {
+    const char *name;
     int numerator, exponent; // 6/8 is 6 and 3
     int bar, half, beat;     // steps; `half` is where the second chord of a bar begins
 } Meter;
-static const Meter meters[METERS] = {{4, 2, 16, 8, 4}, {3, 2, 12, 8, 4}, {2, 2, 8, 4, 4}, {6, 3, 12, 6, 6}};
+static const Meter meters[METERS] = {
+    {"4/4", 4, 2, 16, 8, 4}, {"3/4", 3, 2, 12, 8, 4}, {"2/4", 2, 2, 8, 4, 4}, {"6/8", 6, 3, 12, 6, 6}};
 
 typedef struct {
     int start, length; // steps from the start of the theme
@@ -264,29 +265,19 @@ static const Style styles[] = {
 
 // ---- rhythm
 //
-// A bar, or half of one in 4/4 and 6/8, as lengths in steps: digits, and c for 12.
-
-typedef struct {
-    int meter;
-    const char *lengths, *moods; // an empty mood suits all
-} Rhythm;
-
+// A bar, or half of one in 4/4 and 6/8: the meter, lengths in steps, as digits and c for 12, and the moods, of which
+// none stands for all.
 // clang-format off
-static const Rhythm rhythms[] = {
-    {IN_44, "8", ""}, {IN_44, "44", ""}, {IN_44, "62", ""}, {IN_44, "422", ""}, {IN_44, "224", ""}, {IN_44, "2222", ""},
-    {IN_44, "4211", "bfg"}, {IN_44, "314", "dh"}, {IN_44, "3131", "d"}, {IN_44, "242", "wgfb"}, {IN_44, "332", "w"},
-    {IN_44, "111122", "b"}, {IN_44, "41111", "bf"}, {IN_44, "22211", "bd"}, {IN_44, "611", "gf"}, {IN_44, "2114", "bd"},
-    {IN_44, "1124", "b"}, {IN_44, "11112211", "b"},
-    {IN_34, "84", ""}, {IN_34, "c", "dgf"}, {IN_34, "444", ""}, {IN_34, "624", ""}, {IN_34, "4422", ""},
-    {IN_34, "42222", ""}, {IN_34, "222222", "bdg"}, {IN_34, "48", "hg"}, {IN_34, "3144", "d"}, {IN_34, "4224", ""},
-    {IN_34, "822", "dgf"}, {IN_34, "66", "d"}, {IN_34, "4431", "dh"}, {IN_34, "411112", "b"}, {IN_34, "22422", "gb"},
-    {IN_34, "21144", "db"}, {IN_34, "462", "hgf"}, {IN_34, "2244", "bdg"},
-    {IN_24, "44", ""}, {IN_24, "422", ""}, {IN_24, "224", ""}, {IN_24, "2222", ""}, {IN_24, "21122", "dj"},
-    {IN_24, "112112", "db"}, {IN_24, "12122", "jt"}, {IN_24, "1214", "jt"}, {IN_24, "242", "jt"}, {IN_24, "332", "tj"},
-    {IN_24, "3122", "t"}, {IN_24, "121121", "j"}, {IN_24, "41111", "db"}, {IN_24, "11112112", "db"},
-    {IN_24, "121211", "j"}, {IN_24, "314", "dt"}, {IN_24, "611", "t"}, {IN_24, "11114", "db"}, {IN_24, "112211", "djb"},
-    {IN_68, "6", ""}, {IN_68, "42", ""}, {IN_68, "222", ""}, {IN_68, "312", "g"}, {IN_68, "24", "g"},
-    {IN_68, "2211", "gfb"}, {IN_68, "21111", "b"}, {IN_68, "2112", "bf"}, {IN_68, "411", "gf"},
+static const char *const rhythms[] = {
+    "4/4 8", "4/4 44", "4/4 62", "4/4 422", "4/4 224", "4/4 2222", "4/4 4211 bfg", "4/4 314 dh", "4/4 3131 d",
+    "4/4 242 wgfb", "4/4 332 w", "4/4 111122 b", "4/4 41111 bf", "4/4 22211 bd", "4/4 611 gf", "4/4 2114 bd",
+    "4/4 1124 b", "4/4 11112211 b", "3/4 84", "3/4 c dgf", "3/4 444", "3/4 624", "3/4 4422", "3/4 42222",
+    "3/4 222222 bdg", "3/4 48 hg", "3/4 3144 d", "3/4 4224", "3/4 822 dgf", "3/4 66 d", "3/4 4431 dh", "3/4 411112 b",
+    "3/4 22422 gb", "3/4 21144 db", "3/4 462 hgf", "3/4 2244 bdg", "2/4 44", "2/4 422", "2/4 224", "2/4 2222",
+    "2/4 21122 dj", "2/4 112112 db", "2/4 12122 jt", "2/4 1214 jt", "2/4 242 jt", "2/4 332 tj", "2/4 3122 t",
+    "2/4 121121 j", "2/4 41111 db", "2/4 11112112 db", "2/4 121211 j", "2/4 314 dt", "2/4 611 t", "2/4 11114 db",
+    "2/4 112211 djb", "6/8 6", "6/8 42", "6/8 222", "6/8 312 g", "6/8 24 g", "6/8 2211 gfb", "6/8 21111 b",
+    "6/8 2112 bf", "6/8 411 gf",
 };
 // clang-format on
 
@@ -300,11 +291,9 @@ typedef struct { // one bar of melody
     int n, length[16], move[16];
 } Motif;
 
-static bool suits(const char *moods, const char *wanted) { return !*moods || strpbrk(moods, wanted); }
-
-static int add_lengths(Motif *motif, const char *lengths) { // returns their sum
+static int add_lengths(Motif *motif, const char *lengths) { // up to a blank; returns their sum
     int sum = 0;
-    for (const char *c = lengths; *c; c++) {
+    for (const char *c = lengths; *c > ' '; c++) {
         int length = *c == 'c' ? 12 : *c - '0';
         motif->length[motif->n++] = length;
         sum += length;
@@ -328,9 +317,10 @@ static Motif make_motif(const Style *style, Dice *dice) {
     for (int try = 0; try < 6; try++) {
         rolled.n = 0;
         for (int filled = 0; filled < meter->bar;) {
-            const Rhythm *rhythm = &rhythms[roll(dice, COUNT(rhythms))];
-            if (rhythm->meter != style->meter || !suits(rhythm->moods, style->moods)) continue;
-            filled += add_lengths(&rolled, rhythm->lengths);
+            const char *rhythm = rhythms[roll(dice, COUNT(rhythms))], *lengths = rhythm + 4;
+            const char *moods = strchr(lengths, ' ');
+            if (strncmp(rhythm, meter->name, 3) || (moods && !strpbrk(moods, style->moods))) continue;
+            filled += add_lengths(&rolled, lengths);
         }
         if (try == 0 || abs(rolled.n - wanted) < abs(motif.n - wanted)) motif = rolled;
     }
@@ -1157,57 +1147,51 @@ static int remove_stale(const char *folder, char (*names)[96], int pieces) {
         if (number >= 1 && number <= pieces && !strcmp(name, names[number - 1])) continue;
         void *bytes;
         size_t size;
-        char *path = path_join(folder, name);
-        bool ours = read_file(path, &bytes, &size, NULL) &&
+        const Path path = path_join(folder, name);
+        bool ours = read_file(path.text, &bytes, &size, NULL) &&
                     memmem(bytes, size < MOST_HEAD ? size : MOST_HEAD, SIGNATURE, strlen(SIGNATURE));
         free(bytes);
-        if (ours && !unlink(path)) removed++;
-        free(path);
+        if (ours && !unlink(path.text)) removed++;
     }
     if (directory) closedir(directory);
     return removed;
 }
 
 static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *error) {
-    static const char *const parts[2] = {"train", "test"};
     static Composition piece;
-    char folders[2][4096], path[4096 + 200];
-    size_t existing[2];
+    const Path folders[2] = {path_join(out, "train"), path_join(out, "test")};
+    const size_t existing[2] = {existing_folders(folders[0].text), existing_folders(folders[1].text)};
     int written[2] = {0, 0}, removed = 0;
     double notes = 0, seconds = 0;
-    for (int part = 0; part < 2; part++) {
-        int length = snprintf(folders[part], sizeof folders[part], "%s/%s", out, parts[part]);
-        if (length >= (int)sizeof folders[part]) return fail(error, "%.60s...: the path is too long", out);
-        existing[part] = existing_folders(folders[part]);
-    }
     char(*names)[96] = calloc((size_t)pieces, sizeof *names);
     bool ok = names || fail(error, "no memory for the names of %d pieces", pieces);
-    for (int part = 0; part < 2 && ok; part++) ok = make_folders(folders[part], error);
+    for (int part = 0; part < 2 && ok; part++) ok = make_folders(folders[part].text, error);
     for (int number = 1; number <= pieces && ok; number++) {
         int part = number % 10 == 2;
         uint8_t *bytes = NULL;
         size_t size = 0;
         compose(&piece, seed, number);
         snprintf(names[number - 1], sizeof names[0], "%03d_%s.mid", number, piece.title);
-        snprintf(path, sizeof path, "%s/%s", folders[part], names[number - 1]);
-        ok = to_midi(&piece, number, seed, &bytes, &size, error) && write_file_atomically(path, bytes, size, error);
+        const Path path = path_join(folders[part].text, names[number - 1]);
+        ok =
+            to_midi(&piece, number, seed, &bytes, &size, error) && write_file_atomically(path.text, bytes, size, error);
         MIDI_FREE(bytes);
         written[part]++;
         notes += piece.n_notes;
         seconds += piece.end * 15.0 / piece.tempo;
     }
-    for (int part = 0; part < 2 && ok; part++) removed += remove_stale(folders[part], names, pieces);
+    for (int part = 0; part < 2 && ok; part++) removed += remove_stale(folders[part].text, names, pieces);
     free(names);
-    for (int part = 0; part < 2 && !ok; part++) remove_empty_folders(folders[part], existing[part]);
+    for (int part = 0; part < 2 && !ok; part++) remove_empty_folders(folders[part].text, existing[part]);
     if (!ok) return false;
     char more[60] = "";
     if (removed) snprintf(more, sizeof more, "; removed %d of an earlier run", removed);
-    print_line(stdout, "composed %d pieces into %s and %d into %s: %.0f notes, %.1f hours%s", written[0], folders[0],
-               written[1], folders[1], notes, seconds / 3600, more);
+    print_line(stdout, "composed %d pieces into %s and %d into %s: %.0f notes, %.1f hours%s", written[0],
+               folders[0].text, written[1], folders[1].text, notes, seconds / 3600, more);
     return true;
 }
 
-static int compose_main(int argc, char **argv) {
+int main(int argc, char **argv) {
     Flags flags = {0};
     const char *out;
     uint64_t seed;
@@ -1222,18 +1206,10 @@ static int compose_main(int argc, char **argv) {
                "how many; piece k of a seed is the same however many there are");
     if (!flags_parse(&flags, argc, argv, error)) {
         status = 2;
-    } else if (flags.help) {
-        printf("compose_music - compose piano pieces by rule, as MIDI files: the starter corpus\n\n");
-        flags_print(&flags);
-        printf("\nExit status: 0 done, 1 it failed, 2 wrong usage.\n");
-    } else if (flags.version) {
-        printf("compose_music %s\n", MUSIC_VERSION);
-    } else if (!compose_corpus(out, seed, (int)pieces, error)) {
-        status = 1;
+    } else if (!flags_answer(&flags, "compose_music",
+                             "compose_music - compose piano pieces by rule, as MIDI files: the starter corpus\n\n",
+                             "\nExit status: 0 done, 1 it failed, 2 wrong usage.\n")) {
+        status = !compose_corpus(out, seed, (int)pieces, error);
     }
     return program_end("compose_music", status, error);
 }
-
-#ifndef TESTING
-int main(int argc, char **argv) { return compose_main(argc, argv); }
-#endif

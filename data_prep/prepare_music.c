@@ -60,18 +60,6 @@ typedef struct {
     size_t changed, copies, transposed;           // pieces; transposed: another one in a different key
 } Tally;
 
-// An array for n items of a size, at least one byte, with what `old` held; NULL makes a new one.
-static void *grow(void *old, size_t n, size_t size) {
-    void *memory = n < SIZE_MAX / 2 / size ? realloc(old, n * size + 1) : NULL;
-    if (!memory) {
-        fprintf(stderr, "prepare_music: out of memory\n");
-        exit(1);
-    }
-    return memory;
-}
-
-static char *copy_text(const char *text) { return strcpy(grow(NULL, strlen(text) + 1, 1), text); }
-
 // Prints a name with what could disturb a terminal, control characters and what is not UTF-8, as %XX.
 static void print_name(FILE *out, const char *name) {
     size_t left = strlen(name);
@@ -125,9 +113,9 @@ typedef struct {
 } Search;
 
 static void add_entry(Search *search, char *path, const char *problem) {
-    search->entries = grow(search->entries, search->n + 1, sizeof(Entry));
+    search->entries = must_have(realloc(search->entries, (search->n + 1) * sizeof(Entry)));
     search->entries[search->n].path = path;
-    search->entries[search->n++].problem = problem ? copy_text(problem) : NULL;
+    search->entries[search->n++].problem = problem ? must_have(strdup(problem)) : NULL;
 }
 
 // Whether a failure of the system concerns one file or folder alone. All others end the run: what could not be read
@@ -139,19 +127,20 @@ static bool of_one_file(int code) {
 
 // Frees relative. False (with a sentence on stderr) if the run must end.
 static bool search_folder(Search *search, const char *root, char *relative) {
-    char *path = path_join(root, relative);
-    DIR *folder = opendir(path);
+    const Path path = path_join(root, relative);
+    DIR *folder = opendir(path.text);
     struct dirent *item;
     int problem = folder ? 0 : errno;
     while (folder && !problem && (errno = 0, item = readdir(folder)) != NULL) {
         if (!strcmp(item->d_name, ".") || !strcmp(item->d_name, "..")) continue;
-        char *name = path_join(relative, item->d_name), *full = path_join(root, name);
+        char *name = must_have(strdup(path_join(relative, item->d_name).text));
+        const Path full = path_join(root, name);
         struct stat status;
-        bool known = !lstat(full, &status), link = known && S_ISLNK(status.st_mode);
-        if (link) known = !stat(full, &status);
+        bool known = !lstat(full.text, &status), link = known && S_ISLNK(status.st_mode);
+        if (link) known = !stat(full.text, &status);
         if (!known && !of_one_file(errno)) problem = errno;
         if (known && S_ISDIR(status.st_mode) && !link) {
-            search->folders = grow(search->folders, search->n_folders + 1, sizeof(char *));
+            search->folders = must_have(realloc(search->folders, (search->n_folders + 1) * sizeof(char *)));
             search->folders[search->n_folders++] = name;
         } else if (known && S_ISDIR(status.st_mode)) {
             add_entry(search, name, "a link to a folder is not followed");
@@ -161,15 +150,13 @@ static bool search_folder(Search *search, const char *root, char *relative) {
             search->others++;
             free(name);
         }
-        free(full);
     }
     if (folder && !problem) problem = errno;
     char why[200];
     snprintf(why, sizeof why, "this folder cannot be searched: %s", strerror(problem));
-    bool good = !problem || of_one_file(problem) || complain(path, why) == 0;
-    if (good && problem) add_entry(search, copy_text(*relative ? relative : "."), why);
+    bool good = !problem || of_one_file(problem) || complain(path.text, why) == 0;
+    if (good && problem) add_entry(search, must_have(strdup(*relative ? relative : ".")), why);
     if (folder) closedir(folder);
-    free(path);
     free(relative);
     return good;
 }
@@ -180,7 +167,7 @@ static bool find_files(const char *root, Search *search) {
     struct stat status;
     if (stat(root, &status)) return !complain(root, strerror(errno));
     if (!S_ISDIR(status.st_mode)) return !complain(root, "is not a folder; give a folder of MIDI files");
-    bool good = search_folder(search, root, copy_text(""));
+    bool good = search_folder(search, root, must_have(strdup("")));
     while (good && search->n_folders > 0) good = search_folder(search, root, search->folders[--search->n_folders]);
     if (!good) return false;
     if (search->n > 0) qsort(search->entries, search->n, sizeof(Entry), by_path);
@@ -298,13 +285,13 @@ static bool read_piece(const char *path, const Choices *choices, Piece *piece, T
 static bool add_piece(Corpus *corpus, const char *root, const char *name, bool test, const Choices *choices,
                       Tally *all) {
     Piece piece = {.test = test};
-    char changes[CHANGES_SIZE] = "", *path = path_join(root, name);
+    char changes[CHANGES_SIZE] = "";
+    const Path path = path_join(root, name);
     midi_error problem;
-    bool good = read_piece(path, choices, &piece, all, changes, &problem), transposed = false;
+    bool good = read_piece(path.text, choices, &piece, all, changes, &problem), transposed = false;
     bool failed = !good && problem.code && !of_one_file(problem.code);
-    if (failed) complain(path, problem.text);
+    if (failed) complain(path.text, problem.text);
     if (!good && !failed) line("skipped", name, problem.text, "");
-    free(path);
     if (!good) return !failed;
     piece.tune = tune_of(piece.tokens, piece.n_tokens);
     const Piece *copy = find_copy(corpus, &piece, &transposed);
@@ -317,9 +304,9 @@ static bool add_piece(Corpus *corpus, const char *root, const char *name, bool t
     if (*changes) line("changed", name, changes, "");
     all->changed += *changes != 0;
     all->transposed += transposed && !copy;
-    piece.name = copy_text(name);
+    piece.name = must_have(strdup(name));
     piece.next = corpus->chains[piece.tune % CHAINS];
-    corpus->pieces = grow(corpus->pieces, corpus->n + 1, sizeof(Piece));
+    corpus->pieces = must_have(realloc(corpus->pieces, (corpus->n + 1) * sizeof(Piece)));
     corpus->pieces[corpus->n++] = piece;
     corpus->chains[piece.tune % CHAINS] = corpus->n;
     return true;
@@ -379,14 +366,14 @@ typedef struct {
 
 // The training or the test set, and a line about it.
 static Set gather(const Corpus *corpus, bool test) {
-    Set set = {.starts = grow(NULL, corpus->n + 1, sizeof(int64_t)), .names = grow(NULL, 0, 1)};
+    Set set = {.starts = must_have(calloc(corpus->n + 1, sizeof(int64_t))), .names = must_have(calloc(1, 1))};
     size_t names_size = 0, too_short = 0;
     int64_t windows = 0;
     for (size_t i = 0; i < corpus->n; i++) {
         const Piece *piece = &corpus->pieces[i];
         if (piece->test != test) continue;
-        set.tokens = grow(set.tokens, set.n_tokens + piece->n_tokens, 1);
-        set.names = grow(set.names, names_size + 3 * strlen(piece->name) + 2, 1);
+        set.tokens = must_have(realloc(set.tokens, set.n_tokens + piece->n_tokens));
+        set.names = must_have(realloc(set.names, names_size + 3 * strlen(piece->name) + 2));
         if (set.n_pieces > 0) set.names[names_size++] = '\n';
         names_size += name_escape(piece->name, set.names + names_size);
         set.starts[set.n_pieces++] = (int64_t)set.n_tokens;
@@ -408,22 +395,22 @@ enum { PLACE, FRESH, OLD, NAMES }; // where a set belongs, grows, and steps asid
 // Puts the fresh sets into their places, both or neither. The old ones first step aside: a program that is killed in
 // between leaves no set at one of the places, which a trainer notices, and never an old one beside a new one. Where an
 // old one cannot get its place back, the sentence names the file that it is in.
-static bool replace_both(char *paths[NAMES][2], char *error) {
+static bool replace_both(Path paths[NAMES][2], char *error) {
     bool aside[2] = {false, false}, placed[2] = {false, false}, good = true;
     for (int step = 0; step < 4 && good; step++) {
         const int i = step % 2;
-        if (step < 2) aside[i] = good = !rename(paths[PLACE][i], paths[OLD][i]);
-        if (step >= 2) placed[i] = good = !rename(paths[FRESH][i], paths[PLACE][i]);
+        if (step < 2) aside[i] = good = !rename(paths[PLACE][i].text, paths[OLD][i].text);
+        if (step >= 2) placed[i] = good = !rename(paths[FRESH][i].text, paths[PLACE][i].text);
         if (step < 2 && errno == ENOENT) good = true;
-        if (!good) fail(error, "%s: cannot be replaced: %s", paths[PLACE][i], strerror(errno));
+        if (!good) fail(error, "%s: cannot be replaced: %s", paths[PLACE][i].text, strerror(errno));
     }
     for (int i = 0; i < 2; i++) {
-        if (placed[i] && !good) remove(paths[PLACE][i]);
-        if (aside[i] && !good && rename(paths[OLD][i], paths[PLACE][i])) {
+        if (placed[i] && !good) remove(paths[PLACE][i].text);
+        if (aside[i] && !good && rename(paths[OLD][i].text, paths[PLACE][i].text)) {
             const size_t used = strlen(error);
-            snprintf(error + used, ERROR_SIZE - used, "; what it held is in %s", paths[OLD][i]);
+            snprintf(error + used, ERROR_SIZE - used, "; what it held is in %s", paths[OLD][i].text);
         }
-        if (good) remove(paths[OLD][i]);
+        if (good) remove(paths[OLD][i].text);
     }
     return good;
 }
@@ -433,13 +420,13 @@ static bool save_both(const Corpus *corpus, const char *out, char *error) {
                                                 {"train.safetensors.new.tmp", "test.safetensors.new.tmp"},
                                                 {"train.safetensors.old", "test.safetensors.old"}};
     Set sets[2] = {gather(corpus, false), gather(corpus, true)};
-    char *paths[NAMES][2];
+    Path paths[NAMES][2];
     struct stat status;
     for (int i = 0; i < 2 * NAMES; i++) paths[i / 2][i % 2] = path_join(out, names[i / 2][i % 2]);
     size_t existing = existing_folders(out);
     bool saved = make_folders(out, error);
     for (int i = 0; i < 2 && saved; i++) {
-        const char *path = paths[PLACE][i];
+        const char *path = paths[PLACE][i].text;
         if (!stat(path, &status) && !S_ISREG(status.st_mode)) {
             saved = fail(error, "%s: is in the way; a dataset would replace it, but it is not a regular file", path);
         }
@@ -447,17 +434,17 @@ static bool save_both(const Corpus *corpus, const char *out, char *error) {
     const bool ready = saved;
     for (int i = 0; i < 2 && saved; i++) {
         const Set *set = &sets[i];
-        size_t length = strlen(paths[FRESH][i]);
-        saved = dataset_save(paths[FRESH][i], set->tokens, (int64_t)set->n_tokens, set->starts, (int64_t)set->n_pieces,
-                             set->names, error);
-        bool of_fresh = !saved && !strncmp(error, paths[FRESH][i], length);
-        if (of_fresh) fail(error, "%s%s", paths[PLACE][i], error + length); // say it of the file that was asked for
+        size_t length = strlen(paths[FRESH][i].text);
+        saved = dataset_save(paths[FRESH][i].text, set->tokens, (int64_t)set->n_tokens, set->starts,
+                             (int64_t)set->n_pieces, set->names, error);
+        bool of_fresh = !saved && !strncmp(error, paths[FRESH][i].text, length);
+        if (of_fresh)
+            fail(error, "%s%s", paths[PLACE][i].text, error + length); // say it of the file that was asked for
     }
     saved = saved && replace_both(paths, error);
-    for (int i = 0; i < 2 && ready && !saved; i++) remove(paths[FRESH][i]);
-    if (saved) printf("wrote %s and %s\n", paths[PLACE][0], paths[PLACE][1]);
+    for (int i = 0; i < 2 && ready && !saved; i++) remove(paths[FRESH][i].text);
+    if (saved) printf("wrote %s and %s\n", paths[PLACE][0].text, paths[PLACE][1].text);
     if (!saved) remove_empty_folders(out, existing);
-    for (int i = 0; i < 2 * NAMES; i++) free(paths[i / 2][i % 2]);
     for (int i = 0; i < 2; i++) {
         free(sets[i].tokens);
         free(sets[i].starts);
@@ -481,21 +468,17 @@ static int print_tokens(const char *path, const Choices *choices) {
     return 0;
 }
 
-static void print_help(const Flags *flags) {
-    printf("prepare_music - make the datasets train.safetensors and test.safetensors from folders of MIDI files\n\n"
-           "  prepare_music [--out data] TRAIN_DIR TEST_DIR\n"
-           "  prepare_music [--out data] [--test 0.1] [--seed 1] DIR    split one folder, piece by piece\n"
-           "  prepare_music --tokens FILE.mid                           print the token ids of a file, one a line\n\n");
-    flags_print(flags);
-    printf("\nFolders are searched to any depth for .mid .midi .kar .rmi (in any letter case). Links to files are\n"
-           "followed, links to folders are not. A line is printed for each file that is skipped or changed. Files "
-           "without\n"
-           "notes are skipped, and copies of other pieces; pieces too short for a window of 257 tokens are kept, but "
-           "give\n"
-           "nothing to train on. --tokens goes with --keep-short and --no-drums. The sustain pedal is ignored: a note "
-           "is as\n"
-           "long as its key is down. Exit status: 0 done, 1 it failed and nothing was written, 2 wrong usage.\n");
-}
+static const char before_flags[] =
+    "prepare_music - make the datasets train.safetensors and test.safetensors from folders of MIDI files\n\n"
+    "  prepare_music [--out data] TRAIN_DIR TEST_DIR\n"
+    "  prepare_music [--out data] [--test 0.1] [--seed 1] DIR    split one folder, piece by piece\n"
+    "  prepare_music --tokens FILE.mid                           print the token ids of a file, one a line\n\n";
+static const char behind_flags[] =
+    "\nFolders are searched to any depth for .mid .midi .kar .rmi (in any letter case). Links to files are\n"
+    "followed, links to folders are not. A line is printed for each file that is skipped or changed. Files without\n"
+    "notes are skipped, and copies of other pieces; pieces too short for a window of 257 tokens are kept, but give\n"
+    "nothing to train on. --tokens goes with --keep-short and --no-drums. The sustain pedal is ignored: a note is as\n"
+    "long as its key is down. Exit status: 0 done, 1 it failed and nothing was written, 2 wrong usage.\n";
 
 int main(int argc, char **argv) {
     Flags flags = {0};
@@ -516,9 +499,7 @@ int main(int argc, char **argv) {
     Flag *test_flag = flag_number(&flags, "test", &test, 0.1, "(0, 1)", "part of the pieces of DIR for testing");
     Flag *seed_flag = flag_seed(&flags, &seed, "which pieces these are");
     bool good = flags_parse(&flags, argc, argv, error), splits = test_flag->given || seed_flag->given;
-    if (good && (flags.help || flags.version)) {
-        if (flags.help) print_help(&flags);
-        if (flags.version) printf("prepare_music %s\n", MUSIC_VERSION);
+    if (good && flags_answer(&flags, "prepare_music", before_flags, behind_flags)) {
         return program_end("prepare_music", 0, error);
     }
     if (good && tokens) {

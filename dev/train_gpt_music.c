@@ -742,8 +742,7 @@ static int gpt_activations(void *model, Activation *list) {
 
 static const ModelSpec gpt_spec = {
     .name = "gpt",
-    .device = "cpu",
-    .precisions = HOST_PRECISIONS,
+    HOST_MODEL_SPEC,
     .size_flags = gpt_size_flags,
     .n_sizes = GPT_SIZES,
     .lr = 1e-3,
@@ -755,13 +754,7 @@ static const ModelSpec gpt_spec = {
     .sizes_of_file = gpt_sizes_of_file,
     .step_flops = gpt_step_flops,
     .create = gpt_create,
-    .destroy = host_destroy,
-    .state = host_state,
-    .state_changed = host_state_changed,
-    .set_data = host_set_data,
     .train_step = gpt_train_step,
-    .get_loss = host_get_loss,
-    .set_loss = host_set_loss,
     .eval_batch = gpt_eval_batch,
     .use_average = gpt_use_average,
     .gradients = gpt_gradients,

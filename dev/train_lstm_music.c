@@ -633,8 +633,7 @@ static int lstm_activations(void *model, Activation *list) {
 
 static const ModelSpec lstm_spec = {
     .name = "lstm",
-    .device = "cpu",
-    .precisions = HOST_PRECISIONS,
+    HOST_MODEL_SPEC,
     .size_flags = lstm_size_flags,
     .n_sizes = LSTM_SIZES,
     .lr = 5e-4,
@@ -646,13 +645,7 @@ static const ModelSpec lstm_spec = {
     .sizes_of_file = lstm_sizes_of_file,
     .step_flops = lstm_step_flops,
     .create = lstm_create,
-    .destroy = host_destroy,
-    .state = host_state,
-    .state_changed = host_state_changed,
-    .set_data = host_set_data,
     .train_step = lstm_train_step,
-    .get_loss = host_get_loss,
-    .set_loss = host_set_loss,
     .eval_batch = lstm_eval_batch,
     .use_average = lstm_use_average,
     .gradients = lstm_gradients,

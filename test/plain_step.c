@@ -74,7 +74,8 @@ static void take(const StFile *dump, const char *path, const char *prefix, const
     char name[96];
     snprintf(name, sizeof name, "%s%s", prefix, t->name);
     const StTensor *from = st_find(dump, name);
-    if (!from || from->count != t->rows * t->columns || !st_to_double(from, numbers)) stop(path, "it lacks", name);
+    if (!from || from->count != t->rows * t->columns || !st_is_float(from)) stop(path, "it lacks", name);
+    for (int64_t i = 0; i < from->count; i++) numbers[i] = st_get(from, i);
 }
 
 int main(int argc, char **argv) {

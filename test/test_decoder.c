@@ -26,7 +26,7 @@ static double *tensor_copy(const StFile *file, const char *format, int layer) {
     snprintf(name, sizeof name, format, layer);
     const StTensor *tensor = st_find(file, name);
     double *copy = malloc((size_t)tensor->count * sizeof *copy);
-    st_to_double(tensor, copy);
+    for (int64_t i = 0; i < tensor->count; i++) copy[i] = st_get(tensor, i);
     return copy;
 }
 

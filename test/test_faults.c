@@ -61,11 +61,9 @@ typedef struct {
 } Bytes;
 
 static Bytes bytes_of(const char *in, const char *name) { // empty if there is no such file
-    char *path = path_join(in, name);
     void *bytes = NULL;
     Bytes file = {NULL, 0};
-    if (read_file(path, &bytes, &file.size, error)) file.bytes = bytes;
-    free(path);
+    if (read_file(path_join(in, name).text, &bytes, &file.size, error)) file.bytes = bytes;
     return file;
 }
 
@@ -108,11 +106,7 @@ static bool same_folder(const char *one, const char *two) {
 
 static void remove_folder(const char *path) {
     Names names = names_in(path);
-    for (int i = 0; i < names.n; i++) {
-        char *file = path_join(path, names.list[i]);
-        remove(file);
-        free(file);
-    }
+    for (int i = 0; i < names.n; i++) remove(path_join(path, names.list[i]).text);
     names_free(&names);
     rmdir(path);
 }
@@ -122,11 +116,10 @@ static void copy_folder(const char *from, const char *to) {
     mkdir(to, 0777);
     for (int i = 0; i < names.n; i++) {
         Bytes file = bytes_of(from, names.list[i]);
-        char *path = path_join(to, names.list[i]);
-        FILE *out = fopen(path, "wb");
+        const Path path = path_join(to, names.list[i]);
+        FILE *out = fopen(path.text, "wb");
         if (out) fwrite(file.bytes, 1, file.size, out);
-        if (!out || fclose(out)) printf("%s: cannot be copied\n", path);
-        free(path);
+        if (!out || fclose(out)) printf("%s: cannot be copied\n", path.text);
         free(file.bytes);
     }
     names_free(&names);
@@ -226,9 +219,7 @@ static const char *left_over(const Case *c, Bytes said) {
     Names now = names_in("work"), before = names_in(c->before ? c->before : "nothing");
     for (int i = 0; i < now.n; i++) {
         const char *name = now.list[i];
-        char *new_path = path_join("whole", name);
-        bool known = !access(new_path, F_OK);
-        free(new_path);
+        bool known = !access(path_join("whole", name).text, F_OK);
         bool aside = false;
         for (int k = 0; k < before.n; k++) {
             known = known || !strcmp(before.list[k], name);
@@ -242,11 +233,9 @@ static const char *left_over(const Case *c, Bytes said) {
         if (!known) wrong = "it leaves a file of another name";
     }
     for (int i = 0; i < before.n; i++) {
-        char *path = path_join("work", before.list[i]);
-        bool there = !access(path, F_OK);
+        bool there = !access(path_join("work", before.list[i]).text, F_OK);
         for (int k = 0; k < now.n; k++) there = there || is_aside(c, before.list[i], now.list[k], said);
         if (!there && !is(c, "trainer")) wrong = "it removes a file";
-        free(path);
     }
     names_free(&now);
     names_free(&before);

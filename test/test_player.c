@@ -226,10 +226,8 @@ static void piece_read(Piece *piece, const char *path, int seed) { // or the end
 
 static int write_page(const char *folder, const char *name, const PlayerSong *songs, int n) {
     TextBuffer page = page_of(songs, n);
-    char *path = path_join(folder, name);
-    bool ok = write_file_atomically(path, page.bytes, page.size, error);
+    bool ok = write_file_atomically(path_join(folder, name).text, page.bytes, page.size, error);
     if (!ok) printf("%s\n", error);
-    free(path);
     free(page.bytes);
     return !ok;
 }

@@ -153,6 +153,16 @@ static void test_exact_bytes(void) {
     free(bytes);
 }
 
+static bool to_floats(const StTensor *tensor, float *out) {
+    for (int64_t i = 0; i < tensor->count; i++) out[i] = (float)st_get(tensor, i);
+    return st_is_float(tensor);
+}
+
+static bool to_doubles(const StTensor *tensor, double *out) {
+    for (int64_t i = 0; i < tensor->count; i++) out[i] = st_get(tensor, i);
+    return st_is_float(tensor);
+}
+
 static void test_foreign_files(void) {
     StFile file;
     // Any spacing, order of fields and of tensors, alignment, escapes and trailing space; names are compared unescaped.
@@ -169,8 +179,8 @@ static void test_foreign_files(void) {
         float values[2], expected[2];
         const unsigned char raw[8] = {1, 2, 3, 4, 5, 6, 7, 8};
         memcpy(expected, raw, 8);
-        CHECK(b && st_to_float(b, values) && !memcmp(values, expected, 8), "unaligned values are read wrongly");
-        CHECK(a && !st_to_float(a, values), "an I8 tensor must not pass for floating point");
+        CHECK(b && to_floats(b, values) && !memcmp(values, expected, 8), "unaligned values are read wrongly");
+        CHECK(a && !to_floats(a, values), "an I8 tensor must not pass for floating point");
         st_free(&file);
     }
     ok = parse(&file, "{}", 0);
@@ -194,7 +204,7 @@ static void test_conversions(void) {
     t.count = 11;
     float floats[11];
     double doubles[11];
-    CHECK(st_to_float(&t, floats) && st_to_double(&t, doubles), "halves must convert");
+    CHECK(to_floats(&t, floats) && to_doubles(&t, doubles), "halves must convert");
     for (int i = 0; i < 11; i++) {
         CHECK(floats[i] == (float)as_double[i] && doubles[i] == as_double[i] &&
                   !signbit(doubles[i]) == !signbit(as_double[i]),
@@ -203,17 +213,17 @@ static void test_conversions(void) {
     const uint16_t nan_bits[] = {0x7e00, 0xfc01};
     t.data = nan_bits;
     t.count = 2;
-    CHECK(st_to_float(&t, floats) && isnan(floats[0]) && isnan(floats[1]), "half NaNs became %g and %g",
+    CHECK(to_floats(&t, floats) && isnan(floats[0]) && isnan(floats[1]), "half NaNs became %g and %g",
           (double)floats[0], (double)floats[1]);
     const uint16_t brains[] = {0x3f80, 0xc049, 0x0001};
     t = tensor_of("b", ST_BF16, 1, 3, 0, brains);
     t.count = 3;
-    CHECK(st_to_double(&t, doubles) && doubles[0] == 1 && doubles[1] == -3.140625 && doubles[2] == ldexp(1, -133),
+    CHECK(to_doubles(&t, doubles) && doubles[0] == 1 && doubles[1] == -3.140625 && doubles[2] == ldexp(1, -133),
           "bf16 became %g %g %g", doubles[0], doubles[1], doubles[2]);
     const double wide[] = {0.1, 1e300};
     t = tensor_of("d", ST_F64, 1, 2, 0, wide);
     t.count = 2;
-    CHECK(st_to_float(&t, floats) && floats[0] == 0.1f && isinf(floats[1]), "doubles became %g %g", (double)floats[0],
+    CHECK(to_floats(&t, floats) && floats[0] == 0.1f && isinf(floats[1]), "doubles became %g %g", (double)floats[0],
           (double)floats[1]);
 }
 
@@ -586,12 +596,12 @@ static void test_temporary(void) {
     AtomicFile first, second;
     const char *path = in_folder("shared");
     CHECK(atomic_open(&first, path, error) && atomic_open(&second, path, error), "%s", error);
-    char *temporary = strdup(first.temporary);
-    CHECK(strcmp(temporary, second.temporary), "two writers share %s", temporary);
+    const char *temporary = first.temporary.text;
+    CHECK(strcmp(temporary, second.temporary.text), "two writers share %s", temporary);
     atomic_write(&first, "first", 5);
     atomic_write(&second, "second", 6);
     CHECK(write_file_atomically(path, "third", 5, error) && holds(path, "third"), "%s", error);
-    CHECK(exists(temporary) && exists(second.temporary), "a living writer has lost its file");
+    CHECK(exists(temporary) && exists(second.temporary.text), "a living writer has lost its file");
     CHECK(atomic_close(&second, error) && holds(path, "second"), "%s", error);
     CHECK(atomic_close(&first, error) && holds(path, "first"), "%s", error);
     CHECK(!exists(temporary), "%s is left over", temporary);
@@ -609,7 +619,6 @@ static void test_temporary(void) {
               temporary);
         no_locks = 0;
     }
-    free(temporary);
 
     // A link is neither followed nor taken for left over, nor is anything else that is no file of ours.
     write_file_atomically(in_folder("victim"), "precious", 8, error);

@@ -7,8 +7,7 @@
 // Promises: dataset_open accepts nothing that training could trip over, so nobody checks tokens again; the order of an
 // epoch is a function of the seed, the epoch and the number of windows, on every machine.
 // Left out: what the tokens mean (midi.h), and datasets larger than memory. C11 and C++17.
-#ifndef DATA_H
-#define DATA_H
+#pragma once
 
 #include "base/safetensors.h"
 
@@ -213,5 +212,3 @@ static inline const char *dataset_name(const Dataset *data, int64_t p) {
     for (; p > 0 && *line; p--) line += strcspn(line, "\n") + 1;
     return line;
 }
-
-#endif

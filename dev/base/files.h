@@ -4,8 +4,7 @@
 // never half of one, whether the program is killed, the disk is full or the folder forbidden.
 // Left out: files larger than memory, systems without POSIX.
 // C11 and C++17; with -std=c11 include it before the system's headers.
-#ifndef FILES_H
-#define FILES_H
+#pragma once
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE // fileno, fsync and program_invocation_short_name
@@ -15,6 +14,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -53,6 +53,10 @@ static inline void *must_have(void *memory) {
     exit(1);
 }
 
+static inline void must(bool enough) { // the same where a call says whether there is memory
+    if (!enough) must_have(NULL);
+}
+
 // Reads a regular file into *bytes (malloc, the caller frees; a NUL follows the last byte, not counted in *size).
 static inline bool read_file(const char *path, void **bytes, size_t *size, char *error) {
     *bytes = NULL;
@@ -80,64 +84,69 @@ static inline bool read_file(const char *path, void **bytes, size_t *size, char 
     return true;
 }
 
-// folder/name, for free().
-static inline char *path_join(const char *folder, const char *name) {
-    size_t length = strlen(folder);
-    char *path = (char *)must_have(malloc(length + strlen(name) + 2));
-    sprintf(path, "%s%s%s", folder, length && folder[length - 1] != '/' ? "/" : "", name);
+// A path by value. What is cut is longer than any that the system takes.
+typedef struct {
+    char text[2 * PATH_MAX];
+} Path;
+
+PRINTF_LIKE(1, 2) static inline Path path_print(const char *format, ...) {
+    Path path;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(path.text, sizeof path.text, format, arguments);
+    va_end(arguments);
     return path;
 }
 
-// The path of a file that lies beside this program, for free(); argv0 as main got it, for where /proc is not.
-static inline char *path_beside_program(const char *argv0, const char *name) {
-    char self[4096];
-    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (length < 0) length = snprintf(self, sizeof self, "%.4000s", argv0);
-    self[length] = 0;
-    char *slash = strrchr(self, '/');
-    strcpy(slash ? slash : self, slash ? "" : ".");
-    return path_join(self, name);
+static inline Path path_join(const char *folder, const char *name) { // folder/name
+    const size_t length = strlen(folder);
+    return path_print("%s%s%s", folder, length && folder[length - 1] != '/' ? "/" : "", name);
+}
+
+// The path of a file that lies beside this program; argv0 as main got it, for where /proc is not.
+static inline Path path_beside_program(const char *argv0, const char *name) {
+    Path self = path_join("", argv0);
+    ssize_t length = readlink("/proc/self/exe", self.text, sizeof self.text - 1);
+    if (length >= 0) self.text[length] = 0;
+    char *slash = strrchr(self.text, '/');
+    strcpy(slash ? slash : self.text, slash ? "" : ".");
+    return path_join(self.text, name);
 }
 
 static inline bool make_folders(const char *path, char *error) { // as mkdir -p; an existing folder is fine
-    char *part = path_join(path, "");
-    bool made = true;
-    for (char *slash = part + strspn(part, "/"); made && (slash = strchr(slash, '/')); *slash++ = '/') {
+    Path whole = path_join(path, "");
+    char *part = whole.text;
+    for (char *slash = part + strspn(part, "/"); (slash = strchr(slash, '/')); *slash++ = '/') {
         struct stat about;
         *slash = 0;
-        const int problem = mkdir(part, 0777) ? errno : 0;
-        if (problem && stat(part, &about)) {
-            made = fail(error, "%s: the folder cannot be made: %s; choose another", part, strerror(problem));
-        } else if (problem && !S_ISDIR(about.st_mode)) {
-            made = fail(error, "%s is a file, not a folder; choose another", part);
+        if (!mkdir(part, 0777)) continue;
+        const int problem = errno;
+        if (stat(part, &about)) {
+            return fail(error, "%s: the folder cannot be made: %s; choose another", part, strerror(problem));
         }
+        if (!S_ISDIR(about.st_mode)) return fail(error, "%s is a file, not a folder; choose another", part);
     }
-    free(part);
-    return made;
+    return true;
 }
 
 // How many bytes of a path name folders that exist: ask before make_folders, and give it to remove_empty_folders.
 static inline size_t existing_folders(const char *path) {
-    char part[4096];
-    size_t length = strlen(path), existing = 0;
-    for (size_t i = 1; i <= length && i < sizeof part; i++) {
-        if (path[i] && path[i] != '/') continue;
-        memcpy(part, path, i);
-        part[i] = 0;
-        if (access(part, F_OK)) break;
-        existing = i;
+    Path part = path_join(path, "");
+    size_t existing = 0;
+    for (char *slash = part.text; *slash && (slash = strchr(slash + 1, '/')); *slash = '/') {
+        *slash = 0;
+        if (access(part.text, F_OK)) break;
+        existing = (size_t)(slash - part.text);
     }
     return existing;
 }
 
 // Removes the empty folders of a path, from its end back to its first `existing` bytes: what a failure need not leave.
 static inline void remove_empty_folders(const char *path, size_t existing) {
-    char part[4096];
-    for (size_t i = strlen(path); i > existing; i--) {
-        if ((path[i] && path[i] != '/') || i >= sizeof part) continue;
-        memcpy(part, path, i);
-        part[i] = 0;
-        rmdir(part); // fails, as it should, where something is in it
+    Path part = path_join(path, "");
+    for (char *slash; (slash = strrchr(part.text, '/')) && (size_t)(slash - part.text) > existing;) {
+        *slash = 0;
+        rmdir(part.text); // fails, as it should, where something is in it
     }
 }
 
@@ -147,7 +156,7 @@ static inline void remove_empty_folders(const char *path, size_t existing) {
 // left over, until somebody writes PATH again: a living program has it locked.
 typedef struct {
     FILE *file;
-    char *temporary;
+    Path temporary;
     const char *path; // the caller's; it must live until atomic_close
     int mode;         // of an earlier file, or -1
     int problem;      // errno of the first failure, or 0
@@ -167,39 +176,31 @@ static inline bool is_named(int file, const char *name) { // whether this is the
            opened.st_dev == named.st_dev;
 }
 
-// The temporary name of this number, for free(); NULL: out of memory.
-static inline char *temporary_name(const char *path, int number) {
-    char *name = (char *)malloc(strlen(path) + 16);
-    if (name) sprintf(name, "%s.%d.tmp", path, number);
-    return name;
-}
-
 // Removes what dead programs have left of PATH in the making. What is locked, or is no regular file, stays, and so does
 // everything on a file system without locks.
 static inline void temporary_clean(const char *path) {
     for (int number = 1; number < 10; number++) { // with more writers of one file at a time some may stay
         struct stat about;
-        char *name = temporary_name(path, number);
-        int file = name ? open(name, O_WRONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC) : -1;
+        const Path name = path_print("%s.%d.tmp", path, number);
+        int file = open(name.text, O_WRONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
         bool left = file >= 0 && !fstat(file, &about) && S_ISREG(about.st_mode) && !flock(file, LOCK_EX | LOCK_NB);
-        if (left && is_named(file, name)) unlink(name); // its writer may just have ended, and another one have the name
+        // Its writer may just have ended, and another one have the name.
+        if (left && is_named(file, name.text)) unlink(name.text);
         if (file >= 0) close(file);
-        free(name);
     }
 }
 
 // Opens the first temporary file whose name is free, and locks it. -1 and errno: there is none.
-static inline int temporary_open(const char *path, int mode, char **name) {
+static inline int temporary_open(const char *path, int mode, Path *name) {
     for (int number = 1; number < 1000; number++) {
-        *name = temporary_name(path, number);
-        int file = *name ? open(*name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode) : -1;
+        *name = path_print("%s.%d.tmp", path, number);
+        int file = open(name->text, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
         // Before the lock somebody may have taken it for left over. Where there are no locks, nobody does.
-        bool mine = file >= 0 && (!flock(file, LOCK_EX | LOCK_NB) || errno != EWOULDBLOCK) && is_named(file, *name);
+        bool mine =
+            file >= 0 && (!flock(file, LOCK_EX | LOCK_NB) || errno != EWOULDBLOCK) && is_named(file, name->text);
         if (mine || (file < 0 && errno != EEXIST)) return file;
         if (file >= 0) close(file);
-        free(*name);
     }
-    *name = NULL;
     return -1;
 }
 
@@ -221,10 +222,9 @@ static inline bool atomic_open(AtomicFile *out, const char *path, char *error) {
     if (out->file) return true;
     int problem = errno;
     if (file >= 0) {
-        remove(out->temporary);
+        remove(out->temporary.text);
         close(file);
     }
-    free(out->temporary);
     return atomic_fail(path, problem, error);
 }
 
@@ -243,10 +243,9 @@ static inline bool atomic_close(AtomicFile *out, char *error) {
     if (out->mode >= 0) fchmod(fileno(out->file), (mode_t)out->mode); // some file systems have one mode for all
     int lock = dup(fileno(out->file));                                // until the file has its name
     if (fclose(out->file) && !out->problem) out->problem = errno;
-    if (!out->problem && rename(out->temporary, out->path)) out->problem = errno;
-    if (out->problem) remove(out->temporary);
+    if (!out->problem && rename(out->temporary.text, out->path)) out->problem = errno;
+    if (out->problem) remove(out->temporary.text);
     if (lock >= 0) close(lock);
-    free(out->temporary);
     return out->problem ? atomic_fail(out->path, out->problem, error) : true;
 }
 
@@ -257,5 +256,3 @@ static inline bool write_file_atomically(const char *path, const void *bytes, si
     atomic_write(&out, bytes, size);
     return atomic_close(&out, error);
 }
-
-#endif

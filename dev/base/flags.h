@@ -4,19 +4,20 @@
 //     flag_text(&flags, "out", "DIR", &out, "data", "where the files go");
 //     flag_whole(&flags, "pieces", &pieces, 238, 1, 100000, "how many pieces");
 //     if (!flags_parse(&flags, argc, argv, error)) ...  // wrong usage: a sentence in error; exit with status 2
-//     if (flags.help) flags_print(&flags);
+//     if (flags_answer(&flags, "program", "What it does.\n\n", "")) ...             // --help or --version: that is all
 //
 // Promises: a value is the whole text, in its range and finite, or a sentence says what it must be; an unknown flag
 // gets the nearest known one. `--flag value` and `--flag=value` are the same; -h is --help. A flag given twice counts
 // last. Left out: short names that stand together (-abc), numbers that are not decimal, and --, after which nothing is
 // a flag (a file named -x is ./-x). C11 and C++17; with -std=c11 include it before the system's headers.
-#ifndef FLAGS_H
-#define FLAGS_H
+#pragma once
 
 #include "base/files.h"
 
 #include <ctype.h>
 #include <math.h>
+
+#define MUSIC_VERSION "0.1.0" // of all programs
 
 typedef enum { FLAG_SWITCH, FLAG_TEXT, FLAG_TEXTS, FLAG_WHOLE, FLAG_RANGE, FLAG_SEED, FLAG_NUMBER } FlagKind;
 
@@ -274,4 +275,14 @@ static inline void flags_print(const Flags *flags) { // each with its value, in 
     }
 }
 
-#endif
+// Prints what was asked for by --help, the flags between two texts, or by --version. False: by neither.
+static inline bool flags_answer(const Flags *flags, const char *program, const char *before, const char *behind) {
+    if (flags->help) {
+        printf("%s", before);
+        flags_print(flags);
+        printf("%s", behind);
+    } else if (flags->version) {
+        printf("%s %s\n", program, MUSIC_VERSION);
+    }
+    return flags->help || flags->version;
+}

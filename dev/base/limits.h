@@ -6,21 +6,12 @@
 // and then sleeps. Somebody who sets OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME has chosen, and is heard.
 //
 // C11 and C++17. Include it before any system header.
-#ifndef LIMITS_H
-#define LIMITS_H
+#pragma once
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
+#include "base/files.h"
 
-#include <limits.h>
 #include <math.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
-#include <unistd.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -132,5 +123,3 @@ static inline int threads_default(void) {
     return 1;
 #endif
 }
-
-#endif

@@ -2,18 +2,12 @@
 // out of a training step.
 //
 // C11 and C++17. Include it before any system header.
-#ifndef PARAMS_H
-#define PARAMS_H
+#pragma once
 
 #include "base/limits.h" // first: it chooses the system's interfaces
 
 #include "base/data.h"
-#include "base/files.h"
-#include "base/philox.h"
-#include "base/safetensors.h"
 
-#include <math.h>
-#include <stdarg.h>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -259,5 +253,3 @@ static inline void eval_add(EvalLoss *eval, const real *losses, const uint8_t *t
         eval->count[kind]++;
     }
 }
-
-#endif

@@ -8,8 +8,7 @@
 // Left out: secrecy (Philox is no cipher), and normals on the GPU (initial weights are made by the host).
 // Source: J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, Parallel random numbers: as easy as 1, 2, 3, SC 2011.
 // C11, C++17 and CUDA.
-#ifndef PHILOX_H
-#define PHILOX_H
+#pragma once
 
 #include <math.h>
 #include <stdint.h>
@@ -165,5 +164,3 @@ static inline double philox_normal(PhiloxKey key, uint64_t i) {
     // Not a plain product, which a compiler may fuse with a sum of the caller's.
     return fma(sqrt(-2 * philox_log(above_zero)), i & 1 ? sine : cosine, 0);
 }
-
-#endif

@@ -1,16 +1,13 @@
 // A program as a whole: its version, how it starts and ends, the time and the memory that it takes.
 //
 // C11 and C++17; with -std=c11 include it before the system's headers.
-#ifndef PROGRAM_H
-#define PROGRAM_H
+#pragma once
 
 #include "base/files.h"
 
 #include <signal.h>
 #include <sys/resource.h>
 #include <time.h>
-
-#define MUSIC_VERSION "0.1.0" // of all programs
 
 // ---- a program's start and end
 
@@ -57,5 +54,3 @@ static inline double peak_megabytes(void) {
     return (double)usage.ru_maxrss * 1024 / 1e6;
 #endif
 }
-
-#endif

@@ -8,20 +8,15 @@
 // Promises, reading: any bytes at all give a file whose every tensor lies inside it, or a sentence; never a crash. As
 // the format demands, the tensors must tile the data exactly: overlaps, holes and bytes left over are errors, as they
 // are in the reference reader. Stricter than that one: duplicate names or keys, unknown fields and \u0000 are errors
-// too, and ranks end at 8. Any order, alignment and JSON spacing is taken, so data may be unaligned: use st_to_float,
-// st_to_double or memcpy.
+// too, and ranks end at 8. Any order, alignment and JSON spacing is taken. Data may be unaligned, which st_get minds.
 // Writing: the same input gives the same bytes; the data starts at a multiple of 64; a killed program, a full disk or a
 // forbidden folder leaves the old file or the new one, never half of one.
 //
 // Left out: types below a byte (F4, F6), files larger than memory, big-endian machines, systems without POSIX.
 // Format: https://huggingface.co/docs/safetensors. C11 and C++17; with -std=c11 include it before the system's headers.
-#ifndef SAFETENSORS_H
-#define SAFETENSORS_H
+#pragma once
 
-#include "base/files.h"
 #include "base/text.h"
-
-#include <math.h>
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "safetensors.h: tensors are used as they lie in the file, which needs a little-endian machine"
@@ -434,23 +429,6 @@ static inline bool st_is_float(const StTensor *tensor) {
     return tensor->type == ST_F64 || tensor->type == ST_F32 || tensor->type == ST_F16 || tensor->type == ST_BF16;
 }
 
-// Copies and converts to out[count]; F64 to float rounds to nearest. False: the tensor is not of floating point.
-static inline bool st_to_float(const StTensor *tensor, float *out) {
-    if (!st_is_float(tensor)) return false;
-    if (tensor->type == ST_F32) {
-        if (tensor->count) memcpy(out, tensor->data, (size_t)tensor->count * sizeof *out);
-        return true;
-    }
-    for (int64_t i = 0; i < tensor->count; i++) out[i] = (float)st_get(tensor, i);
-    return true;
-}
-
-static inline bool st_to_double(const StTensor *tensor, double *out) {
-    if (!st_is_float(tensor)) return false;
-    for (int64_t i = 0; i < tensor->count; i++) out[i] = st_get(tensor, i);
-    return true;
-}
-
 // A tensor to write, shape[rank]. Nothing is copied but the shape.
 static inline StTensor st_tensor(const char *name, StType type, int rank, const int64_t *shape, const void *data) {
     StTensor tensor = {name, type, rank, {0}, 0, data};
@@ -545,5 +523,3 @@ static inline bool st_write(const char *path, StTensor *tensors, int n, StMeta *
     free(header.bytes);
     return ok;
 }
-
-#endif

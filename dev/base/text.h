@@ -1,8 +1,7 @@
 // Text: names on a terminal, a text that grows, names of files on one line, and numbers as people read them.
 //
 // C11 and C++17; with -std=c11 include it before the system's headers.
-#ifndef TEXT_H
-#define TEXT_H
+#pragma once
 
 #include "base/files.h" // PRINTF_LIKE
 
@@ -84,7 +83,8 @@ static inline size_t name_escape(const char *name, char *out) {
     return size;
 }
 
-// The path again, from a line that ends at a newline or NUL. out: as long as the line, and 1 more; returns the length.
+// The path again, from a line that ends at a newline or NUL. out: as long as the line, and 1 more, or the line itself;
+// returns the length.
 // A % that no two hexadecimal digits follow, or that would give a NUL, stays as it is.
 static inline size_t name_unescape(const char *line, char *out) {
     static const char digits[] = "0123456789ABCDEF0123456789abcdef";
@@ -136,5 +136,3 @@ static inline double nice_step(double range, int wanted) {
     if (step / 5 * wanted >= range) return step / 5;
     return step / 2 * wanted >= range ? step / 2 : step;
 }
-
-#endif

@@ -1,6 +1,5 @@
 // UTF-8, and what of it may be shown. C11 and C++17.
-#ifndef UTF8_H
-#define UTF8_H
+#pragma once
 
 #include <stdbool.h>
 #include <string.h>
@@ -50,5 +49,3 @@ static inline void clean_text(char *text, size_t size) {
         if (!length) text[i] = '?', length = 1;
     }
 }
-
-#endif

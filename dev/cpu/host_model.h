@@ -1,8 +1,7 @@
 // What all CPU models share: their flat arrays, the batch, the running loss, dropout masks, and the part of the
 // recipe's interface (recipe/model.h, ModelSpec) that follows from these. What makes a model, its parameters, stages,
 // forward, backward and update, is in its own file.
-#ifndef HOST_MODEL_H
-#define HOST_MODEL_H
+#pragma once
 
 #include "base/params.h"
 #include "cpu/team.h"
@@ -16,9 +15,9 @@ typedef struct { // the first member of a model
     ParamLayout layout;
     Team team;
     real *state[STATES];       // by STATE_*: parameters, their averages, their gradients; in memory
-    uint8_t *tokens, *targets; // [B*T], in the model's own order
-    int64_t *starts;           // [B] where the windows of the batch begin
+    int64_t *starts;           // [B] where the windows of the batch begin; owns the four arrays of the batch
     int *shifts;               // [B] by how many semitones they are transposed
+    uint8_t *tokens, *targets; // [B*T], in the model's own order
     uint8_t *decays;           // see params_decays
     void *memory;              // one block for the flat arrays, the activations and all scratch
     real *kept;                // activations that are not kept otherwise, for a dump, or NULL
@@ -31,10 +30,7 @@ static inline void host_destroy(void *model) {
     HostModel *m = (HostModel *)model;
     if (!m) return;
     layout_free(&m->layout);
-    free(m->tokens);
-    free(m->targets);
     free(m->starts);
-    free(m->shifts);
     free(m->decays);
     free(m->memory);
     free(m->kept);
@@ -46,25 +42,25 @@ static inline void host_destroy(void *model) {
 // Release it with host_destroy(). NULL, and a sentence, if there cannot be one.
 static inline void *host_create(size_t size, const ModelConfig *config, void (*layout)(const int *, ParamLayout *),
                                 double (*carve)(void *model, real *base), char *error) {
-    const double R = (double)config->B * config->T;
+    const double B = config->B, R = B * config->T;
     HostModel *m = (HostModel *)allocate("the model", 1, size, error);
     if (!m) return NULL;
     m->config = *config;
     m->team = team_of(config->threads);
     m->bad_step = -1;
     layout(config->sizes, &m->layout);
-    m->tokens = (uint8_t *)allocate("the batch", R, 1, error);
-    m->targets = (uint8_t *)allocate("the batch", R, 1, error);
-    m->starts = (int64_t *)allocate("the batch", config->B, sizeof(int64_t), error);
-    m->shifts = (int *)allocate("the batch", config->B, sizeof(int), error);
     m->decays = (uint8_t *)allocate("the model", (double)m->layout.size / 16, 1, error);
-    if (m->tokens && m->targets && m->starts && m->shifts && m->decays) {
+    m->starts = (int64_t *)allocate("the batch", B * (sizeof *m->starts + sizeof *m->shifts) + 2 * R, 1, error);
+    if (m->decays && m->starts) {
         m->memory = allocate("the model and its activations", carve(m, NULL), sizeof(real), error);
     }
     if (!m->memory) {
         host_destroy(m);
         return NULL;
     }
+    m->shifts = (int *)(m->starts + config->B);
+    m->tokens = (uint8_t *)(m->shifts + config->B);
+    m->targets = m->tokens + (size_t)R;
     carve(m, (real *)m->memory);
     params_decays(&m->layout, m->decays);
     return m;
@@ -125,6 +121,12 @@ static inline void host_set_loss(void *model, double sum) {
     m->bad_step = -1;
 }
 
+// What all CPU models' ModelSpecs have in common.
+#define HOST_MODEL_SPEC                                                                                                \
+    .device = "cpu", .precisions = HOST_PRECISIONS, .destroy = host_destroy, .state = host_state,                      \
+    .state_changed = host_state_changed, .set_data = host_set_data, .get_loss = host_get_loss,                         \
+    .set_loss = host_set_loss
+
 // ---- dropout
 
 typedef struct { // at one place of the model in one step; p = 0: none
@@ -152,5 +154,3 @@ static inline void dropout_row(real *mask, Dropout dropout, int b, int t, int C)
     if (dropout.p > 0) philox_row(dropout.key, (C + 3) / 4, (uint32_t)t, (uint32_t)b, dropout.step, words);
     for (int c = 0; c < C; c++) mask[c] = dropout.p == 0 || words[c] >= threshold ? scale : 0;
 }
-
-#endif

@@ -15,8 +15,7 @@
 //
 // Each sum is made in one order, whichever tile or thread computes it: chains of MATMUL_K multiply-adds in ascending k,
 // added up one after the other. So threads and tails do not change a bit.
-#ifndef MATMUL_H
-#define MATMUL_H
+#pragma once
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -25,7 +24,6 @@
 #include "base/round.h"
 #include "cpu/vector.h"
 #include <assert.h>
-#include <string.h>
 
 // 8 x 2 vectors of sums take 16 of the 32 registers of AVX-512 and NEON. They are enough to hide a multiply-add's
 // latency of 4 cycles with one or two units, and leave registers to read the left operand unpacked.
@@ -357,5 +355,3 @@ static inline void matmul_backward_weight(real *dw, real *dbias, const real *dy,
         for (int o = 0; o < n; o++) dbias[o0 + o] += sums[o];
     }
 }
-
-#endif

@@ -4,8 +4,7 @@
 // the one that shares its core; a single thread has a core to itself. Who else is at work cannot be asked. So now and
 // then some steps are tried with fewer threads, or with more again, and what is faster stays. No result depends on the
 // number of threads (cpu/matmul.h).
-#ifndef TEAM_H
-#define TEAM_H
+#pragma once
 
 #include "base/program.h"
 
@@ -82,5 +81,3 @@ static inline void team_step(Team *t) {
     (void)t;
 #endif
 }
-
-#endif

@@ -4,8 +4,7 @@
 //
 // It promises the same result for the same number in every lane, NaN out for NaN in, and correct infinities; in double
 // the functions are the C library's. It leaves out arguments for which the models have no use: e^x is for x <= 0.
-#ifndef VECTOR_H
-#define VECTOR_H
+#pragma once
 
 #include <math.h>
 #include <stdbool.h>
@@ -177,5 +176,3 @@ ALWAYS_INLINE vector bf16_dot(vector sums, words a, words b) {
     return sums + (vector)(a << 16) * (vector)(b << 16);
 #endif
 }
-
-#endif

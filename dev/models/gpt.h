@@ -2,11 +2,9 @@
 // the tensors of a file have, and the arithmetic of a training step. The trainers list the tensors themselves.
 //
 // C11 and C++17. Include it before any system header.
-#ifndef GPT_SIZES_H
-#define GPT_SIZES_H
+#pragma once
 
 #include "base/params.h"
-#include "base/safetensors.h"
 
 enum { GPT_LAYERS, GPT_WIDTH, GPT_HEADS, GPT_HIDDEN, GPT_REL, GPT_SIZES };
 enum { GPT_MAX_LAYERS = 1000 };
@@ -68,5 +66,3 @@ static inline double gpt_step_flops(const ModelConfig *config) {
                  F = config->sizes[GPT_HIDDEN], V = DATA_TOKENS;
     return 3 * (2 * B * T * (L * (4 * C * C + 2 * C * F) + C * V) + L * 3 * 2 * B * (T * (T + 1) / 2) * C);
 }
-
-#endif

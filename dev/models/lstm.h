@@ -3,11 +3,9 @@
 // the tensors themselves.
 //
 // C11 and C++17. Include it before any system header.
-#ifndef LSTM_SIZES_H
-#define LSTM_SIZES_H
+#pragma once
 
 #include "base/params.h"
-#include "base/safetensors.h"
 
 enum { LSTM_EMBED, LSTM_WIDTH, LSTM_LAYERS, LSTM_SIZES };
 enum { LSTM_MAX_LAYERS = 1000 };
@@ -84,5 +82,3 @@ static inline real *lstm_keep_rows(const ModelConfig *config, real *out, const r
     }
     return out + (size_t)B * T * C;
 }
-
-#endif

@@ -8,8 +8,7 @@
 // own first steps have gone well. Two runs never share a folder.
 //
 // C11 and C++17, POSIX. Include it before any system header.
-#ifndef CHECKPOINT_H
-#define CHECKPOINT_H
+#pragma once
 
 #include "recipe/run.h"
 
@@ -72,8 +71,7 @@ static inline bool params_load(TrainRun *run, int k, real *params) {
         const StTensor *found = params_find(run, k, &layout->list[i]);
         real *out = params + layout->list[i].offset;
         if (!found) return false;
-        if (sizeof *out == sizeof(double)) st_to_double(found, (double *)(void *)out);
-        if (sizeof *out == sizeof(float)) st_to_float(found, (float *)(void *)out);
+        for (int64_t e = 0; e < found->count; e++) out[e] = (real)st_get(found, e);
     }
     const ParamTensor *bad = params_not_finite(layout, params);
     if (!bad) return true;
@@ -87,28 +85,27 @@ static inline bool params_load(TrainRun *run, int k, real *params) {
 typedef struct {
     StTensor *tensors;
     StMeta meta[64];
+    char keys[64][32];
     int n_tensors, n_meta;
     bool failed;
 } Draft;
 
 // --eval-stride is saved as eval_stride.
-static inline char *meta_key(const char *flag) { // for free(); NULL: out of memory
-    char *key = strdup(flag);
-    for (char *c = key; c && *c; c++) {
-        if (*c == '-') *c = '_';
-    }
+static inline const char *meta_key(const char *flag, char key[32]) {
+    snprintf(key, 32, "%s", flag);
+    for (char *dash = key; (dash = strchr(dash, '-')) != NULL;) *dash = '_';
     return key;
 }
 
 PRINTF_LIKE(3, 4) static inline void meta_add(Draft *draft, const char *key, const char *format, ...) {
-    char *value, *own_key = meta_key(key);
+    char *value;
     va_list arguments;
     va_start(arguments, format);
     if (vasprintf(&value, format, arguments) < 0) value = NULL;
     va_end(arguments);
-    draft->meta[draft->n_meta].key = own_key;
+    draft->failed = draft->failed || !value;
+    draft->meta[draft->n_meta].key = meta_key(key, draft->keys[draft->n_meta]);
     draft->meta[draft->n_meta++].value = value;
-    draft->failed = draft->failed || !own_key || !value;
 }
 
 static inline void draft_tensor(Draft *draft, const char *prefix, const char *name, StType type, int rank,
@@ -133,10 +130,7 @@ static inline bool draft_write(Draft *draft, const char *path, char *error) {
     bool ok = draft->failed ? atomic_fail(path, ENOMEM, error)
                             : st_write(path, draft->tensors, draft->n_tensors, draft->meta, draft->n_meta, error);
     for (int i = 0; i < draft->n_tensors; i++) free((void *)draft->tensors[i].name);
-    for (int i = 0; i < draft->n_meta; i++) {
-        free((void *)draft->meta[i].key);
-        free((void *)draft->meta[i].value);
-    }
+    for (int i = 0; i < draft->n_meta; i++) free((void *)draft->meta[i].value);
     free(draft->tensors);
     return ok;
 }
@@ -168,7 +162,7 @@ static inline bool model_save(TrainRun *run, int64_t epoch, double train_loss, d
     meta_add(&draft, "test_loss", "%.17g", test_loss);
     const int weights = run->config.average > 0 ? STATE_AVERAGE : STATE_PARAMS;
     draft_params(&draft, &run->layout, "", run->spec->state(run->model, weights));
-    return draft_write(&draft, run->model_path, run->error);
+    return draft_write(&draft, run->model_path.text, run->error);
 }
 
 // Writes last.safetensors, everything that a bit-exact continuation needs. The time spent so far on an unfinished epoch
@@ -180,7 +174,7 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
         const ParamTensor *bad = params_not_finite(&run->layout, run->spec->state(run->model, k));
         if (!bad) continue;
         return fail(run->error, "%s: not saved: after step %lld tensor '%s' is not finite; try a smaller --lr",
-                    run->last_path, run->step - 1, bad->name);
+                    run->last_path.text, run->step - 1, bad->name);
     }
     TextBuffer log = {NULL, 0, 0, false};
     for (int i = 0; i < run->n_rows; i++) {
@@ -190,7 +184,7 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
     }
     if (log.failed) {
         free(log.bytes);
-        return atomic_fail(run->last_path, ENOMEM, run->error);
+        return atomic_fail(run->last_path.text, ENOMEM, run->error);
     }
     Draft draft;
     meta_common(run, &draft);
@@ -207,11 +201,9 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
             meta_add(&draft, flag->name, "%s", flag_show(flag, text));
         }
     }
-    char *data = (char *)malloc(3 * strlen(run->o.data) + 1);
-    if (data) name_escape(run->o.data, data);
-    meta_add(&draft, "data", "%s", data ? data : "");
-    draft.failed = draft.failed || !data;
-    free(data);
+    char data[3 * PATH_MAX]; // which was opened, so that it is shorter
+    name_escape(run->o.data, data);
+    meta_add(&draft, "data", "%s", data);
     meta_add(&draft, "train_data", "%s", run->train_identity);
     meta_add(&draft, "test_data", "%s", run->test_identity);
     meta_add(&draft, "epoch", "%d", run->n_rows);
@@ -240,7 +232,7 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
     if (interrupted) meta_add(&draft, "seconds", "%.3f", run->seconds_before + now - run->resumed_at);
     if (!interrupted && over) meta_add(&draft, "ended", "%s", over);
     run->saved_at = now;
-    run->unsaved = !draft_write(&draft, run->last_path, run->error);
+    run->unsaved = !draft_write(&draft, run->last_path.text, run->error);
     return !run->unsaved;
 }
 
@@ -269,9 +261,8 @@ static const char *const added_flags[][2] = {
 
 // The saved text of a flag, or NULL.
 static inline const char *flag_saved(const TrainRun *run, const Flag *flag) {
-    char *key = (char *)must_have(meta_key(flag->name));
-    const char *text = st_meta(&run->weights, key);
-    free(key);
+    char key[32];
+    const char *text = st_meta(&run->weights, meta_key(flag->name, key));
     for (size_t i = 0; !text && i < sizeof added_flags / sizeof *added_flags; i++) {
         if (!strcmp(flag->name, added_flags[i][0])) text = added_flags[i][1];
     }
@@ -307,15 +298,15 @@ static inline bool resume_flags(TrainRun *run) {
                         "--%s %s: the run in %s has %s; leave the flag out to go on, or start anew %s%s%sin another "
                         "--out",
                         flag->name, given, run->o.out, saved, size ? "" : "from its weights, by --init ",
-                        size ? "" : run->last_path, size ? "" : ", ");
+                        size ? "" : run->last_path.text, size ? "" : ", ");
         }
     }
     texts_keep(run);
     const char *data = st_meta(&run->weights, "data");
     if (!flag_find(&run->flags, "data")->given && data) {
         run->saved_data = path_join("", data);
-        name_unescape(data, run->saved_data);
-        run->o.data = run->saved_data;
+        name_unescape(run->saved_data.text, run->saved_data.text);
+        run->o.data = run->saved_data.text;
     }
     return true;
 }
@@ -394,32 +385,31 @@ static inline bool hard_link(const char *path, const char *name, char *error) {
     return fail(error, "%s: cannot be kept as %s: %s", path, name, strerror(errno));
 }
 
-// Undoes hard_link(run->model_path, run->previous_path): the new run has not begun.
+// Undoes hard_link(run->model_path.text, run->previous_path.text): the new run has not begun.
 static inline void previous_return(const TrainRun *run) {
-    if (access(run->model_path, F_OK)) {
-        rename(run->previous_path, run->model_path);
+    if (access(run->model_path.text, F_OK)) {
+        rename(run->previous_path.text, run->model_path.text);
     } else {
-        unlink(run->previous_path);
+        unlink(run->previous_path.text);
     }
 }
 
 // Gives the best model of an earlier run the first free one of its final names.
 static inline bool previous_keep(TrainRun *run) {
-    if (access(run->previous_path, F_OK)) return true;
+    if (access(run->previous_path.text, F_OK)) return true;
     struct stat about;
-    char name[64] = "model.prev.safetensors", *path = path_join(run->o.out, name);
-    for (int n = 2; !lstat(path, &about); n++) {
+    char name[64];
+    Path path = path_join(run->o.out, "model.prev.safetensors");
+    for (int n = 2; !lstat(path.text, &about); n++) {
         snprintf(name, sizeof name, "model.prev-%d.safetensors", n);
-        free(path);
         path = path_join(run->o.out, name);
     }
-    bool kept = !rename(run->previous_path, path) ||
-                fail(run->error, "%s: cannot be kept as %s: %s", run->previous_path, path, strerror(errno));
-    if (kept) {
-        print_line(stderr, "%s: %s holds an earlier run; its best model is kept as %s", run->program, run->o.out, path);
+    if (rename(run->previous_path.text, path.text)) {
+        return fail(run->error, "%s: cannot be kept as %s: %s", run->previous_path.text, path.text, strerror(errno));
     }
-    free(path);
-    return kept;
+    print_line(stderr, "%s: %s holds an earlier run; its best model is kept as %s", run->program, run->o.out,
+               path.text);
+    return true;
 }
 
 static const char *lock_file; // that this program has made, or NULL
@@ -433,12 +423,12 @@ static inline void lock_remove(void) {
 // another trainer has the lock.
 static inline bool out_lock(TrainRun *run) {
     while (run->lock < 0) {
-        int file = open(run->lock_path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666), problem = errno;
-        if (file < 0) file = open(run->lock_path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC); // another user's
+        int file = open(run->lock_path.text, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666), problem = errno;
+        if (file < 0) file = open(run->lock_path.text, O_RDONLY | O_NOFOLLOW | O_CLOEXEC); // another user's
         if (file < 0)
-            return problem == ENOENT || problem == ENOTDIR || atomic_fail(run->lock_path, problem, run->error);
+            return problem == ENOENT || problem == ENOTDIR || atomic_fail(run->lock_path.text, problem, run->error);
         problem = flock(file, LOCK_EX | LOCK_NB) ? errno : 0;
-        if (problem == EWOULDBLOCK || !is_named(file, run->lock_path)) { // a trainer that ends removes it
+        if (problem == EWOULDBLOCK || !is_named(file, run->lock_path.text)) { // a trainer that ends removes it
             close(file);
             if (problem != EWOULDBLOCK) continue;
             return fail(run->error,
@@ -450,7 +440,7 @@ static inline bool out_lock(TrainRun *run) {
                        run->o.out, strerror(problem));
         }
         run->lock = file;
-        lock_file = run->lock_path;
+        lock_file = run->lock_path.text;
         atexit(lock_remove); // where memory is missing a program ends at once
     }
     return true;
@@ -461,14 +451,12 @@ static inline bool out_lock(TrainRun *run) {
 static inline bool out_take(TrainRun *run) {
     StFile last;
     if (!out_lock(run)) return false;
-    if (run->o.resume || access(run->last_path, F_OK)) return true;
-    if (!st_read(&last, run->last_path, run->error)) {
+    if (run->o.resume || access(run->last_path.text, F_OK)) return true;
+    if (!st_read(&last, run->last_path.text, run->error)) {
         return fail(run->error, "%s; remove it, or give another --out", run->error);
     }
     const bool ended = st_meta(&last, "ended") != NULL; // states of older builds never say so
     st_free(&last);
-    return ended ||
-           fail(run->error, "%s: its run has not ended; go on with --resume, or give another --out", run->last_path);
+    return ended || fail(run->error, "%s: its run has not ended; go on with --resume, or give another --out",
+                         run->last_path.text);
 }
-
-#endif

@@ -4,12 +4,9 @@
 // loss faint, both named at their ends, a ring around the lowest test loss, and a published result, where there is one,
 // as a dashed line with a diamond at its epoch. Left out: anything to click, and logarithmic axes.
 // C11 and C++17; with -std=c11 include it before the system's headers.
-#ifndef CURVES_H
-#define CURVES_H
+#pragma once
 
 #include "base/text.h"
-
-#include <math.h>
 
 typedef struct {
     double epoch;       // how many were done, the part of an unfinished one included
@@ -186,5 +183,3 @@ static inline void curves_draw(TextBuffer *out, const char *title, const char *e
     curve_labels(out, labels, n_labels, right);
     text_print(out, "</svg>\n");
 }
-
-#endif

@@ -2,8 +2,7 @@
 // the tensor that it came from is looked for.
 //
 // C11 and C++17, POSIX. Include it before any system header.
-#ifndef MEASURE_H
-#define MEASURE_H
+#pragma once
 
 #include "recipe/checkpoint.h"
 
@@ -138,5 +137,3 @@ static inline bool run_bench(TrainRun *run) {
     free(ms);
     return true;
 }
-
-#endif

@@ -7,11 +7,9 @@
 //     #endif
 //
 // C11 and C++17. Include it before any system header.
-#ifndef MODEL_H
-#define MODEL_H
+#pragma once
 
 #include "base/params.h"
-#include "base/safetensors.h"
 
 typedef struct {
     const char *name;       // "gpt": the default --out out/gpt, the metadata model=gpt, the bench line
@@ -48,5 +46,3 @@ typedef struct {
     // that step, to make room for what training alone would not keep; -1: there is no room.
     int (*activations)(void *model, Activation *list);
 } ModelSpec;
-
-#endif

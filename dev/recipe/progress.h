@@ -1,8 +1,7 @@
 // Progress on stderr: one line over itself on a terminal, as wide as that is; a line now and then elsewhere.
 //
 // C11 and C++17, POSIX. Include it before any system header.
-#ifndef PROGRESS_H
-#define PROGRESS_H
+#pragma once
 
 #include "recipe/run.h"
 
@@ -79,5 +78,3 @@ static inline void progress_eval(Progress *p, const TrainRun *run, double now) {
     progress_line(p, "evaluation", 0, run->eval_done, rest);
     p->shown = now;
 }
-
-#endif

@@ -1,8 +1,7 @@
 // What a run reports in files: log.csv, a row per epoch, and loss.svg, the curves.
 //
 // C11 and C++17, POSIX. Include it before any system header.
-#ifndef REPORT_H
-#define REPORT_H
+#pragma once
 
 #include "recipe/run.h"
 
@@ -17,8 +16,8 @@ static inline int row_text(char text[192], const LogRow *row) { // all but the s
 static inline bool log_recall_seconds(TrainRun *run) {
     char *bytes = NULL;
     size_t size;
-    if (access(run->log_path, F_OK)) return true;
-    if (!read_file(run->log_path, (void **)&bytes, &size, run->error)) return false;
+    if (access(run->log_path.text, F_OK)) return true;
+    if (!read_file(run->log_path.text, (void **)&bytes, &size, run->error)) return false;
     for (int i = 0; i < run->n_rows; i++) {
         char text[193] = "\n";
         row_text(text + 1, &run->rows[i]);
@@ -33,7 +32,7 @@ static inline bool log_recall_seconds(TrainRun *run) {
 
 static inline bool curve_write(TrainRun *run, int n) {
     LossPoint *points = (LossPoint *)malloc((size_t)n * sizeof *points);
-    if (!points) return atomic_fail(run->svg_path, ENOMEM, run->error);
+    if (!points) return atomic_fail(run->svg_path.text, ENOMEM, run->error);
     for (int i = 0; i < n; i++) {
         points[i].epoch = (double)run->rows[i].step / (double)run->epoch_steps;
         points[i].train = run->rows[i].train;
@@ -47,7 +46,7 @@ static inline bool curve_write(TrainRun *run, int n) {
     TextBuffer out = {NULL, 0, 0, false};
     curves_draw(&out, title, epochs, &curve, 1);
     free(points);
-    return text_write(&out, run->svg_path, run->error);
+    return text_write(&out, run->svg_path.text, run->error);
 }
 
 // Writes log.csv and loss.svg of the first n rows; without rows, a header and no curve.
@@ -61,10 +60,8 @@ static inline bool reports_write(TrainRun *run, int n) {
         if (run->rows[i].seconds >= 0) text_print(&out, "%.1f", run->rows[i].seconds);
         text_print(&out, "\n");
     }
-    if (!text_write(&out, run->log_path, run->error)) return false;
+    if (!text_write(&out, run->log_path.text, run->error)) return false;
     if (n) return curve_write(run, n);
-    unlink(run->svg_path);
+    unlink(run->svg_path.text);
     return true;
 }
-
-#endif

@@ -1,17 +1,12 @@
 // A training run: its flags, and all that it knows while it goes on.
 //
 // C11 and C++17, POSIX. Include it before any system header.
-#ifndef RUN_H
-#define RUN_H
+#pragma once
 
 #include "recipe/model.h" // first: it chooses the system's interfaces
 
 #include "base/flags.h"
-#include "base/limits.h"
 #include "base/program.h"
-#include "base/text.h"
-
-#include <limits.h>
 
 #define DEFAULT_DATA "data"
 
@@ -38,9 +33,9 @@ typedef struct {
     Flags flags; // those marked fixed or kept are saved; with --resume the fixed ones must be the same
     char default_out[64], precision[16], recipe[16], error[ERROR_SIZE];
     int status; // exit status, if it is not to follow from success
-    char *model_path, *last_path, *log_path, *svg_path, *saved_data;
-    char *previous_path, *whole_path, *lock_path; // see run_begin, epoch_done, out_lock
-    int lock;                                     // the open file, or -1
+    Path model_path, last_path, log_path, svg_path, saved_data;
+    Path previous_path, whole_path, lock_path; // see run_begin, epoch_done, out_lock
+    int lock;                                  // the open file, or -1
 
     ModelConfig config;
     ParamLayout layout;
@@ -170,5 +165,3 @@ static inline StepPlan plan_of(const TrainRun *run, int64_t step) {
     if (plan.lr < least) plan.lr = least;
     return plan;
 }
-
-#endif

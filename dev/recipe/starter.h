@@ -1,8 +1,7 @@
 // The starter corpus: where the default data folder holds no music, data_prep/compose_music composes some into it.
 //
 // C11 and C++17, POSIX. Include it before any system header.
-#ifndef STARTER_H
-#define STARTER_H
+#pragma once
 
 #include "recipe/run.h"
 
@@ -52,26 +51,18 @@ static inline bool starter_wanted(void) {
 
 // Composes the starter corpus into the folder, by the two programs beside this one, and makes its datasets.
 static inline bool starter_compose(TrainRun *run) {
-    char *compose = path_beside_program(run->argv[0], "data_prep/compose_music");
-    char *prepare = path_beside_program(run->argv[0], "data_prep/prepare_music");
-    const char *first[] = {compose, "--out", DEFAULT_DATA "/starter", NULL};
-    const char *second[] = {prepare, "--out", DEFAULT_DATA, DEFAULT_DATA "/starter/train", DEFAULT_DATA "/starter/test",
-                            NULL};
-    const char *missing = access(compose, X_OK) ? compose : access(prepare, X_OK) ? prepare : NULL;
-    bool good = !missing;
+    const Path compose = path_beside_program(run->argv[0], "data_prep/compose_music");
+    const Path prepare = path_beside_program(run->argv[0], "data_prep/prepare_music");
+    const char *first[] = {compose.text, "--out", DEFAULT_DATA "/starter", NULL};
+    const char *second[] = {
+        prepare.text, "--out", DEFAULT_DATA, DEFAULT_DATA "/starter/train", DEFAULT_DATA "/starter/test", NULL};
+    const char *missing = access(compose.text, X_OK) ? compose.text : access(prepare.text, X_OK) ? prepare.text : NULL;
     if (missing) {
-        fail(
-            run->error,
-            "%s: there is no music here yet, and %s, which would make some, cannot be run (%s); build it with make, or "
-            "give --data a folder made by prepare_music",
-            DEFAULT_DATA, missing, strerror(errno));
-    } else {
-        fprintf(stderr, "%s: no music here yet: composing the starter corpus into it\n", DEFAULT_DATA);
-        good = run_program(compose, first, run->error) && run_program(prepare, second, run->error);
+        return fail(run->error,
+                    "%s: there is no music here yet, and %s, which would make some, cannot be run (%s); build it with "
+                    "make, or give --data a folder made by prepare_music",
+                    DEFAULT_DATA, missing, strerror(errno));
     }
-    free(compose);
-    free(prepare);
-    return good;
+    fprintf(stderr, "%s: no music here yet: composing the starter corpus into it\n", DEFAULT_DATA);
+    return run_program(compose.text, first, run->error) && run_program(prepare.text, second, run->error);
 }
-
-#endif

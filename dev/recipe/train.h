@@ -9,8 +9,7 @@
 // Left out: more than one process or device.
 //
 // C11 and C++17, POSIX. Include it before any system header.
-#ifndef TRAIN_H
-#define TRAIN_H
+#pragma once
 
 #include "recipe/checkpoint.h" // first: it chooses the system's interfaces
 
@@ -47,7 +46,7 @@ typedef enum { GO_ON, STOPPED, FAILED } Outcome;
 // before that, the folder holds the earlier run; killed after it, the resumed run does the rest.
 static inline bool run_begin(TrainRun *run) {
     if (run->begun) return true;
-    if (!hard_link(run->model_path, run->previous_path, run->error)) return false;
+    if (!hard_link(run->model_path.text, run->previous_path.text, run->error)) return false;
     if (!last_save(run, true)) {
         previous_return(run);
         return false;
@@ -72,7 +71,7 @@ static inline Outcome training_broke(TrainRun *run) {
     if (!diagnose(run->spec, run->model, &run->layout, &plan, why))
         snprintf(why, sizeof why, "no tensor of it could be named");
     fail(run->error, "step %lld: the loss or a gradient is no longer finite (%.300s); %s%.400s%s%s", run->step, why,
-         run->begun ? "" : "nothing was saved, and ", run->begun ? run->last_path : run->o.out,
+         run->begun ? "" : "nothing was saved, and ", run->begun ? run->last_path.text : run->o.out,
          run->begun ? " holds the state before it" : " is as it was",
          run->begun  ? "; try a smaller --lr in another --out"
          : run->step ? "; try a smaller --lr"
@@ -170,12 +169,14 @@ static inline bool epoch_done(TrainRun *run, bool whole) {
     }
     if (!run_begin(run)) return false;
     if (!run->best.step) {
-        unlink(run->whole_path); // of an earlier run
-    } else if (!access(run->whole_path, F_OK) && rename(run->whole_path, run->model_path)) {
-        return fail(run->error, "%s: cannot be made %s: %s", run->whole_path, run->model_path, strerror(errno));
+        unlink(run->whole_path.text); // of an earlier run
+    } else if (!access(run->whole_path.text, F_OK) && rename(run->whole_path.text, run->model_path.text)) {
+        return fail(run->error, "%s: cannot be made %s: %s", run->whole_path.text, run->model_path.text,
+                    strerror(errno));
     }
     bool better = !run->best.step || row.test < run->best.test;
-    if (better && !whole && run->best.step && !hard_link(run->model_path, run->whole_path, run->error)) return false;
+    if (better && !whole && run->best.step && !hard_link(run->model_path.text, run->whole_path.text, run->error))
+        return false;
     if (better && !model_save(run, row.epoch, row.train, row.test)) return false;
     double now = seconds_now();
     row.seconds = run->seconds_before + now - run->resumed_at;
@@ -219,7 +220,8 @@ static inline Outcome train(TrainRun *run) {
         if (!last_save(run, false)) return FAILED; // perhaps it was interrupted later than these end it
     }
     if (run->best.step) {
-        print_line(stdout, "best test loss %.4f, epoch %lld: %s", run->best.test, run->best.epoch, run->model_path);
+        print_line(stdout, "best test loss %.4f, epoch %lld: %s", run->best.test, run->best.epoch,
+                   run->model_path.text);
     }
     return GO_ON;
 }
@@ -267,10 +269,11 @@ static inline bool run_eval(TrainRun *run) {
 // Reads the file that the weights come from, if any, and sets the sizes and, for --resume, all saved flags.
 static inline bool weights_open(TrainRun *run) {
     Options *o = &run->o;
-    run->weights_path = o->resume ? run->last_path : o->init ? o->init : o->eval ? run->model_path : NULL;
+    run->weights_path = o->resume ? run->last_path.text : o->init ? o->init : o->eval ? run->model_path.text : NULL;
     if (!run->weights_path) return true;
-    if (o->resume && access(run->last_path, F_OK)) {
-        return fail(run->error, "%s: there is no run to go on with; leave out --resume to start one", run->last_path);
+    if (o->resume && access(run->last_path.text, F_OK)) {
+        return fail(run->error, "%s: there is no run to go on with; leave out --resume to start one",
+                    run->last_path.text);
     }
     if (!model_read(&run->weights, run->weights_path, run->error)) return false;
     int sizes[MAX_SIZES];
@@ -299,13 +302,13 @@ static inline bool weights_open(TrainRun *run) {
 }
 
 static inline bool data_open_one(TrainRun *run, const char *name, Dataset *data, char *identity) {
-    char *path = path_join(run->o.data, name), pieces[32], windows[32];
-    bool ok = !access(path, F_OK)
-                  ? dataset_open(data, path, run->config.T, run->error)
-                  : fail(run->error, "%s: is missing; make it with data_prep/prepare_music --out %s MIDI_FOLDER", path,
-                         run->o.data);
-    free(path);
-    if (!ok) return false;
+    const Path path = path_join(run->o.data, name);
+    char pieces[32], windows[32];
+    if (access(path.text, F_OK)) {
+        return fail(run->error, "%s: is missing; make it with data_prep/prepare_music --out %s MIDI_FOLDER", path.text,
+                    run->o.data);
+    }
+    if (!dataset_open(data, path.text, run->config.T, run->error)) return false;
     uint64_t hash = 14695981039346656037u; // FNV-1a, against mistakes, not against malice
     for (int64_t i = 0; i < data->n_tokens; i++) hash = (hash ^ data->tokens[i]) * 1099511628211u;
     for (int64_t i = 0; i <= data->n_pieces; i++) hash = (hash ^ (uint64_t)data->pieces[i]) * 1099511628211u;
@@ -407,7 +410,7 @@ static inline void announce(const TrainRun *run) {
 }
 
 static inline bool run_training(TrainRun *run) {
-    const char *const written[] = {run->model_path, run->last_path, run->log_path, run->svg_path};
+    const char *const written[] = {run->model_path.text, run->last_path.text, run->log_path.text, run->svg_path.text};
     for (int i = 0; i < 4; i++) temporary_clean(written[i]);
     run->resumed_at = run->saved_at = seconds_now();
     run->begun = run->o.resume;
@@ -430,7 +433,7 @@ static inline bool run_training(TrainRun *run) {
     print_flush();
     if (outcome == STOPPED || rescued) {
         print_line(stderr, "%s: stopped at step %lld and saved in %s; to go on:", run->program, run->step,
-                   run->last_path);
+                   run->last_path.text);
         fprintf(stderr, "    ");
         resume_hint(run);
         run->status = 1;
@@ -515,16 +518,6 @@ static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
     lock_remove();
     if (run->lock >= 0) close(run->lock);
     free(run->rows);
-    free(run->model_path);
-    free(run->last_path);
-    free(run->log_path);
-    free(run->svg_path);
-    free(run->previous_path);
-    free(run->whole_path);
-    free(run->lock_path);
-    free(run->saved_data);
     free(run);
     return status;
 }
-
-#endif

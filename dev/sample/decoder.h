@@ -23,8 +23,7 @@
 // Transformer: C width, NH heads of size HS, F hidden width of a layer, D relative distances, N context, the length of
 // a ring of entries that each hold a token's keys and values; LSTM: H units, E width of the embedding. A place in a
 // batch of songs is a slot. C11, gcc and clang.
-#ifndef DECODER_H
-#define DECODER_H
+#pragma once
 
 #include "models/gpt.h" // first: it chooses the system's interfaces
 #include "models/lstm.h"
@@ -750,5 +749,3 @@ static inline bool logits_finite(const float *logits) {
     }
     return true;
 }
-
-#endif

@@ -13,11 +13,9 @@
 //
 // It promises velocities of 1 to 127 and the same ones for the same song; time is linear in notes and bars. Leaves out:
 // tempo, repeats played softer, and the pedal of the prime's file. C11, gcc and clang.
-#ifndef DYNAMICS_H
-#define DYNAMICS_H
+#pragma once
 
 #include "sample/prime.h"
-#include "sample/song.h"
 
 static const double dynamics_level = 80;   // what midi_decode gives to all notes
 static const double dynamics_melody = 4;   // above the level; inner voices are as far below
@@ -54,20 +52,17 @@ static inline void dynamics_keep(Song *song, double amount, const Prime *prime) 
     }
 }
 
-// Adds the pedal. False: no memory.
-static inline bool dynamics_pedal(Song *song) {
-    bool ok = true;
-    for (int i = 0; ok && i < song->n_lines; i++) {
+static inline void dynamics_pedal(Song *song) {
+    for (int i = 0; i < song->n_lines; i++) {
         const int64_t start = song->lines[i] + PEDAL_CHANGE;
         const int64_t end = i + 1 < song->n_lines ? song->lines[i + 1] : song->end;
-        if (end > start && end <= song->lines[i] + PEDAL_LONGEST) ok = midi_add_pedal(&song->midi, start, end, 0, 0);
+        if (end > start && end <= song->lines[i] + PEDAL_LONGEST) must(midi_add_pedal(&song->midi, start, end, 0, 0));
     }
-    return ok;
 }
 
 // Sets the velocities of a finished song, and adds the pedal. amount: 0, all notes are equally loud and there is no
 // pedal, to 1, as the rules say. prime: of no note if there is none.
-static inline bool song_add_dynamics(Song *song, double amount, const Prime *prime, char *error) {
+static inline void song_add_dynamics(Song *song, double amount, const Prime *prime) {
     midi_note *notes = song->midi.notes;
     const size_t n = song->midi.n_notes;
     const double around = 2 * DYNAMICS_AROUND, mean = (double)n * fmin(1, around / (double)(song->end + 1));
@@ -97,7 +92,5 @@ static inline bool song_add_dynamics(Song *song, double amount, const Prime *pri
         }
     }
     dynamics_keep(song, amount, prime);
-    return amount == 0 || dynamics_pedal(song) || fail(error, "no memory for the pedal of a song");
+    if (amount > 0) dynamics_pedal(song);
 }
-
-#endif

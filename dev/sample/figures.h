@@ -7,8 +7,7 @@
 //
 // It promises exact answers: steps are compared, no hashes. Left out: voices (notes are taken in the order in which
 // they begin, the lowest first), and tunes that differ in a single note. C11, gcc and clang.
-#ifndef FIGURES_H
-#define FIGURES_H
+#pragma once
 
 #include "base/data.h"
 
@@ -50,16 +49,15 @@ static inline uint32_t step_between(const midi_note *a, const midi_note *b) {
     return (uint32_t)(later < 0xFFFF ? later : 0xFFFF) << 16 | (uint32_t)higher << 8 | (uint32_t)length;
 }
 
-// Adds the figures of pieces that begin at these of the tokens, and end at pieces[n_pieces]. figures was empty, but for
-// its data. False: no memory.
-static inline bool figures_make(Figures *figures, const uint8_t *tokens, const int64_t *pieces, int64_t n_pieces) {
+// Adds the figures of pieces that begin at these of the tokens, and end at pieces[n_pieces]. But for its data, figures
+// was empty before.
+static inline void figures_make(Figures *figures, const uint8_t *tokens, const int64_t *pieces, int64_t n_pieces) {
     const size_t most = (size_t)pieces[n_pieces] / 3 + (size_t)n_pieces + 2; // a note has three tokens
-    uint32_t *step = figures->steps = calloc(most, sizeof *figures->steps);
-    figures->sorted = calloc(most, sizeof *figures->sorted);
-    bool ok = figures->steps && figures->sorted;
-    for (int64_t p = 0; ok && p < n_pieces; p++) {
+    uint32_t *step = figures->steps = must_have(calloc(most, sizeof *figures->steps));
+    figures->sorted = must_have(calloc(most, sizeof *figures->sorted));
+    for (int64_t p = 0; p < n_pieces; p++) {
         midi_song song;
-        ok = midi_decode(tokens + pieces[p], (size_t)(pieces[p + 1] - pieces[p]), &song, NULL);
+        must(midi_decode(tokens + pieces[p], (size_t)(pieces[p + 1] - pieces[p]), &song, NULL));
         step++;
         for (size_t i = 1; i < song.n_notes; i++) {
             if (i + FIGURE <= song.n_notes) figures->sorted[figures->n++] = step;
@@ -67,26 +65,22 @@ static inline bool figures_make(Figures *figures, const uint8_t *tokens, const i
         }
         midi_free(&song);
     }
-    if (ok) qsort(figures->sorted, figures->n, sizeof *figures->sorted, by_steps);
-    return ok;
+    qsort(figures->sorted, figures->n, sizeof *figures->sorted, by_steps);
 }
 
 // Opens a training set, a dataset or the train.safetensors of a folder. After a failure there is nothing to free.
 static inline bool figures_open(Figures *figures, const char *path, char *error) {
     struct stat about;
     const bool folder = !stat(path, &about) && S_ISDIR(about.st_mode);
-    char *file = folder ? path_join(path, "train.safetensors") : strdup(path);
+    const Path file = path_join(folder ? path : "", folder ? "train.safetensors" : path);
     const Dataset *data = &figures->data;
     memset(figures, 0, sizeof *figures);
-    bool ok = dataset_open(&figures->data, must_have(file), 1, error);
-    if (ok && !figures_make(figures, data->tokens, data->pieces, data->n_pieces)) {
-        ok = fail(error, "%s: no memory for its figures", file);
-    } else if (ok && !figures->n) {
-        ok = fail(error, "%s: none of its %lld pieces has 8 notes", file, (long long)data->n_pieces);
-    }
-    if (!ok) figures_free(figures);
-    free(file);
-    return ok;
+    if (!dataset_open(&figures->data, file.text, 1, error)) return false;
+    figures_make(figures, data->tokens, data->pieces, data->n_pieces);
+    if (figures->n) return true;
+    fail(error, "%s: none of its %lld pieces has 8 notes", file.text, (long long)data->n_pieces);
+    figures_free(figures);
+    return false;
 }
 
 // How many steps of a passage lie one after the other in the music of these figures, and where. Less than FIGURE:
@@ -117,7 +111,7 @@ static inline void figures_report(const Figures *training, const uint8_t *tokens
     const uint32_t *found = NULL, *where = NULL, *step = training->steps;
     int longest = FIGURE - 1;
     int64_t piece = -1;
-    out->failed |= !figures_make(&own, tokens, (int64_t[]){0, (int64_t)n}, 1);
+    figures_make(&own, tokens, (int64_t[]){0, (int64_t)n}, 1);
     for (size_t i = 0; i < own.n; i++) {
         const int steps = figures_longest(training, own.sorted[i], &found);
         if (steps <= longest) continue;
@@ -132,5 +126,3 @@ static inline void figures_report(const Figures *training, const uint8_t *tokens
     if (*name) text_print(out, " (%.*s)", (int)strcspn(name, "\n"), name);
     if (!*name) text_print(out, " (piece %lld)", (long long)piece + 1);
 }
-
-#endif

@@ -1,12 +1,10 @@
 // Songs in files: .mid to play, .svg to look at, .wav to hear, .html to do all three; and the names of these files.
 //
 // It promises that a file appears whole or not at all. C11, gcc and clang.
-#ifndef FORMATS_H
-#define FORMATS_H
+#pragma once
 
 #include "sample/player.h"
 #include "sample/roll.h"
-#include "sample/song.h"
 #include "sample/synth.h"
 
 #include <strings.h> // strcasecmp
@@ -25,8 +23,7 @@ static inline bool make_mid(TextBuffer *out, const Song *song, char *error) {
 
 static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
     const size_t n = song->midi.n_notes;
-    SynthNote *notes = calloc(n + 1, sizeof *notes);
-    if (!notes) return fail(error, "no memory for %zu notes", n);
+    SynthNote *notes = must_have(calloc(n + 1, sizeof *notes));
     for (size_t i = 0; i < n; i++) {
         const midi_note *note = &song->midi.notes[i];
         const double until = (double)song_sounds_until(song, note->end);
@@ -102,23 +99,23 @@ static inline const Format *format_of(const char *path) { // by its suffix, smal
     return NULL;
 }
 
-// out/song.mid -> out/song-3.mid for song number 2 of several. The caller frees it; NULL: no memory.
-static inline char *output_name(const char *path, int64_t song, int64_t songs) {
-    size_t size = strlen(path) + 32, stem = strlen(path) - strlen(format_of(path)->suffix);
-    char *name = malloc(size);
-    if (name && songs == 1) snprintf(name, size, "%s", path);
-    if (name && songs > 1) snprintf(name, size, "%.*s-%lld%s", (int)stem, path, (long long)song + 1, path + stem);
-    return name;
+// out/song.mid -> out/song-3.mid for song number 2 of several.
+static inline Path output_name(const char *path, int64_t song, int64_t songs) {
+    const int stem = (int)(strlen(path) - strlen(format_of(path)->suffix));
+    if (songs == 1) return path_join("", path);
+    return path_print("%.*s-%lld%s", stem, path, (long long)song + 1, path + stem);
 }
 
-// Whether the folder of a file can be written to: asked before a song is made that could not be kept.
+// Whether the folder of a file can be written to, and the name is short enough: asked before a song is made that could
+// not be kept.
 static inline bool folder_is_writable(const char *path, char *error) {
-    char *folder = path_join("", path), *slash = strrchr(folder, '/');
-    if (slash) slash[slash == folder] = 0; // of /song.mid it is /
-    const char *asked = slash ? folder : ".";
-    const bool ok = !strcmp(path, "-") || !access(asked, W_OK | X_OK) || atomic_fail(path, errno, error);
-    free(folder);
-    return ok;
+    Path folder = path_join("", path);
+    char *slash = strrchr(folder.text, '/');
+    if (slash) slash[slash == folder.text] = 0; // of /song.mid it is /
+    const char *asked = slash ? folder.text : ".";
+    errno = ENAMETOOLONG; // a Path would cut the name
+    return !strcmp(path, "-") || (strlen(path) < PATH_MAX && !access(asked, W_OK | X_OK)) ||
+           atomic_fail(path, errno, error);
 }
 
 // Writes these songs, one unless it is an .html, to a file or, for "-", to the standard output.
@@ -138,5 +135,3 @@ static inline bool songs_write(const Song *songs, int n_songs, const char *path,
     free(out.bytes);
     return ok;
 }
-
-#endif

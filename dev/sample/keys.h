@@ -1,6 +1,5 @@
 // The keys of a piano and scales, by name: "C4", "Bb2", "F#-minor". C11, gcc and clang.
-#ifndef KEYS_H
-#define KEYS_H
+#pragma once
 
 #include "midi.h"
 
@@ -40,19 +39,13 @@ static inline int read_key(const char *text) {
     return key < MIDI_LOWEST_KEY || key > MIDI_HIGHEST_KEY ? -1 : (int)key;
 }
 
-typedef struct {
-    const char *name;
-    int steps[12], n; // semitones above the tonic, of n keys
-} Scale;
-
-static const Scale scales[] = {
-    {"major", {0, 2, 4, 5, 7, 9, 11}, 7},          {"minor", {0, 2, 3, 5, 7, 8, 10}, 7},
-    {"harmonic-minor", {0, 2, 3, 5, 7, 8, 11}, 7}, {"melodic-minor", {0, 2, 3, 5, 7, 9, 11}, 7},
-    {"dorian", {0, 2, 3, 5, 7, 9, 10}, 7},         {"phrygian", {0, 1, 3, 5, 7, 8, 10}, 7},
-    {"lydian", {0, 2, 4, 6, 7, 9, 11}, 7},         {"mixolydian", {0, 2, 4, 5, 7, 9, 10}, 7},
-    {"locrian", {0, 1, 3, 5, 6, 8, 10}, 7},        {"pentatonic", {0, 2, 4, 7, 9}, 5},
-    {"minor-pentatonic", {0, 3, 5, 7, 10}, 5},     {"blues", {0, 3, 5, 6, 7, 10}, 6},
-    {"whole-tone", {0, 2, 4, 6, 8, 10}, 6},
+static const struct {
+    const char *name, *steps; // in semitones from key to key, but for the one back to the tonic
+} scales[] = {
+    {"major", "221222"},     {"minor", "212212"},    {"harmonic-minor", "212213"}, {"melodic-minor", "212222"},
+    {"dorian", "212221"},    {"phrygian", "122212"}, {"lydian", "222122"},         {"mixolydian", "221221"},
+    {"locrian", "122122"},   {"pentatonic", "2232"}, {"minor-pentatonic", "3223"}, {"blues", "32113"},
+    {"whole-tone", "22222"},
 };
 enum { N_SCALES = sizeof scales / sizeof *scales };
 
@@ -63,9 +56,11 @@ static inline int read_scale(const char *text) {
     tonic = (tonic % 12 + 12) % 12;
     for (int i = 0; i < N_SCALES; i++) {
         if (strcmp(text + 1, scales[i].name)) continue;
-        for (int k = 0; k < scales[i].n; k++) classes |= 1 << (tonic + scales[i].steps[k]) % 12;
+        classes = 1 << tonic;
+        for (const char *step = scales[i].steps; *step; step++) {
+            tonic += *step - '0';
+            classes |= 1 << tonic % 12;
+        }
     }
     return classes;
 }
-
-#endif

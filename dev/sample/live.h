@@ -5,8 +5,7 @@
 //        7.750  end                            of the last note; not where the song was interrupted
 //
 // C11, gcc and clang.
-#ifndef LIVE_H
-#define LIVE_H
+#pragma once
 
 #include "base/program.h"
 
@@ -69,5 +68,3 @@ static inline void live_end(Live *live) {
     fprintf(live->out, "%9.3f  end\n", time);
     live_flush(live);
 }
-
-#endif

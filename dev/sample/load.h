@@ -7,11 +7,9 @@
 //
 // It promises that a tensor that is missing, of another shape or type, or that holds a number that is not finite ends
 // in one sentence that names the file and the tensor. C11, gcc and clang.
-#ifndef LOAD_H
-#define LOAD_H
+#pragma once
 
 #include "base/params.h" // first: it chooses the system's interfaces
-#include "base/safetensors.h"
 
 #include "sample/weights.h"
 
@@ -105,8 +103,9 @@ static inline int row_in_memory(Arrangement arrangement, int row, int rows) {
 static inline float *load_numbers(Loader *from, const StTensor *tensor) {
     if (!tensor || !from->arena.base) return NULL;
     float *copy = malloc((size_t)tensor->count * sizeof *copy);
-    from->ok = copy ? st_to_float(tensor, copy) : load_no_memory(from);
+    from->ok = copy || load_no_memory(from);
     for (int64_t i = 0; from->ok && i < tensor->count; i++) {
+        copy[i] = (float)st_get(tensor, i);
         if (isfinite(copy[i])) continue;
         from->ok = fail(from->error, "%s: tensor '%s' has a number that is not finite", from->path, tensor->name);
     }
@@ -176,5 +175,3 @@ static inline Norm load_norm(Loader *from, int n, const char *format, int layer)
     float *weight = load_floats(from, PANELS, n, 0, format, layer, ".weight");
     return (Norm){weight, load_floats(from, PANELS, n, 0, format, layer, ".bias")};
 }
-
-#endif

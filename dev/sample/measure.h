@@ -1,11 +1,9 @@
 // How good and how fast a model is, as the sampler runs it: how surprising it finds a token, its loss on a dataset
 // (--eval), in windows or over whole pieces, and its speed beside that of reading memory (--bench). C11, gcc and clang.
-#ifndef SAMPLE_MEASURE_H
-#define SAMPLE_MEASURE_H
+#pragma once
 
 #include "sample/decoder.h" // first: it chooses the system's interfaces
 
-#include "base/data.h"
 #include "base/program.h"
 #include "sample/memory.h"
 
@@ -43,20 +41,54 @@ static inline bool not_finite(const Model *model, char *error) {
 
 enum { WINDOW = 256 }; // tokens, as the models are trained
 
-// The sum of the model's surprises at the tokens of each of n windows, in one batch.
-static inline bool window_losses(Batch *batch, const Dataset *data, const int64_t *starts, int n, double *losses) {
-    int slots[MAX_SLOTS], tokens[MAX_SLOTS];
-    for (int i = 0; i < n; i++) {
-        slots[i] = i;
-        losses[i] = 0;
-        batch_begin(batch, i);
+// Measures item i of a job in a batch that is its thread's own. False: numbers that are not finite.
+typedef bool MeasureItem(void *job, Batch *batch, int64_t i);
+
+// Measures n items, on at most so many threads, in batches of so many slots.
+static inline bool measure_items(const Model *model, int n_slots, int context, MeasureItem *item, void *job, int64_t n,
+                                 int threads, char *error) {
+    bool good = true;
+    if (threads > n) threads = (int)n;
+#pragma omp parallel num_threads(threads)
+    {
+        Batch batch = {0};
+        char problem[ERROR_SIZE];
+        bool ok = batch_new(&batch, model, n_slots, context, problem);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < n; i++) ok = ok && (item(job, &batch, i) || not_finite(model, problem));
+#pragma omp critical(measure)
+        {
+            if (!ok && good) memcpy(error, problem, ERROR_SIZE);
+            good = good && ok;
+        }
+        batch_free(&batch);
+    }
+    return good;
+}
+
+typedef struct { // every stride-th window of a dataset
+    Dataset data;
+    int64_t stride, n;
+    double *losses; // [n] sums of the model's surprises at the tokens of each
+} WindowLosses;
+
+static inline bool window_losses(void *job, Batch *batch, int64_t i) { // of a batch of windows
+    const WindowLosses *w = job;
+    const int64_t first = i * MAX_SLOTS;
+    const int n = (int)(w->n - first < MAX_SLOTS ? w->n - first : MAX_SLOTS);
+    int64_t starts[MAX_SLOTS];
+    int slots[MAX_SLOTS], tokens[MAX_SLOTS] = {0};
+    for (int k = 0; k < n; k++) {
+        starts[k] = dataset_window(&w->data, (first + k) * w->stride);
+        slots[k] = k;
+        batch_begin(batch, k);
     }
     for (int t = 0; t < WINDOW; t++) {
-        for (int i = 0; i < n; i++) tokens[i] = data->tokens[starts[i] + t];
+        for (int k = 0; k < n; k++) tokens[k] = w->data.tokens[starts[k] + t];
         batch_step(batch, slots, n, tokens);
-        for (int i = 0; i < n; i++) {
-            if (!logits_finite(row(batch->logits, i))) return false;
-            losses[i] += surprise(row(batch->logits, i), data->tokens[starts[i] + t + 1]);
+        for (int k = 0; k < n; k++) {
+            if (!logits_finite(row(batch->logits, k))) return false;
+            w->losses[first + k] += surprise(row(batch->logits, k), w->data.tokens[starts[k] + t + 1]);
         }
     }
     return true;
@@ -65,45 +97,22 @@ static inline bool window_losses(Batch *batch, const Dataset *data, const int64_
 // What the trainers' --eval does, on every stride-th window of a dataset, by the arithmetic that makes songs, on at
 // most so many threads. Prints a line.
 static inline bool measure_loss(const Model *model, const char *dataset, int64_t stride, int threads, char *error) {
-    Dataset data;
-    if (!dataset_open(&data, dataset, WINDOW, error)) return false;
-    const int64_t n = divide_up(data.n_windows, stride), batches = divide_up(n, MAX_SLOTS);
-    double *losses = calloc((size_t)n + 1, sizeof *losses), sum = 0;
-    bool good = losses || fail(error, "%s: no memory for its windows", dataset);
-    if (!n) good = fail(error, "%s: no piece in it is longer than %d tokens", dataset, WINDOW);
-    if (threads > batches) threads = (int)batches;
-    if (!good) {
-        free(losses);
-        dataset_close(&data);
-        return false;
-    }
-#pragma omp parallel num_threads(threads)
-    {
-        Batch batch;
-        char problem[ERROR_SIZE];
-        bool ok = batch_new(&batch, model, MAX_SLOTS, WINDOW, problem);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t b = 0; b < batches; b++) {
-            int64_t starts[MAX_SLOTS], first = b * MAX_SLOTS;
-            const int in_batch = (int)(n - first < MAX_SLOTS ? n - first : MAX_SLOTS);
-            for (int i = 0; i < in_batch; i++) starts[i] = dataset_window(&data, (first + i) * stride);
-            if (ok) ok = window_losses(&batch, &data, starts, in_batch, losses + first) || not_finite(model, problem);
-        }
-#pragma omp critical(measure)
-        {
-            if (!ok && good) memcpy(error, problem, ERROR_SIZE);
-            good = good && ok;
-        }
-        if (batch.memory) batch_free(&batch);
-    }
-    for (int64_t i = 0; good && i < n; i++) sum += losses[i];
+    WindowLosses w = {.stride = stride};
+    double sum = 0;
+    if (!dataset_open(&w.data, dataset, WINDOW, error)) return false;
+    w.n = divide_up(w.data.n_windows, stride);
+    w.losses = must_have(calloc((size_t)w.n + 1, sizeof *w.losses));
+    bool good = w.n || fail(error, "%s: no piece in it is longer than %d tokens", dataset, WINDOW);
+    good =
+        good && measure_items(model, MAX_SLOTS, WINDOW, window_losses, &w, divide_up(w.n, MAX_SLOTS), threads, error);
+    for (int64_t i = 0; i < w.n; i++) sum += w.losses[i];
     if (good) {
         print_line(stdout, "eval loss=%.6f windows=%lld tokens=%lld stride=%lld weights=%s model=%s",
-                   sum / (double)(n * WINDOW), (long long)n, (long long)n * WINDOW, (long long)stride,
+                   sum / (double)(w.n * WINDOW), (long long)w.n, (long long)w.n * WINDOW, (long long)stride,
                    precision_names[model->precision], model->path);
     }
-    free(losses);
-    dataset_close(&data);
+    free(w.losses);
+    dataset_close(&w.data);
     return good;
 }
 
@@ -114,12 +123,21 @@ typedef struct { // of a piece or of all, by kind of token
     double alone[4], together[4]; // the network's surprises, and those of network and memory
 } StreamLoss;
 
-// A piece is fed as a song is made, behind a bar line. False: numbers that are not finite.
-static inline bool stream_piece(Batch *batch, const uint8_t *tokens, int64_t n, double strength, StreamLoss *loss) {
+typedef struct {
+    Dataset data;
+    double strength;    // of the memory
+    StreamLoss *pieces; // [data.n_pieces]
+} StreamLosses;
+
+static inline bool stream_losses(void *job, Batch *batch,
+                                 int64_t p) { // a piece is fed as a song is made, behind a bar line
+    const StreamLosses *s = job;
+    const uint8_t *tokens = s->data.tokens + s->data.pieces[p];
     const int slot = 0;
-    Memory memory = {.strength = strength};
+    StreamLoss *loss = &s->pieces[p];
+    Memory memory = {.strength = s->strength};
     batch_begin(batch, slot);
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < s->data.pieces[p + 1] - s->data.pieces[p]; i++) {
         const int previous = i ? tokens[i - 1] : 0, kind = token_kind(tokens[i]);
         batch_step(batch, &slot, 1, &previous);
         if (!logits_finite(row(batch->logits, slot))) return false;
@@ -158,37 +176,18 @@ static inline void stream_print(const StreamLoss *pieces, int64_t n_pieces, cons
 // The loss over the whole pieces of a dataset, on at most so many threads. Prints lines.
 static inline bool measure_stream(const Model *model, const char *dataset, int context, double strength, int threads,
                                   char *error) {
-    Dataset data;
+    StreamLosses s = {.strength = strength};
     char about[ERROR_SIZE], back[16] = "all"; // tokens that the model looks back on
-    if (!dataset_open(&data, dataset, WINDOW, error)) return false;
+    if (!dataset_open(&s.data, dataset, WINDOW, error)) return false;
     if (model->kind == GPT) snprintf(back, sizeof back, "%d", context);
-    StreamLoss *losses = calloc((size_t)data.n_pieces + 1, sizeof *losses);
-    bool good = losses || fail(error, "%s: no memory for its pieces", dataset);
-    if (good && !data.n_tokens) good = fail(error, "%s: there is no token in it", dataset);
-    (void)threads; // used with OpenMP only
-#pragma omp parallel num_threads(threads) if (good)
-    {
-        Batch batch = {0};
-        char problem[ERROR_SIZE];
-        bool ok = good && batch_new(&batch, model, 1, context, problem);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t p = 0; p < data.n_pieces; p++) {
-            const int64_t first = data.pieces[p], n = data.pieces[p + 1] - first;
-            if (!ok) continue;
-            ok = stream_piece(&batch, data.tokens + first, n, strength, &losses[p]) || not_finite(model, problem);
-        }
-#pragma omp critical(measure)
-        {
-            if (!ok && good) memcpy(error, problem, ERROR_SIZE);
-            good = good && ok;
-        }
-        batch_free(&batch);
-    }
+    s.pieces = must_have(calloc((size_t)s.data.n_pieces + 1, sizeof *s.pieces));
+    bool good = s.data.n_tokens || fail(error, "%s: there is no token in it", dataset);
+    good = good && measure_items(model, 1, context, stream_losses, &s, s.data.n_pieces, threads, error);
     snprintf(about, sizeof about, "memory=%g context=%s weights=%s model=%s", strength, back,
              precision_names[model->precision], model->path);
-    if (good) stream_print(losses, data.n_pieces, about);
-    free(losses);
-    dataset_close(&data);
+    if (good) stream_print(s.pieces, s.data.n_pieces, about);
+    free(s.pieces);
+    dataset_close(&s.data);
     return good;
 }
 
@@ -244,5 +243,3 @@ static inline bool measure_speed(const Model *m, int context, int n_songs, char 
            n_songs / step, (double)needed * 1e-9 / read, (double)needed * 1e-6, n_songs / read, read / step);
     return true;
 }
-
-#endif

@@ -16,8 +16,7 @@
 //
 // The constants are measured: dev/doc/BENCHMARKS.md. Promises. A match is exact, and needs no memory but the song's
 // own. Leaves out: other songs, and repetition in another key. C11, gcc and clang.
-#ifndef MEMORY_H
-#define MEMORY_H
+#pragma once
 
 #include <math.h>
 #include <stdint.h>
@@ -62,5 +61,3 @@ static inline double memory_chance(Memory *memory, const uint8_t *tokens, int64_
 static inline void memory_see(Memory *memory, int token) {
     memory->owed += memory->strength - (memory->same == MEMORY_SAME && memory->again == token);
 }
-
-#endif

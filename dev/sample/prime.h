@@ -2,10 +2,7 @@
 // is said of all that is dropped or changed. Tokens are those of midi.h, without the silence around the music.
 //
 // Leaves out: the pedal. C11, gcc and clang.
-#ifndef PRIME_H
-#define PRIME_H
-
-#include "base/text.h"
+#pragma once
 
 #include "sample/song.h"
 
@@ -139,12 +136,11 @@ static inline size_t marks_keep(Mark *list, size_t n, int64_t first, int64_t end
 
 // The tempos and time signatures that are in force in the prime, by ticks of the prime. Tempos that no --bpm could give
 // become the nearest, and are counted.
-static inline bool prime_find_marks(Prime *p, char *error) {
+static inline void prime_find_marks(Prime *p) {
     const midi_song *song = &p->song;
     const int64_t base = p->base * MIDI_STEP, end = p->end * MIDI_STEP;
-    Mark *tempos = p->marks.tempos = malloc((song->n_tempos + 1) * sizeof *tempos);
-    Mark *meters = p->marks.meters = malloc((song->n_meters + 1) * sizeof *meters);
-    if (!tempos || !meters) return fail(error, "--prime %s: no memory for its tempos", p->path);
+    Mark *tempos = p->marks.tempos = must_have(malloc((song->n_tempos + 1) * sizeof *tempos));
+    Mark *meters = p->marks.meters = must_have(malloc((song->n_meters + 1) * sizeof *meters));
     tempos[0] = (Mark){INT64_MIN, 0, 500000};
     for (size_t i = 0; i < song->n_tempos; i++) {
         const midi_tempo *tempo = &song->tempos[i];
@@ -163,7 +159,6 @@ static inline bool prime_find_marks(Prime *p, char *error) {
         p->bounded += nearest != us;
         tempos[i].value = nearest;
     }
-    return true;
 }
 
 // Says of how many notes something is true, if of any.
@@ -172,7 +167,7 @@ static inline void tell(TextBuffer *out, size_t count, const char *whose, size_t
 }
 
 // Says what of the file is in the tokens and what is not, and the tempo that songs begin with, the caller's or its own.
-static inline bool prime_tell(const Prime *p, double bpm, bool own_bpm, FILE *to, char *error) {
+static inline void prime_tell(const Prime *p, double bpm, bool own_bpm, FILE *to) {
     const midi_song *song = &p->song;
     const midi_report *r = &p->report;
     const size_t used = r->notes + r->vanished + r->out_of_range, tempos = p->marks.n_tempos;
@@ -201,9 +196,9 @@ static inline bool prime_tell(const Prime *p, double bpm, bool own_bpm, FILE *to
     if (song->unread_tracks) text_print(&out, "; %zu tracks that its header does not announce", song->unread_tracks);
     if (song->pedal_presses) text_print(&out, "; the sustain pedal is left out");
     if (r->assumed_meter) text_print(&out, "; no time signature, read as 4/4");
-    if (!out.failed) print_line(to, "prime %s: %.*s", p->path, (int)out.size, out.bytes);
+    must(!out.failed);
+    print_line(to, "prime %s: %.*s", p->path, (int)out.size, out.bytes);
     free(out.bytes);
-    return !out.failed || fail(error, "--prime %s: no memory to tell of it", p->path);
 }
 
 // The tokens without the silence around them, tempos and time signatures.
@@ -220,7 +215,7 @@ static inline bool prime_read(Prime *p, char *error) {
         return fail(error, "--prime %s: %s%s", p->path, problem.text, keep ? "; --keep-short keeps short notes" : "");
     }
     prime_cut(p);
-    return prime_find_notes(p, error) && prime_find_marks(p, error);
+    if (!prime_find_notes(p, error)) return false;
+    prime_find_marks(p);
+    return true;
 }
-
-#endif

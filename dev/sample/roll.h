@@ -3,10 +3,7 @@
 //
 // Promises: each note stands in the file once with data-note="key start end" (ticks), for programs; any text is shown
 // as text; time and size are linear in notes and bars. Leaves out: loudness.
-#ifndef ROLL_H
-#define ROLL_H
-
-#include "base/text.h"
+#pragma once
 
 #include "sample/song.h"
 
@@ -199,5 +196,3 @@ static inline bool roll_svg(TextBuffer *out, const Song *song, char *error) {
     text_print(out, "</svg>\n");
     return true;
 }
-
-#endif

@@ -3,8 +3,7 @@
 //
 // It promises that each note-on has its note-off before the next of its key. Leaves out: how tokens are chosen
 // (sample_music.c), and files (formats.h). C11, gcc and clang.
-#ifndef SONG_H
-#define SONG_H
+#pragma once
 
 #include "base/text.h"
 
@@ -12,8 +11,6 @@
 #include "sample/figures.h"
 #include "sample/keys.h"
 #include "sample/tempo.h"
-
-#include <math.h>
 
 enum { QUARTER = 4 * MIDI_STEP, LONGEST_BAR = 31 }; // ticks; steps: a longer bar has a token at each 31 of them
 
@@ -103,10 +100,9 @@ static inline const char *song_settings(const Song *song, char text[HOW_SIZE + 3
 
 // Marks the notes of the prime: as both lists are in one order, each is the next that is equal. With no_prime they are
 // taken out instead, and the song begins at the bar line before the first new token.
-static inline bool song_mark_prime(Song *song, bool no_prime, char *error) {
+static inline void song_mark_prime(Song *song, bool no_prime) {
     midi_song prime;
-    midi_error problem;
-    if (!midi_decode(song->tokens, song->n_prime, &prime, &problem)) return fail(error, "%s", problem.text);
+    must(midi_decode(song->tokens, song->n_prime, &prime, NULL));
     midi_song *all = &song->midi;
     const int64_t shift = song->begin = no_prime && prime.n_bars ? prime.bars[prime.n_bars - 1] : 0;
     size_t matched = 0, kept = 0;
@@ -127,7 +123,6 @@ static inline bool song_mark_prime(Song *song, bool no_prime, char *error) {
     for (size_t i = skipped; i < all->n_bars; i++) all->bars[i - skipped] = all->bars[i] - shift;
     all->n_bars -= skipped;
     midi_free(&prime);
-    return true;
 }
 
 // A piano has one string for a key: a note ends where its key is struck again, and of notes of one key that begin
@@ -174,12 +169,11 @@ static inline int meter_of(int64_t steps) {
 
 // Adds a time signature wherever it changes. Bars have that of the prime while they are as long as it says, or end
 // early where it changes; else one by their length. The last bar, if it was never closed, has the one before it.
-static inline bool song_add_meters(Song *song, const Marks *marks) {
+static inline void song_add_meters(Song *song, const Marks *marks) {
     midi_song *midi = &song->midi;
     const Mark *meter = marks->meters; // in force, with those behind it
     size_t left = marks->n_meters;
-    bool ok = true;
-    for (int i = 0, last = 0, value; ok && i < song->n_lines; i++, last = value) {
+    for (int i = 0, last = 0, value; i < song->n_lines; i++, last = value) {
         const bool closed = i + 1 < song->n_lines;
         const int64_t line = song->lines[i], next = closed ? song->lines[i + 1] : line, now = (next - line) / MIDI_STEP;
         for (; left > 1 && meter[1].tick - song->begin <= line; left--) meter++;
@@ -190,45 +184,40 @@ static inline bool song_add_meters(Song *song, const Marks *marks) {
             const bool begun = !closed && (i == 0 || meter->tick - song->begin == line);
             if (begun || cut || (closed && fabs(length - (double)now) < 1)) value = meter->value;
         }
-        if (value && value != last) ok = midi_add_meter(midi, line, value >> 8, value & 255, 0);
+        if (value && value != last) must(midi_add_meter(midi, line, value >> 8, value & 255, 0));
     }
-    return ok && (midi->n_meters || midi_add_meter(midi, 0, 4, 2, 0));
+    must(midi->n_meters || midi_add_meter(midi, 0, 4, 2, 0));
 }
 
 // Adds the tempos, the settings as text, and time signatures.
-static inline bool song_add_events(Song *song, const Marks *marks) {
+static inline void song_add_events(Song *song, const Marks *marks) {
     midi_song *midi = &song->midi;
     char settings[HOW_SIZE + 32];
-    bool ok = midi_add_text(midi, 0, 3, "Piano", 0) && midi_add_text(midi, 0, 1, song->model, 0) &&
-              midi_add_text(midi, 0, 1, song_settings(song, settings), 0);
-    for (size_t i = 0; ok && i < marks->n_tempos; i++) {
+    must(midi_add_text(midi, 0, 3, "Piano", 0) && midi_add_text(midi, 0, 1, song->model, 0) &&
+         midi_add_text(midi, 0, 1, song_settings(song, settings), 0));
+    for (size_t i = 0; i < marks->n_tempos; i++) {
         const Mark *mark = &marks->tempos[i];
-        ok = midi_add_tempo(midi, mark->tick, mark->value, 0) &&
-             tempo_add(&song->tempo, (double)mark->tick, 1e-6 * mark->value / QUARTER);
+        must(midi_add_tempo(midi, mark->tick, mark->value, 0));
+        tempo_add(&song->tempo, (double)mark->tick, 1e-6 * mark->value / QUARTER);
     }
-    return ok && song_add_meters(song, marks);
+    song_add_meters(song, marks);
 }
 
 // Makes of the tokens what is written, with or without the prime, at these tempos. The model and the settings must be
 // named by now.
-static inline bool song_finish(Song *song, bool no_prime, const Marks *marks, char *error) {
-    midi_error problem;
-    if (!midi_decode(song->tokens, song->n, &song->midi, &problem)) return fail(error, "%s", problem.text);
-    song->from_prime = calloc(song->midi.n_notes + 1, sizeof *song->from_prime);
-    song->lines = malloc((song->midi.n_bars + 1) * sizeof *song->lines);
-    bool ok = song->from_prime && song->lines;
+static inline void song_finish(Song *song, bool no_prime, const Marks *marks) {
+    must(midi_decode(song->tokens, song->n, &song->midi, NULL));
+    song->from_prime = must_have(calloc(song->midi.n_notes + 1, sizeof *song->from_prime));
+    song->lines = must_have(malloc((song->midi.n_bars + 1) * sizeof *song->lines));
     song->written = no_prime ? song->n_prime : 0;
-    if (ok && song->n_prime && !song_mark_prime(song, no_prime, error)) return false;
-    if (ok) {
-        song_part_notes(song);
-        song_find_lines(song);
-        for (size_t i = 0; i < song->midi.n_notes; i++) {
-            if (song->midi.notes[i].end > song->end) song->end = song->midi.notes[i].end;
-        }
-        if (song->lines[song->n_lines - 1] > song->end) song->end = song->lines[song->n_lines - 1];
-        ok = song_add_events(song, marks);
+    if (song->n_prime) song_mark_prime(song, no_prime);
+    song_part_notes(song);
+    song_find_lines(song);
+    for (size_t i = 0; i < song->midi.n_notes; i++) {
+        if (song->midi.notes[i].end > song->end) song->end = song->midi.notes[i].end;
     }
-    return ok || fail(error, "no memory for a song of %zu tokens", song->n);
+    if (song->lines[song->n_lines - 1] > song->end) song->end = song->lines[song->n_lines - 1];
+    song_add_events(song, marks);
 }
 
 // ---- what a song is like
@@ -275,14 +264,13 @@ static inline bool song_range(const Song *song, int *lowest, int *highest) {
 }
 
 // The notes of the longest passage that comes again, without overlapping and at most FARTHEST notes later, in what is
-// written, in any key and at any place of a bar (see figures.h). No memory: -1.
+// written, in any key and at any place of a bar (see figures.h).
 static inline int longest_repetition(const Song *song) {
     enum { FARTHEST = 10000 }; // some half an hour; a song of a million tokens takes seconds
     const midi_note *notes = song->midi.notes;
     const size_t n = song->midi.n_notes;
-    uint32_t *steps = calloc(n + 1, sizeof *steps);
+    uint32_t *steps = must_have(calloc(n + 1, sizeof *steps));
     size_t most = 0; // steps
-    if (!steps) return -1;
     for (size_t i = 1; i < n; i++) steps[i] = step_between(&notes[i - 1], &notes[i]);
     for (size_t back = 2; back < n && back <= FARTHEST; back++) {
         size_t run = 0;
@@ -301,11 +289,8 @@ static inline void song_report(const Song *song, TextBuffer *out) {
     char low[16], high[16];
     int lowest, highest;
     const int bars = song_bars(song), again = longest_repetition(song);
-    out->failed = out->failed || again < 0;
     text_print(out, "  %zu note%s  %d bar%s  %.1f s", n, plural(n), bars, plural((size_t)bars), song_seconds(song));
     if (song_range(song, &lowest, &highest)) text_print(out, "  %s-%s", key_name(lowest, low), key_name(highest, high));
     text_print(out, "  repeats %d note%s  nll %.3f  seed %llu", again, plural((size_t)again), song->nll,
                (unsigned long long)song->seed);
 }
-
-#endif

@@ -24,8 +24,7 @@
 // (RIFF). Times are rounded to ticks of 64 samples, 1.5 ms. One core makes piano music 200 to 450 times as fast as it
 // is played with AVX-512, a quarter of that with SSE (`build/test_synth bench`). C11, gcc and clang; with -std=c11
 // include it before the system's headers.
-#ifndef SYNTH_H
-#define SYNTH_H
+#pragma once
 
 #include "base/text.h"
 
@@ -578,5 +577,3 @@ static inline bool synth_wav(TextBuffer *out, const SynthNote *notes, size_t n, 
     free(s);
     return ok || fail(error, "there is no memory for %.6g seconds of sound, %zu bytes; write less", seconds, size);
 }
-
-#endif

@@ -1,10 +1,7 @@
 // Tempos one after the other: how many seconds music takes that is played at them. C11 and C++17.
-#ifndef TEMPO_H
-#define TEMPO_H
+#pragma once
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdlib.h>
+#include "base/files.h"
 
 typedef struct {
     double at, unit; // from this time on a unit of time, a tick, say, lasts so many seconds
@@ -16,14 +13,11 @@ typedef struct {
     size_t n;
 } TempoMap;
 
-static inline bool tempo_add(TempoMap *map, double at, double unit) { // later than all others; false: no memory
+static inline void tempo_add(TempoMap *map, double at, double unit) { // later than all others
     const TempoSpan *last = map->n ? &map->spans[map->n - 1] : NULL;
     const TempoSpan span = {at, unit, last ? last->before + (at - last->at) * last->unit : 0};
-    TempoSpan *spans = (TempoSpan *)realloc(map->spans, (map->n + 1) * sizeof *spans);
-    if (!spans) return false;
-    spans[map->n++] = span;
-    map->spans = spans;
-    return true;
+    map->spans = (TempoSpan *)must_have(realloc(map->spans, (map->n + 1) * sizeof span));
+    map->spans[map->n++] = span;
 }
 
 static inline const TempoSpan *tempo_at(const TempoMap *map, double time) {
@@ -40,5 +34,3 @@ static inline double tempo_seconds(const TempoMap *map, double from, double to) 
     if (a == b) return (to - from) * a->unit;
     return b->before + (to - b->at) * b->unit - (a->before + (from - a->at) * a->unit);
 }
-
-#endif

@@ -14,13 +14,11 @@
 // int8's sums are the same on every machine; that a number that is not finite in x shows in y. It leaves out rows of
 // more than 65,536 int8, whose sums could overflow, and a separate treatment of columns with outliers (section 3 of
 // that paper), which the models of this project do not have. C11, gcc and clang.
-#ifndef WEIGHTS_H
-#define WEIGHTS_H
+#pragma once
 
 #include "base/round.h"
 #include "cpu/vector.h"
 
-#include <string.h>
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(__ARM_FEATURE_DOTPROD)
@@ -307,5 +305,3 @@ static inline void product(const Weights *w, Rows y, Rows bias, Rows x, const in
     }
     product_of(w, y, bias, x, songs, n, packed);
 }
-
-#endif

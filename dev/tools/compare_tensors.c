@@ -144,16 +144,9 @@ typedef struct {
     int n;
 } Patterns;
 
-typedef struct { // of tensors, by what is before the first dot of their names
-    const char *name;
-    size_t length; // of that part
-    long double norm;
-} Family;
-
 typedef struct {
     StFile a, b;
-    Family *families; // of b's tensors, sorted
-    int n_families;
+    long double *norms, *of_family; // of b's tensors, see find_norms
     Patterns tolerances, required, relus;
     double relu_rtol; // by which gradients may differ because of them
     bool quiet;
@@ -207,27 +200,24 @@ static void find_relus(Comparison *c) {
     if (c->relus.n) printf("%lld of %lld ReLUs differ: %.2g more for grad.\n", differ, all, c->relu_rtol);
 }
 
-static int by_family(const void *left, const void *right) {
-    const Family *a = left, *b = right;
-    if (a->length != b->length) return a->length < b->length ? -1 : 1;
-    return strncmp(a->name, b->name, a->length);
+static bool same_family(const StTensor *a, const StTensor *b) {
+    const size_t length = strcspn(a->name, ".");
+    return strcspn(b->name, ".") == length && !strncmp(a->name, b->name, length);
 }
 
-// The families in b, each with the largest norm of its tensors.
-static void find_families(Comparison *c) {
-    c->families = must_have(malloc(((size_t)c->b.n_tensors + 1) * sizeof *c->families));
-    for (int i = 0; i < c->b.n_tensors; i++) {
-        const StTensor *tensor = &c->b.tensors[i];
-        const long double norm = norm_of(tensor);
-        c->families[i] = (Family){tensor->name, strcspn(tensor->name, "."), isfinite(norm) ? norm : 0};
+// The norms of b's tensors, and of each family, which lie side by side, the largest that is finite.
+static void find_norms(Comparison *c) {
+    const StTensor *b = c->b.tensors;
+    const int n = c->b.n_tensors;
+    c->norms = must_have(calloc(2 * (size_t)n + 1, sizeof *c->norms));
+    long double *of_family = c->of_family = c->norms + n;
+    for (int i = 0; i < n; i++) {
+        c->norms[i] = norm_of(&b[i]);
+        if (isfinite(c->norms[i])) of_family[i] = c->norms[i];
+        if (i && same_family(&b[i - 1], &b[i])) of_family[i] = fmaxl(of_family[i - 1], of_family[i]);
     }
-    qsort(c->families, (size_t)c->b.n_tensors, sizeof *c->families, by_family);
-    for (int i = 0; i < c->b.n_tensors; i++) {
-        const Family next = c->families[i];
-        Family *last = c->n_families ? &c->families[c->n_families - 1] : NULL;
-        const bool same = last && !by_family(last, &next);
-        if (same) last->norm = fmaxl(last->norm, next.norm);
-        if (!same) c->families[c->n_families++] = next;
+    for (int i = n - 1; i > 0; i--) {
+        if (same_family(&b[i - 1], &b[i])) of_family[i - 1] = of_family[i];
     }
 }
 
@@ -261,9 +251,8 @@ static void compare_tensor(Comparison *c, const StTensor *a, const StTensor *b) 
     const Pattern *tolerance = last_fitting(&c->tolerances, a->name);
     double rtol = !floats ? 0 : tolerance ? tolerance->rtol : 1e-5;
     if (!strncmp(a->name, "grad.", 5)) rtol += c->relu_rtol;
-    const Family key = {b->name, strcspn(b->name, "."), 0};
-    const Family *family = bsearch(&key, c->families, (size_t)c->n_families, sizeof key, by_family);
-    long double norm = fmaxl(norm_of(b), family->norm / 1000);
+    const int64_t at = b - c->b.tensors;
+    long double norm = fmaxl(c->norms[at], c->of_family[at] / 1000);
     double relative = max == 0 ? 0 : floats && isfinite(max) ? (double)(sqrtl(sum) / norm) : INFINITY;
     double used = relative == 0 ? 0 : relative / rtol;
     bool good = used <= 1 && !isinf(norm); // NaN is not
@@ -298,7 +287,7 @@ static bool in_file(const char *glob, const StFile *file) {
 
 static bool compare(Comparison *c, const char *path_a, const char *path_b, char *error) {
     if (!st_read(&c->a, path_a, error) || !st_read(&c->b, path_b, error)) return false;
-    find_families(c);
+    find_norms(c);
     find_relus(c);
     c->width = name_width(name_width(6, &c->a), &c->b);
     printf("%-*s  %-14s %9s %9s %9s  %s\n", c->width, "tensor", "shape", "max diff", "relative", "of rtol",
@@ -329,21 +318,20 @@ static bool compare(Comparison *c, const char *path_a, const char *path_b, char 
 
 // ---- the program
 
-static void print_help(const Flags *flags) {
-    printf("compare_tensors - what safetensors files hold, and how far two of them are apart\n\n"
-           "  compare_tensors show FILE          metadata; of each tensor type, shape, min, max, mean, rms\n"
-           "  compare_tensors compare A B        of each tensor that both have: the largest difference, the relative\n"
-           "                                     one ||a - b|| / ||b||, the part of the tolerance that it takes, and\n"
-           "                                     where the largest is; tensors that only one file has are listed.\n"
-           "                                     With --relu, of whose N outputs k are positive in one file\n"
-           "                                     only, grad. may differ by sqrt(2k / N) (1 + 3 / sqrt(k)) more\n\n");
-    flags_print(flags);
-    printf("\nPATTERN is the beginning of a name, * in it fits anything: --rtol 1e-5 --rtol 'act.layers.*.attn=1e-4'\n"
-           "--require grad. --require loss. Of several tolerances the last that fits counts. Whole numbers must be\n"
-           "equal; NaN and infinity never agree. The last line is for scripts:\n"
-           "    compare tensors=363 failed=0 only_one=0 missing=0 used=0.412 worst=grad.layers.0.attn.rel\n"
-           "Exit status: 0 all is within tolerance, 1 it is not or a file cannot be read, 2 wrong usage.\n");
-}
+static const char before_flags[] =
+    "compare_tensors - what safetensors files hold, and how far two of them are apart\n\n"
+    "  compare_tensors show FILE          metadata; of each tensor type, shape, min, max, mean, rms\n"
+    "  compare_tensors compare A B        of each tensor that both have: the largest difference, the relative\n"
+    "                                     one ||a - b|| / ||b||, the part of the tolerance that it takes, and\n"
+    "                                     where the largest is; tensors that only one file has are listed.\n"
+    "                                     With --relu, of whose N outputs k are positive in one file\n"
+    "                                     only, grad. may differ by sqrt(2k / N) (1 + 3 / sqrt(k)) more\n\n";
+static const char behind_flags[] =
+    "\nPATTERN is the beginning of a name, * in it fits anything: --rtol 1e-5 --rtol 'act.layers.*.attn=1e-4'\n"
+    "--require grad. --require loss. Of several tolerances the last that fits counts. Whole numbers must be\n"
+    "equal; NaN and infinity never agree. The last line is for scripts:\n"
+    "    compare tensors=363 failed=0 only_one=0 missing=0 used=0.412 worst=grad.layers.0.attn.rel\n"
+    "Exit status: 0 all is within tolerance, 1 it is not or a file cannot be read, 2 wrong usage.\n";
 
 int main(int argc, char **argv) {
     Flags flags = {0};
@@ -358,9 +346,7 @@ int main(int argc, char **argv) {
     flag_switch(&flags, "quiet", &c.quiet, "print only what fails, and the last line");
     bool good = flags_parse(&flags, argc, argv, error) && patterns_read(&c.tolerances, &tolerances, true, error) &&
                 patterns_read(&c.required, &required, false, error) && patterns_read(&c.relus, &relus, false, error);
-    if (good && (flags.help || flags.version)) {
-        if (flags.help) print_help(&flags);
-        if (flags.version) printf("compare_tensors %s\n", MUSIC_VERSION);
+    if (good && flags_answer(&flags, "compare_tensors", before_flags, behind_flags)) {
         return program_end("compare_tensors", 0, error);
     }
     bool shows = words.n == 2 && !strcmp(words.list[0], "show");
@@ -374,6 +360,6 @@ int main(int argc, char **argv) {
     int status = shows ? !show(words.list[1], error) : !compare(&c, words.list[1], words.list[2], error);
     st_free(&c.a);
     st_free(&c.b);
-    free(c.families);
+    free(c.norms);
     return program_end("compare_tensors", status, error);
 }

@@ -157,7 +157,7 @@ static void measure_keys(const midi_song *song, double *values) {
 static void measure_figures(const uint8_t *tokens, size_t n, const Figures *training, double *values) {
     Figures own = {0};
     double heard = 0, copied = 0;
-    if (!figures_make(&own, tokens, (int64_t[]){0, (int64_t)n}, 1)) must_have(NULL);
+    figures_make(&own, tokens, (int64_t[]){0, (int64_t)n}, 1);
     for (size_t i = 0; i < own.n; i++) {
         const uint32_t *where;
         heard += i && common_steps(own.sorted[i - 1], own.sorted[i]) >= FIGURE;
@@ -172,7 +172,7 @@ static void measure_figures(const uint8_t *tokens, size_t n, const Figures *trai
 static void measure(const uint8_t *tokens, size_t n, const Figures *training, double values[N_STATISTICS]) {
     midi_song song;
     size_t n_bars;
-    if (!midi_decode(tokens, n, &song, NULL)) must_have(NULL);
+    must(midi_decode(tokens, n, &song, NULL));
     Bar *bars = bars_of(&song, &n_bars);
     values[H1] = entropy(bars, n_bars, 1);
     values[H4] = entropy(bars, n_bars, 4);
@@ -251,9 +251,7 @@ static bool read_music(Music *music, const char *path, char *error) {
     if (n < 0) return (fnmatch("*.mid", path, FNM_CASEFOLD) ? read_dataset : read_mid)(music, path, error);
     bool ok = n || fail(error, "%s: this folder has no .mid files", path);
     for (int i = 0; i < n; i++) {
-        char *file = path_join(path, list[i]->d_name);
-        ok = ok && read_mid(music, file, error);
-        free(file);
+        ok = ok && read_mid(music, path_join(path, list[i]->d_name).text, error);
         free(list[i]);
     }
     free(list);
@@ -335,13 +333,9 @@ static void print_table(Music *music, int n) {
 
 // ---- the program
 
-static void print_help(const Flags *flags) {
-    printf("music_stats - statistics of music side by side: of the excerpts of each WHAT the mean and the spread\n"
-           "(standard deviation), and the area, 0 to 1, that its distribution has in common with the first one's\n\n");
-    flags_print(flags);
-    printf("\n");
-    for (int k = 0; k < N_STATISTICS; k++) printf("  %-8s %s\n", statistics[k].name, statistics[k].meaning);
-}
+static const char before_flags[] =
+    "music_stats - statistics of music side by side: of the excerpts of each WHAT the mean and the spread\n"
+    "(standard deviation), and the area, 0 to 1, that its distribution has in common with the first one's\n\n";
 
 static bool run(const Texts *words, int64_t length, const char *train, char *error) {
     Figures training = {0};
@@ -363,7 +357,7 @@ static bool run(const Texts *words, int64_t length, const char *train, char *err
     return ok;
 }
 
-static int stats_main(int argc, char **argv) {
+int main(int argc, char **argv) {
     Flags flags = {0};
     Texts words;
     const char *train;
@@ -374,10 +368,10 @@ static int stats_main(int argc, char **argv) {
     flag_text(&flags, "train", "WHERE", &train, NULL, "the training set or its folder, to see what is copied");
     flag_whole(&flags, "length", &length, 1024, 8, 16384, "tokens of an excerpt");
     int status = flags_parse(&flags, argc, argv, error) ? 0 : 2;
-    if (!status && flags.help) {
-        print_help(&flags);
-    } else if (!status && flags.version) {
-        printf("music_stats %s\n", MUSIC_VERSION);
+    if (!status && flags_answer(&flags, "music_stats", before_flags, "\n")) {
+        for (int k = 0; flags.help && k < N_STATISTICS; k++) {
+            printf("  %-8s %s\n", statistics[k].name, statistics[k].meaning);
+        }
     } else if (!status && !words.n) {
         status = 2;
         fail(error, "give datasets, folders of .mid files or .mid files; --help says more");
@@ -386,7 +380,3 @@ static int stats_main(int argc, char **argv) {
     }
     return program_end("music_stats", status, error);
 }
-
-#ifndef TESTING
-int main(int argc, char **argv) { return stats_main(argc, argv); }
-#endif

@@ -290,6 +290,130 @@ IFS=$line # between rows
 run "$statistics" --train "$data/train.safetensors" $rows >"$out/statistics.md.tmp" &&
     mv "$out/statistics.md.tmp" "$out/statistics.md" || exit 1
 unset IFS
-run "$paper" --data "$data" --out "$out" --recipes "$recipes" || exit 1
+run "$paper" --data "$data" --out "$out" --recipes "$recipes" >"$out/primes.tmp" || exit 1
+
+# ---- the tables
+
+# FOLDER NAME LOSS EPOCHS, the last two as published: prints a row of each table behind the table's name, from log.csv
+# and from eval.txt, which is what the trainer printed for --eval.
+row() {
+    awk -F , -v folder="$1" -v name="$2" -v published="$3" -v epochs_published="$4" '
+        function thousands(n, text) {
+            for (; n >= 1000; n = int(n / 1000)) text = sprintf(",%03d%s", n % 1000, text)
+            return n text
+        }
+        function duration(s) {
+            s = int(s + 0.5)
+            if (s < 3600) return sprintf("%d:%02d", s / 60, s % 60)
+            return sprintf("%d:%02d:%02d", s / 3600, s / 60 % 60, s % 60)
+        }
+        NR == FNR {
+            if (FNR == 1) next
+            if (!epochs++ || $4 < best) { best = $4 + 0; text = $4; best_epoch = $1 }
+            seconds += $7
+            if ($7 == "") over = "over "
+            next
+        }
+        / parameters: / {
+            parameters = $0
+            sub(/^[a-z]*, /, "", parameters)
+            sub(/ .*/, "", parameters)
+        }
+        /^(bar|offset|pitch|duration) +loss / {
+            split($0, word, / +/)
+            kinds = kinds sprintf(",%s,%s", word[3], word[5])
+            columns = columns sprintf(" %*.4f |", ++n == 4 ? 8 : 6, word[3])
+            tokens[n] = word[5]
+            all += word[5]
+        }
+        /^eval loss=[0-9.]+ windows=[0-9]+ tokens=[0-9]+ stride=1$/ {
+            split($0, word, /[ =]/)
+            loss = word[3]; windows = word[5]; window = word[7] / windows
+        }
+        END {
+            if (loss == "" || n != 4) exit 1
+            count = parameters
+            gsub(/,/, "", count)
+            printf "csv %s,%s,%s,%s,%s,%d,%.1f,%s,%d,%s,%d%s\n", folder, count, loss, text, best_epoch, epochs, seconds,
+                published, epochs_published, windows, window, kinds
+            printf "loss | %-18s | %10s | %13s | %9.4f | %11.4f | %10s | %13s | %s after %d epochs |\n", name,
+                parameters, thousands(windows) " x " window, loss, best, best_epoch " of " epochs,
+                over duration(seconds), published, epochs_published
+            printf "kind | %-18s |%s %6.4f |\n", name, columns, loss
+            printf "samples \nsamples ### %s\nsamples \n", name
+            for (i = 1; i <= 4; i++) {
+                figure = i <= 2 ? "sample" : "continued"
+                printf "samples ![%s %d](%s-%s-%d.svg)\n", figure, (i - 1) % 2 + 1, folder, figure, (i - 1) % 2 + 1
+            }
+            printf "share | share of tokens    |"
+            for (i = 1; i <= 4; i++) printf " %*.1f%% |", i == 4 ? 7 : 5, 100 * tokens[i] / all
+            printf "   100%% |\n"
+        }' "$out/$1/log.csv" "$out/$1/eval.txt" ||
+        refuse "$out/$1/eval.txt: is not what a trainer prints for --eval --eval-stride 1"
+}
+rows() { # TABLE
+    sed -n "s/^$1 //p" "$out/rows.tmp"
+}
+for recipe in published tuned; do
+    case " $recipes " in *" $recipe "*) ;; *) continue ;; esac
+    suffix='' of=''
+    [ $recipe = published ] || suffix=-$recipe of=", $recipe"
+    row "gpt$suffix" "Transformer$of" 1.237 6
+    row "lstm$suffix" "LSTM$of" 1.425 9
+done >"$out/rows.tmp" || exit 1
+{
+    echo "model,parameters,test_loss,seen_test_loss,best_epoch,epochs,seconds,published_loss,published_epochs,windows,\
+window,bar_loss,bar_tokens,offset_loss,offset_tokens,pitch_loss,pitch_tokens,duration_loss,duration_tokens"
+    rows csv
+} >"$out/table.csv.tmp" && mv "$out/table.csv.tmp" "$out/table.csv" || exit 1
+{
+    cat <<END
+# Two models of piano music
+
+The loss is the mean negative log-likelihood per token (nats): lower is better. The test loss is that of
+the run's best model over every window of the test pieces; in training only some of them were looked at
+after each epoch, and the best was chosen by these.
+
+| model              | parameters |  test windows | test loss | in training | best epoch | training time |\
+  published test loss |
+|--------------------|-----------:|--------------:|----------:|------------:|-----------:|--------------:|\
+---------------------:|
+$(rows loss)
+
+The published models were trained on 214 pieces and tested on 24 others, each on a random 35 % of their
+windows of 256. Only losses on the same pieces can be compared.
+
+![Loss by epoch](losses.svg)
+
+## Test loss by kind of token
+
+| model              |    bar | offset |  pitch | duration |    all |
+|--------------------|-------:|-------:|-------:|---------:|-------:|
+$(rows kind)
+$(rows share | head -n 1)
+
+## Samples
+
+By each model, at temperature 1, two pieces of 1,024 tokens, and two continuations of 768 tokens
+after the first 256 (grey) of two test pieces. Each picture is also a .mid file of that name.
+$(cat "$out/primes.tmp")
+$(rows samples)
+
+## Statistics
+
+Of excerpts of 1,024 tokens: of the pieces, and of songs that each model has written at temperature 1, free
+or going on from 256 tokens of the test pieces (which do not count). \`music_stats --help\` tells what each
+column is. Songs are like music where they overlap with the test pieces as much as training pieces do.
+
+$(cat "$out/statistics.md")
+
+## Settings
+
+The published recipe is the trainers' own; flags beside it make another experiment.
+
+END
+    sed 's/^/    /' "$out/settings.txt"
+} >"$out/paper.md.tmp" && mv "$out/paper.md.tmp" "$out/paper.md" || exit 1
+rm -f "$out/primes.tmp" "$out/rows.tmp"
 sed -n '/^|/p; /^## /q' "$out/paper.md"
 echo "paper: $out/paper.md has the tables, and the figures lie beside it"

@@ -16,9 +16,8 @@ UNTRACED static void promise_call(const Call *call) {
     for (int i = 0; i < call->outputs.n; i++) {
         const char *path = call->outputs.list[i];
         PROMISE(format_of(path), "%s has no format", path);
-        char *name = output_name(path, 1, s->songs);
-        PROMISE(name && format_of(name) == format_of(path), "%s becomes %s", path, name);
-        free(name);
+        const Path name = output_name(path, 1, s->songs); // cut where no system takes it
+        PROMISE(strlen(path) > PATH_MAX || format_of(name.text) == format_of(path), "%s becomes %s", path, name.text);
     }
     const int lowest = s->lowest ? read_key(s->lowest) : MIDI_LOWEST_KEY;
     char text[16];

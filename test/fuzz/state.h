@@ -59,10 +59,12 @@ UNTRACED static void pretend_data(void) {
 UNTRACED static bool take(const char *path, bool resume, bool given) {
     ModelConfig *config = &run.config;
     char *argv[] = {(char *)"trainer", (char *)"--lr=0.001", (char *)"--layers=1"};
+    const Path last_path = path_join("", path);
     run = fresh;
     if (given && !flags_parse(&run.flags, 3, argv, run.error)) return false;
     run.o.resume = resume;
-    run.o.init = run.last_path = (char *)path;
+    run.last_path = last_path;
+    run.o.init = run.last_path.text;
     if (!weights_open(&run)) return false;
     for (int i = 0; i < spec.n_sizes; i++) config->sizes[i] = (int)run.o.sizes[i];
     config->B = (int)run.o.batch;
@@ -83,19 +85,16 @@ UNTRACED static void leave(void) {
         states[i] = NULL;
     }
     free(run.rows);
-    free(run.saved_data);
     layout_free(&run.layout);
     st_free(&run.weights);
 }
 
 // The bytes of the run's state as it is saved.
 UNTRACED static void *saved(size_t *size) {
-    static char path[256];
     void *bytes;
-    snprintf(path, sizeof path, "%s", scratch_path("last.safetensors"));
-    run.last_path = path;
+    run.last_path = path_join("", scratch_path("last.safetensors"));
     PROMISE(last_save(&run, false), "%s", run.error);
-    PROMISE(read_file(run.last_path, &bytes, size, run.error), "%s", run.error);
+    PROMISE(read_file(run.last_path.text, &bytes, size, run.error), "%s", run.error);
     return bytes;
 }
 
@@ -105,11 +104,9 @@ UNTRACED static void promise_curve(void) { // of its log, as loss.svg
     run.svg_path = path_join("", scratch_path("loss.svg"));
     run.log_path = path_join("", scratch_path("log.csv"));
     PROMISE(reports_write(&run, run.n_rows), "%s", run.error);
-    PROMISE(!run.n_rows || read_file(run.svg_path, &svg, &size, run.error), "%s", run.error);
+    PROMISE(!run.n_rows || read_file(run.svg_path.text, &svg, &size, run.error), "%s", run.error);
     if (run.n_rows) promise_xml(svg, size, "");
     if (run.n_rows) free(svg);
-    free(run.svg_path);
-    free(run.log_path);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
@@ -135,7 +132,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size) {
         const TrainRun was = run;
         promise_curve();
         leave();
-        PROMISE(take(run.last_path, true, given), "a state that was saved is not taken: %s", run.error);
+        PROMISE(take(run.last_path.text, true, given), "a state that was saved is not taken: %s", run.error);
         PROMISE(run.step == was.step && run.n_rows == was.n_rows && run.loss_sum == was.loss_sum &&
                     run.eval_done == was.eval_done,
                 "another run");
