@@ -157,8 +157,8 @@ static bool add_song(TextBuffer *out, const Window *w, const Model *models, int 
     snprintf(settings, sizeof settings, "%s, as %s%s%s see%s them", song.how, models[0].name,
              n_models > 1 ? " and " : "", n_models > 1 ? models[1].name : "", n_models > 1 ? "" : "s");
     player_open(out);
-    const bool ok = song_finish(&song, false, &(Marks){.tempos = &tempo, .n_tempos = 1}, error) &&
-                    page_song(out, &song, name, settings, true, error);
+    song_finish(&song, false, &(Marks){.tempos = &tempo, .n_tempos = 1});
+    const bool ok = page_song(out, &song, name, settings, true, error);
     player_close(out);
     out->size -= out->failed ? 0 : strlen(end);
     song.tokens = NULL; // the window's
