@@ -281,11 +281,17 @@ static inline const Operand *weight(const DeviceModel *m, const float *parameter
 
 // ---- memory, and the device
 
-// Points *piece to `count` elements of the arena.
+// Points *piece to `count` elements of the arena. In the emulator with AddressSanitizer, nobody may touch what lies
+// between the pieces.
 template <typename Element>
 static inline void device_take(DeviceArena *arena, Element **piece, double count) {
+    const double end = arena->used + count * sizeof(Element);
     *piece = arena->base ? (Element *)(arena->base + (size_t)arena->used) : nullptr;
-    arena->used += ceil(count * sizeof(Element) / 256) * 256;
+    arena->used = ceil(end / 256) * 256;
+#ifdef EMU_ASAN
+    arena->used += 256;
+    if (arena->base) ASAN_POISON_MEMORY_REGION(arena->base + (size_t)end, (size_t)(arena->used - end));
+#endif
 }
 
 // Lays the model out in memory from base on, or only counts if base is null. Returns the bytes.
