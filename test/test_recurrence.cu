@@ -1,5 +1,6 @@
 // The recurrence of train_lstm_music.cu, forward and backward, plain and fast, against plain C in double.
-//   test_recurrence quick|some|large|all     large wants CUDA_EMU_MULTIPROCESSORS=8
+//   test_recurrence quick|some|large|all     large wants CUDA_EMU_MULTIPROCESSORS=64
+//   test_recurrence past                     a planted mistake: a store one number past a piece of the model's memory
 // With bf16 the plain C rounds where the kernels do (weights, h, x, dgates), so that what is left is the error of sums
 // in fp32, and now and then an operand that this makes round to the other side.
 #define TESTING
@@ -52,7 +53,7 @@ struct Array { // of the host and of the device
     size_t bytes() const { return host.size() * sizeof(Number); }
     void up() { cuda_check(cudaMemcpy(device, host.data(), bytes(), cudaMemcpyHostToDevice)); }
     void down() { cuda_check(cudaMemcpy((void *)host.data(), device, bytes(), cudaMemcpyDeviceToHost)); }
-    void poison() { cuda_check(cudaMemset(device, 0xff, bytes())); }
+    void poison() { cuda_check(cudaMemset(device, 0x7f, bytes())); } // large numbers, and not ABSENT
 };
 
 // ||a - b|| / ||b|| within the tolerance
@@ -330,8 +331,23 @@ static void all(const char *which) {
     run<Operand>(9, 7, 128, 2, 0.5);
 }
 
+static __global__ void past_kernel(float *x, int n) {
+    x[n] = 1; // here: past
+}
+static int past(void) {
+    DeviceArena arena = {};
+    float *x, *y;
+    cuda_check(cudaMalloc(&arena.base, 4096));
+    device_take(&arena, &x, 63);
+    device_take(&arena, &y, 64);
+    past_kernel<<<1, 1>>>(x, 62);
+    past_kernel<<<1, 1>>>(x, 63);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     const char *which = argc > 1 ? argv[1] : "all";
+    if (!strcmp(which, "past")) return past();
     all<float>(which);
     all<__nv_bfloat16>(which);
     printf("bytes %016llx\nlargest part of a tolerance %.2f\n", (unsigned long long)hash, worst);
