@@ -439,27 +439,26 @@ static __device__ void look_again(int *looks) {
 
 // Waits for the B of N products and fetches the lane's share: found[i][j] is 8 k of the lane's window, of chunk j of
 // the warp, j < chunks. rows[i] points to those of chunk 0; it is nullptr where there is no such window or time step,
-// and found is zeros then. In a round's first tile the blocks are early, and a warp looks for one piece alone until it
-// is there: looking for all again and again would delay the stores.
+// and found is zeros then. What others look for delays their stores. So a lane reads again only what was absent, and in
+// a round's first tile, where the blocks are early, a warp looks for one piece alone until it is there.
 template <int N, int CHUNKS>
 static __device__ void fetch(uint4 (&found)[N][CHUNKS], const __nv_bfloat16 *const (&rows)[N], int chunks, bool early) {
+    const uint4 nothing = make_uint4(0, 0, 0, 0);
+    auto piece = [&](int i, int j) { return (const void *)((uintptr_t)rows[i] + PARTS * 64 * j); }; // if it is there
     bool missing = early && rows[0] && chunks > 0;
     int looks = 0;
     for (;;) {
-        missing = absent(exchange_load(rows[0], missing));
+        missing = absent(exchange_load(nothing, rows[0], missing));
         if (!__any_sync(~0u, missing)) break;
         look_again(&looks);
     }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+#pragma unroll
+        for (int j = 0; j < CHUNKS; j++) found[i][j] = exchange_load(nothing, piece(i, j), rows[i] && j < chunks);
+    }
     for (;;) {
         missing = false;
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-#pragma unroll
-            for (int j = 0; j < CHUNKS; j++) {
-                const uintptr_t from = (uintptr_t)rows[i] + PARTS * 64 * j; // of a row that may not be there
-                found[i][j] = exchange_load((const void *)from, rows[i] && j < chunks);
-            }
-        }
 #pragma unroll
         for (int i = 0; i < N; i++) {
 #pragma unroll
@@ -467,6 +466,13 @@ static __device__ void fetch(uint4 (&found)[N][CHUNKS], const __nv_bfloat16 *con
         }
         if (!__any_sync(~0u, missing)) break;
         look_again(&looks);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+#pragma unroll
+            for (int j = 0; j < CHUNKS; j++) {
+                found[i][j] = exchange_load(found[i][j], piece(i, j), absent(found[i][j]));
+            }
+        }
     }
 }
 
