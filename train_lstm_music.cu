@@ -646,7 +646,8 @@ static __global__ void __launch_bounds__(FAST_THREADS, 1)
         if (l > 0) load_columns<CHUNKS>(w[l], 4, args.layers[l].w_ih, H, u0, chunks, staged);
     }
 
-    const int cell_layer = warp / 2 % L, u = u0 + threadIdx.x % 64 / 8; // of the thread, where warp < 2 L
+    const int cell_layer = warp / 2 % L, u = u0 + threadIdx.x % 64 / 8;            // of the thread, where warp < 2 L
+    const int mine = (threadIdx.x % 64) ^ (cell_layer ? 0 : threadIdx.x >> 2 & 8); // the place of its sum
     int buffer = 0;
     for (int round = 0; round < T + L - 1; round++) {
         for (int b0 = first; b0 < end; b0 += FAST_WINDOWS, buffer ^= 1) {
@@ -688,14 +689,16 @@ static __global__ void __launch_bounds__(FAST_THREADS, 1)
                 for (int e = 0; e < 4; e++) sum[l][0][e] += sum[l][1][e];
                 if (l > 0) store_sums(parts[buffer][warp][l], sum[l][0], lane);
             }
-            for (int e = 0; e < 2; e++) parts[buffer][warp][0][(2 * (lane % 4) + e) * 8 + lane / 4] = sum[0][0][e];
+            for (int e = 0; e < 2; e++) { // rows 4 .. 7 change places in pairs: no two lanes store to a bank
+                parts[buffer][warp][0][(2 * (lane % 4) + (e ^ (lane >> 1 & 1))) * 8 + lane / 4] = sum[0][0][e];
+            }
             __syncthreads();
 
             // The cell
             if (!works) continue;
             float dh = 0;
             for (int part = 0; part < PARTS; part++) {
-                dh += parts[buffer][part][cell_layer][threadIdx.x % 64];
+                dh += parts[buffer][part][cell_layer][mine];
                 if (cell_layer < L - 1) dx += parts[buffer][part][cell_layer + 1][64 + threadIdx.x % 64];
             }
             const Gates d = cell_backward({gate.x, gate.y, gate.z, gate.w}, &dc, dh + dx * mask, c, c_before);
