@@ -86,7 +86,7 @@ static void compare(const char *what, const char *where, Array<Number> &a, const
 template <typename Operand>
 struct Layer {
     Array<Operand> w_ih, w_hh, h, x, dgates;
-    Array<float> bias, gates, c, dc;
+    Array<float> b_ih, b_hh, gates, c, dc;
     Dropout dropout;
     struct {
         std::vector<double> w_ih, w_hh, gates, c, h, x, dgates; // gates as [unit][gate]
@@ -94,8 +94,8 @@ struct Layer {
 
     // p: how likely dropout is
     Layer(size_t H, size_t R, size_t B, int l, double p)
-        : w_ih(4 * H * H), w_hh(4 * H * H), h(R * H), x(R * H), dgates(4 * R * H), bias(4 * H), gates(4 * R * H),
-          c(R * H), dc(B * H) {
+        : w_ih(4 * H * H), w_hh(4 * H * H), h(R * H), x(R * H), dgates(4 * R * H), b_ih(4 * H), b_hh(4 * H),
+          gates(4 * R * H), c(R * H), dc(B * H) {
         dropout = {philox_key(7, PHILOX_DROPOUT, (uint32_t)l), (uint32_t)(p * 4294967296.0), (float)(1 / (1 - p))};
         plain = {{},
                  {},
@@ -106,8 +106,10 @@ struct Layer {
                  std::vector<double>(4 * R * H)};
         fill(w_ih, plain.w_ih, H);
         fill(w_hh, plain.w_hh, H);
-        for (auto &number : bias.host) number = (float)(random_uniform() / sqrt((double)H));
-        bias.up();
+        for (Array<float> *bias : {&b_ih, &b_hh}) {
+            for (auto &number : bias->host) number = (float)(random_uniform() / sqrt((double)H));
+            bias->up();
+        }
     }
     static void fill(Array<Operand> &weights, std::vector<double> &copy, size_t H) {
         for (auto &weight : weights.host) {
@@ -176,7 +178,8 @@ static void plain_forward(const Case<Operand> &m) {
                 const size_t r = (size_t)t * B + b;
                 std::vector<double> z(4 * H);
                 for (int j = 0; j < 4 * H; j++) {
-                    double sum = l ? a.bias.host[j] : m.table.host[(size_t)m.tokens.host[r] * 4 * H + j];
+                    double sum = (double)a.b_ih.host[j] + (double)a.b_hh.host[j];
+                    if (l == 0) sum += (double)m.table.host[(size_t)m.tokens.host[r] * 4 * H + j];
                     for (int k = 0; k < H && l > 0; k++) {
                         sum += out.w_ih[(size_t)j * H + k] * m.layers[l - 1]->plain.x[r * H + k];
                     }
@@ -248,6 +251,7 @@ static void check(Case<Operand> &m, const std::vector<LayerRecurrence<Operand>> 
     Array<float> dx(m.d.host.size());
     for (auto &a : m.layers) a->poison();
     cuda_check(cudaMemcpy(dx.device, m.d.device, dx.bytes(), cudaMemcpyDeviceToDevice));
+    recurrence_prepare<Operand>(layers.data(), shape, nullptr);
     recurrence_forward<Operand>(layers.data(), shape, m.table.device, m.tokens.device, m.state.device, nullptr);
     cuda_check(cudaDeviceSynchronize());
     recurrence_backward<Operand>(layers.data(), shape, dx.device, m.state.device, nullptr);
@@ -278,8 +282,8 @@ static void run(int B, int T, int H, int L, double p) {
     Case<Operand> m(B, T, H, L, p);
     std::vector<LayerRecurrence<Operand>> layers;
     for (auto &a : m.layers) {
-        layers.push_back({a->w_ih.device, a->w_hh.device, a->bias.device, a->dropout, a->gates.device, a->c.device,
-                          a->h.device, a->x.device, a->dgates.device, a->dc.device});
+        layers.push_back({a->w_ih.device, a->w_hh.device, a->b_ih.device, a->b_hh.device, a->dropout, a->gates.device,
+                          a->c.device, a->h.device, a->x.device, a->dgates.device, a->dc.device});
     }
     plain_forward(m);
     plain_backward(m);

@@ -64,6 +64,7 @@ typedef struct {
     void (*layout)(const int *sizes, ParamLayout *out);
     void (*carve)(void *model, DeviceArena *arena); // takes its memory, for B and T of the config
     // Forward and losses of the first n windows of inputs and targets; when training, with dropout and the backward.
+    // The side stream is where the main stream was before these were loaded.
     void (*enqueue)(void *model, int n, bool training);
     void (*enqueue_update)(void *model);
 } DeviceHooks;
@@ -421,7 +422,9 @@ static inline bool device_fill(DeviceModel *m, const ModelConfig *config, const 
         return fail(error, "the GPU's memory: %.2f GB: %s", m->bytes / 1e9, cudaGetErrorString(status));
     }
     device_carve(m, m->memory);
-    cuda_check(cudaStreamCreate(&m->stream)); // not cudaStreamNonBlocking, so that cudaMemcpy waits for its work
+    // Not cudaStreamNonBlocking, so that cudaMemcpy waits for its work. What waits on both streams for a place on the
+    // GPU gets it on the main stream first.
+    cuda_check(cudaStreamCreateWithPriority(&m->stream, cudaStreamDefault, -1));
     cuda_check(cudaStreamCreate(&m->side));
     cuda_check(cudaEventCreateWithFlags(&m->forked, cudaEventDisableTiming));
     for (cudaEvent_t &event : m->done) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
@@ -498,6 +501,7 @@ static inline void device_load_windows(DeviceModel *m, const uint8_t *tokens, co
 static inline void device_enqueue_gradients(DeviceModel *m) {
     const ModelConfig *config = &m->config;
     const int B = config->B, T = config->T, low = config->transpose[0], high = config->transpose[1];
+    device_fork(m);
     batch_starts_kernel<<<B, WARP, 0, m->stream>>>(m->starts, m->shifts, m->state, m->train, config->seed, B, T, low,
                                                    high);
     LAUNCHED(batch_starts_kernel);
@@ -595,6 +599,7 @@ static inline void device_eval_batch(void *model, const Dataset *test, const int
         m->test = test;
     }
     cuda_check(cudaMemcpy(m->starts, starts, (size_t)n * sizeof *starts, cudaMemcpyHostToDevice));
+    device_fork(m);
     device_load_windows(m, m->test_tokens, nullptr, n);
     m->hooks->enqueue(m, n, false);
     cuda_check(cudaMemcpy(m->host_losses, m->losses, (size_t)R * sizeof(float), cudaMemcpyDeviceToHost));

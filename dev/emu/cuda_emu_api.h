@@ -423,8 +423,11 @@ inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F 
 }
 
 // Streams and events
-enum { cudaEventDisableTiming = 2 };
+enum { cudaStreamDefault, cudaEventDisableTiming = 2 };
 inline cudaError_t cudaStreamCreate(cudaStream_t *stream) { return *stream = new emu::Stream, cudaSuccess; }
+inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned, int) {
+    return cudaStreamCreate(stream);
+}
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
 inline cudaError_t cudaDeviceSynchronize() {
     return emu::captures ? emu::result(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
