@@ -203,8 +203,8 @@ __global__ void sum_by_last_block(float *out, float *parts, unsigned *tickets, c
 }
 
 // Block b takes the 16 bytes that block b + 1 left in the step before, adds 1, and leaves them in two halves, as soon
-// as they have come: x[step][block][half] begins as all ones, which is no number here. MISTAKE 1 looks at the first
-// half.
+// as they have come: x[step][block][half] begins as all ones, which is no number here. MISTAKE 1 takes them as soon as
+// the first half has come.
 template <int MISTAKE>
 __global__ void relay(uint2 *x, int steps) {
     const int n = gridDim.x, b = blockIdx.x;
