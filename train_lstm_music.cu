@@ -451,19 +451,18 @@ static __device__ void look_again(int *looks) {
 // a round's first tile, where the blocks are early, a warp looks for one piece alone until it is there.
 template <int N, int CHUNKS>
 static __device__ void fetch(uint4 (&found)[N][CHUNKS], const __nv_bfloat16 *const (&rows)[N], int chunks, bool early) {
-    const uint4 nothing = make_uint4(0, 0, 0, 0);
     auto piece = [&](int i, int j) { return (const void *)((uintptr_t)rows[i] + PARTS * 64 * j); }; // if it is there
     bool missing = early && rows[0] && chunks > 0;
     int looks = 0;
     for (;;) {
-        missing = absent(exchange_load(nothing, rows[0], missing));
+        missing = absent(exchange_load(rows[0], missing));
         if (!__any_sync(~0u, missing)) break;
         look_again(&looks);
     }
 #pragma unroll
     for (int i = 0; i < N; i++) {
 #pragma unroll
-        for (int j = 0; j < CHUNKS; j++) found[i][j] = exchange_load(nothing, piece(i, j), rows[i] && j < chunks);
+        for (int j = 0; j < CHUNKS; j++) found[i][j] = exchange_load(piece(i, j), rows[i] && j < chunks);
     }
     for (;;) {
         missing = false;
@@ -478,7 +477,7 @@ static __device__ void fetch(uint4 (&found)[N][CHUNKS], const __nv_bfloat16 *con
         for (int i = 0; i < N; i++) {
 #pragma unroll
             for (int j = 0; j < CHUNKS; j++) {
-                found[i][j] = exchange_load(found[i][j], piece(i, j), absent(found[i][j]));
+                if (absent(found[i][j])) found[i][j] = exchange_load(piece(i, j), true);
             }
         }
     }

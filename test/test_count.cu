@@ -111,7 +111,7 @@ __global__ void grids(uint4 *x) {
     cooperative_groups::grid_group grid = cooperative_groups::this_grid();
     exchange_store(x + blockIdx.x * 32 + threadIdx.x, make_uint2(1, 1));
     grid.sync();
-    const uint4 v = exchange_load({}, x + (1 - blockIdx.x) * 32 + threadIdx.x, threadIdx.x < 2);
+    const uint4 v = exchange_load(x + (1 - blockIdx.x) * 32 + threadIdx.x, threadIdx.x < 2);
     grid.sync();
     x[blockIdx.x * 32 + threadIdx.x] = v;
 }

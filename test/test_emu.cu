@@ -210,10 +210,10 @@ __global__ void relay(uint2 *x, int steps) {
     const int n = gridDim.x, b = blockIdx.x;
     for (int s = 1; s < steps; s++) {
         const uint2 *from = x + ((s - 1) * n + (b + 1) % n) * 2;
-        uint4 v = exchange_load({}, from, true);
+        uint4 v = exchange_load(from, true);
         while (v.x == ~0u || (MISTAKE != 1 && v.z == ~0u)) {
             __nanosleep(20);
-            v = exchange_load(v, from, true);
+            v = exchange_load(from, true);
         }
         exchange_store(x + (s * n + b) * 2, make_uint2(v.x + 1, v.y + 1));
         exchange_store(x + (s * n + b) * 2 + 1, make_uint2(v.z + 1, v.w + 1));

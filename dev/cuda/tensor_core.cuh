@@ -102,11 +102,12 @@ __device__ inline void cp_async_wait() {
 // know of each other's stores. 8 aligned bytes come and go as a whole, but in no order with others ("relaxed" in PTX's
 // memory model), so a reader must see from each 8 bytes themselves whether they have come.
 //
-// exchange_load() returns 16 bytes, or `value` unless `there`.
-__device__ inline uint4 exchange_load(uint4 value, const void *from, bool there) {
-    uint64_t low = value.x | (uint64_t)value.y << 32, high = value.z | (uint64_t)value.w << 32;
-    asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; @p ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2]; }"
-                 : "+l"(low), "+l"(high)
+// exchange_load() returns 16 bytes, or zeros unless `there`.
+__device__ inline uint4 exchange_load(const void *from, bool there) {
+    uint64_t low, high;
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; mov.b64 %0, 0; mov.b64 %1, 0; "
+                 "@p ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2]; }"
+                 : "=&l"(low), "=&l"(high)
                  : "l"(from), "r"((int)there)
                  : "memory");
     return make_uint4((uint32_t)low, (uint32_t)(low >> 32), (uint32_t)high, (uint32_t)(high >> 32));

@@ -93,7 +93,8 @@ inline void cp_async_wait(EMU_SITE) {
 // The race check does not see these two: readers find out by themselves whether what they want has come. A GPU's store
 // reaches readers at some time, each 8 bytes by themselves. In order rand a look finds either half of its 16 bytes as
 // it was before the store, until a look has found the new one.
-inline uint4 exchange_load(uint4 value, const void *from, bool there, EMU_SITE) {
+inline uint4 exchange_load(const void *from, bool there, EMU_SITE) {
+    uint4 value = {0, 0, 0, 0};
     if (!there) return value;
     emu::note_access(from, sizeof value, emu::EXCHANGE_READ, site);
     emu::copy_bytes(&value, from, sizeof value);
