@@ -26,7 +26,7 @@
 // same. The GPU goes another way where that saves launches or memory traffic:
 // - The recurrence of all layers and time steps is one launch where the GPU can hold the weights in registers, and a
 //   launch for each time step elsewhere. It includes the dropout after a layer. It also looks layer 0's input products
-//   up in their table, so there is no embedding_forward().
+//   up in their table, so only the backward needs embedding_forward().
 // - dgates have a buffer of their own, because the gradients of weights are made from them later.
 // - The kernel of LayerNorm adds the bias of the product that it follows.
 // - The gradients of weights wait for nothing but the update: those of the head are one launch, those of up to three
@@ -108,16 +108,28 @@ static void lstm_point(LstmTensors *tensors, const ParamLayout *layout, int L, r
 // ---- embedding
 //
 // A token's input product in layer 0 is the same wherever the token stands, so it is made once for every token, in a
-// table [V,4H], and the recurrence looks it up. The gradient of a token's row is the sum of dgates over the rows of the
-// batch that have this token.
+// table [V,4H], and the recurrence looks it up. Only the backward needs the embedding of every row.
+
+// x[r] = emb[tokens[r]] as an operand of products. A thread owns one of the n = R C elements.
+template <typename Operand>
+static __global__ void embedding_forward_kernel(Operand *x, const uint8_t *tokens, const float *emb, int64_t n, int C) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) x[i] = from_float<Operand>(emb[tokens[i / C] * C + i % C]);
+}
+
+template <typename Operand>
+static void embedding_forward(Operand *x, const uint8_t *tokens, const float *emb, int R, int C, cudaStream_t stream) {
+    const int64_t n = (int64_t)R * C;
+    embedding_forward_kernel<Operand><<<blocks_for(n, 256), 256, 0, stream>>>(x, tokens, emb, n, C);
+    LAUNCHED(embedding_forward_kernel<Operand>);
+}
 
 constexpr int EMBEDDING_ROWS = 2048; // rows whose gradients are summed together, in ascending order
 
 // partial[chunk][v][c] = sum of dx[r][c] over the chunk's rows r whose token is v. Block (chunk, v, 256 columns) first
 // lists those rows, in order: a warp looks at 256 tokens, in eight runs of 32. Then each thread owns a column.
-template <typename Operand>
 static __global__ void __launch_bounds__(256)
-    embedding_backward_kernel(float *partial, const Operand *dx, const uint8_t *tokens, int R, int C) {
+    embedding_backward_kernel(float *partial, const float *dx, const uint8_t *tokens, int R, int C) {
     __shared__ int list[EMBEDDING_ROWS];
     __shared__ int counts[EMBEDDING_ROWS / 256];
     const int v = blockIdx.y, first = blockIdx.x * EMBEDDING_ROWS, c = blockIdx.z * 256 + threadIdx.x;
@@ -146,22 +158,23 @@ static __global__ void __launch_bounds__(256)
     if (c >= C) return;
     float sum = 0;
 #pragma unroll 8
-    for (int i = 0; i < total; i++) sum += to_float(dx[(size_t)list[i] * C + c]);
+    for (int i = 0; i < total; i++) sum += dx[(size_t)list[i] * C + c];
     partial[((size_t)blockIdx.x * V + v) * C + c] = sum;
 }
 
 static size_t embedding_partial_size(int R, int C) { return (size_t)blocks_for(R, EMBEDDING_ROWS) * V * C; }
 
-// dtable [V,C] = the sums of the rows of dx [R,C] by token. partial: embedding_partial_size.
-template <typename Operand>
-static void embedding_backward(float *dtable, float *partial, const Operand *dx, const uint8_t *tokens, int R, int C,
+// demb[tokens[r]] = the sum of dx[r]
+static void embedding_backward(float *demb, float *partial, const float *dx, const uint8_t *tokens, int R, int C,
                                cudaStream_t stream) {
     const int chunks = blocks_for(R, EMBEDDING_ROWS);
     const dim3 blocks(chunks, V, blocks_for(C, 256));
     SumList sums = {};
-    embedding_backward_kernel<Operand><<<blocks, 256, 0, stream>>>(partial, dx, tokens, R, C);
-    LAUNCHED(embedding_backward_kernel<Operand>);
-    sums_add(&sums, dtable, partial, chunks, (size_t)V * C, (size_t)V * C);
+    if (chunks == 1) partial = demb;
+    embedding_backward_kernel<<<blocks, 256, 0, stream>>>(partial, dx, tokens, R, C);
+    LAUNCHED(embedding_backward_kernel);
+    if (chunks == 1) return;
+    sums_add(&sums, demb, partial, chunks, (size_t)V * C, (size_t)V * C);
     sum_parts(&sums, stream);
 }
 
@@ -176,12 +189,12 @@ static void embedding_backward(float *dtable, float *partial, const Operand *dx,
 // step's product takes less time than its launch. So bf16 models that fit in the GPU have fast kernels: one launch for
 // all layers and time steps, with all weights in registers.
 
-// A layer: its weights, and what its forward keeps for the backward. In layer 0 w_ih and bias are part of the table.
+// A layer: its weights, and what its forward keeps for the backward. In layer 0 w_ih is part of the table.
 // The plain kernels have gates as [gate][unit], the fast ones as [unit][gate]. All begin at multiples of 16 bytes.
 template <typename Operand>
 struct LayerRecurrence {
     const Operand *w_ih, *w_hh; // [4H,H]
-    float *bias;                // [4H] the sum of the two
+    const float *b_ih, *b_hh;   // [4H]
     Dropout dropout;
     float *gates;    // [R,4H] i, f, g, o
     float *c;        // [R,H]
@@ -194,12 +207,6 @@ typedef struct {
     int B, T, H, L;
     int forward_sets, backward_sets; // that the fast kernels run in, see there; 0: the plain kernels
 } RecurrenceShape;
-
-// bias[j] = b_ih[j] + b_hh[j]; a thread owns an element.
-static __global__ void add_biases_kernel(float *bias, const float *b_ih, const float *b_hh, int n) {
-    const int j = blockIdx.x * blockDim.x + threadIdx.x;
-    if (j < n) bias[j] = b_ih[j] + b_hh[j];
-}
 
 static __device__ float sigmoid(float x) { return __fdividef(1, 1 + __expf(-x)); }
 static __device__ float tanh_by_sigmoid(float x) { return 2 * sigmoid(2 * x) - 1; } // to about 1e-7
@@ -278,7 +285,8 @@ static __global__ void __launch_bounds__(256)
     }
     const int gate = lane % 4, b = b0 + lane / 4;
     const int64_t r = (int64_t)t * B + b, at = r * H + u;
-    const float z = b < B ? sum[0] + in[((tokens ? tokens[r] : r) * 4 + gate) * H + u] : 0;
+    const float bias = a.b_ih[gate * H + u] + a.b_hh[gate * H + u];
+    const float z = b < B ? sum[0] + (in[((tokens ? tokens[r] : r) * 4 + gate) * H + u] + bias) : 0;
     const float value = gate == 2 ? tanh_by_sigmoid(z) : sigmoid(z);
     const Gates gates = {__shfl_sync(~0u, value, 0, 4), __shfl_sync(~0u, value, 1, 4), __shfl_sync(~0u, value, 2, 4),
                          __shfl_sync(~0u, value, 3, 4)};
@@ -345,7 +353,7 @@ static void recurrence_forward_plain(const LayerRecurrence<Operand> *layers, Rec
     for (int l = 0; l < s.L; l++) {
         const LayerRecurrence<Operand> *a = &layers[l];
         if (l > 0) {
-            matmul_forward(a->gates, a[-1].x, a->w_ih, a->bias, false, s.B * s.T, s.H, 4 * s.H, stream);
+            matmul_forward(a->gates, a[-1].x, a->w_ih, nullptr, false, s.B * s.T, s.H, 4 * s.H, stream);
             in = a->gates;
             tokens = nullptr;
         }
@@ -439,10 +447,11 @@ static __device__ void look_again(int *looks) {
 
 // Waits for the B of N products and fetches the lane's share: found[i][j] is 8 k of the lane's window, of chunk j of
 // the warp, j < chunks. rows[i] points to those of chunk 0; it is nullptr where there is no such window or time step,
-// and found is zeros then. In a round's first tile the blocks are early, and a warp looks for one piece alone until it
-// is there: looking for all again and again would delay the stores.
+// and found is zeros then. What others look for delays their stores. So a lane reads again only what was absent, and in
+// a round's first tile, where the blocks are early, a warp looks for one piece alone until it is there.
 template <int N, int CHUNKS>
 static __device__ void fetch(uint4 (&found)[N][CHUNKS], const __nv_bfloat16 *const (&rows)[N], int chunks, bool early) {
+    auto piece = [&](int i, int j) { return (const void *)((uintptr_t)rows[i] + PARTS * 64 * j); }; // if it is there
     bool missing = early && rows[0] && chunks > 0;
     int looks = 0;
     for (;;) {
@@ -450,16 +459,13 @@ static __device__ void fetch(uint4 (&found)[N][CHUNKS], const __nv_bfloat16 *con
         if (!__any_sync(~0u, missing)) break;
         look_again(&looks);
     }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+#pragma unroll
+        for (int j = 0; j < CHUNKS; j++) found[i][j] = exchange_load(piece(i, j), rows[i] && j < chunks);
+    }
     for (;;) {
         missing = false;
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-#pragma unroll
-            for (int j = 0; j < CHUNKS; j++) {
-                const uintptr_t from = (uintptr_t)rows[i] + PARTS * 64 * j; // of a row that may not be there
-                found[i][j] = exchange_load((const void *)from, rows[i] && j < chunks);
-            }
-        }
 #pragma unroll
         for (int i = 0; i < N; i++) {
 #pragma unroll
@@ -467,6 +473,13 @@ static __device__ void fetch(uint4 (&found)[N][CHUNKS], const __nv_bfloat16 *con
         }
         if (!__any_sync(~0u, missing)) break;
         look_again(&looks);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+#pragma unroll
+            for (int j = 0; j < CHUNKS; j++) {
+                if (absent(found[i][j])) found[i][j] = exchange_load(piece(i, j), true);
+            }
+        }
     }
 }
 
@@ -537,6 +550,10 @@ static __global__ void __launch_bounds__(FAST_THREADS, 1)
     }
 
     const int cell_layer = warp / 2 % L, u = u0 + threadIdx.x % 64 / 8; // of the thread, where warp < 2 L
+    float bias[4];
+    for (int gate = 0; gate < 4; gate++) {
+        bias[gate] = args.layers[cell_layer].b_ih[gate * H + u] + args.layers[cell_layer].b_hh[gate * H + u];
+    }
     int buffer = 0;
     for (int round = 0; round < T + L - 1; round++) {
         for (int b0 = first; b0 < end; b0 += FAST_WINDOWS, buffer ^= 1) {
@@ -545,10 +562,10 @@ static __global__ void __launch_bounds__(FAST_THREADS, 1)
             const bool works = warp < 2 * L && t_cell >= 0 && t_cell < T, exists = works && b_cell < end;
             const LayerRecurrence<__nv_bfloat16> &a = args.layers[cell_layer];
             const int64_t r = (int64_t)t_cell * B + b_cell, at = r * H + u;
-            float z[4] = {0, 0, 0, 0}, c = 0, mask = 0;
+            float z[4] = {bias[0], bias[1], bias[2], bias[3]}, c = 0, mask = 0;
             if (exists) {
-                const float *in = cell_layer > 0 ? a.bias : args.table + (int64_t)args.tokens[r] * 4 * H;
-                for (int gate = 0; gate < 4; gate++) z[gate] = in[gate * H + u];
+                const float *in = args.table + (int64_t)args.tokens[r] * 4 * H;
+                for (int gate = 0; gate < 4 && cell_layer == 0; gate++) z[gate] += in[gate * H + u];
                 c = t_cell > 0 ? a.c[at - (int64_t)B * H] : 0;
                 mask = dropout_one(a.dropout, state, b_cell, t_cell, u);
             }
@@ -640,7 +657,8 @@ static __global__ void __launch_bounds__(FAST_THREADS, 1)
         if (l > 0) load_columns<CHUNKS>(w[l], 4, args.layers[l].w_ih, H, u0, chunks, staged);
     }
 
-    const int cell_layer = warp / 2 % L, u = u0 + threadIdx.x % 64 / 8; // of the thread, where warp < 2 L
+    const int cell_layer = warp / 2 % L, u = u0 + threadIdx.x % 64 / 8;            // of the thread, where warp < 2 L
+    const int mine = (threadIdx.x % 64) ^ (cell_layer ? 0 : threadIdx.x >> 2 & 8); // the place of its sum
     int buffer = 0;
     for (int round = 0; round < T + L - 1; round++) {
         for (int b0 = first; b0 < end; b0 += FAST_WINDOWS, buffer ^= 1) {
@@ -682,14 +700,16 @@ static __global__ void __launch_bounds__(FAST_THREADS, 1)
                 for (int e = 0; e < 4; e++) sum[l][0][e] += sum[l][1][e];
                 if (l > 0) store_sums(parts[buffer][warp][l], sum[l][0], lane);
             }
-            for (int e = 0; e < 2; e++) parts[buffer][warp][0][(2 * (lane % 4) + e) * 8 + lane / 4] = sum[0][0][e];
+            for (int e = 0; e < 2; e++) { // rows 4 .. 7 change places in pairs: no two lanes store to a bank
+                parts[buffer][warp][0][(2 * (lane % 4) + (e ^ (lane >> 1 & 1))) * 8 + lane / 4] = sum[0][0][e];
+            }
             __syncthreads();
 
             // The cell
             if (!works) continue;
             float dh = 0;
             for (int part = 0; part < PARTS; part++) {
-                dh += parts[buffer][part][cell_layer][threadIdx.x % 64];
+                dh += parts[buffer][part][cell_layer][mine];
                 if (cell_layer < L - 1) dx += parts[buffer][part][cell_layer + 1][64 + threadIdx.x % 64];
             }
             const Gates d = cell_backward({gate.x, gate.y, gate.z, gate.w}, &dc, dh + dx * mask, c, c_before);
@@ -763,9 +783,6 @@ static void recurrence_forward_fast(const LayerRecurrence<__nv_bfloat16> *layers
     FastRecurrence<L> args = fast_arguments<L>(layers, s, s.forward_sets);
     args.table = table;
     args.tokens = tokens;
-    absent_kernel<<<dim3(256, 2 * L - 1), 256, 0, stream>>>((uint4 *)layers[0].h, (uint4 *)layers[0].x,
-                                                            (uint4 *)layers[L - 1].h, (int64_t)s.B * s.T * s.H / 8);
-    LAUNCHED(absent_kernel);
     const dim3 blocks(divide_up(s.B, args.windows) * (s.H / FAST_UNITS)), threads(FAST_THREADS);
     void *pointers[] = {&args, &state};
     cudaLaunchCooperativeKernel(recurrence_forward_fast_kernel<L, CHUNKS>, blocks, threads, pointers, 0, stream);
@@ -781,6 +798,15 @@ static void recurrence_backward_fast(const LayerRecurrence<__nv_bfloat16> *layer
     void *pointers[] = {&args, &state};
     cudaLaunchCooperativeKernel(recurrence_backward_fast_kernel<L, 4 * CHUNKS>, blocks, threads, pointers, 0, stream);
     LAUNCHED(recurrence_backward_fast_kernel<L, 4 * CHUNKS>);
+}
+
+// What recurrence_forward() needs before it: h and x are ABSENT where the fast kernels look for them.
+template <typename Operand>
+static void recurrence_prepare(const LayerRecurrence<Operand> *layers, RecurrenceShape s, cudaStream_t stream) {
+    if (!s.forward_sets) return;
+    absent_kernel<<<dim3(256, 2 * s.L - 1), 256, 0, stream>>>((uint4 *)layers[0].h, (uint4 *)layers[0].x,
+                                                              (uint4 *)layers[s.L - 1].h, (int64_t)s.B * s.T * s.H / 8);
+    LAUNCHED(absent_kernel);
 }
 
 // gates, c, h, x of all layers, and what dgates must be for the backward, from tokens [R] and from table [V,4H], layer
@@ -1022,11 +1048,11 @@ struct Lstm {
     Operand *x1, *x2;                               // [R,2H], [R,H] their outputs after dropout
     float *logits;                                  // [R,V]
     Operand *dlogits, *dfc1, *dfc2;                 // [R,DLOGITS_ROW], [R,2H], [R,H]
-    float *d;                                       // [R,2H] the gradient on its way down
-    float *dtable, *partial;                        // [V,4H]; embedding_partial_size
-    Operand *dtable_operand;                        // [V,4H]
+    float *d;                                       // [R,2H or E] the gradient on its way down
+    Operand *emb;                                   // [R,E]
+    float *partial;                                 // embedding_partial_size
     float *norm_sums1, *norm_sums2;                 // layernorm_sums_size
-    float *head_parts, *layer_parts, *table_parts;  // scratch for the weights' gradients
+    float *layer_parts;                             // scratch for the weights' gradients
 };
 
 template <typename Operand>
@@ -1055,35 +1081,29 @@ static void lstm_head_weights(const Lstm<Operand> *m, WeightGradient<Operand> *l
 
 constexpr int GROUP_LAYERS = WEIGHT_GROUP / 2; // layers whose weights' gradients are one launch
 
-// The products that give the gradients of the weights of layers l0 .. l0 + GROUP_LAYERS - 1, as far as these exist, but
-// for W_ih of layer 0. Returns how many there are.
+// The products that give the gradients of the weights of layers l0 .. l0 + GROUP_LAYERS - 1, as far as these exist.
+// Returns how many there are.
 template <typename Operand>
 static int lstm_layer_weights(const Lstm<Operand> *m, int l0, WeightGradient<Operand> *list) {
-    const int H = m->device.config.sizes[LSTM_WIDTH], end = min(l0 + GROUP_LAYERS, lstm_layers(m));
+    const int *sizes = m->device.config.sizes;
+    const int H = sizes[LSTM_WIDTH], end = min(l0 + GROUP_LAYERS, lstm_layers(m));
     int n = 0;
     for (int l = l0; l < end; l++) {
         const LayerTensors *dlayer = &m->grads.layers[l];
         const LayerRecurrence<Operand> *a = &m->acts[l];
-        list[n++] = {dlayer->w_hh, nullptr, a->dgates, lstm_h_before(m, l), H, 4 * H};
-        if (l > 0) list[n++] = {dlayer->w_ih, dlayer->b_ih, a->dgates, a[-1].x, H, 4 * H};
+        list[n++] = {dlayer->w_hh, dlayer->b_hh, a->dgates, lstm_h_before(m, l), H, 4 * H};
+        list[n] = {dlayer->w_ih, dlayer->b_ih, a->dgates, m->emb, sizes[LSTM_EMBED], 4 * H};
+        if (l > 0) list[n].x = a[-1].x, list[n].C = H;
+        n++;
     }
     return n;
-}
-
-// The product that gives the gradient of layer 0's W_ih, from that of the table.
-template <typename Operand>
-static WeightGradient<Operand> lstm_table_weights(const Lstm<Operand> *m) {
-    const int *sizes = m->device.config.sizes;
-    const LayerTensors *dlayer = &m->grads.layers[0];
-    const Operand *emb = weight<Operand>(&m->device, m->params.emb);
-    return {dlayer->w_ih, dlayer->b_ih, m->dtable_operand, emb, sizes[LSTM_EMBED], 4 * sizes[LSTM_WIDTH]};
 }
 
 template <typename Operand>
 static void lstm_carve(void *model, DeviceArena *arena) {
     Lstm<Operand> *m = (Lstm<Operand> *)model;
     const ModelConfig *config = &m->device.config;
-    const int B = config->B, H = config->sizes[LSTM_WIDTH], rows = B * config->T;
+    const int B = config->B, E = config->sizes[LSTM_EMBED], H = config->sizes[LSTM_WIDTH], rows = B * config->T;
     const double R = rows;
     for (int l = 0; l < lstm_layers(m); l++) {
         LayerRecurrence<Operand> *a = &m->acts[l];
@@ -1094,7 +1114,6 @@ static void lstm_carve(void *model, DeviceArena *arena) {
         device_take(arena, &a->x, R * H);
         device_take(arena, &a->dgates, R * 4 * H);
         device_take(arena, &a->dc, (double)B * H);
-        device_take(arena, &a->bias, 4 * H);
     }
     device_take(arena, &m->table, (double)V * 4 * H);
     device_take(arena, &m->normalized1, R * 2 * H);
@@ -1107,23 +1126,18 @@ static void lstm_carve(void *model, DeviceArena *arena) {
     device_take(arena, &m->dlogits, R * DLOGITS_ROW);
     device_take(arena, &m->dfc1, R * 2 * H);
     device_take(arena, &m->dfc2, R * H);
-    device_take(arena, &m->d, R * 2 * H);
-    device_take(arena, &m->dtable, (double)V * 4 * H);
-    m->dtable_operand = (Operand *)m->dtable;
-    if (BF16<Operand>) device_take(arena, &m->dtable_operand, (double)V * 4 * H);
-    device_take(arena, &m->partial, (double)embedding_partial_size(rows, 4 * H));
+    device_take(arena, &m->d, R * max(2 * H, E));
+    device_take(arena, &m->emb, R * E);
+    device_take(arena, &m->partial, (double)embedding_partial_size(rows, E));
     device_take(arena, &m->norm_sums1, (double)layernorm_sums_size(rows, 2 * H));
     device_take(arena, &m->norm_sums2, (double)layernorm_sums_size(rows, H));
-    WeightGradient<Operand> head[HEAD_WEIGHTS], layers[WEIGHT_GROUP], table = lstm_table_weights(m);
+    WeightGradient<Operand> layers[WEIGHT_GROUP];
     size_t most = 0;
-    lstm_head_weights(m, head);
     for (int l = 0; l < lstm_layers(m); l += GROUP_LAYERS) {
         const int n = lstm_layer_weights(m, l, layers);
         most = max(most, matmul_weights_scratch(layers, n, rows));
     }
-    device_take(arena, &m->head_parts, (double)matmul_weights_scratch(head, HEAD_WEIGHTS, rows));
     device_take(arena, &m->layer_parts, (double)most);
-    device_take(arena, &m->table_parts, (double)matmul_weights_scratch(&table, 1, V));
 }
 
 // ---- the model: forward, backward, update
@@ -1140,25 +1154,23 @@ static LayerNorm<Operand> lstm_norm2(const Lstm<Operand> *m, bool training) {
     return {m->x2, m->normalized2, m->rstd2, m->params.ln2_w, m->params.ln2_b, dropout};
 }
 
-// Logits of the first B windows of inputs, with the dropout of the training step, or without.
+// Logits of the first B windows of inputs, with the dropout of the training step, or without. What the recurrence needs
+// besides inputs is made on the side stream, while these are loaded.
 template <typename Operand>
 static void lstm_forward(Lstm<Operand> *m, int B, bool training) {
-    const DeviceModel *device = &m->device;
+    DeviceModel *device = &m->device;
     const int *sizes = device->config.sizes, L = lstm_layers(m);
     const int T = device->config.T, R = B * T, E = sizes[LSTM_EMBED], H = sizes[LSTM_WIDTH];
     const LstmTensors *p = &m->params;
     const cudaStream_t stream = device->stream;
     RecurrenceShape shape = m->shape;
     shape.B = B;
-    for (int l = 0; l < L; l++) {
-        const LayerTensors *layer = &p->layers[l];
-        float *bias = m->acts[l].bias;
-        add_biases_kernel<<<blocks_for(4 * H, 256), 256, 0, stream>>>(bias, layer->b_ih, layer->b_hh, 4 * H);
-        LAUNCHED(add_biases_kernel);
-        m->acts[l].dropout = device_dropout(device, training, l);
-    }
-    matmul_forward(m->table, weight<Operand>(device, p->emb), m->acts[0].w_ih, m->acts[0].bias, false, V, E, 4 * H,
-                   stream);
+    for (int l = 0; l < L; l++) m->acts[l].dropout = device_dropout(device, training, l);
+    recurrence_prepare(m->acts, shape, device->side);
+    matmul_forward(m->table, weight<Operand>(device, p->emb), m->acts[0].w_ih, nullptr, false, V, E, 4 * H,
+                   device->side);
+    device_mark(device, 0);
+    device_wait(device, 0);
     recurrence_forward(m->acts, shape, m->table, device->inputs, device->state, stream);
     matmul_forward(m->normalized1, m->acts[L - 1].x, weight<Operand>(device, p->fc1_w), nullptr, false, R, H, 2 * H,
                    stream);
@@ -1169,8 +1181,9 @@ static void lstm_forward(Lstm<Operand> *m, int B, bool training) {
 }
 
 // Gradients of all parameters, after lstm_forward and softmax_cross_entropy of the same step. What only the update
-// waits for runs on the side stream: the gradients of the head's parameters and the mean loss beside the recurrence,
-// then those of the layers' weights beside the table's.
+// waits for runs on the side stream: the mean loss, the gradients of the head's weights beside the recurrence, then
+// those of the layers' weights beside the embedding's. While the recurrence runs there is time for the head's few tiles
+// of all R rows each. Parts of R would want one launch more.
 template <typename Operand>
 static void lstm_backward(Lstm<Operand> *m) {
     DeviceModel *device = &m->device;
@@ -1178,6 +1191,10 @@ static void lstm_backward(Lstm<Operand> *m) {
     const int B = device->config.B, R = B * device->config.T, E = sizes[LSTM_EMBED], H = sizes[LSTM_WIDTH];
     const LstmTensors *p = &m->params, *g = &m->grads;
     const cudaStream_t stream = device->stream, side = device->side;
+    device_fork(device);
+    loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R, device->config);
+    LAUNCHED(loss_kernel);
+    embedding_forward(m->emb, device->inputs, p->emb, R, E, side);
     // logits = fc3(dropout(relu(LN2(fc2(dropout(relu(LN1(fc1(x)))))))))
     matmul_backward_input<Operand>(m->d, m->dlogits, weight<Operand>(device, p->fc3_w), nullptr, false, R, H, V, stream,
                                    DLOGITS_ROW);
@@ -1190,40 +1207,23 @@ static void lstm_backward(Lstm<Operand> *m) {
                                    stream);
     device_fork(device);
     WeightGradient<Operand> head[HEAD_WEIGHTS];
-    SumList head_sums = {};
     lstm_head_weights(m, head);
-    matmul_backward_weights(head, HEAD_WEIGHTS, R, m->head_parts, &head_sums, side);
-    layernorm_sums(&head_sums, g->ln2_w, g->ln2_b, m->norm_sums2, R, H);
-    layernorm_sums(&head_sums, g->ln1_w, g->ln1_b, m->norm_sums1, R, 2 * H);
-    sum_parts(&head_sums, side);
-    loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R, device->config);
-    LAUNCHED(loss_kernel);
+    matmul_weights_launch<Operand, 128, 128>(head, HEAD_WEIGHTS, R, {true, 1, R, 0}, nullptr, nullptr, side);
     recurrence_backward(m->acts, m->shape, m->d, device->state, stream);
     device_fork(device);
-    for (int l = 0; l < L; l += GROUP_LAYERS) {
+    SumList sums = {};
+    layernorm_sums(&sums, g->ln2_w, g->ln2_b, m->norm_sums2, R, H);
+    layernorm_sums(&sums, g->ln1_w, g->ln1_b, m->norm_sums1, R, 2 * H);
+    for (int l = 0; l < L; l += GROUP_LAYERS, sums.n = 0) {
         WeightGradient<Operand> weights[WEIGHT_GROUP];
-        SumList sums = {};
         const int n = lstm_layer_weights(m, l, weights);
         matmul_backward_weights(weights, n, R, m->layer_parts, &sums, side);
         sum_parts(&sums, side);
     }
     device_mark(device, 0);
-    const int n_table = V * 4 * H, blocks = blocks_for(n_table, 256);
-    embedding_backward(m->dtable, m->partial, m->acts[0].dgates, device->inputs, R, 4 * H, stream);
-    if (BF16<Operand>) {
-        to_operands_kernel<Operand><<<blocks, 256, 0, stream>>>(m->dtable_operand, m->dtable, n_table);
-        LAUNCHED(to_operands_kernel<Operand>);
-    }
-    const WeightGradient<Operand> table = lstm_table_weights(m);
-    SumList table_sums = {};
-    matmul_backward_weights(&table, 1, V, m->table_parts, &table_sums, stream);
-    sum_parts(&table_sums, stream);
-    matmul_backward_input<Operand>(g->emb, m->dtable_operand, m->acts[0].w_ih, nullptr, false, V, E, 4 * H, stream);
+    matmul_backward_input<Operand>(m->d, m->acts[0].dgates, m->acts[0].w_ih, nullptr, false, R, E, 4 * H, stream);
+    embedding_backward(g->emb, m->partial, m->d, device->inputs, R, E, stream);
     device_wait(device, 0);
-    for (int l = 0; l < L; l++) { // both biases have one gradient
-        cuda_check(cudaMemcpyAsync(g->layers[l].b_hh, g->layers[l].b_ih, 4 * (size_t)H * sizeof(float),
-                                   cudaMemcpyDeviceToDevice, stream));
-    }
 }
 
 // ---- what the recipe asks of a model (dev/recipe/model.h, ModelSpec; dev/cuda/device_model.cuh, DeviceHooks)
@@ -1257,6 +1257,8 @@ static void *lstm_create_as(const ModelConfig *config, char *error) {
     for (int l = 0; l < L; l++) {
         m->acts[l].w_ih = weight<Operand>(&m->device, m->params.layers[l].w_ih);
         m->acts[l].w_hh = weight<Operand>(&m->device, m->params.layers[l].w_hh);
+        m->acts[l].b_ih = m->params.layers[l].b_ih;
+        m->acts[l].b_hh = m->params.layers[l].b_hh;
         const size_t zeros = (size_t)config->B * H * sizeof(Operand);
         cuda_check(cudaMemsetAsync(lstm_h_before(m, l), 0, zeros, m->device.stream));
     }

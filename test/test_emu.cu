@@ -202,6 +202,24 @@ __global__ void sum_by_last_block(float *out, float *parts, unsigned *tickets, c
     if (threadIdx.x == 0) out[0] = sum;
 }
 
+// Block b takes the 16 bytes that block b + 1 left in the step before, adds 1, and leaves them in two halves, as soon
+// as they have come: x[step][block][half] begins as all ones, which is no number here. MISTAKE 1 takes them as soon as
+// the first half has come.
+template <int MISTAKE>
+__global__ void relay(uint2 *x, int steps) {
+    const int n = gridDim.x, b = blockIdx.x;
+    for (int s = 1; s < steps; s++) {
+        const uint2 *from = x + ((s - 1) * n + (b + 1) % n) * 2;
+        uint4 v = exchange_load(from, true);
+        while (v.x == ~0u || (MISTAKE != 1 && v.z == ~0u)) {
+            __nanosleep(20);
+            v = exchange_load(from, true);
+        }
+        exchange_store(x + (s * n + b) * 2, make_uint2(v.x + 1, v.y + 1));
+        exchange_store(x + (s * n + b) * 2 + 1, make_uint2(v.z + 1, v.w + 1));
+    }
+}
+
 __global__ void histogram(int *counts, float *total, const int *values, int n) {
     __shared__ int mine[8];
     if (threadIdx.x < 8) mine[threadIdx.x] = 0;
@@ -501,6 +519,22 @@ static void check_threads() {
     for (void *p : {(void *)d_out, (void *)d_values, (void *)d_counts, (void *)d_total}) CUDA(cudaFree(p));
 }
 
+template <int MISTAKE>
+static void check_relay(bool reset) {
+    int n = 3, steps = 20;
+    std::vector<unsigned> x(n * steps * 4, ~0u), wanted(n * steps * 4);
+    uint2 *d_x = nullptr;
+    CUDA(cudaMalloc(&d_x, x.size() * 4));
+    for (int i = 0; i < n * 4; i++) x[i] = (unsigned)i;
+    CUDA(cudaMemcpy(d_x, x.data(), reset ? x.size() * 4 : n * 16, cudaMemcpyHostToDevice));
+    for (int s = 0; s < steps; s++)
+        for (int i = 0; i < n * 4; i++) wanted[s * n * 4 + i] = (i + s * 4) % (n * 4) + s;
+    void *arguments[] = {&d_x, &steps};
+    CUDA(cudaLaunchCooperativeKernel(relay<MISTAKE>, dim3(n), dim3(1), arguments, 0, nullptr));
+    equal("relay", host((unsigned *)d_x, n * steps * 4), wanted);
+    CUDA(cudaFree(d_x));
+}
+
 static void check_cooperative() {
     int n = 4, steps = 9;
     Floats x(n * steps);
@@ -531,6 +565,8 @@ static void check_cooperative() {
     CUDA(cudaLaunchCooperativeKernel(ping_pong, dim3(2), dim3(1), turns));
     CHECK(host(d_turn, 1)[0] == 20, "ping_pong");
     CUDA(cudaFree(d_turn));
+
+    check_relay<0>(true);
 
     int blocks = 0;
     CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, pascal, 64, 0));
@@ -654,7 +690,8 @@ static void launch_wrongly(float *x, bool captured) {
     LAUNCHED(scale); // here: launch captured
 }
 
-// What only the emulator promises: copies that a GPU may let pass, and memory that starts as NaN
+// What only the emulator promises: copies that a GPU may let pass, memory that starts as NaN but not as all ones, and
+// no more blocks at once than there are on a GPU whatever registers nvcc gives them.
 static void check_emulator() {
 #ifdef CUDA_EMU
     Floats x(4);
@@ -662,6 +699,12 @@ static void check_emulator() {
     CUDA(cudaMalloc(&d_x, 16));
     CUDA(cudaMemcpy(x.data(), d_x, 16, cudaMemcpyDeviceToHost));
     CHECK(x[3] != x[3], "%g is not NaN", (double)x[3]);
+    uint32_t word;
+    memcpy(&word, &x[3], 4);
+    CHECK(~word, "fresh memory is all ones");
+    int blocks = 0;
+    CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, product<16>, 256, 0));
+    CHECK(blocks == 1, "%d blocks of 256 threads", blocks);
     CHECK(cudaMemcpy(d_x, x.data(), 20, cudaMemcpyHostToDevice) == cudaErrorInvalidValue, "past the end");
     CHECK(cudaMemcpy(d_x, x.data(), 16, cudaMemcpyDeviceToHost) == cudaErrorInvalidValue, "the wrong way");
     CHECK(cudaMemset(d_x + 1, 0, 16) == cudaErrorInvalidValue, "past the end");
@@ -715,6 +758,8 @@ int main(int argc, char **argv) {
         else
             pascal_in_place<0><<<1000, 64>>>(x, arrived, steps);
     }
+    if (planted("torn")) check_relay<1>(true);
+    if (planted("forgotten")) check_relay<0>(false);
     if (planted("event")) check_graph(NO_EVENT);
     if (planted("early")) check_graph(EARLY);
     if (planted("divergent")) two_barriers<<<1, 64>>>(out);

@@ -57,11 +57,15 @@ for cuda in "$root"/*.cu "$root"/dev/cuda/*.cuh; do
     check "every launch in ${cuda#"$root/"} is checked" test ! -s stderr
 done
 check "nowait shows in forward order" [ "$(./plain nowait | tail -n 1)" = "nowait: 9 passed, 1 failed" ]
-wrong() { ! run env CUDA_EMU_ORDER="$1" ./plain "$2" && grep -q 'graph, y' stdout stderr; }
+# wrong ORDER PLANTED WHAT: the mistake gives a wrong result
+wrong() { ! run env CUDA_EMU_ORDER="$1" ./plain "$2" && grep -q "$3" stdout stderr; }
 for planted in event early; do
     check "$planted, fwd, goes unnoticed" run env CUDA_EMU_ORDER=fwd ./plain $planted
-    for order in rev rand; do check "$planted, $order, gives a wrong result" wrong $order $planted; done
+    for order in rev rand; do check "$planted, $order, gives a wrong result" wrong $order $planted 'graph, y'; done
 done
+check "half of 16 bytes, fwd, goes unnoticed" run env CUDA_EMU_ORDER=fwd ./plain torn
+for order in rand rand:2; do check "half of 16 bytes, $order, gives a wrong result" wrong $order torn relay; done
+for order in fwd rev rand; do check "a forgotten reset, $order" wrong $order forgotten relay; done
 check "no device" [ "$(CUDA_EMU_CAPABILITY=0 ./plain none | grep -c 'no CUDA-capable device')" -gt 0 ]
 check "a small device" [ "$(CUDA_EMU_MEMORY=0 ./plain none | grep -c 'out of memory')" -gt 0 ]
 

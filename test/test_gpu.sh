@@ -12,7 +12,7 @@ needs "gpu, $model" "$cpu" "$plain" "${plain}_sanitized" "${plain}_race"
 needs "gpu, $model" "$root/dev/tools/compare_tensors" "$root/data_prep/compose_music" "$root/data_prep/prepare_music"
 OMP_WAIT_POLICY=passive
 export OMP_WAIT_POLICY
-test "$model" = gpt || export CUDA_EMU_MULTIPROCESSORS=8 # enough for the published width in one launch
+test "$model" = gpt || export CUDA_EMU_MULTIPROCESSORS=64 # enough for the published width in one launch
 {
     "$root/data_prep/compose_music" --pieces 6 --out starter &&
         "$root/data_prep/prepare_music" --out data starter/train starter/test

@@ -10,7 +10,7 @@ for model in gpt lstm; do
     for device in cpu cpu_sanitized cpu_narrow emu; do needs plain "$build/train_${model}_music_$device"; done
 done
 OMP_WAIT_POLICY=passive
-CUDA_EMU_MULTIPROCESSORS=8 # enough for the LSTM's published width in one launch
+CUDA_EMU_MULTIPROCESSORS=64 # enough for the LSTM's published width in one launch
 export OMP_WAIT_POLICY CUDA_EMU_MULTIPROCESSORS
 run() { "$@" >stdout 2>stderr; }
 

@@ -1,5 +1,6 @@
 // The recurrence of train_lstm_music.cu, forward and backward, plain and fast, against plain C in double.
-//   test_recurrence quick|some|large|all     large wants CUDA_EMU_MULTIPROCESSORS=8
+//   test_recurrence quick|some|large|all     large wants CUDA_EMU_MULTIPROCESSORS=64
+//   test_recurrence past                     a planted mistake: a store one number past a piece of the model's memory
 // With bf16 the plain C rounds where the kernels do (weights, h, x, dgates), so that what is left is the error of sums
 // in fp32, and now and then an operand that this makes round to the other side.
 #define TESTING
@@ -52,7 +53,7 @@ struct Array { // of the host and of the device
     size_t bytes() const { return host.size() * sizeof(Number); }
     void up() { cuda_check(cudaMemcpy(device, host.data(), bytes(), cudaMemcpyHostToDevice)); }
     void down() { cuda_check(cudaMemcpy((void *)host.data(), device, bytes(), cudaMemcpyDeviceToHost)); }
-    void poison() { cuda_check(cudaMemset(device, 0xff, bytes())); }
+    void poison() { cuda_check(cudaMemset(device, 0x7f, bytes())); } // large numbers, and not ABSENT
 };
 
 // ||a - b|| / ||b|| within the tolerance
@@ -85,7 +86,7 @@ static void compare(const char *what, const char *where, Array<Number> &a, const
 template <typename Operand>
 struct Layer {
     Array<Operand> w_ih, w_hh, h, x, dgates;
-    Array<float> bias, gates, c, dc;
+    Array<float> b_ih, b_hh, gates, c, dc;
     Dropout dropout;
     struct {
         std::vector<double> w_ih, w_hh, gates, c, h, x, dgates; // gates as [unit][gate]
@@ -93,8 +94,8 @@ struct Layer {
 
     // p: how likely dropout is
     Layer(size_t H, size_t R, size_t B, int l, double p)
-        : w_ih(4 * H * H), w_hh(4 * H * H), h(R * H), x(R * H), dgates(4 * R * H), bias(4 * H), gates(4 * R * H),
-          c(R * H), dc(B * H) {
+        : w_ih(4 * H * H), w_hh(4 * H * H), h(R * H), x(R * H), dgates(4 * R * H), b_ih(4 * H), b_hh(4 * H),
+          gates(4 * R * H), c(R * H), dc(B * H) {
         dropout = {philox_key(7, PHILOX_DROPOUT, (uint32_t)l), (uint32_t)(p * 4294967296.0), (float)(1 / (1 - p))};
         plain = {{},
                  {},
@@ -105,8 +106,10 @@ struct Layer {
                  std::vector<double>(4 * R * H)};
         fill(w_ih, plain.w_ih, H);
         fill(w_hh, plain.w_hh, H);
-        for (auto &number : bias.host) number = (float)(random_uniform() / sqrt((double)H));
-        bias.up();
+        for (Array<float> *bias : {&b_ih, &b_hh}) {
+            for (auto &number : bias->host) number = (float)(random_uniform() / sqrt((double)H));
+            bias->up();
+        }
     }
     static void fill(Array<Operand> &weights, std::vector<double> &copy, size_t H) {
         for (auto &weight : weights.host) {
@@ -175,7 +178,8 @@ static void plain_forward(const Case<Operand> &m) {
                 const size_t r = (size_t)t * B + b;
                 std::vector<double> z(4 * H);
                 for (int j = 0; j < 4 * H; j++) {
-                    double sum = l ? a.bias.host[j] : m.table.host[(size_t)m.tokens.host[r] * 4 * H + j];
+                    double sum = (double)a.b_ih.host[j] + (double)a.b_hh.host[j];
+                    if (l == 0) sum += (double)m.table.host[(size_t)m.tokens.host[r] * 4 * H + j];
                     for (int k = 0; k < H && l > 0; k++) {
                         sum += out.w_ih[(size_t)j * H + k] * m.layers[l - 1]->plain.x[r * H + k];
                     }
@@ -247,6 +251,7 @@ static void check(Case<Operand> &m, const std::vector<LayerRecurrence<Operand>> 
     Array<float> dx(m.d.host.size());
     for (auto &a : m.layers) a->poison();
     cuda_check(cudaMemcpy(dx.device, m.d.device, dx.bytes(), cudaMemcpyDeviceToDevice));
+    recurrence_prepare<Operand>(layers.data(), shape, nullptr);
     recurrence_forward<Operand>(layers.data(), shape, m.table.device, m.tokens.device, m.state.device, nullptr);
     cuda_check(cudaDeviceSynchronize());
     recurrence_backward<Operand>(layers.data(), shape, dx.device, m.state.device, nullptr);
@@ -277,8 +282,8 @@ static void run(int B, int T, int H, int L, double p) {
     Case<Operand> m(B, T, H, L, p);
     std::vector<LayerRecurrence<Operand>> layers;
     for (auto &a : m.layers) {
-        layers.push_back({a->w_ih.device, a->w_hh.device, a->bias.device, a->dropout, a->gates.device, a->c.device,
-                          a->h.device, a->x.device, a->dgates.device, a->dc.device});
+        layers.push_back({a->w_ih.device, a->w_hh.device, a->b_ih.device, a->b_hh.device, a->dropout, a->gates.device,
+                          a->c.device, a->h.device, a->x.device, a->dgates.device, a->dc.device});
     }
     plain_forward(m);
     plain_backward(m);
@@ -330,8 +335,23 @@ static void all(const char *which) {
     run<Operand>(9, 7, 128, 2, 0.5);
 }
 
+static __global__ void past_kernel(float *x, int n) {
+    x[n] = 1; // here: past
+}
+static int past(void) {
+    DeviceArena arena = {};
+    float *x, *y;
+    cuda_check(cudaMalloc(&arena.base, 4096));
+    device_take(&arena, &x, 63);
+    device_take(&arena, &y, 64);
+    past_kernel<<<1, 1>>>(x, 62);
+    past_kernel<<<1, 1>>>(x, 63);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     const char *which = argc > 1 ? argv[1] : "all";
+    if (!strcmp(which, "past")) return past();
     all<float>(which);
     all<__nv_bfloat16>(which);
     printf("bytes %016llx\nlargest part of a tolerance %.2f\n", (unsigned long long)hash, worst);

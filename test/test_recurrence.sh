@@ -7,7 +7,7 @@ emulated test_recurrence
 
 # run BUILD ORDER SIZES: all checks hold, and the bytes of all results are those of the build's first run of these sizes
 run() {
-    CUDA_EMU_ORDER=$2 CUDA_EMU_MULTIPROCESSORS=8 nice ./"$1" "$3" >stdout 2>stderr ||
+    CUDA_EMU_ORDER=$2 CUDA_EMU_MULTIPROCESSORS=64 nice ./"$1" "$3" >stdout 2>stderr ||
         { grep FAIL stdout; false; } || return 1
     grep '^bytes' stdout >bytes.txt && { test -f "$1.$3" || cp bytes.txt "$1.$3"; } && cmp bytes.txt "$1.$3"
 }
@@ -17,4 +17,10 @@ for run in $runs; do
     order=${run#*:}
     check "$run" run "${run%%:*}" "${order%:*}" "${run##*:}"
 done
+line=$(grep -n 'here: past' "$root/test/test_recurrence.cu" | sed 's/:.*//')
+past() {
+    ! ./sanitized past >stdout 2>stderr && grep -q use-after-poison stderr &&
+        grep -q "test_recurrence.cu:$line" stderr
+}
+check "a store past a piece of the model's memory is found" past
 report recurrence

@@ -64,6 +64,7 @@ typedef struct {
     void (*layout)(const int *sizes, ParamLayout *out);
     void (*carve)(void *model, DeviceArena *arena); // takes its memory, for B and T of the config
     // Forward and losses of the first n windows of inputs and targets; when training, with dropout and the backward.
+    // The side stream is where the main stream was before these were loaded.
     void (*enqueue)(void *model, int n, bool training);
     void (*enqueue_update)(void *model);
 } DeviceHooks;
@@ -281,11 +282,17 @@ static inline const Operand *weight(const DeviceModel *m, const float *parameter
 
 // ---- memory, and the device
 
-// Points *piece to `count` elements of the arena.
+// Points *piece to `count` elements of the arena. In the emulator with AddressSanitizer, nobody may touch what lies
+// between the pieces.
 template <typename Element>
 static inline void device_take(DeviceArena *arena, Element **piece, double count) {
+    const double end = arena->used + count * sizeof(Element);
     *piece = arena->base ? (Element *)(arena->base + (size_t)arena->used) : nullptr;
-    arena->used += ceil(count * sizeof(Element) / 256) * 256;
+    arena->used = ceil(end / 256) * 256;
+#ifdef EMU_ASAN
+    arena->used += 256;
+    if (arena->base) ASAN_POISON_MEMORY_REGION(arena->base + (size_t)end, (size_t)(arena->used - end));
+#endif
 }
 
 // Lays the model out in memory from base on, or only counts if base is null. Returns the bytes.
@@ -415,7 +422,9 @@ static inline bool device_fill(DeviceModel *m, const ModelConfig *config, const 
         return fail(error, "the GPU's memory: %.2f GB: %s", m->bytes / 1e9, cudaGetErrorString(status));
     }
     device_carve(m, m->memory);
-    cuda_check(cudaStreamCreate(&m->stream)); // not cudaStreamNonBlocking, so that cudaMemcpy waits for its work
+    // Not cudaStreamNonBlocking, so that cudaMemcpy waits for its work. What waits on both streams for a place on the
+    // GPU gets it on the main stream first.
+    cuda_check(cudaStreamCreateWithPriority(&m->stream, cudaStreamDefault, -1));
     cuda_check(cudaStreamCreate(&m->side));
     cuda_check(cudaEventCreateWithFlags(&m->forked, cudaEventDisableTiming));
     for (cudaEvent_t &event : m->done) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
@@ -492,6 +501,7 @@ static inline void device_load_windows(DeviceModel *m, const uint8_t *tokens, co
 static inline void device_enqueue_gradients(DeviceModel *m) {
     const ModelConfig *config = &m->config;
     const int B = config->B, T = config->T, low = config->transpose[0], high = config->transpose[1];
+    device_fork(m);
     batch_starts_kernel<<<B, WARP, 0, m->stream>>>(m->starts, m->shifts, m->state, m->train, config->seed, B, T, low,
                                                    high);
     LAUNCHED(batch_starts_kernel);
@@ -589,6 +599,7 @@ static inline void device_eval_batch(void *model, const Dataset *test, const int
         m->test = test;
     }
     cuda_check(cudaMemcpy(m->starts, starts, (size_t)n * sizeof *starts, cudaMemcpyHostToDevice));
+    device_fork(m);
     device_load_windows(m, m->test_tokens, nullptr, n);
     m->hooks->enqueue(m, n, false);
     cuda_check(cudaMemcpy(m->host_losses, m->losses, (size_t)R * sizeof(float), cudaMemcpyDeviceToHost));

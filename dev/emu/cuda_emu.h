@@ -30,7 +30,8 @@
 //   g++ -std=c++20 -O2 -fopenmp -Idev x.cpp                       to run it
 //   g++ -std=c++20 -g -Idev x.cpp && gdb a.out                    to step through it, after
 //                                                                 break x.cu:37 if threadIdx.x == 5
-//   g++ -std=c++20 -g -fsanitize=address,undefined -Idev x.cpp    to find accesses out of bounds, of any memory
+//   g++ -std=c++20 -g -fsanitize=address,undefined -Idev x.cpp    to find accesses out of bounds, of any memory; there
+//                                                                 EMU_ASAN is defined, for gaps that a .cu forbids
 //   g++ -std=c++20 -g -fsanitize=thread -Idev -c x.cpp            to find missing barriers, missing events in graphs
 //   g++ -std=c++20 -O2 -Idev x.o dev/emu/cuda_emu_race.cpp
 //   make build/x_emu_count                                        to count, x.cu lying in the checkout
@@ -38,8 +39,9 @@
 // What every build finds: launches that CUDA refuses, barriers that only some threads reach, deadlocks, shuffles from
 // lanes that are absent, copies past an allocation. A kernel's mistake ends the program with the line of the .cu; a
 // call's mistake is returned as CUDA's error. Memory starts as NaN.
-// What it cannot tell: speed, registers, the last bits of a tensor core's sums, whether a kernel reads
-// the host's memory (here it may), what streams that are not captured would do at the same time.
+// What it cannot tell: speed, registers (a multiprocessor has as many blocks as run whatever they take), the last bits
+// of a tensor core's sums, whether a kernel reads the host's memory (here it may), what streams that are not captured
+// would do at the same time.
 //
 // Environment:
 //   CUDA_EMU_ORDER=fwd|rev|rand[:SEED]   which thread, warp, block, graph node goes first, if CUDA leaves it open [fwd]

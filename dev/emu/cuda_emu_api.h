@@ -280,8 +280,11 @@ inline void run_graph(const Graph &graph) {
 
 // The emulated GPU: multiprocessors like those of an A100.
 constexpr int SHARED_DEFAULT = 48 << 10, SHARED_LIMIT = 163 << 10, SHARED_SIZE = 164 << 10;
-inline int blocks_at_once(int threads, size_t shared) { // on one multiprocessor
-    return std::min(2048 / ((threads + 31) / 32 * 32), std::min(32, SHARED_SIZE / ((int)shared + 1024)));
+// Blocks on one multiprocessor. How many registers nvcc gives a kernel is not known here. So a thread is taken to have
+// the most, 256, as far as a block of them fits in the 65536 there are: a GPU runs as many blocks or more.
+inline int blocks_at_once(int threads, size_t shared) {
+    const int rounded = (threads + 31) / 32 * 32;
+    return std::min({2048 / rounded, std::max(1, 256 / rounded), 32, SHARED_SIZE / ((int)shared + 1024)});
 }
 
 inline cudaError_t launch_checked(Launch launch, Stream *stream) {
@@ -352,7 +355,7 @@ inline cudaError_t cudaMalloc(T **pointer, size_t size) {
     void *memory = size <= emu::config.memory - emu::allocated() ? emu::allocate(size) : nullptr;
     if (!memory) return emu::result(cudaErrorMemoryAllocation);
     *pointer = (T *)memory;
-    emu::set_bytes(memory, 0xff, size);
+    emu::set_undefined(memory, size);
     emu::allocations[(const char *)memory] = size;
     return cudaSuccess;
 }
@@ -420,8 +423,11 @@ inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F 
 }
 
 // Streams and events
-enum { cudaEventDisableTiming = 2 };
+enum { cudaStreamDefault, cudaEventDisableTiming = 2 };
 inline cudaError_t cudaStreamCreate(cudaStream_t *stream) { return *stream = new emu::Stream, cudaSuccess; }
+inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned, int) {
+    return cudaStreamCreate(stream);
+}
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
 inline cudaError_t cudaDeviceSynchronize() {
     return emu::captures ? emu::result(cudaErrorStreamCaptureUnsupported) : cudaSuccess;

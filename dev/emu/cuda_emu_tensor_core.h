@@ -90,17 +90,29 @@ inline void cp_async_wait(EMU_SITE) {
     me->copies.erase(me->copies.begin(), copy);
 }
 
-// The race check does not see these two: readers find out by themselves whether what they want has come.
+// The race check does not see these two: readers find out by themselves whether what they want has come. A GPU's store
+// reaches readers at some time, each 8 bytes by themselves. In order rand a look finds either half of its 16 bytes as
+// it was before the store, until a look has found the new one.
 inline uint4 exchange_load(const void *from, bool there, EMU_SITE) {
     uint4 value = {0, 0, 0, 0};
-    if (there) {
-        emu::note_access(from, sizeof value, emu::EXCHANGE_READ, site);
-        emu::copy_bytes(&value, from, sizeof value);
+    if (!there) return value;
+    emu::note_access(from, sizeof value, emu::EXCHANGE_READ, site);
+    emu::copy_bytes(&value, from, sizeof value);
+    for (int half = 0; half < 2 && emu::config.order == emu::RANDOM; half++) {
+        auto before = emu::gang->unseen.find((const char *)from + 8 * half);
+        if (before == emu::gang->unseen.end()) continue;
+        if (emu::next_random(emu::gang->random) >> 40 & 1)
+            memcpy((char *)&value + 8 * half, &before->second, 8);
+        else
+            emu::gang->unseen.erase(before);
     }
     return value;
 }
 inline void exchange_store(void *to, uint2 value, EMU_SITE) {
     emu::note_access(to, sizeof value, emu::EXCHANGE_WRITE, site);
+    uint64_t before;
+    emu::copy_bytes(&before, to, sizeof before);
+    if (emu::config.order == emu::RANDOM) emu::gang->unseen.emplace(to, before);
     emu::copy_bytes(to, &value, sizeof value);
 }
 

@@ -31,6 +31,7 @@
 #include <unistd.h>
 #include <utility>
 #include <vector>
+#include <wchar.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #define EMU_ASAN
@@ -261,6 +262,8 @@ struct Gang {
     Fiber main;            // the stack of the launch's caller
     Fiber *running;
     std::vector<Fiber *> idle;
+    std::map<const void *, uint64_t>
+        unseen; // what loads may still find where exchange_store() has stored, in order rand
 };
 inline __thread Gang *gang;
 inline __thread Thread *me;                 // the CUDA thread that runs; null: host code
@@ -526,10 +529,11 @@ inline Offer &offer_of(Warp &warp, int lane) {
 
 // ---- Memory
 
-// A GPU's memory is not cleared. Here it is all ones, NaN as a float, so that what is read before it is written shows.
-EMU_UNCHECKED inline void make_undefined(void *memory, size_t size) {
-    memset(memory, 0xff, size);
-    forget_accesses(memory, size);
+// A GPU's memory is not cleared. Here it is NaN, as floats and as bf16, so that what is read before it is written
+// shows. It is not all ones, by which kernels may mean "nothing yet": a forgotten reset would pass.
+EMU_UNCHECKED inline void set_undefined(void *memory, size_t size) {
+    wmemset((wchar_t *)memory, (wchar_t)0xfffefffe, size / sizeof(wchar_t));
+    memset((char *)memory + size / sizeof(wchar_t) * sizeof(wchar_t), 0xfe, size % sizeof(wchar_t));
 }
 
 // The block's copy of shared memory number `which`. It is undefined when the block first asks for it.
@@ -542,7 +546,7 @@ inline void *shared_memory(size_t which, size_t size) {
         memory = {(char *)allocate(size), size, 0};
         if (size && !memory.bytes) out_of_memory();
     }
-    if (size && memory.owner != block.started) make_undefined(memory.bytes, size);
+    if (size && memory.owner != block.started) set_undefined(memory.bytes, size), forget_accesses(memory.bytes, size);
     memory.owner = block.started;
     return memory.bytes;
 }
@@ -644,6 +648,7 @@ inline void run_blocks(const Launch &launch, long first, int n, uint32_t launche
     g.cursor = config.order == REVERSE ? g.n_warps - 1 : 0;
     g.random = (config.seed + (uint64_t)first * 2) * 0x9E3779B97F4A7C15u + 1;
     g.running = &g.main;
+    g.unseen.clear();
     for (int b = 0; b < n; b++) {
         unsigned i = (unsigned)(first + b), row = i / gridDim.x;
         start_block(b, {i % gridDim.x, row % gridDim.y, row / gridDim.y});
