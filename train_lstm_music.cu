@@ -942,8 +942,9 @@ static void layernorm_sums(SumList *list, float *dw, float *db, const float *sum
 
 // ---- softmax, cross-entropy, Adamax
 
-// Elements from row to row of dlogits: more than V, so that every row begins at a multiple of 16 bytes, as copies want.
-constexpr int DLOGITS_ROW = (V + 7) / 8 * 8;
+// Elements from row to row of dlogits, whole 32 of them: V and zeros, so that rows begin at multiples of 16 bytes and
+// end with them, as copies want.
+constexpr int DLOGITS_ROW = (V + WARP - 1) / WARP * WARP;
 
 constexpr int ROW_WARPS = 4; // rows, each of a warp, in a block
 
@@ -954,17 +955,23 @@ static __global__ void softmax_cross_entropy_kernel(float *losses, Operand *dlog
                                                     const uint8_t *targets, int R) {
     const int r = blockIdx.x * ROW_WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (r >= R) return;
-    const float *x = logits + (size_t)r * V;
-    float max = -INFINITY, sum = 0;
-    for (int v = lane; v < V; v += WARP) max = fmaxf(max, x[v]);
+    float x[DLOGITS_ROW / WARP], max = -INFINITY, sum = 0; // the lane's share of the row
+#pragma unroll
+    for (int i = 0; i < DLOGITS_ROW / WARP; i++) {
+        const int v = lane + i * WARP;
+        x[i] = v < V ? logits[(size_t)r * V + v] : -INFINITY;
+        max = fmaxf(max, x[i]);
+    }
     max = warp_max(max);
-    for (int v = lane; v < V; v += WARP) sum += expf(x[v] - max);
+    for (float &e : x) sum += e = expf(e - max);
     sum = warp_sum(sum);
-    if (lane == 0) losses[r] = logf(sum) + max - x[targets[r]];
+    const int target = targets[r];
+    if (lane == 0) losses[r] = logf(sum) + max - logits[(size_t)r * V + target];
     const float scale = 1 / (sum * (float)R), one = 1 / (float)R;
-    for (int v = lane; dlogits && v < V; v += WARP) {
-        dlogits[(size_t)r * DLOGITS_ROW + v] =
-            from_float<Operand>(expf(x[v] - max) * scale - (v == targets[r] ? one : 0));
+#pragma unroll
+    for (int i = 0; dlogits && i < DLOGITS_ROW / WARP; i++) {
+        const int v = lane + i * WARP;
+        dlogits[(size_t)r * DLOGITS_ROW + v] = from_float<Operand>(x[i] * scale - (v == target ? one : 0));
     }
 }
 
