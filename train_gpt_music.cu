@@ -621,8 +621,7 @@ __device__ inline void stage_rows(__nv_bfloat16 *to, const __nv_bfloat16 *head, 
     for (int i = thread; i < 2 * count; i += threads) {
         int row = i / 2, half = i % 2;
         bool exists = first + row < T;
-        cp_async(row_half(to, row, half), exists ? head + (size_t)(first + row) * stride + half * 8 : head,
-                 exists ? 16 : 0);
+        cp_async(row_half(to, row, half), exists ? head + (size_t)(first + row) * stride + half * 8 : head, exists);
     }
 }
 // The vectors of distances first..first+count-1, zeros for distances below 0, which are of the future.

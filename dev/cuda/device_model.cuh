@@ -132,24 +132,31 @@ static inline Dropout device_dropout(const DeviceModel *m, bool training, int si
     return dropout;
 }
 
-// The factors, 0 or 1/(1-p), of channels 4g to 4g+3 of position (b, t) in a step. One call of Philox gives all four.
-__device__ inline Four<float> dropout_four(Dropout dropout, int64_t step, int b, int t, int g) {
+// Which of channels 4g to 4g+3 of position (b, t) a step keeps: bit i for channel 4g + i. One call of Philox says it.
+__device__ inline unsigned dropout_bits(Dropout dropout, int64_t step, int b, int t, int g) {
     Philox4 words = {{0, 0, 0, 0}};
     if (dropout.threshold > 0) words = philox(dropout.key, (uint32_t)g, (uint32_t)t, (uint32_t)b, (uint32_t)step);
+    unsigned bits = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) bits |= (unsigned)(words.x[i] >= dropout.threshold) << i;
+    return bits;
+}
+
+// Their factors, 0 or 1/(1-p).
+__device__ inline Four<float> dropout_factors(Dropout dropout, unsigned bits) {
     Four<float> kept;
 #pragma unroll
-    for (int i = 0; i < 4; i++) kept.at[i] = words.x[i] >= dropout.threshold ? dropout.scale : 0;
+    for (int i = 0; i < 4; i++) kept.at[i] = bits >> i & 1 ? dropout.scale : 0;
     return kept;
+}
+__device__ inline Four<float> dropout_four(Dropout dropout, int64_t step, int b, int t, int g) {
+    return dropout_factors(dropout, dropout_bits(dropout, step, b, t, g));
 }
 
 // Channels 4g to 4g+3 of a row of C channels, with zeros from channel C on. Where C is a multiple of 4, the row begins
 // at a multiple of 16 bytes. put_four() stores them, as float or bf16.
 __device__ inline Four<float> get_four(const float *row, int g, int C) {
-    if (C % 4 == 0) return *(const Four<float> *)(row + 4 * g);
-    Four<float> four;
-#pragma unroll
-    for (int i = 0; i < 4; i++) four.at[i] = 4 * g + i < C ? row[4 * g + i] : 0;
-    return four;
+    return C % 4 ? load_first<false>(row + 4 * g, C - 4 * g) : load_first<true>(row + 4 * g, 4);
 }
 
 template <typename Number>
@@ -157,14 +164,7 @@ __device__ inline void put_four(Number *row, int g, int C, Four<float> four) {
     Four<Number> out;
 #pragma unroll
     for (int i = 0; i < 4; i++) out.at[i] = from_float<Number>(four.at[i]);
-    if (C % 4 == 0) {
-        *(Four<Number> *)(row + 4 * g) = out;
-    } else {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (4 * g + i < C) row[4 * g + i] = out.at[i];
-        }
-    }
+    C % 4 ? store_first<false>(row + 4 * g, out, C - 4 * g) : store_first<true>(row + 4 * g, out, 4);
 }
 
 // ---- batches
