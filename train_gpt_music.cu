@@ -1092,29 +1092,35 @@ struct LayerNorm {      // at one place of the model
     Operand *y;         // [R,C]
     float *normalized;  // [R,C]
     float *rstd;        // [R]
+    uint8_t *kept;      // [R,(C+3)/4] dropout_bits() of the forward
     const float *w, *b; // [C]
     Dropout dropout;
     int block_rows; // rows of a block, layernorm_block_rows()
 };
 
 // Rows r0..r0+rows-1, by a block. v is the branch, its rows v_row apart, and is used up. A warp has a row, and a lane
-// groups of four channels of it.
-template <typename Operand>
+// groups of four channels of it. WIDTH: C, where it is known when this is compiled, or 0. A row of known C takes some
+// 400 instructions instead of 610, in the backward 160 instead of 590 (make count, sm_90).
+template <typename Operand, int WIDTH>
 __device__ inline void layernorm_forward_rows(float *v, int v_row, LayerNorm<Operand> norm, Residual x,
-                                              const float *bias, int64_t step, int r0, int rows, int T, int C) {
+                                              const float *bias, int64_t step, int r0, int rows, int T, int columns) {
+    constexpr int UNROLL = WIDTH ? WIDTH / (4 * WARP) : 1;
+    const int C = WIDTH ? WIDTH : columns, groups = (C + 3) / 4;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     for (int i = warp; i < rows; i += warps) {
         const int r = r0 + i;
         const size_t at = (size_t)r * C;
         float *row = v + (size_t)i * v_row, sum = 0, squares = 0;
-        for (int g = lane; 4 * g < C; g += WARP) {
-            const Four<float> mask = dropout_four(norm.dropout, step, r / T, r % T, g), add = get_four(bias, g, C);
+#pragma unroll 1
+        for (int g = lane; g < groups; g += WARP) {
+            const unsigned bits = dropout_bits(norm.dropout, step, r / T, r % T, g);
+            const Four<float> mask = dropout_factors(norm.dropout, bits), add = read_four(bias, g, C);
             Four<float> a = get_four(row, g, C), from;
             if (x.emb) {
-                from = get_four(x.emb + (size_t)x.tokens[r] * C, g, C);
+                from = read_four(x.emb + (size_t)x.tokens[r] * C, g, C);
             } else {
-                const Four<float> w = get_four(x.w, g, C), b = get_four(x.b, g, C);
-                from = get_four(x.normalized + at, g, C);
+                const Four<float> w = read_four(x.w, g, C), b = read_four(x.b, g, C);
+                from = read_four(x.normalized + at, g, C);
                 for (int e = 0; e < 4; e++) from.at[e] = from.at[e] * w.at[e] + b.at[e];
             }
             for (int e = 0; e < 4; e++) {
@@ -1122,9 +1128,11 @@ __device__ inline void layernorm_forward_rows(float *v, int v_row, LayerNorm<Ope
                 sum += a.at[e];
             }
             put_four(row, g, C, a);
+            norm.kept[(size_t)r * groups + g] = (uint8_t)bits;
         }
         const float mean = warp_sum(sum) / (float)C;
-        for (int g = lane; 4 * g < C; g += WARP) { // each lane what it has written itself
+#pragma unroll UNROLL
+        for (int g = lane; g < groups; g += WARP) { // each lane what it has written itself
             const Four<float> a = get_four(row, g, C);
             for (int e = 0; e < 4; e++) {
                 const float past = 4 * g + e < C ? a.at[e] - mean : 0;
@@ -1132,8 +1140,9 @@ __device__ inline void layernorm_forward_rows(float *v, int v_row, LayerNorm<Ope
             }
         }
         const float scale = 1 / sqrtf(warp_sum(squares) / (float)C + 1e-5f);
-        for (int g = lane; 4 * g < C; g += WARP) {
-            const Four<float> w = get_four(norm.w, g, C), b = get_four(norm.b, g, C);
+#pragma unroll UNROLL
+        for (int g = lane; g < groups; g += WARP) {
+            const Four<float> w = read_four(norm.w, g, C), b = read_four(norm.b, g, C);
             Four<float> a = get_four(row, g, C), y;
             for (int e = 0; e < 4; e++) {
                 a.at[e] = (a.at[e] - mean) * scale;
@@ -1150,16 +1159,19 @@ __device__ inline void layernorm_forward_rows(float *v, int v_row, LayerNorm<Ope
 // `first` nothing came down. With g = dy * w:
 //     dx = rstd * (g - mean(g) - normalized * mean(g * normalized))
 // d becomes dx, dbranch = dx * mask, and sums [2][C] the rows' share of dw and db, in which a thread owns columns.
-template <typename Operand>
+template <typename Operand, int WIDTH>
 __device__ inline void layernorm_backward_rows(float *v, int v_row, float *d, bool first, Operand *dbranch, float *sums,
-                                               LayerNorm<Operand> norm, int64_t step, int r0, int rows, int T, int C) {
+                                               LayerNorm<Operand> norm, int r0, int rows, int columns) {
+    constexpr int UNROLL = WIDTH ? WIDTH / (4 * WARP) : 1;
+    const int C = WIDTH ? WIDTH : columns, groups = (C + 3) / 4;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     for (int i = warp; i < rows; i += warps) {
         const int r = r0 + i;
         const size_t at = (size_t)r * C;
         float *row = v + (size_t)i * v_row, sum = 0, product = 0;
-        for (int g = lane; 4 * g < C; g += WARP) {
-            const Four<float> n = get_four(norm.normalized + at, g, C), w = get_four(norm.w, g, C);
+#pragma unroll UNROLL
+        for (int g = lane; g < groups; g += WARP) {
+            const Four<float> n = read_four(norm.normalized + at, g, C), w = read_four(norm.w, g, C);
             Four<float> dy = get_four(row, g, C), down = {};
             if (!first) down = get_four(d + at, g, C);
             for (int e = 0; e < 4; e++) {
@@ -1170,9 +1182,10 @@ __device__ inline void layernorm_backward_rows(float *v, int v_row, float *d, bo
             put_four(row, g, C, dy);
         }
         const float mean = warp_sum(sum) / (float)C, mean_product = warp_sum(product) / (float)C, scale = norm.rstd[r];
-        for (int g = lane; 4 * g < C; g += WARP) {
-            const Four<float> mask = dropout_four(norm.dropout, step, r / T, r % T, g);
-            const Four<float> n = get_four(norm.normalized + at, g, C), w = get_four(norm.w, g, C);
+#pragma unroll UNROLL
+        for (int g = lane; g < groups; g += WARP) {
+            const Four<float> mask = dropout_factors(norm.dropout, __ldg(&norm.kept[(size_t)r * groups + g]));
+            const Four<float> n = read_four(norm.normalized + at, g, C), w = read_four(norm.w, g, C);
             Four<float> dx = get_four(row, g, C);
             for (int e = 0; e < 4; e++) dx.at[e] = scale * (dx.at[e] * w.at[e] - mean - n.at[e] * mean_product);
             put_four(d + at, g, C, dx);
@@ -1184,7 +1197,7 @@ __device__ inline void layernorm_backward_rows(float *v, int v_row, float *d, bo
     for (int c = threadIdx.x; c < C; c += WARP * warps) {
         float dw = 0, db = 0;
         for (int i = 0; i < rows; i++) {
-            dw += v[(size_t)i * v_row + c] * norm.normalized[(size_t)(r0 + i) * C + c];
+            dw += v[(size_t)i * v_row + c] * __ldg(&norm.normalized[(size_t)(r0 + i) * C + c]);
             db += v[(size_t)i * v_row + c];
         }
         sums[c] = dw;
@@ -1192,12 +1205,12 @@ __device__ inline void layernorm_backward_rows(float *v, int v_row, float *d, bo
     }
 }
 
-// A block owns whole rows of a product if C is more than 128, up to 256, and a multiple of 8. Few rows go to as many
-// blocks as can be, 16 to each. Many rows go 64 to a block, which reads the weights a quarter as often, where the GPU
-// has that much shared memory. The rows of a block have one sum of dw and db.
+// A block owns whole rows of a product if C is 256. Few rows go to as many blocks as can be, 16 to each. Many rows go
+// 64 to a block, which reads the weights a quarter as often, where the GPU has that much shared memory. The rows of a
+// block have one sum of dw and db.
 constexpr int FUSED_WIDTH = 256, FUSED_MANY = 8192, NORM_THREADS = 256;
 
-static bool fused(int C) { return C <= FUSED_WIDTH && C > FUSED_WIDTH / 2 && C % 8 == 0; }
+static bool fused(int C) { return C == FUSED_WIDTH; }
 
 static int layernorm_block_rows(const DeviceModel *m, int R) {
     const int bytes = Tile<float, false, true, 64, FUSED_WIDTH>::BYTES_WITH_ROWS; // not less than of the others
@@ -1227,7 +1240,8 @@ static __global__ void __launch_bounds__(Tile<Operand, false, true, ROWS, FUSED_
     Sums<RowTile> sums = {};
     tile_multiply<RowTile>(sums, p, r0, 0, 0, p.K, shared);
     float *v = tile_to_shared<RowTile>(sums, shared);
-    layernorm_forward_rows<Operand>(v, RowTile::ROW, norm, x, bias, state->step, r0, min(ROWS, p.M - r0), T, p.N);
+    layernorm_forward_rows<Operand, FUSED_WIDTH>(v, RowTile::ROW, norm, x, bias, state->step, r0, min(ROWS, p.M - r0),
+                                                 T, p.N);
 }
 
 template <typename Operand, int ROWS>
@@ -1246,8 +1260,8 @@ static __global__ void __launch_bounds__(NORM_THREADS)
     layernorm_forward_kernel(LayerNorm<Operand> norm, Residual x, float *branch, const float *bias,
                              const DeviceState *state, int R, int T, int C) {
     const int r0 = blockIdx.x * (NORM_THREADS / WARP);
-    layernorm_forward_rows<Operand>(branch + (size_t)r0 * C, C, norm, x, bias, state->step, r0,
-                                    min(NORM_THREADS / WARP, R - r0), T, C);
+    layernorm_forward_rows<Operand, 0>(branch + (size_t)r0 * C, C, norm, x, bias, state->step, r0,
+                                       min(NORM_THREADS / WARP, R - r0), T, C);
 }
 
 // norm.y = LN(x + dropout(p + bias)), p [R,C] a product. branch [R,C]: scratch where not fused.
@@ -1269,30 +1283,31 @@ static void residual_dropout_layernorm_forward(LayerNorm<Operand> norm, Residual
 }
 
 template <typename Operand, int ROWS>
-static __global__ void __launch_bounds__(Tile<Operand, false, false, ROWS, FUSED_WIDTH>::THREADS, ROWS == 64 ? 1 : 2)
+static __global__ void __launch_bounds__(Tile<Operand, false, false, ROWS, FUSED_WIDTH>::THREADS,
+                                         ROWS == 16 || BF16<Operand> ? 2 : 1)
     product_layernorm_backward_kernel(float *d, bool first, Operand *dbranch, float *norm_sums, LayerNorm<Operand> norm,
-                                      Product<Operand> p, const DeviceState *state, int T) {
+                                      Product<Operand> p) {
     typedef Tile<Operand, false, false, ROWS, FUSED_WIDTH> RowTile;
     extern __shared__ __align__(16) unsigned char shared[];
     const int r0 = blockIdx.x * ROWS;
     Sums<RowTile> sums = {};
     tile_multiply<RowTile>(sums, p, r0, 0, 0, p.K, shared);
     float *v = tile_to_shared<RowTile>(sums, shared);
-    layernorm_backward_rows<Operand>(v, RowTile::ROW, d, first, dbranch, norm_sums + (size_t)blockIdx.x * 2 * p.N, norm,
-                                     state->step, r0, min(ROWS, p.M - r0), T, p.N);
+    layernorm_backward_rows<Operand, FUSED_WIDTH>(v, RowTile::ROW, d, first, dbranch,
+                                                  norm_sums + (size_t)blockIdx.x * 2 * p.N, norm, r0,
+                                                  min(ROWS, p.M - r0), p.N);
 }
 
 template <typename Operand, int ROWS>
 static void product_layernorm_backward(float *d, bool first, Operand *dbranch, float *norm_sums,
-                                       LayerNorm<Operand> norm, Product<Operand> p, const DeviceState *state, int T,
-                                       cudaStream_t stream) {
+                                       LayerNorm<Operand> norm, Product<Operand> p, cudaStream_t stream) {
     typedef Tile<Operand, false, false, ROWS, FUSED_WIDTH> RowTile;
     const int blocks = blocks_for(p.M, ROWS), threads = RowTile::THREADS, bytes = RowTile::BYTES_WITH_ROWS;
     matmul_prepare(product_layernorm_backward_kernel<Operand, ROWS>, bytes);
     // The launch must stay on the line of its kernel, for dev/emu/cuda2cpp.sed.
     // clang-format off
     product_layernorm_backward_kernel<Operand, ROWS><<<blocks, threads, bytes, stream>>>(
-        d, first, dbranch, norm_sums, norm, p, state, T);
+        d, first, dbranch, norm_sums, norm, p);
     // clang-format on
     LAUNCHED(product_layernorm_backward_kernel<Operand, ROWS>);
 }
@@ -1301,11 +1316,11 @@ static void product_layernorm_backward(float *d, bool first, Operand *dbranch, f
 template <typename Operand>
 static __global__ void __launch_bounds__(NORM_THREADS)
     layernorm_backward_kernel(float *d, bool first, Operand *dbranch, float *norm_sums, LayerNorm<Operand> norm,
-                              float *branch, const DeviceState *state, int R, int T, int C) {
+                              float *branch, int R, int C) {
     const int r0 = blockIdx.x * norm.block_rows;
-    layernorm_backward_rows<Operand>(branch + (size_t)r0 * C, C, d, first, dbranch,
-                                     norm_sums + (size_t)blockIdx.x * 2 * C, norm, state->step, r0,
-                                     min(norm.block_rows, R - r0), T, C);
+    layernorm_backward_rows<Operand, 0>(branch + (size_t)r0 * C, C, d, first, dbranch,
+                                        norm_sums + (size_t)blockIdx.x * 2 * C, norm, r0, min(norm.block_rows, R - r0),
+                                        C);
 }
 
 // d comes as what came down past the branch above, unless `first`, and with p, the branch's own product [R,C], is dy.
@@ -1314,17 +1329,17 @@ static __global__ void __launch_bounds__(NORM_THREADS)
 template <typename Operand>
 static void residual_dropout_layernorm_backward(float *d, bool first, Operand *dbranch, float *norm_sums,
                                                 LayerNorm<Operand> norm, Product<Operand> p, float *branch,
-                                                const DeviceState *state, int T, cudaStream_t stream) {
+                                                cudaStream_t stream) {
     const int R = p.M, C = p.N;
     if (!fused(C)) {
         matmul_backward_input(branch, p.a, p.b, (const Operand *)nullptr, false, R, C, p.K, stream, p.a_row);
         layernorm_backward_kernel<Operand><<<blocks_for(R, norm.block_rows), NORM_THREADS, 0, stream>>>(
-            d, first, dbranch, norm_sums, norm, branch, state, R, T, C);
+            d, first, dbranch, norm_sums, norm, branch, R, C);
         LAUNCHED(layernorm_backward_kernel<Operand>);
     } else if (norm.block_rows == 16) {
-        product_layernorm_backward<Operand, 16>(d, first, dbranch, norm_sums, norm, p, state, T, stream);
+        product_layernorm_backward<Operand, 16>(d, first, dbranch, norm_sums, norm, p, stream);
     } else {
-        product_layernorm_backward<Operand, 64>(d, first, dbranch, norm_sums, norm, p, state, T, stream);
+        product_layernorm_backward<Operand, 64>(d, first, dbranch, norm_sums, norm, p, stream);
     }
 }
 
@@ -1416,6 +1431,7 @@ struct LayerActivations { // what the backward needs of a layer's forward
     Attention<Operand> attention;
     float *normalized1, *rstd1; // [R,C], [R]
     float *normalized2, *rstd2; // [R,C], [R]
+    uint8_t *kept1, *kept2;     // see LayerNorm
     Operand *ln1, *fc1, *ln2;   // [R,C]; [R,F] after ReLU; [R,C]
 };
 
@@ -1503,6 +1519,8 @@ static void gpt_carve(void *model, DeviceArena *arena) {
         device_take(arena, &a->rstd1, R);
         device_take(arena, &a->normalized2, R * C);
         device_take(arena, &a->rstd2, R);
+        device_take(arena, &a->kept1, R * ((C + 3) / 4));
+        device_take(arena, &a->kept2, R * ((C + 3) / 4));
     }
     for (LayerBackward<Operand> &back : m->back) {
         device_take(arena, &back.dqkv, R * 3 * C);
@@ -1531,7 +1549,7 @@ static LayerNorm<Operand> gpt_norm1(const Gpt<Operand> *m, int l, bool training)
     const LayerActivations<Operand> *a = &m->acts[l];
     const LayerTensors *p = &m->params.layers[l];
     const Dropout dropout = device_dropout(&m->device, training, 2 * l);
-    return {a->ln1, a->normalized1, a->rstd1, p->ln1_w, p->ln1_b, dropout, m->block_rows};
+    return {a->ln1, a->normalized1, a->rstd1, a->kept1, p->ln1_w, p->ln1_b, dropout, m->block_rows};
 }
 
 template <typename Operand>
@@ -1539,7 +1557,7 @@ static LayerNorm<Operand> gpt_norm2(const Gpt<Operand> *m, int l, bool training)
     const LayerActivations<Operand> *a = &m->acts[l];
     const LayerTensors *p = &m->params.layers[l];
     const Dropout dropout = device_dropout(&m->device, training, 2 * l + 1);
-    return {a->ln2, a->normalized2, a->rstd2, p->ln2_w, p->ln2_b, dropout, m->block_rows};
+    return {a->ln2, a->normalized2, a->rstd2, a->kept2, p->ln2_w, p->ln2_b, dropout, m->block_rows};
 }
 
 // What the first branch of layer l branches off from: the output of the layer below, or the embedding.
@@ -1608,7 +1626,7 @@ static void gpt_backward(Gpt<Operand> *m) {
     const Operand *head_w = weight<Operand>(device, m->params.head_w);
     residual_dropout_layernorm_backward(m->dx, true, last->dfc2, last->norm_sums2, gpt_norm2(m, L - 1, true),
                                         linear_backward<Operand>(m->dlogits, DLOGITS_ROW, head_w, R, C, V), m->branch,
-                                        device->state, T, stream);
+                                        stream);
     for (int l = L - 1; l >= 0; l--) {
         const LayerTensors *p = &m->params.layers[l], *g = &m->grads.layers[l];
         const LayerActivations<Operand> *a = &m->acts[l];
@@ -1619,8 +1637,7 @@ static void gpt_backward(Gpt<Operand> *m) {
         // x = LN2(x + dropout(fc2(relu(fc1(x))))), of which LN2's part is done
         matmul_backward_input<Operand>(back->dfc1, back->dfc2, fc2_w, a->fc1, false, R, F, C, stream);
         residual_dropout_layernorm_backward(m->dx, false, back->dout, back->norm_sums1, gpt_norm1(m, l, true),
-                                            linear_backward<Operand>(back->dfc1, F, fc1_w, R, C, F), m->branch,
-                                            device->state, T, stream);
+                                            linear_backward<Operand>(back->dfc1, F, fc1_w, R, C, F), m->branch, stream);
         // x = LN1(x + dropout(out(attention(qkv(x)))))
         matmul_backward_input<Operand>(m->dattn, back->dout, out_w, no_gate, false, R, C, C, stream);
         attention_backward<Operand>(back->dqkv, back->rel_partial, m->dscores, dscores_above, m->dattn, a->attention,
@@ -1639,7 +1656,7 @@ static void gpt_backward(Gpt<Operand> *m) {
         if (l > 0) {
             residual_dropout_layernorm_backward(m->dx, false, below->dfc2, below->norm_sums2, gpt_norm2(m, l - 1, true),
                                                 linear_backward<Operand>(back->dqkv, 3 * C, qkv_w, R, C, 3 * C),
-                                                m->branch, device->state, T, stream);
+                                                m->branch, stream);
         } else {
             matmul_backward_input<Operand>(m->dx, back->dqkv, qkv_w, no_gate, true, R, C, 3 * C, stream);
         }

@@ -159,6 +159,13 @@ __device__ inline Four<float> get_four(const float *row, int g, int C) {
     return C % 4 ? load_first<false>(row + 4 * g, C - 4 * g) : load_first<true>(row + 4 * g, 4);
 }
 
+// The same of what the kernel does not write: such loads need not wait for its stores.
+__device__ inline Four<float> read_four(const float *row, int g, int C) {
+    if (C % 4) return get_four(row, g, C);
+    const float4 v = __ldg((const float4 *)row + g);
+    return {v.x, v.y, v.z, v.w};
+}
+
 template <typename Number>
 __device__ inline void put_four(Number *row, int g, int C, Four<float> four) {
     Four<Number> out;
