@@ -543,10 +543,10 @@ constexpr int WARPS = 8, STAGED_ROWS = 256, STAGED_DISTANCES = STAGED_ROWS + STR
 
 __device__ inline int key_of(int half, int column) { return column / 2 * 4 + 2 * half + column % 2; }
 
-// Where half (8 elements) of a row begins. Halves of rows 4..7 of 8 are swapped, so that the 8 rows that ldmatrix reads
-// at once lie in different banks.
+// Where half (8 elements) of a row begins. Halves of rows 4..7 of 8 are swapped, and rows 8..15 of 16 two by two, so
+// that the 8 rows that ldmatrix reads at once lie in different banks, also in the order of key_of().
 __device__ inline __nv_bfloat16 *row_half(__nv_bfloat16 *rows, int row, int half) {
-    return rows + row * 16 + (half ^ (row >> 2 & 1)) * 8;
+    return rows + (row ^ (row >> 2 & 2)) * 16 + (half ^ (row >> 2 & 1)) * 8;
 }
 
 // Operands of mma_bf16 from 16 rows in shared memory. A operands: the rows, or the rows transposed.
@@ -993,9 +993,11 @@ static __global__ void __launch_bounds__(256)
             }
         }
         __syncthreads();
-        float *sums = (float *)staged; // [8 warps][near, far][16][16]
+        // [8 warps][near, far][16][16], each row with its columns in an order by which a warp's lie in different banks
+        float *sums = (float *)staged;
+        auto order = [](int row) { return (row >> 2 & 1) | (row << 2 & 8); };
         for (int e = 0; e < 8; e++) {
-            int at = (lane / 4 + e / 2 % 2 * 8) * 16 + e / 4 * 8 + lane % 4 * 2 + e % 2;
+            const int row = lane / 4 + e / 2 % 2 * 8, at = row * 16 + ((e / 4 * 8 + lane % 4 * 2 + e % 2) ^ order(row));
             sums[warp * 2 * PATCH + at] = near[e];
             sums[(warp * 2 + 1) * PATCH + at] = far[e];
         }
@@ -1008,7 +1010,7 @@ static __global__ void __launch_bounds__(256)
             for (int w = 0; w < WARPS; w++) sum += sums[w * 2 * PATCH + i];
             size_t strip =
                 i < PATCH ? (size_t)(2 * group + 1) * s.strips + near_strip : (size_t)2 * group * s.strips + diagonal;
-            rel_partial[strip * PATCH + i % PATCH] = sum * 0.25f;
+            rel_partial[strip * PATCH + ((i % PATCH) ^ order(i / 16))] = sum * 0.25f;
         }
     }
 }
