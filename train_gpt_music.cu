@@ -276,7 +276,8 @@ __device__ inline size_t head_at(int bh, int stride, AttentionShape s) {
     return (size_t)(bh / s.NH) * s.T * stride + bh % s.NH * s.HS;
 }
 // rel[n], for n < 0 that of distance 0
-__device__ inline const float *relative_vector(const float *rel, int n, AttentionShape s) {
+template <typename Operand>
+__device__ inline const Operand *relative_vector(const Operand *rel, int n, AttentionShape s) {
     return rel + (size_t)(s.D - 1 - min(max(n, 0), s.D - 1)) * s.HS;
 }
 
@@ -304,7 +305,7 @@ __device__ inline void stage_tile(float (*to)[DEPTH + 1], int count, const Opera
 template <typename Operand>
 static __global__ void __launch_bounds__(256, 4)
     attention_forward_kernel(Operand *attn, Score<Operand> *scores, float *log_sums, const Score<Operand> *scores_below,
-                             const Operand *qkv, const float *rel, int heads, AttentionShape s) {
+                             const Operand *qkv, const Operand *rel, int heads, AttentionShape s) {
     __shared__ float q_tile[STRIP][DEPTH + 1];
     __shared__ float k_tile[KEYS][DEPTH + 1];
     __shared__ float rel_tile[STRIP + KEYS][DEPTH + 1];
@@ -323,7 +324,8 @@ static __global__ void __launch_bounds__(256, 4)
             stage_tile(k_tile, KEYS, k, C3, j0, s.T, d0, s.HS);
             for (int i = threadIdx.x; i < (STRIP + KEYS) * DEPTH; i += blockDim.x) { // row x: distance t0 - j0 - 31 + x
                 int x = i / DEPTH, c = i % DEPTH;
-                rel_tile[x][c] = d0 + c < s.HS ? relative_vector(rel, t0 - j0 - (KEYS - 1) + x, s)[d0 + c] : 0;
+                rel_tile[x][c] =
+                    d0 + c < s.HS ? to_float(relative_vector(rel, t0 - j0 - (KEYS - 1) + x, s)[d0 + c]) : 0;
             }
             __syncthreads();
             for (int c = 0; c < min(DEPTH, s.HS - d0); c++) {
@@ -376,7 +378,7 @@ template <typename Operand>
 static __global__ void __launch_bounds__(256, 4)
     attention_backward_queries_kernel(Operand *dqkv, Operand *dscores, const Score<Operand> *scores,
                                       const Operand *dscores_above, const Operand *dattn, const Operand *attn,
-                                      const float *log_sums, const Operand *qkv, const float *rel, int heads,
+                                      const float *log_sums, const Operand *qkv, const Operand *rel, int heads,
                                       AttentionShape s) {
     __shared__ float dattn_tile[STRIP][DEPTH + 1];
     __shared__ float v_tile[KEYS][DEPTH + 1];
@@ -427,7 +429,8 @@ static __global__ void __launch_bounds__(256, 4)
             }
             __syncthreads();
             for (int j = j0; exists && j < min(j0 + KEYS, t + 1); j++) {
-                dq += ds_tile[row][j - j0] * (to_float(k[(size_t)j * C3 + d]) + relative_vector(rel, t - j, s)[d]);
+                dq += ds_tile[row][j - j0] *
+                      (to_float(k[(size_t)j * C3 + d]) + to_float(relative_vector(rel, t - j, s)[d]));
             }
         }
         if (exists) dqkv[head_at(bh, C3, s) + (size_t)t * C3 + d] = from_float<Operand>(dq / sqrtf(s.HS));
@@ -625,12 +628,11 @@ __device__ inline void stage_rows(__nv_bfloat16 *to, const __nv_bfloat16 *head, 
     }
 }
 // The vectors of distances first..first+count-1, zeros for distances below 0, which are of the future.
-__device__ inline void stage_distances(__nv_bfloat16 *to, const float *rel, int first, int count, AttentionShape s) {
-    for (int i = threadIdx.x; i < 8 * count; i += blockDim.x) {
-        int row = i / 8, pair = i % 8;
-        const float *vector = relative_vector(rel, first + row, s) + 2 * pair;
-        bool exists = first + row >= 0;
-        *(uint32_t *)(row_half(to, row, pair / 4) + pair % 4 * 2) = exists ? pack(vector[0], vector[1]) : 0;
+__device__ inline void stage_distances(__nv_bfloat16 *to, const __nv_bfloat16 *rel, int first, int count,
+                                       AttentionShape s) {
+    for (int i = threadIdx.x; i < 2 * count; i += blockDim.x) {
+        const int n = first + i / 2;
+        cp_async(row_half(to, i / 2, i % 2), relative_vector(rel, n, s) + i % 2 * 8, n >= 0);
     }
 }
 __device__ inline void copies_arrived() {
@@ -731,7 +733,7 @@ __device__ inline void running_softmax_add(RunningSoftmax *softmax, float *x, __
 // A block has 8 strips of queries of a head, a warp one of them. It goes through the strip's patches, four at a time.
 static __global__ void __launch_bounds__(256)
     attention_forward_16_kernel(__nv_bfloat16 *attn, __half *scores, float *log_sums, const __half *scores_below,
-                                const __nv_bfloat16 *qkv, const float *rel, int heads, AttentionShape s) {
+                                const __nv_bfloat16 *qkv, const __nv_bfloat16 *rel, int heads, AttentionShape s) {
     __shared__ __align__(16) __nv_bfloat16 k_rows[STAGED_ROWS * 16];
     __shared__ __align__(16) __nv_bfloat16 v_rows[STAGED_ROWS * 16];
     __shared__ __align__(16) __nv_bfloat16 rel_rows[STAGED_DISTANCES * 16];
@@ -922,7 +924,7 @@ __device__ inline void store_skewed(__nv_bfloat16 *skewed, const uint32_t *ds, i
 // Both kinds are in one launch, a group's near each other, so that dscores come from memory once, then from L2.
 static __global__ void __launch_bounds__(256)
     attention_backward_queries_16_kernel(__nv_bfloat16 *dqkv, float *rel_partial, const __nv_bfloat16 *dscores,
-                                         const __nv_bfloat16 *qkv, const float *rel, int heads, int group_heads,
+                                         const __nv_bfloat16 *qkv, const __nv_bfloat16 *rel, int heads, int group_heads,
                                          AttentionShape s) {
     __shared__ __align__(16) __nv_bfloat16 staged[(STAGED_ROWS + STAGED_DISTANCES) * 16];
     __shared__ __align__(16) __nv_bfloat16 skewed_tiles[WARPS][2 * PATCH];
@@ -1019,7 +1021,7 @@ static __global__ void __launch_bounds__(256)
 
 // scores_below: those of the layer below, or nullptr. rel [D,HS].
 template <typename Operand>
-static void attention_forward(Attention<Operand> act, const Score<Operand> *scores_below, const float *rel, int B,
+static void attention_forward(Attention<Operand> act, const Score<Operand> *scores_below, const Operand *rel, int B,
                               AttentionShape s, cudaStream_t stream) {
     const int heads = B * s.NH, head_blocks = (s.strips + WARPS - 1) / WARPS;
     if constexpr (BF16<Operand>) {
@@ -1040,8 +1042,8 @@ static void attention_forward(Attention<Operand> act, const Score<Operand> *scor
 // For bf16 dattn must begin at a multiple of 16 bytes, and dscores at one of 8.
 template <typename Operand>
 static void attention_backward(Operand *dqkv, float *rel_partial, Operand *dscores, const Operand *dscores_above,
-                               const Operand *dattn, Attention<Operand> act, const float *rel, int B, AttentionShape s,
-                               cudaStream_t stream) {
+                               const Operand *dattn, Attention<Operand> act, const Operand *rel, int B,
+                               AttentionShape s, cudaStream_t stream) {
     const int heads = B * s.NH, head_blocks = (s.strips + WARPS - 1) / WARPS;
     const int group_heads = heads_of_group(B, s), groups = head_groups(B, s);
     if constexpr (BF16<Operand>) {
@@ -1593,7 +1595,7 @@ static void gpt_forward(Gpt<Operand> *m, int B, bool training) {
         const Score<Operand> *scores_below = l > 0 ? m->acts[l - 1].attention.scores : nullptr;
         // x = LN1(x + dropout(out(attention(qkv(x)))))
         matmul_forward(a->attention.qkv, x, qkv_w, p->qkv_b, false, R, C, 3 * C, stream);
-        attention_forward(a->attention, scores_below, p->rel, B, s, stream);
+        attention_forward(a->attention, scores_below, weight<Operand>(device, p->rel), B, s, stream);
         residual_dropout_layernorm_forward(gpt_norm1(m, l, training), gpt_residual1(m, l),
                                            linear_forward<Operand>(a->attention.attn, out_w, R, C, C), p->out_b,
                                            m->branch, device->state, T, stream);
@@ -1643,7 +1645,7 @@ static void gpt_backward(Gpt<Operand> *m) {
         // x = LN1(x + dropout(out(attention(qkv(x)))))
         matmul_backward_input<Operand>(m->dattn, back->dout, out_w, no_gate, false, R, C, C, stream);
         attention_backward<Operand>(back->dqkv, back->rel_partial, m->dscores, dscores_above, m->dattn, a->attention,
-                                    p->rel, B, s, stream);
+                                    weight<Operand>(device, p->rel), B, s, stream);
         device_fork(device);
         WeightGradient<Operand> weights[LAYER_WEIGHTS];
         SumList sums = {};
