@@ -985,31 +985,41 @@ static void softmax_cross_entropy(const DeviceModel *m, Operand *dlogits, const 
 
 // Adamax, as PyTorch has it: exp_avg = 0.9 exp_avg + 0.1 g; exp_inf = max(0.999 exp_inf, |g| + 1e-8);
 // params -= lr / (1 - 0.9^t) * exp_avg / exp_inf, t = 1 in the first step. Before that, where decays[] is 1, a weight
-// loses `decay` of itself. A thread owns an element of the flat arrays; weights is the copy of params that products
-// read, average that of the weights over the steps, or null. Nothing changes in a bad step, nor after one.
+// loses `decay` of itself. A thread owns four elements of the flat arrays, whose length n is a multiple of 16; weights
+// is the copy of params that products read, average that of the weights over the steps, or null. Nothing changes in a
+// bad step, nor after one.
 template <typename Operand>
 static __global__ void adamax_kernel(float *params, Operand *weights, const float *grads, float *exp_avg,
                                      float *exp_inf, float *average, const uint8_t *decays, const DeviceState *state,
                                      int64_t n) {
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    const int64_t i = 4 * ((int64_t)blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= n) return;
     const bool skip = state->bad | (state->bad_step >= 0); // all loads go out at once
-    const float g = grads[i], avg = 0.9f * exp_avg[i] + 0.1f * g, inf = fmaxf(0.999f * exp_inf[i], fabsf(g) + 1e-8f);
-    const float decayed = params[i] - (decays[i / 16] ? state->decay : 0) * params[i];
-    const float p = decayed - state->rate * (avg / inf), mean = average ? average[i] : 0;
+    const Four<float> g = get_four(grads + i, 0, 4);
+    Four<float> avg = get_four(exp_avg + i, 0, 4), inf = get_four(exp_inf + i, 0, 4), p = get_four(params + i, 0, 4);
+    Four<float> mean = average ? get_four(average + i, 0, 4) : p;
+    const float decay = decays[i / 16] ? state->decay : 0;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        avg.at[e] = 0.9f * avg.at[e] + 0.1f * g.at[e];
+        inf.at[e] = fmaxf(0.999f * inf.at[e], fabsf(g.at[e]) + 1e-8f);
+        p.at[e] = p.at[e] - decay * p.at[e];
+        p.at[e] -= state->rate * (avg.at[e] / inf.at[e]);
+        mean.at[e] += state->part * (p.at[e] - mean.at[e]);
+    }
     if (skip) return;
-    exp_avg[i] = avg;
-    exp_inf[i] = inf;
-    params[i] = p;
-    weights[i] = from_float<Operand>(p);
-    if (average) average[i] = mean + state->part * (p - mean);
+    put_four(exp_avg + i, 0, 4, avg);
+    put_four(exp_inf + i, 0, 4, inf);
+    put_four(params + i, 0, 4, p);
+    put_four(weights + i, 0, 4, p);
+    if (average) put_four(average + i, 0, 4, mean);
 }
 
 template <typename Operand>
 static void adamax(void *model) {
     const DeviceModel *m = (const DeviceModel *)model;
     float *const *flat = m->flat, *grads = flat[STATE_GRADS], *exp_avg = flat[STATE_EXP_AVG];
-    adamax_kernel<Operand><<<blocks_for(m->layout.size, 256), 256, 0, m->stream>>>(
+    adamax_kernel<Operand><<<blocks_for(m->layout.size, 4 * 256), 256, 0, m->stream>>>(
         flat[STATE_PARAMS], (Operand *)m->weights, grads, exp_avg, flat[STATE_EXP_INF], flat[STATE_AVERAGE], m->decays,
         m->state, m->layout.size);
     LAUNCHED(adamax_kernel<Operand>);

@@ -248,11 +248,14 @@ static __global__ void loss_kernel(DeviceState *state, const float *losses, int 
     }
 }
 
-// Marks the step as bad if a gradient is not finite. The threads of the grid share the flat array.
+// Marks the step as bad if a gradient is not finite. The threads of the grid share the flat array, four elements at
+// once; n is a multiple of 16.
 static __global__ void check_finite_kernel(DeviceState *state, const float *grads, int64_t n) {
     bool bad = false;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
-        bad |= !isfinite(grads[i]); // not ||, which would make each load wait for the one before
+    const int64_t all = 4 * (int64_t)gridDim.x * blockDim.x;
+    for (int64_t i = 4 * ((int64_t)blockIdx.x * blockDim.x + threadIdx.x); i < n; i += all) {
+        const Four<float> g = get_four(grads + i, 0, 4);
+        for (float x : g.at) bad |= !isfinite(x); // not ||, which would make each load wait for the one before
     }
     if (bad) atomicOr(&state->bad, 1);
 }
