@@ -249,8 +249,8 @@ static size_t attention_scores_size(int B, AttentionShape s) {
 
 // The sums over distances come in parts, [parts][16 strips][HS] floats, which relative_vectors_backward() adds up. A
 // group of heads makes one part, on tensor cores two. A group is 8 heads, or the smallest multiple of 8 with which
-// there are at most 32 groups.
-static int heads_of_group(int B, AttentionShape s) { return (B * s.NH + 8 * 32 - 1) / (8 * 32) * 8; }
+// there are at most 128 groups: a warp that has to go through many heads ends last.
+static int heads_of_group(int B, AttentionShape s) { return (B * s.NH + 8 * 128 - 1) / (8 * 128) * 8; }
 
 static int head_groups(int B, AttentionShape s) { return (B * s.NH - 1) / heads_of_group(B, s) + 1; }
 
