@@ -1202,12 +1202,12 @@ __device__ inline void layernorm_backward_rows(float *v, int v_row, float *d, bo
     }
 }
 
-// A block owns whole rows of a product if C is 256. Few rows go to as many blocks as can be, 16 to each. Many rows go
-// 64 to a block, which reads the weights a quarter as often, where the GPU has that much shared memory. The rows of a
-// block have one sum of dw and db.
+// A block owns whole rows of a product if C is 256 and rows of operands begin at multiples of 16 bytes. Few rows go to
+// as many blocks as can be, 16 to each. Many rows go 64 to a block, which reads the weights a quarter as often, where
+// the GPU has that much shared memory. The rows of a block have one sum of dw and db.
 constexpr int FUSED_WIDTH = 256, FUSED_MANY = 8192, NORM_THREADS = 256;
 
-static bool fused(int C) { return C == FUSED_WIDTH; }
+static bool fused(int C, int operand_row) { return C == FUSED_WIDTH && operand_row % 8 == 0; }
 
 static int layernorm_block_rows(const DeviceModel *m, int R) {
     const int bytes = Tile<float, false, true, 64, FUSED_WIDTH>::BYTES_WITH_ROWS; // not less than of the others
@@ -1235,7 +1235,7 @@ static __global__ void __launch_bounds__(Tile<Operand, false, true, ROWS, FUSED_
     extern __shared__ __align__(16) unsigned char shared[];
     const int r0 = blockIdx.x * ROWS;
     Sums<RowTile> sums = {};
-    tile_multiply<RowTile>(sums, p, r0, 0, 0, p.K, shared);
+    tile_multiply_as<RowTile, true>(sums, p, r0, 0, 0, p.K, shared);
     float *v = tile_to_shared<RowTile>(sums, shared);
     layernorm_forward_rows<Operand, FUSED_WIDTH>(v, RowTile::ROW, norm, x, bias, state->step, r0, min(ROWS, p.M - r0),
                                                  T, p.N);
@@ -1267,7 +1267,7 @@ static void residual_dropout_layernorm_forward(LayerNorm<Operand> norm, Residual
                                                const float *bias, float *branch, const DeviceState *state, int T,
                                                cudaStream_t stream) {
     const int R = p.M, C = p.N;
-    if (!fused(C)) {
+    if (!fused(C, p.a_row)) {
         matmul_forward(branch, p.a, p.b, (const float *)nullptr, false, R, p.K, C, stream);
         const int blocks = blocks_for(R, NORM_THREADS / WARP);
         layernorm_forward_kernel<Operand><<<blocks, NORM_THREADS, 0, stream>>>(norm, x, branch, bias, state, R, T, C);
@@ -1288,7 +1288,7 @@ static __global__ void __launch_bounds__(Tile<Operand, false, false, ROWS, FUSED
     extern __shared__ __align__(16) unsigned char shared[];
     const int r0 = blockIdx.x * ROWS;
     Sums<RowTile> sums = {};
-    tile_multiply<RowTile>(sums, p, r0, 0, 0, p.K, shared);
+    tile_multiply_as<RowTile, true>(sums, p, r0, 0, 0, p.K, shared);
     float *v = tile_to_shared<RowTile>(sums, shared);
     layernorm_backward_rows<Operand, FUSED_WIDTH>(v, RowTile::ROW, d, first, dbranch,
                                                   norm_sums + (size_t)blockIdx.x * 2 * p.N, norm, r0,
@@ -1328,7 +1328,7 @@ static void residual_dropout_layernorm_backward(float *d, bool first, Operand *d
                                                 LayerNorm<Operand> norm, Product<Operand> p, float *branch,
                                                 cudaStream_t stream) {
     const int R = p.M, C = p.N;
-    if (!fused(C)) {
+    if (!fused(C, p.a_row)) {
         matmul_backward_input(branch, p.a, p.b, (const Operand *)nullptr, false, R, C, p.K, stream, p.a_row);
         layernorm_backward_kernel<Operand><<<blocks_for(R, norm.block_rows), NORM_THREADS, 0, stream>>>(
             d, first, dbranch, norm_sums, norm, branch, R, C);
@@ -1371,13 +1371,12 @@ static __global__ void softmax_cross_entropy_kernel(float *losses, Operand *dlog
     max = warp_max(max);
     for (float &e : x) sum += e = expf(e - max);
     sum = warp_sum(sum);
-    const int target = targets[r];
-    if (lane == 0) losses[r] = logf(sum) + max - logits[(size_t)r * V + target];
+    if (lane == 0) losses[r] = logf(sum) + max - logits[(size_t)r * V + targets[r]];
     const float scale = 1 / (sum * (float)R), one = 1 / (float)R;
 #pragma unroll
     for (int i = 0; dlogits && i < DLOGITS_ROW / WARP; i++) {
         const int v = lane + i * WARP;
-        dlogits[(size_t)r * DLOGITS_ROW + v] = from_float<Operand>(x[i] * scale - (v == target ? one : 0));
+        dlogits[(size_t)r * DLOGITS_ROW + v] = from_float<Operand>(x[i] * scale - (v == targets[r] ? one : 0));
     }
 }
 
@@ -1409,8 +1408,7 @@ static __global__ void adamax_kernel(float *params, Operand *weights, const floa
     for (int e = 0; e < 4; e++) {
         avg.at[e] = 0.9f * avg.at[e] + 0.1f * g.at[e];
         inf.at[e] = fmaxf(0.999f * inf.at[e], fabsf(g.at[e]) + 1e-8f);
-        p.at[e] = p.at[e] - decay * p.at[e];
-        p.at[e] -= state->rate * (avg.at[e] / inf.at[e]);
+        p.at[e] = p.at[e] - decay * p.at[e] - state->rate * (avg.at[e] / inf.at[e]);
         mean.at[e] += state->part * (p.at[e] - mean.at[e]);
     }
     if (skip) return;
@@ -1542,7 +1540,7 @@ static void gpt_carve(void *model, DeviceArena *arena) {
     device_take(arena, &m->logits, R * V);
     device_take(arena, &m->dlogits, R * DLOGITS_ROW);
     device_take(arena, &m->dx, R * C);
-    device_take(arena, &m->branch, fused(C) ? 0 : R * C);
+    device_take(arena, &m->branch, fused(C, F) ? 0 : R * C);
     device_take(arena, &m->dattn, R * C);
     device_take(arena, &m->dscores, scores);
     device_take(arena, &m->partial, (double)embedding_partial_size(B * s.T, C));

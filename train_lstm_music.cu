@@ -965,13 +965,12 @@ static __global__ void softmax_cross_entropy_kernel(float *losses, Operand *dlog
     max = warp_max(max);
     for (float &e : x) sum += e = expf(e - max);
     sum = warp_sum(sum);
-    const int target = targets[r];
-    if (lane == 0) losses[r] = logf(sum) + max - logits[(size_t)r * V + target];
+    if (lane == 0) losses[r] = logf(sum) + max - logits[(size_t)r * V + targets[r]];
     const float scale = 1 / (sum * (float)R), one = 1 / (float)R;
 #pragma unroll
     for (int i = 0; dlogits && i < DLOGITS_ROW / WARP; i++) {
         const int v = lane + i * WARP;
-        dlogits[(size_t)r * DLOGITS_ROW + v] = from_float<Operand>(x[i] * scale - (v == target ? one : 0));
+        dlogits[(size_t)r * DLOGITS_ROW + v] = from_float<Operand>(x[i] * scale - (v == targets[r] ? one : 0));
     }
 }
 
@@ -1003,8 +1002,7 @@ static __global__ void adamax_kernel(float *params, Operand *weights, const floa
     for (int e = 0; e < 4; e++) {
         avg.at[e] = 0.9f * avg.at[e] + 0.1f * g.at[e];
         inf.at[e] = fmaxf(0.999f * inf.at[e], fabsf(g.at[e]) + 1e-8f);
-        p.at[e] = p.at[e] - decay * p.at[e];
-        p.at[e] -= state->rate * (avg.at[e] / inf.at[e]);
+        p.at[e] = p.at[e] - decay * p.at[e] - state->rate * (avg.at[e] / inf.at[e]);
         mean.at[e] += state->part * (p.at[e] - mean.at[e]);
     }
     if (skip) return;

@@ -252,9 +252,8 @@ static __global__ void loss_kernel(DeviceState *state, const float *losses, int 
 // once; n is a multiple of 16.
 static __global__ void check_finite_kernel(DeviceState *state, const float *grads, int64_t n) {
     bool bad = false;
-    const int64_t all = 4 * (int64_t)gridDim.x * blockDim.x;
-    for (int64_t i = 4 * ((int64_t)blockIdx.x * blockDim.x + threadIdx.x); i < n; i += all) {
-        const Four<float> g = get_four(grads + i, 0, 4);
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n / 4; i += (int64_t)gridDim.x * blockDim.x) {
+        const Four<float> g = get_four(grads + 4 * i, 0, 4);
         for (float x : g.at) bad |= !isfinite(x); // not ||, which would make each load wait for the one before
     }
     if (bad) atomicOr(&state->bad, 1);

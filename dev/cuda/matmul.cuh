@@ -295,9 +295,10 @@ __device__ inline void multiply_step(Sums<Shape> &sums, const float *a, const fl
     }
 }
 
+// tile_multiply() of rows that all begin at multiples of 16 bytes, or of any.
 template <typename Shape, bool ALIGNED>
 __device__ inline void tile_multiply_as(Sums<Shape> &sums, Product<typename Shape::Operand> p, int m0, int n0, int k0,
-                                        int k1, unsigned char *shared, bool a_rows) {
+                                        int k1, unsigned char *shared, bool a_rows = false) {
     typedef typename Shape::Operand Operand;
     Operand *a_stages = (Operand *)shared, *b_stages = a_stages + Shape::STAGES * Shape::A::SIZE;
     typename Shape::A a(a_stages, p.a, p.a_row, m0, p.M, k0, k1);
@@ -481,8 +482,7 @@ __device__ inline void tile_store_as(Sums<Shape> &sums, Output *out, int out_row
 #pragma unroll
     for (int j = 0; j < Shape::WN / 8; j += 2) {
         const int n = n0 + Shape::column(j);
-        Four<float> bias = {};
-        if (epilogue.bias) bias = load_first<WHOLE>(epilogue.bias + n, N - n);
+        const Four<float> bias = epilogue.bias ? load_first<WHOLE>(epilogue.bias + n, N - n) : Four<float>{};
 #pragma unroll
         for (int i0 = 0; i0 < Shape::WM / 8; i0 += ROWS) {
             Four<typename Shape::Operand> open[ROWS];
@@ -519,10 +519,9 @@ __device__ inline void tile_store_as(Sums<Shape> &sums, Output *out, int out_row
 template <typename Shape, typename Output>
 __device__ inline void tile_store(Sums<Shape> &sums, Output *out, int out_row, int m0, int n0, int M, int N,
                                   Epilogue<typename Shape::Operand> epilogue) {
-    typedef typename Shape::Operand Operand;
     const bool whole = m0 + Shape::BM <= M && n0 + Shape::BN <= N && out_row % 4 == 0 &&
                        (uintptr_t)out % sizeof(Four<Output>) == 0 && (uintptr_t)epilogue.bias % 16 == 0 &&
-                       (uintptr_t)epilogue.gate % sizeof(Four<Operand>) == 0;
+                       (uintptr_t)epilogue.gate % sizeof(Four<typename Shape::Operand>) == 0;
     if (whole) {
         tile_store_as<Shape, true>(sums, out, out_row, m0, n0, M, N, epilogue);
     } else {

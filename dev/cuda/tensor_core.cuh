@@ -84,7 +84,7 @@ __device__ inline void cp_async(void *shared, const void *global, bool there = t
                  "l"(global), "r"((int)there)
                  : "memory");
 #else
-    *(uint4 *)shared = there ? *(const uint4 *)global : make_uint4(0, 0, 0, 0);
+    for (int i = 0; i < 4; i++) ((uint32_t *)shared)[i] = there ? ((const uint32_t *)global)[i] : 0;
 #endif
 }
 __device__ inline void cp_async_commit() {
