@@ -331,7 +331,7 @@ __device__ inline void tile_multiply_as(Sums<Shape> &sums, Product<typename Shap
 // return. Sums past the edges of the product mean nothing. a_rows asks for the sums of A's rows too; it is the same in
 // all threads of a warp.
 //
-// Aligned rows have a loop of their own, in which a step takes 96 instructions with tiles of 64 x 64 and 149 with tiles
+// Aligned rows have a loop of their own, in which a step takes 97 instructions with tiles of 64 x 64 and 149 with tiles
 // of 128 x 128, of which 16 and 64 are products (make count, sm_90).
 template <typename Shape>
 __device__ inline void tile_multiply(Sums<Shape> &sums, Product<typename Shape::Operand> p, int m0, int n0, int k0,
