@@ -249,8 +249,8 @@ static size_t attention_scores_size(int B, AttentionShape s) {
 
 // The sums over distances come in parts, [parts][16 strips][HS] floats, which relative_vectors_backward() adds up. A
 // group of heads makes one part, on tensor cores two. A group is 8 heads, or the smallest multiple of 8 with which
-// there are at most 32 groups.
-static int heads_of_group(int B, AttentionShape s) { return (B * s.NH + 8 * 32 - 1) / (8 * 32) * 8; }
+// there are at most 128 groups: a warp that has to go through many heads ends last.
+static int heads_of_group(int B, AttentionShape s) { return (B * s.NH + 8 * 128 - 1) / (8 * 128) * 8; }
 
 static int head_groups(int B, AttentionShape s) { return (B * s.NH - 1) / heads_of_group(B, s) + 1; }
 
@@ -276,7 +276,8 @@ __device__ inline size_t head_at(int bh, int stride, AttentionShape s) {
     return (size_t)(bh / s.NH) * s.T * stride + bh % s.NH * s.HS;
 }
 // rel[n], for n < 0 that of distance 0
-__device__ inline const float *relative_vector(const float *rel, int n, AttentionShape s) {
+template <typename Operand>
+__device__ inline const Operand *relative_vector(const Operand *rel, int n, AttentionShape s) {
     return rel + (size_t)(s.D - 1 - min(max(n, 0), s.D - 1)) * s.HS;
 }
 
@@ -304,7 +305,7 @@ __device__ inline void stage_tile(float (*to)[DEPTH + 1], int count, const Opera
 template <typename Operand>
 static __global__ void __launch_bounds__(256, 4)
     attention_forward_kernel(Operand *attn, Score<Operand> *scores, float *log_sums, const Score<Operand> *scores_below,
-                             const Operand *qkv, const float *rel, int heads, AttentionShape s) {
+                             const Operand *qkv, const Operand *rel, int heads, AttentionShape s) {
     __shared__ float q_tile[STRIP][DEPTH + 1];
     __shared__ float k_tile[KEYS][DEPTH + 1];
     __shared__ float rel_tile[STRIP + KEYS][DEPTH + 1];
@@ -323,7 +324,8 @@ static __global__ void __launch_bounds__(256, 4)
             stage_tile(k_tile, KEYS, k, C3, j0, s.T, d0, s.HS);
             for (int i = threadIdx.x; i < (STRIP + KEYS) * DEPTH; i += blockDim.x) { // row x: distance t0 - j0 - 31 + x
                 int x = i / DEPTH, c = i % DEPTH;
-                rel_tile[x][c] = d0 + c < s.HS ? relative_vector(rel, t0 - j0 - (KEYS - 1) + x, s)[d0 + c] : 0;
+                rel_tile[x][c] =
+                    d0 + c < s.HS ? to_float(relative_vector(rel, t0 - j0 - (KEYS - 1) + x, s)[d0 + c]) : 0;
             }
             __syncthreads();
             for (int c = 0; c < min(DEPTH, s.HS - d0); c++) {
@@ -376,7 +378,7 @@ template <typename Operand>
 static __global__ void __launch_bounds__(256, 4)
     attention_backward_queries_kernel(Operand *dqkv, Operand *dscores, const Score<Operand> *scores,
                                       const Operand *dscores_above, const Operand *dattn, const Operand *attn,
-                                      const float *log_sums, const Operand *qkv, const float *rel, int heads,
+                                      const float *log_sums, const Operand *qkv, const Operand *rel, int heads,
                                       AttentionShape s) {
     __shared__ float dattn_tile[STRIP][DEPTH + 1];
     __shared__ float v_tile[KEYS][DEPTH + 1];
@@ -427,7 +429,8 @@ static __global__ void __launch_bounds__(256, 4)
             }
             __syncthreads();
             for (int j = j0; exists && j < min(j0 + KEYS, t + 1); j++) {
-                dq += ds_tile[row][j - j0] * (to_float(k[(size_t)j * C3 + d]) + relative_vector(rel, t - j, s)[d]);
+                dq += ds_tile[row][j - j0] *
+                      (to_float(k[(size_t)j * C3 + d]) + to_float(relative_vector(rel, t - j, s)[d]));
             }
         }
         if (exists) dqkv[head_at(bh, C3, s) + (size_t)t * C3 + d] = from_float<Operand>(dq / sqrtf(s.HS));
@@ -543,10 +546,10 @@ constexpr int WARPS = 8, STAGED_ROWS = 256, STAGED_DISTANCES = STAGED_ROWS + STR
 
 __device__ inline int key_of(int half, int column) { return column / 2 * 4 + 2 * half + column % 2; }
 
-// Where half (8 elements) of a row begins. Halves of rows 4..7 of 8 are swapped, so that the 8 rows that ldmatrix reads
-// at once lie in different banks.
+// Where half (8 elements) of a row begins. Halves of rows 4..7 of 8 are swapped, and rows 8..15 of 16 two by two, so
+// that the 8 rows that ldmatrix reads at once lie in different banks, also in the order of key_of().
 __device__ inline __nv_bfloat16 *row_half(__nv_bfloat16 *rows, int row, int half) {
-    return rows + row * 16 + (half ^ (row >> 2 & 1)) * 8;
+    return rows + (row ^ (row >> 2 & 2)) * 16 + (half ^ (row >> 2 & 1)) * 8;
 }
 
 // Operands of mma_bf16 from 16 rows in shared memory. A operands: the rows, or the rows transposed.
@@ -621,17 +624,15 @@ __device__ inline void stage_rows(__nv_bfloat16 *to, const __nv_bfloat16 *head, 
     for (int i = thread; i < 2 * count; i += threads) {
         int row = i / 2, half = i % 2;
         bool exists = first + row < T;
-        cp_async(row_half(to, row, half), exists ? head + (size_t)(first + row) * stride + half * 8 : head,
-                 exists ? 16 : 0);
+        cp_async(row_half(to, row, half), exists ? head + (size_t)(first + row) * stride + half * 8 : head, exists);
     }
 }
 // The vectors of distances first..first+count-1, zeros for distances below 0, which are of the future.
-__device__ inline void stage_distances(__nv_bfloat16 *to, const float *rel, int first, int count, AttentionShape s) {
-    for (int i = threadIdx.x; i < 8 * count; i += blockDim.x) {
-        int row = i / 8, pair = i % 8;
-        const float *vector = relative_vector(rel, first + row, s) + 2 * pair;
-        bool exists = first + row >= 0;
-        *(uint32_t *)(row_half(to, row, pair / 4) + pair % 4 * 2) = exists ? pack(vector[0], vector[1]) : 0;
+__device__ inline void stage_distances(__nv_bfloat16 *to, const __nv_bfloat16 *rel, int first, int count,
+                                       AttentionShape s) {
+    for (int i = threadIdx.x; i < 2 * count; i += blockDim.x) {
+        const int n = first + i / 2;
+        cp_async(row_half(to, i / 2, i % 2), relative_vector(rel, n, s) + i % 2 * 8, n >= 0);
     }
 }
 __device__ inline void copies_arrived() {
@@ -732,7 +733,7 @@ __device__ inline void running_softmax_add(RunningSoftmax *softmax, float *x, __
 // A block has 8 strips of queries of a head, a warp one of them. It goes through the strip's patches, four at a time.
 static __global__ void __launch_bounds__(256)
     attention_forward_16_kernel(__nv_bfloat16 *attn, __half *scores, float *log_sums, const __half *scores_below,
-                                const __nv_bfloat16 *qkv, const float *rel, int heads, AttentionShape s) {
+                                const __nv_bfloat16 *qkv, const __nv_bfloat16 *rel, int heads, AttentionShape s) {
     __shared__ __align__(16) __nv_bfloat16 k_rows[STAGED_ROWS * 16];
     __shared__ __align__(16) __nv_bfloat16 v_rows[STAGED_ROWS * 16];
     __shared__ __align__(16) __nv_bfloat16 rel_rows[STAGED_DISTANCES * 16];
@@ -923,7 +924,7 @@ __device__ inline void store_skewed(__nv_bfloat16 *skewed, const uint32_t *ds, i
 // Both kinds are in one launch, a group's near each other, so that dscores come from memory once, then from L2.
 static __global__ void __launch_bounds__(256)
     attention_backward_queries_16_kernel(__nv_bfloat16 *dqkv, float *rel_partial, const __nv_bfloat16 *dscores,
-                                         const __nv_bfloat16 *qkv, const float *rel, int heads, int group_heads,
+                                         const __nv_bfloat16 *qkv, const __nv_bfloat16 *rel, int heads, int group_heads,
                                          AttentionShape s) {
     __shared__ __align__(16) __nv_bfloat16 staged[(STAGED_ROWS + STAGED_DISTANCES) * 16];
     __shared__ __align__(16) __nv_bfloat16 skewed_tiles[WARPS][2 * PATCH];
@@ -994,9 +995,11 @@ static __global__ void __launch_bounds__(256)
             }
         }
         __syncthreads();
-        float *sums = (float *)staged; // [8 warps][near, far][16][16]
+        // [8 warps][near, far][16][16], each row with its columns in an order by which a warp's lie in different banks
+        float *sums = (float *)staged;
+        auto order = [](int row) { return (row >> 2 & 1) | (row << 2 & 8); };
         for (int e = 0; e < 8; e++) {
-            int at = (lane / 4 + e / 2 % 2 * 8) * 16 + e / 4 * 8 + lane % 4 * 2 + e % 2;
+            const int row = lane / 4 + e / 2 % 2 * 8, at = row * 16 + ((e / 4 * 8 + lane % 4 * 2 + e % 2) ^ order(row));
             sums[warp * 2 * PATCH + at] = near[e];
             sums[(warp * 2 + 1) * PATCH + at] = far[e];
         }
@@ -1009,7 +1012,7 @@ static __global__ void __launch_bounds__(256)
             for (int w = 0; w < WARPS; w++) sum += sums[w * 2 * PATCH + i];
             size_t strip =
                 i < PATCH ? (size_t)(2 * group + 1) * s.strips + near_strip : (size_t)2 * group * s.strips + diagonal;
-            rel_partial[strip * PATCH + i % PATCH] = sum * 0.25f;
+            rel_partial[strip * PATCH + ((i % PATCH) ^ order(i / 16))] = sum * 0.25f;
         }
     }
 }
@@ -1018,7 +1021,7 @@ static __global__ void __launch_bounds__(256)
 
 // scores_below: those of the layer below, or nullptr. rel [D,HS].
 template <typename Operand>
-static void attention_forward(Attention<Operand> act, const Score<Operand> *scores_below, const float *rel, int B,
+static void attention_forward(Attention<Operand> act, const Score<Operand> *scores_below, const Operand *rel, int B,
                               AttentionShape s, cudaStream_t stream) {
     const int heads = B * s.NH, head_blocks = (s.strips + WARPS - 1) / WARPS;
     if constexpr (BF16<Operand>) {
@@ -1039,8 +1042,8 @@ static void attention_forward(Attention<Operand> act, const Score<Operand> *scor
 // For bf16 dattn must begin at a multiple of 16 bytes, and dscores at one of 8.
 template <typename Operand>
 static void attention_backward(Operand *dqkv, float *rel_partial, Operand *dscores, const Operand *dscores_above,
-                               const Operand *dattn, Attention<Operand> act, const float *rel, int B, AttentionShape s,
-                               cudaStream_t stream) {
+                               const Operand *dattn, Attention<Operand> act, const Operand *rel, int B,
+                               AttentionShape s, cudaStream_t stream) {
     const int heads = B * s.NH, head_blocks = (s.strips + WARPS - 1) / WARPS;
     const int group_heads = heads_of_group(B, s), groups = head_groups(B, s);
     if constexpr (BF16<Operand>) {
@@ -1093,29 +1096,33 @@ struct LayerNorm {      // at one place of the model
     Operand *y;         // [R,C]
     float *normalized;  // [R,C]
     float *rstd;        // [R]
+    uint8_t *kept;      // [R,(C+3)/4] dropout_bits() of the forward
     const float *w, *b; // [C]
     Dropout dropout;
     int block_rows; // rows of a block, layernorm_block_rows()
 };
 
 // Rows r0..r0+rows-1, by a block. v is the branch, its rows v_row apart, and is used up. A warp has a row, and a lane
-// groups of four channels of it.
-template <typename Operand>
+// groups of four channels of it. WIDTH: C, where it is known when this is compiled, or 0. A row of known C takes some
+// 400 instructions instead of 610, in the backward 160 instead of 590 (make count, sm_90).
+template <typename Operand, int WIDTH>
 __device__ inline void layernorm_forward_rows(float *v, int v_row, LayerNorm<Operand> norm, Residual x,
-                                              const float *bias, int64_t step, int r0, int rows, int T, int C) {
+                                              const float *bias, int64_t step, int r0, int rows, int T, int columns) {
+    const int C = WIDTH ? WIDTH : columns, groups = (C + 3) / 4;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     for (int i = warp; i < rows; i += warps) {
         const int r = r0 + i;
         const size_t at = (size_t)r * C;
         float *row = v + (size_t)i * v_row, sum = 0, squares = 0;
-        for (int g = lane; 4 * g < C; g += WARP) {
-            const Four<float> mask = dropout_four(norm.dropout, step, r / T, r % T, g), add = get_four(bias, g, C);
+        for (int g = lane; g < groups; g += WARP) {
+            const unsigned bits = dropout_bits(norm.dropout, step, r / T, r % T, g);
+            const Four<float> mask = dropout_factors(norm.dropout, bits), add = read_four(bias, g, C);
             Four<float> a = get_four(row, g, C), from;
             if (x.emb) {
-                from = get_four(x.emb + (size_t)x.tokens[r] * C, g, C);
+                from = read_four(x.emb + (size_t)x.tokens[r] * C, g, C);
             } else {
-                const Four<float> w = get_four(x.w, g, C), b = get_four(x.b, g, C);
-                from = get_four(x.normalized + at, g, C);
+                const Four<float> w = read_four(x.w, g, C), b = read_four(x.b, g, C);
+                from = read_four(x.normalized + at, g, C);
                 for (int e = 0; e < 4; e++) from.at[e] = from.at[e] * w.at[e] + b.at[e];
             }
             for (int e = 0; e < 4; e++) {
@@ -1123,9 +1130,10 @@ __device__ inline void layernorm_forward_rows(float *v, int v_row, LayerNorm<Ope
                 sum += a.at[e];
             }
             put_four(row, g, C, a);
+            norm.kept[(size_t)r * groups + g] = (uint8_t)bits;
         }
         const float mean = warp_sum(sum) / (float)C;
-        for (int g = lane; 4 * g < C; g += WARP) { // each lane what it has written itself
+        for (int g = lane; g < groups; g += WARP) { // each lane what it has written itself
             const Four<float> a = get_four(row, g, C);
             for (int e = 0; e < 4; e++) {
                 const float past = 4 * g + e < C ? a.at[e] - mean : 0;
@@ -1133,8 +1141,8 @@ __device__ inline void layernorm_forward_rows(float *v, int v_row, LayerNorm<Ope
             }
         }
         const float scale = 1 / sqrtf(warp_sum(squares) / (float)C + 1e-5f);
-        for (int g = lane; 4 * g < C; g += WARP) {
-            const Four<float> w = get_four(norm.w, g, C), b = get_four(norm.b, g, C);
+        for (int g = lane; g < groups; g += WARP) {
+            const Four<float> w = read_four(norm.w, g, C), b = read_four(norm.b, g, C);
             Four<float> a = get_four(row, g, C), y;
             for (int e = 0; e < 4; e++) {
                 a.at[e] = (a.at[e] - mean) * scale;
@@ -1151,16 +1159,17 @@ __device__ inline void layernorm_forward_rows(float *v, int v_row, LayerNorm<Ope
 // `first` nothing came down. With g = dy * w:
 //     dx = rstd * (g - mean(g) - normalized * mean(g * normalized))
 // d becomes dx, dbranch = dx * mask, and sums [2][C] the rows' share of dw and db, in which a thread owns columns.
-template <typename Operand>
+template <typename Operand, int WIDTH>
 __device__ inline void layernorm_backward_rows(float *v, int v_row, float *d, bool first, Operand *dbranch, float *sums,
-                                               LayerNorm<Operand> norm, int64_t step, int r0, int rows, int T, int C) {
+                                               LayerNorm<Operand> norm, int r0, int rows, int columns) {
+    const int C = WIDTH ? WIDTH : columns, groups = (C + 3) / 4;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     for (int i = warp; i < rows; i += warps) {
         const int r = r0 + i;
         const size_t at = (size_t)r * C;
         float *row = v + (size_t)i * v_row, sum = 0, product = 0;
-        for (int g = lane; 4 * g < C; g += WARP) {
-            const Four<float> n = get_four(norm.normalized + at, g, C), w = get_four(norm.w, g, C);
+        for (int g = lane; g < groups; g += WARP) {
+            const Four<float> n = read_four(norm.normalized + at, g, C), w = read_four(norm.w, g, C);
             Four<float> dy = get_four(row, g, C), down = {};
             if (!first) down = get_four(d + at, g, C);
             for (int e = 0; e < 4; e++) {
@@ -1171,9 +1180,9 @@ __device__ inline void layernorm_backward_rows(float *v, int v_row, float *d, bo
             put_four(row, g, C, dy);
         }
         const float mean = warp_sum(sum) / (float)C, mean_product = warp_sum(product) / (float)C, scale = norm.rstd[r];
-        for (int g = lane; 4 * g < C; g += WARP) {
-            const Four<float> mask = dropout_four(norm.dropout, step, r / T, r % T, g);
-            const Four<float> n = get_four(norm.normalized + at, g, C), w = get_four(norm.w, g, C);
+        for (int g = lane; g < groups; g += WARP) {
+            const Four<float> mask = dropout_factors(norm.dropout, __ldg(&norm.kept[(size_t)r * groups + g]));
+            const Four<float> n = read_four(norm.normalized + at, g, C), w = read_four(norm.w, g, C);
             Four<float> dx = get_four(row, g, C);
             for (int e = 0; e < 4; e++) dx.at[e] = scale * (dx.at[e] * w.at[e] - mean - n.at[e] * mean_product);
             put_four(d + at, g, C, dx);
@@ -1185,7 +1194,7 @@ __device__ inline void layernorm_backward_rows(float *v, int v_row, float *d, bo
     for (int c = threadIdx.x; c < C; c += WARP * warps) {
         float dw = 0, db = 0;
         for (int i = 0; i < rows; i++) {
-            dw += v[(size_t)i * v_row + c] * norm.normalized[(size_t)(r0 + i) * C + c];
+            dw += v[(size_t)i * v_row + c] * __ldg(&norm.normalized[(size_t)(r0 + i) * C + c]);
             db += v[(size_t)i * v_row + c];
         }
         sums[c] = dw;
@@ -1193,12 +1202,12 @@ __device__ inline void layernorm_backward_rows(float *v, int v_row, float *d, bo
     }
 }
 
-// A block owns whole rows of a product if C is more than 128, up to 256, and a multiple of 8. Few rows go to as many
-// blocks as can be, 16 to each. Many rows go 64 to a block, which reads the weights a quarter as often, where the GPU
-// has that much shared memory. The rows of a block have one sum of dw and db.
+// A block owns whole rows of a product if C is 256 and rows of operands begin at multiples of 16 bytes. Few rows go to
+// as many blocks as can be, 16 to each. Many rows go 64 to a block, which reads the weights a quarter as often, where
+// the GPU has that much shared memory. The rows of a block have one sum of dw and db.
 constexpr int FUSED_WIDTH = 256, FUSED_MANY = 8192, NORM_THREADS = 256;
 
-static bool fused(int C) { return C <= FUSED_WIDTH && C > FUSED_WIDTH / 2 && C % 8 == 0; }
+static bool fused(int C, int operand_row) { return C == FUSED_WIDTH && operand_row % 8 == 0; }
 
 static int layernorm_block_rows(const DeviceModel *m, int R) {
     const int bytes = Tile<float, false, true, 64, FUSED_WIDTH>::BYTES_WITH_ROWS; // not less than of the others
@@ -1226,9 +1235,10 @@ static __global__ void __launch_bounds__(Tile<Operand, false, true, ROWS, FUSED_
     extern __shared__ __align__(16) unsigned char shared[];
     const int r0 = blockIdx.x * ROWS;
     Sums<RowTile> sums = {};
-    tile_multiply<RowTile>(sums, p, r0, 0, 0, p.K, shared);
+    tile_multiply_as<RowTile, true>(sums, p, r0, 0, 0, p.K, shared);
     float *v = tile_to_shared<RowTile>(sums, shared);
-    layernorm_forward_rows<Operand>(v, RowTile::ROW, norm, x, bias, state->step, r0, min(ROWS, p.M - r0), T, p.N);
+    layernorm_forward_rows<Operand, FUSED_WIDTH>(v, RowTile::ROW, norm, x, bias, state->step, r0, min(ROWS, p.M - r0),
+                                                 T, p.N);
 }
 
 template <typename Operand, int ROWS>
@@ -1247,8 +1257,8 @@ static __global__ void __launch_bounds__(NORM_THREADS)
     layernorm_forward_kernel(LayerNorm<Operand> norm, Residual x, float *branch, const float *bias,
                              const DeviceState *state, int R, int T, int C) {
     const int r0 = blockIdx.x * (NORM_THREADS / WARP);
-    layernorm_forward_rows<Operand>(branch + (size_t)r0 * C, C, norm, x, bias, state->step, r0,
-                                    min(NORM_THREADS / WARP, R - r0), T, C);
+    layernorm_forward_rows<Operand, 0>(branch + (size_t)r0 * C, C, norm, x, bias, state->step, r0,
+                                       min(NORM_THREADS / WARP, R - r0), T, C);
 }
 
 // norm.y = LN(x + dropout(p + bias)), p [R,C] a product. branch [R,C]: scratch where not fused.
@@ -1257,7 +1267,7 @@ static void residual_dropout_layernorm_forward(LayerNorm<Operand> norm, Residual
                                                const float *bias, float *branch, const DeviceState *state, int T,
                                                cudaStream_t stream) {
     const int R = p.M, C = p.N;
-    if (!fused(C)) {
+    if (!fused(C, p.a_row)) {
         matmul_forward(branch, p.a, p.b, (const float *)nullptr, false, R, p.K, C, stream);
         const int blocks = blocks_for(R, NORM_THREADS / WARP);
         layernorm_forward_kernel<Operand><<<blocks, NORM_THREADS, 0, stream>>>(norm, x, branch, bias, state, R, T, C);
@@ -1270,30 +1280,31 @@ static void residual_dropout_layernorm_forward(LayerNorm<Operand> norm, Residual
 }
 
 template <typename Operand, int ROWS>
-static __global__ void __launch_bounds__(Tile<Operand, false, false, ROWS, FUSED_WIDTH>::THREADS, ROWS == 64 ? 1 : 2)
+static __global__ void __launch_bounds__(Tile<Operand, false, false, ROWS, FUSED_WIDTH>::THREADS,
+                                         ROWS == 16 || BF16<Operand> ? 2 : 1)
     product_layernorm_backward_kernel(float *d, bool first, Operand *dbranch, float *norm_sums, LayerNorm<Operand> norm,
-                                      Product<Operand> p, const DeviceState *state, int T) {
+                                      Product<Operand> p) {
     typedef Tile<Operand, false, false, ROWS, FUSED_WIDTH> RowTile;
     extern __shared__ __align__(16) unsigned char shared[];
     const int r0 = blockIdx.x * ROWS;
     Sums<RowTile> sums = {};
-    tile_multiply<RowTile>(sums, p, r0, 0, 0, p.K, shared);
+    tile_multiply_as<RowTile, true>(sums, p, r0, 0, 0, p.K, shared);
     float *v = tile_to_shared<RowTile>(sums, shared);
-    layernorm_backward_rows<Operand>(v, RowTile::ROW, d, first, dbranch, norm_sums + (size_t)blockIdx.x * 2 * p.N, norm,
-                                     state->step, r0, min(ROWS, p.M - r0), T, p.N);
+    layernorm_backward_rows<Operand, FUSED_WIDTH>(v, RowTile::ROW, d, first, dbranch,
+                                                  norm_sums + (size_t)blockIdx.x * 2 * p.N, norm, r0,
+                                                  min(ROWS, p.M - r0), p.N);
 }
 
 template <typename Operand, int ROWS>
 static void product_layernorm_backward(float *d, bool first, Operand *dbranch, float *norm_sums,
-                                       LayerNorm<Operand> norm, Product<Operand> p, const DeviceState *state, int T,
-                                       cudaStream_t stream) {
+                                       LayerNorm<Operand> norm, Product<Operand> p, cudaStream_t stream) {
     typedef Tile<Operand, false, false, ROWS, FUSED_WIDTH> RowTile;
     const int blocks = blocks_for(p.M, ROWS), threads = RowTile::THREADS, bytes = RowTile::BYTES_WITH_ROWS;
     matmul_prepare(product_layernorm_backward_kernel<Operand, ROWS>, bytes);
     // The launch must stay on the line of its kernel, for dev/emu/cuda2cpp.sed.
     // clang-format off
     product_layernorm_backward_kernel<Operand, ROWS><<<blocks, threads, bytes, stream>>>(
-        d, first, dbranch, norm_sums, norm, p, state, T);
+        d, first, dbranch, norm_sums, norm, p);
     // clang-format on
     LAUNCHED(product_layernorm_backward_kernel<Operand, ROWS>);
 }
@@ -1302,11 +1313,11 @@ static void product_layernorm_backward(float *d, bool first, Operand *dbranch, f
 template <typename Operand>
 static __global__ void __launch_bounds__(NORM_THREADS)
     layernorm_backward_kernel(float *d, bool first, Operand *dbranch, float *norm_sums, LayerNorm<Operand> norm,
-                              float *branch, const DeviceState *state, int R, int T, int C) {
+                              float *branch, int R, int C) {
     const int r0 = blockIdx.x * norm.block_rows;
-    layernorm_backward_rows<Operand>(branch + (size_t)r0 * C, C, d, first, dbranch,
-                                     norm_sums + (size_t)blockIdx.x * 2 * C, norm, state->step, r0,
-                                     min(norm.block_rows, R - r0), T, C);
+    layernorm_backward_rows<Operand, 0>(branch + (size_t)r0 * C, C, d, first, dbranch,
+                                        norm_sums + (size_t)blockIdx.x * 2 * C, norm, r0, min(norm.block_rows, R - r0),
+                                        C);
 }
 
 // d comes as what came down past the branch above, unless `first`, and with p, the branch's own product [R,C], is dy.
@@ -1315,17 +1326,17 @@ static __global__ void __launch_bounds__(NORM_THREADS)
 template <typename Operand>
 static void residual_dropout_layernorm_backward(float *d, bool first, Operand *dbranch, float *norm_sums,
                                                 LayerNorm<Operand> norm, Product<Operand> p, float *branch,
-                                                const DeviceState *state, int T, cudaStream_t stream) {
+                                                cudaStream_t stream) {
     const int R = p.M, C = p.N;
-    if (!fused(C)) {
+    if (!fused(C, p.a_row)) {
         matmul_backward_input(branch, p.a, p.b, (const Operand *)nullptr, false, R, C, p.K, stream, p.a_row);
         layernorm_backward_kernel<Operand><<<blocks_for(R, norm.block_rows), NORM_THREADS, 0, stream>>>(
-            d, first, dbranch, norm_sums, norm, branch, state, R, T, C);
+            d, first, dbranch, norm_sums, norm, branch, R, C);
         LAUNCHED(layernorm_backward_kernel<Operand>);
     } else if (norm.block_rows == 16) {
-        product_layernorm_backward<Operand, 16>(d, first, dbranch, norm_sums, norm, p, state, T, stream);
+        product_layernorm_backward<Operand, 16>(d, first, dbranch, norm_sums, norm, p, stream);
     } else {
-        product_layernorm_backward<Operand, 64>(d, first, dbranch, norm_sums, norm, p, state, T, stream);
+        product_layernorm_backward<Operand, 64>(d, first, dbranch, norm_sums, norm, p, stream);
     }
 }
 
@@ -1337,8 +1348,9 @@ static void layernorm_sums(SumList *sums, float *dw, float *db, const float *nor
 
 // ---- softmax, cross-entropy, Adamax
 
-// Elements from row to row of dlogits: more than V, so that every row begins at a multiple of 16 bytes, as copies want.
-constexpr int DLOGITS_ROW = (V + 7) / 8 * 8;
+// Elements from row to row of dlogits, whole 32 of them: V and zeros, so that rows begin at multiples of 16 bytes and
+// end with them, as copies want.
+constexpr int DLOGITS_ROW = (V + WARP - 1) / WARP * WARP;
 
 constexpr int ROW_WARPS = 4; // rows, each of a warp, in a block
 
@@ -1349,17 +1361,22 @@ static __global__ void softmax_cross_entropy_kernel(float *losses, Operand *dlog
                                                     const uint8_t *targets, int R) {
     const int r = blockIdx.x * ROW_WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (r >= R) return;
-    const float *x = logits + (size_t)r * V;
-    float max = -INFINITY, sum = 0;
-    for (int v = lane; v < V; v += WARP) max = fmaxf(max, x[v]);
+    float x[DLOGITS_ROW / WARP], max = -INFINITY, sum = 0; // the lane's share of the row
+#pragma unroll
+    for (int i = 0; i < DLOGITS_ROW / WARP; i++) {
+        const int v = lane + i * WARP;
+        x[i] = v < V ? logits[(size_t)r * V + v] : -INFINITY;
+        max = fmaxf(max, x[i]);
+    }
     max = warp_max(max);
-    for (int v = lane; v < V; v += WARP) sum += expf(x[v] - max);
+    for (float &e : x) sum += e = expf(e - max);
     sum = warp_sum(sum);
-    if (lane == 0) losses[r] = logf(sum) + max - x[targets[r]];
+    if (lane == 0) losses[r] = logf(sum) + max - logits[(size_t)r * V + targets[r]];
     const float scale = 1 / (sum * (float)R), one = 1 / (float)R;
-    for (int v = lane; dlogits && v < V; v += WARP) {
-        dlogits[(size_t)r * DLOGITS_ROW + v] =
-            from_float<Operand>(expf(x[v] - max) * scale - (v == targets[r] ? one : 0));
+#pragma unroll
+    for (int i = 0; dlogits && i < DLOGITS_ROW / WARP; i++) {
+        const int v = lane + i * WARP;
+        dlogits[(size_t)r * DLOGITS_ROW + v] = from_float<Operand>(x[i] * scale - (v == targets[r] ? one : 0));
     }
 }
 
@@ -1373,31 +1390,40 @@ static void softmax_cross_entropy(const DeviceModel *m, Operand *dlogits, const 
 
 // Adamax, as PyTorch has it: exp_avg = 0.9 exp_avg + 0.1 g; exp_inf = max(0.999 exp_inf, |g| + 1e-8);
 // params -= lr / (1 - 0.9^t) * exp_avg / exp_inf, t = 1 in the first step. Before that, where decays[] is 1, a weight
-// loses `decay` of itself. A thread owns an element of the flat arrays; weights is the copy of params that products
-// read, average that of the weights over the steps, or null. Nothing changes in a bad step, nor after one.
+// loses `decay` of itself. A thread owns four elements of the flat arrays, whose length n is a multiple of 16; weights
+// is the copy of params that products read, average that of the weights over the steps, or null. Nothing changes in a
+// bad step, nor after one.
 template <typename Operand>
 static __global__ void adamax_kernel(float *params, Operand *weights, const float *grads, float *exp_avg,
                                      float *exp_inf, float *average, const uint8_t *decays, const DeviceState *state,
                                      int64_t n) {
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    const int64_t i = 4 * ((int64_t)blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= n) return;
     const bool skip = state->bad | (state->bad_step >= 0); // all loads go out at once
-    const float g = grads[i], avg = 0.9f * exp_avg[i] + 0.1f * g, inf = fmaxf(0.999f * exp_inf[i], fabsf(g) + 1e-8f);
-    const float decayed = params[i] - (decays[i / 16] ? state->decay : 0) * params[i];
-    const float p = decayed - state->rate * (avg / inf), mean = average ? average[i] : 0;
+    const Four<float> g = get_four(grads + i, 0, 4);
+    Four<float> avg = get_four(exp_avg + i, 0, 4), inf = get_four(exp_inf + i, 0, 4), p = get_four(params + i, 0, 4);
+    Four<float> mean = average ? get_four(average + i, 0, 4) : p;
+    const float decay = decays[i / 16] ? state->decay : 0;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        avg.at[e] = 0.9f * avg.at[e] + 0.1f * g.at[e];
+        inf.at[e] = fmaxf(0.999f * inf.at[e], fabsf(g.at[e]) + 1e-8f);
+        p.at[e] = p.at[e] - decay * p.at[e] - state->rate * (avg.at[e] / inf.at[e]);
+        mean.at[e] += state->part * (p.at[e] - mean.at[e]);
+    }
     if (skip) return;
-    exp_avg[i] = avg;
-    exp_inf[i] = inf;
-    params[i] = p;
-    weights[i] = from_float<Operand>(p);
-    if (average) average[i] = mean + state->part * (p - mean);
+    put_four(exp_avg + i, 0, 4, avg);
+    put_four(exp_inf + i, 0, 4, inf);
+    put_four(params + i, 0, 4, p);
+    put_four(weights + i, 0, 4, p);
+    if (average) put_four(average + i, 0, 4, mean);
 }
 
 template <typename Operand>
 static void adamax(void *model) {
     const DeviceModel *m = (const DeviceModel *)model;
     float *const *flat = m->flat, *grads = flat[STATE_GRADS], *exp_avg = flat[STATE_EXP_AVG];
-    adamax_kernel<Operand><<<blocks_for(m->layout.size, 256), 256, 0, m->stream>>>(
+    adamax_kernel<Operand><<<blocks_for(m->layout.size, 4 * 256), 256, 0, m->stream>>>(
         flat[STATE_PARAMS], (Operand *)m->weights, grads, exp_avg, flat[STATE_EXP_INF], flat[STATE_AVERAGE], m->decays,
         m->state, m->layout.size);
     LAUNCHED(adamax_kernel<Operand>);
@@ -1410,6 +1436,7 @@ struct LayerActivations { // what the backward needs of a layer's forward
     Attention<Operand> attention;
     float *normalized1, *rstd1; // [R,C], [R]
     float *normalized2, *rstd2; // [R,C], [R]
+    uint8_t *kept1, *kept2;     // see LayerNorm
     Operand *ln1, *fc1, *ln2;   // [R,C]; [R,F] after ReLU; [R,C]
 };
 
@@ -1497,6 +1524,8 @@ static void gpt_carve(void *model, DeviceArena *arena) {
         device_take(arena, &a->rstd1, R);
         device_take(arena, &a->normalized2, R * C);
         device_take(arena, &a->rstd2, R);
+        device_take(arena, &a->kept1, R * ((C + 3) / 4));
+        device_take(arena, &a->kept2, R * ((C + 3) / 4));
     }
     for (LayerBackward<Operand> &back : m->back) {
         device_take(arena, &back.dqkv, R * 3 * C);
@@ -1511,7 +1540,7 @@ static void gpt_carve(void *model, DeviceArena *arena) {
     device_take(arena, &m->logits, R * V);
     device_take(arena, &m->dlogits, R * DLOGITS_ROW);
     device_take(arena, &m->dx, R * C);
-    device_take(arena, &m->branch, fused(C) ? 0 : R * C);
+    device_take(arena, &m->branch, fused(C, F) ? 0 : R * C);
     device_take(arena, &m->dattn, R * C);
     device_take(arena, &m->dscores, scores);
     device_take(arena, &m->partial, (double)embedding_partial_size(B * s.T, C));
@@ -1525,7 +1554,7 @@ static LayerNorm<Operand> gpt_norm1(const Gpt<Operand> *m, int l, bool training)
     const LayerActivations<Operand> *a = &m->acts[l];
     const LayerTensors *p = &m->params.layers[l];
     const Dropout dropout = device_dropout(&m->device, training, 2 * l);
-    return {a->ln1, a->normalized1, a->rstd1, p->ln1_w, p->ln1_b, dropout, m->block_rows};
+    return {a->ln1, a->normalized1, a->rstd1, a->kept1, p->ln1_w, p->ln1_b, dropout, m->block_rows};
 }
 
 template <typename Operand>
@@ -1533,7 +1562,7 @@ static LayerNorm<Operand> gpt_norm2(const Gpt<Operand> *m, int l, bool training)
     const LayerActivations<Operand> *a = &m->acts[l];
     const LayerTensors *p = &m->params.layers[l];
     const Dropout dropout = device_dropout(&m->device, training, 2 * l + 1);
-    return {a->ln2, a->normalized2, a->rstd2, p->ln2_w, p->ln2_b, dropout, m->block_rows};
+    return {a->ln2, a->normalized2, a->rstd2, a->kept2, p->ln2_w, p->ln2_b, dropout, m->block_rows};
 }
 
 // What the first branch of layer l branches off from: the output of the layer below, or the embedding.
@@ -1567,7 +1596,7 @@ static void gpt_forward(Gpt<Operand> *m, int B, bool training) {
         const Score<Operand> *scores_below = l > 0 ? m->acts[l - 1].attention.scores : nullptr;
         // x = LN1(x + dropout(out(attention(qkv(x)))))
         matmul_forward(a->attention.qkv, x, qkv_w, p->qkv_b, false, R, C, 3 * C, stream);
-        attention_forward(a->attention, scores_below, p->rel, B, s, stream);
+        attention_forward(a->attention, scores_below, weight<Operand>(device, p->rel), B, s, stream);
         residual_dropout_layernorm_forward(gpt_norm1(m, l, training), gpt_residual1(m, l),
                                            linear_forward<Operand>(a->attention.attn, out_w, R, C, C), p->out_b,
                                            m->branch, device->state, T, stream);
@@ -1602,7 +1631,7 @@ static void gpt_backward(Gpt<Operand> *m) {
     const Operand *head_w = weight<Operand>(device, m->params.head_w);
     residual_dropout_layernorm_backward(m->dx, true, last->dfc2, last->norm_sums2, gpt_norm2(m, L - 1, true),
                                         linear_backward<Operand>(m->dlogits, DLOGITS_ROW, head_w, R, C, V), m->branch,
-                                        device->state, T, stream);
+                                        stream);
     for (int l = L - 1; l >= 0; l--) {
         const LayerTensors *p = &m->params.layers[l], *g = &m->grads.layers[l];
         const LayerActivations<Operand> *a = &m->acts[l];
@@ -1613,12 +1642,11 @@ static void gpt_backward(Gpt<Operand> *m) {
         // x = LN2(x + dropout(fc2(relu(fc1(x))))), of which LN2's part is done
         matmul_backward_input<Operand>(back->dfc1, back->dfc2, fc2_w, a->fc1, false, R, F, C, stream);
         residual_dropout_layernorm_backward(m->dx, false, back->dout, back->norm_sums1, gpt_norm1(m, l, true),
-                                            linear_backward<Operand>(back->dfc1, F, fc1_w, R, C, F), m->branch,
-                                            device->state, T, stream);
+                                            linear_backward<Operand>(back->dfc1, F, fc1_w, R, C, F), m->branch, stream);
         // x = LN1(x + dropout(out(attention(qkv(x)))))
         matmul_backward_input<Operand>(m->dattn, back->dout, out_w, no_gate, false, R, C, C, stream);
         attention_backward<Operand>(back->dqkv, back->rel_partial, m->dscores, dscores_above, m->dattn, a->attention,
-                                    p->rel, B, s, stream);
+                                    weight<Operand>(device, p->rel), B, s, stream);
         device_fork(device);
         WeightGradient<Operand> weights[LAYER_WEIGHTS];
         SumList sums = {};
@@ -1633,7 +1661,7 @@ static void gpt_backward(Gpt<Operand> *m) {
         if (l > 0) {
             residual_dropout_layernorm_backward(m->dx, false, below->dfc2, below->norm_sums2, gpt_norm2(m, l - 1, true),
                                                 linear_backward<Operand>(back->dqkv, 3 * C, qkv_w, R, C, 3 * C),
-                                                m->branch, device->state, T, stream);
+                                                m->branch, stream);
         } else {
             matmul_backward_input<Operand>(m->dx, back->dqkv, qkv_w, no_gate, true, R, C, 3 * C, stream);
         }

@@ -968,8 +968,9 @@ static void layernorm_sums(SumList *list, float *dw, float *db, const float *sum
 
 // ---- softmax, cross-entropy, Adamax
 
-// Elements from row to row of dlogits: more than V, so that every row begins at a multiple of 16 bytes, as copies want.
-constexpr int DLOGITS_ROW = (V + 7) / 8 * 8;
+// Elements from row to row of dlogits, whole 32 of them: V and zeros, so that rows begin at multiples of 16 bytes and
+// end with them, as copies want.
+constexpr int DLOGITS_ROW = (V + WARP - 1) / WARP * WARP;
 
 constexpr int ROW_WARPS = 4; // rows, each of a warp, in a block
 
@@ -980,17 +981,22 @@ static __global__ void softmax_cross_entropy_kernel(float *losses, Operand *dlog
                                                     const uint8_t *targets, int R) {
     const int r = blockIdx.x * ROW_WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (r >= R) return;
-    const float *x = logits + (size_t)r * V;
-    float max = -INFINITY, sum = 0;
-    for (int v = lane; v < V; v += WARP) max = fmaxf(max, x[v]);
+    float x[DLOGITS_ROW / WARP], max = -INFINITY, sum = 0; // the lane's share of the row
+#pragma unroll
+    for (int i = 0; i < DLOGITS_ROW / WARP; i++) {
+        const int v = lane + i * WARP;
+        x[i] = v < V ? logits[(size_t)r * V + v] : -INFINITY;
+        max = fmaxf(max, x[i]);
+    }
     max = warp_max(max);
-    for (int v = lane; v < V; v += WARP) sum += expf(x[v] - max);
+    for (float &e : x) sum += e = expf(e - max);
     sum = warp_sum(sum);
-    if (lane == 0) losses[r] = logf(sum) + max - x[targets[r]];
+    if (lane == 0) losses[r] = logf(sum) + max - logits[(size_t)r * V + targets[r]];
     const float scale = 1 / (sum * (float)R), one = 1 / (float)R;
-    for (int v = lane; dlogits && v < V; v += WARP) {
-        dlogits[(size_t)r * DLOGITS_ROW + v] =
-            from_float<Operand>(expf(x[v] - max) * scale - (v == targets[r] ? one : 0));
+#pragma unroll
+    for (int i = 0; dlogits && i < DLOGITS_ROW / WARP; i++) {
+        const int v = lane + i * WARP;
+        dlogits[(size_t)r * DLOGITS_ROW + v] = from_float<Operand>(x[i] * scale - (v == targets[r] ? one : 0));
     }
 }
 
@@ -1004,31 +1010,40 @@ static void softmax_cross_entropy(const DeviceModel *m, Operand *dlogits, const 
 
 // Adamax, as PyTorch has it: exp_avg = 0.9 exp_avg + 0.1 g; exp_inf = max(0.999 exp_inf, |g| + 1e-8);
 // params -= lr / (1 - 0.9^t) * exp_avg / exp_inf, t = 1 in the first step. Before that, where decays[] is 1, a weight
-// loses `decay` of itself. A thread owns an element of the flat arrays; weights is the copy of params that products
-// read, average that of the weights over the steps, or null. Nothing changes in a bad step, nor after one.
+// loses `decay` of itself. A thread owns four elements of the flat arrays, whose length n is a multiple of 16; weights
+// is the copy of params that products read, average that of the weights over the steps, or null. Nothing changes in a
+// bad step, nor after one.
 template <typename Operand>
 static __global__ void adamax_kernel(float *params, Operand *weights, const float *grads, float *exp_avg,
                                      float *exp_inf, float *average, const uint8_t *decays, const DeviceState *state,
                                      int64_t n) {
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    const int64_t i = 4 * ((int64_t)blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= n) return;
     const bool skip = state->bad | (state->bad_step >= 0); // all loads go out at once
-    const float g = grads[i], avg = 0.9f * exp_avg[i] + 0.1f * g, inf = fmaxf(0.999f * exp_inf[i], fabsf(g) + 1e-8f);
-    const float decayed = params[i] - (decays[i / 16] ? state->decay : 0) * params[i];
-    const float p = decayed - state->rate * (avg / inf), mean = average ? average[i] : 0;
+    const Four<float> g = get_four(grads + i, 0, 4);
+    Four<float> avg = get_four(exp_avg + i, 0, 4), inf = get_four(exp_inf + i, 0, 4), p = get_four(params + i, 0, 4);
+    Four<float> mean = average ? get_four(average + i, 0, 4) : p;
+    const float decay = decays[i / 16] ? state->decay : 0;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        avg.at[e] = 0.9f * avg.at[e] + 0.1f * g.at[e];
+        inf.at[e] = fmaxf(0.999f * inf.at[e], fabsf(g.at[e]) + 1e-8f);
+        p.at[e] = p.at[e] - decay * p.at[e] - state->rate * (avg.at[e] / inf.at[e]);
+        mean.at[e] += state->part * (p.at[e] - mean.at[e]);
+    }
     if (skip) return;
-    exp_avg[i] = avg;
-    exp_inf[i] = inf;
-    params[i] = p;
-    weights[i] = from_float<Operand>(p);
-    if (average) average[i] = mean + state->part * (p - mean);
+    put_four(exp_avg + i, 0, 4, avg);
+    put_four(exp_inf + i, 0, 4, inf);
+    put_four(params + i, 0, 4, p);
+    put_four(weights + i, 0, 4, p);
+    if (average) put_four(average + i, 0, 4, mean);
 }
 
 template <typename Operand>
 static void adamax(void *model) {
     const DeviceModel *m = (const DeviceModel *)model;
     float *const *flat = m->flat, *grads = flat[STATE_GRADS], *exp_avg = flat[STATE_EXP_AVG];
-    adamax_kernel<Operand><<<blocks_for(m->layout.size, 256), 256, 0, m->stream>>>(
+    adamax_kernel<Operand><<<blocks_for(m->layout.size, 4 * 256), 256, 0, m->stream>>>(
         flat[STATE_PARAMS], (Operand *)m->weights, grads, exp_avg, flat[STATE_EXP_INF], flat[STATE_AVERAGE], m->decays,
         m->state, m->layout.size);
     LAUNCHED(adamax_kernel<Operand>);

@@ -76,7 +76,7 @@ __global__ void few_words(float *out) { // half a warp wants the same 8 bytes, a
 template <int ROW>
 __global__ void rows(float *out, const uint4 *in) {
     __shared__ __align__(16) unsigned char s[8 * ROW];
-    cp_async(s + threadIdx.x / 4 * ROW + threadIdx.x % 4 * 16, in + threadIdx.x, threadIdx.x < 16 ? 16 : 0);
+    cp_async(s + threadIdx.x / 4 * ROW + threadIdx.x % 4 * 16, in + threadIdx.x, threadIdx.x < 16);
     cp_async_commit();
     cp_async_wait<0>();
     __syncwarp();

@@ -135,14 +135,21 @@ static void compare(const char *what, const std::vector<Number> &got, const Numb
 
 // ---- the checks
 
-// y and dx for one shape. plain: aligned, no epilogue but a bias.
+// y and dx for one shape. plain: aligned, no epilogue but a bias; so are rows of y_row, if that is given. The padding
+// of dy is zero up to whole 16 bytes, and then NaN.
 template <typename Operand, typename Output>
-static void check_linear(int R, int C, int OC, bool plain = false) {
-    const int shift = plain ? 0 : below(2) * below(9), y_row = OC + (plain ? 0 : below(2) * below(10));
+static void check_linear(int R, int C, int OC, bool plain = false, int y_row = 0) {
+    const int shift = plain || y_row ? 0 : below(2) * below(9);
+    if (y_row == 0) y_row = OC + (plain ? 0 : below(2) * below(10));
     const bool relu = !plain && below(2), add = !plain && below(2), gated = !plain && below(2),
                biased = plain || below(2);
     Matrix<Operand> x = random_matrix<Operand>(R, C, C, shift), w = random_matrix<Operand>(OC, C, C, shift);
     Matrix<Operand> dy = random_matrix<Operand>(R, OC, y_row, shift), gate = random_matrix<Operand>(R, C, C, shift);
+    std::vector<Operand> dy_rows = fetch(dy.at, (size_t)R * y_row);
+    for (int r = 0; r < R; r++)
+        for (int o = OC; o < std::min((int)round_up(OC, 16 / (int)sizeof(Operand)), y_row); o++)
+            set(&dy_rows[r * y_row + o], 0);
+    store(dy.at, dy_rows);
     Matrix<float> bias = random_matrix<float>(1, OC, OC, shift);
     Matrix<Output> y = random_matrix<Output>(R, OC, y_row, shift), dx = random_matrix<Output>(R, C, C, shift);
     const float *bias_at = biased ? bias.at : nullptr;
@@ -286,7 +293,7 @@ static void check_sums() {
 template <typename Operand, bool B_T>
 static void check_tiles() {
     const int M = 70, N = 300, K = 77;
-    Matrix<Operand> a = random_matrix<Operand>(M, K, 80, 0), b = random_matrix<Operand>(K, N, N, 0);
+    Matrix<Operand> a = random_matrix<Operand>(M, 80, 80, 0), b = random_matrix<Operand>(K, N, N, 0);
     Matrix<float> out = random_matrix<float>(M, N, N, 0);
     const Product<Operand> product = {a.at, 80, b.at, B_T ? K : N, M, N, K};
     std::vector<float> first;
@@ -424,6 +431,7 @@ static void check_products() {
     check_linear<Operand, Output>(1, 1, 1);
     check_linear<Operand, Output>(70, 40, 72, true);
     for (int trial = 0; trial < (ALL ? 3 : 1); trial++) check_linear<Operand, Output>(3, 96, 153);
+    check_linear<Operand, Output>(66, 72, 153, false, 168);
     check_linear<Operand, Output>(1 + below(60), 1 + below(80), 1 + below(40));
     if (!ALL) return;
     check_linear<Operand, Output>(130, 15, 3);

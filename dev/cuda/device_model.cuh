@@ -133,24 +133,38 @@ static inline Dropout device_dropout(const DeviceModel *m, bool training, int si
     return dropout;
 }
 
-// The factors, 0 or 1/(1-p), of channels 4g to 4g+3 of position (b, t) in a step. One call of Philox gives all four.
-__device__ inline Four<float> dropout_four(Dropout dropout, int64_t step, int b, int t, int g) {
+// Which of channels 4g to 4g+3 of position (b, t) a step keeps: bit i for channel 4g + i. One call of Philox says it.
+__device__ inline unsigned dropout_bits(Dropout dropout, int64_t step, int b, int t, int g) {
     Philox4 words = {{0, 0, 0, 0}};
     if (dropout.threshold > 0) words = philox(dropout.key, (uint32_t)g, (uint32_t)t, (uint32_t)b, (uint32_t)step);
+    unsigned bits = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) bits |= (unsigned)(words.x[i] >= dropout.threshold) << i;
+    return bits;
+}
+
+// Their factors, 0 or 1/(1-p).
+__device__ inline Four<float> dropout_factors(Dropout dropout, unsigned bits) {
     Four<float> kept;
 #pragma unroll
-    for (int i = 0; i < 4; i++) kept.at[i] = words.x[i] >= dropout.threshold ? dropout.scale : 0;
+    for (int i = 0; i < 4; i++) kept.at[i] = bits >> i & 1 ? dropout.scale : 0;
     return kept;
+}
+__device__ inline Four<float> dropout_four(Dropout dropout, int64_t step, int b, int t, int g) {
+    return dropout_factors(dropout, dropout_bits(dropout, step, b, t, g));
 }
 
 // Channels 4g to 4g+3 of a row of C channels, with zeros from channel C on. Where C is a multiple of 4, the row begins
 // at a multiple of 16 bytes. put_four() stores them, as float or bf16.
 __device__ inline Four<float> get_four(const float *row, int g, int C) {
-    if (C % 4 == 0) return *(const Four<float> *)(row + 4 * g);
-    Four<float> four;
-#pragma unroll
-    for (int i = 0; i < 4; i++) four.at[i] = 4 * g + i < C ? row[4 * g + i] : 0;
-    return four;
+    return C % 4 ? load_first<false>(row + 4 * g, C - 4 * g) : load_first<true>(row + 4 * g, 4);
+}
+
+// The same of what the kernel does not write: such loads need not wait for its stores.
+__device__ inline Four<float> read_four(const float *row, int g, int C) {
+    if (C % 4) return get_four(row, g, C);
+    const float4 v = __ldg((const float4 *)row + g);
+    return {v.x, v.y, v.z, v.w};
 }
 
 template <typename Number>
@@ -158,14 +172,7 @@ __device__ inline void put_four(Number *row, int g, int C, Four<float> four) {
     Four<Number> out;
 #pragma unroll
     for (int i = 0; i < 4; i++) out.at[i] = from_float<Number>(four.at[i]);
-    if (C % 4 == 0) {
-        *(Four<Number> *)(row + 4 * g) = out;
-    } else {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (4 * g + i < C) row[4 * g + i] = out.at[i];
-        }
-    }
+    C % 4 ? store_first<false>(row + 4 * g, out, C - 4 * g) : store_first<true>(row + 4 * g, out, 4);
 }
 
 // ---- batches
@@ -242,11 +249,13 @@ static __global__ void loss_kernel(DeviceState *state, const float *losses, int 
     }
 }
 
-// Marks the step as bad if a gradient is not finite. The threads of the grid share the flat array.
+// Marks the step as bad if a gradient is not finite. The threads of the grid share the flat array, four elements at
+// once; n is a multiple of 16.
 static __global__ void check_finite_kernel(DeviceState *state, const float *grads, int64_t n) {
     bool bad = false;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
-        bad |= !isfinite(grads[i]); // not ||, which would make each load wait for the one before
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n / 4; i += (int64_t)gridDim.x * blockDim.x) {
+        const Four<float> g = get_four(grads + 4 * i, 0, 4);
+        for (float x : g.at) bad |= !isfinite(x); // not ||, which would make each load wait for the one before
     }
     if (bad) atomicOr(&state->bad, 1);
 }

@@ -3,8 +3,8 @@
 //
 // It promises bf16 products on the tensor cores with sums in fp32 (sm_80 and up), fp32 products in plain multiply-adds
 // (sm_75 and up, never TF32), any sizes and alignments, the same bytes on every run, launches that a CUDA graph can
-// capture, and no allocation. It is fast where rows begin at multiples of 16 bytes; other rows are copied number by
-// number. It leaves out batches of products, and Hopper's own instructions (wgmma).
+// capture, and no allocation. It is fast where rows begin at multiples of 16 bytes; else both operands are copied
+// number by number. It leaves out batches of products, and Hopper's own instructions (wgmma).
 //
 // How it is fast. A block owns BM x BN sums of the output. It walks along K in steps of 64 bytes (32 bf16, 16 floats).
 // For each step it copies the piece of A, BM x BK, and the piece of B, BK x BN, from global to shared memory, and
@@ -57,7 +57,78 @@ struct __align__(4 * sizeof(Number)) Four { // numbers in adjacent columns, for 
     Number at[4];
 };
 
+// The first `width` of four, and zeros. WHOLE: all of them, in one access, for which they are aligned.
+template <bool WHOLE, typename Number>
+__device__ inline Four<Number> load_first(const Number *from, int width) {
+    if (WHOLE) return *(const Four<Number> *)from;
+    Four<Number> four = {};
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        if (e < width) four.at[e] = from[e];
+    }
+    return four;
+}
+template <bool WHOLE, typename Number>
+__device__ inline void store_first(Number *to, Four<Number> four, int width) {
+    if (WHOLE) *(Four<Number> *)to = four;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        if (!WHOLE && e < width) to[e] = four.at[e];
+    }
+}
+
 // ---- a tile: the sums of a block
+
+// What a step needs of an operand: SIDE rows of A or columns of B, by BK of k. It lies in shared memory as in global
+// memory: with K_DOWN each row has one k, else all BK. Lengths are in elements. In each step a thread copies the same
+// chunks of 16 bytes, one of every STEP-th row. Rows and columns past the edge are copies of the last one, as their
+// sums are stored nowhere; k past the end is zero.
+template <typename Operand, int THREADS, int SIDE, bool K_DOWN>
+struct Piece {
+    static constexpr int CHUNK = 16 / (int)sizeof(Operand), BK = 4 * CHUNK;
+    static constexpr int ROWS = K_DOWN ? BK : SIDE, COLUMNS = K_DOWN ? SIDE : BK;
+    static constexpr int ROW = COLUMNS + CHUNK, SIZE = ROWS * ROW; // from row to row, with the padding
+    static constexpr int ACROSS = COLUMNS / CHUNK, STEP = THREADS / ACROSS, N = (ROWS + STEP - 1) / STEP;
+    static_assert(THREADS % ACROSS == 0, "whole rows of threads");
+    const Operand *from; // where the next step's begins in global memory, and
+    size_t step;         // how far on the one after it
+    int at[N];           // where the thread's chunks begin, from there
+    int row, width;      // the first one's row, and how many of a chunk's columns exist
+    int left;            // how many k are left, from the chunks' first on
+    Operand *to;         // where the first one goes in the first stage
+
+    // The matrix has rows that are from_row apart, `sides` rows or columns, and k up to k1. The piece begins at side0
+    // and k0. Eight threads write 128 bytes at once: two short rows, so 4 rows apart, in different banks.
+    __device__ Piece(Operand *stages, const Operand *matrix, int from_row, int side0, int sides, int k0, int k1) {
+        const int line = (int)threadIdx.x / ACROSS, all = sides - side0;
+        int column = (int)threadIdx.x % ACROSS * CHUNK;
+        row = ACROSS == 4 ? (line & ~5) | (line & 1) << 2 | (line >> 2 & 1) : line;
+        to = stages + row * ROW + column;
+        left = k1 - k0 - (K_DOWN ? row : column);
+        if (K_DOWN) column = min(column, (all - 1) / CHUNK * CHUNK);
+        width = K_DOWN ? min(all - column, CHUNK) : CHUNK;
+        for (int i = 0; i < N; i++)
+            at[i] = (K_DOWN ? row + i * STEP : min(row + i * STEP, all - 1)) * from_row + column;
+        from = matrix + (K_DOWN ? (size_t)k0 * from_row + side0 : (size_t)side0 * from_row + k0);
+        step = K_DOWN ? (size_t)BK * from_row : BK;
+    }
+    // Starts the copies of the next step. ALIGNED: all rows begin at multiples of 16 bytes; else number by number.
+    template <bool ALIGNED>
+    __device__ void copy(int stage) {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if (ROWS % STEP && row + i * STEP >= ROWS) break;
+            Operand *chunk = to + stage * SIZE + i * STEP * ROW;
+            if (ALIGNED) cp_async(chunk, from + at[i], (K_DOWN ? i * STEP : 0) < left);
+#pragma unroll 1
+            for (int e = 0; e < CHUNK && !ALIGNED; e++) {
+                chunk[e] = (K_DOWN ? i * STEP : e) < left ? from[at[i] + min(e, width - 1)] : from_float<Operand>(0);
+            }
+        }
+        from += step;
+        left -= BK;
+    }
+};
 
 // The shape of a tile. With A_T A lies in memory as [K][M], else as [M][K]; with B_T B lies as [N][K], else as [K][N].
 // BM is 16, 32 or a multiple of 64, and BN a multiple of 32. With BN at least a matrix's width a block owns whole rows.
@@ -65,15 +136,15 @@ template <typename OperandType, bool A_TRANSPOSED, bool B_TRANSPOSED, int BLOCK_
 struct Tile {
     typedef OperandType Operand;
     static constexpr bool A_T = A_TRANSPOSED, B_T = B_TRANSPOSED;
-    static constexpr int BM = BLOCK_M, BN = BLOCK_N, BK = 64 / (int)sizeof(Operand);
-    static constexpr int WM = BM < 32 ? BM : BM < 128 ? 32 : 64; // rows and columns of a warp
+    static constexpr int BM = BLOCK_M, BN = BLOCK_N, BK = 64 / (int)sizeof(Operand); // BK of k in a step
+    static constexpr int WM = BM < 32 ? BM : BM < 128 ? 32 : 64;                     // rows and columns of a warp
     static constexpr int WN = sizeof(Operand) == 2 && BM >= 128 && BN >= 128 ? 64 : 32;
     static constexpr int THREADS = BM / WM * (BN / WN) * 32;
-    static constexpr int PAD = 16 / (int)sizeof(Operand); // in elements, as are the lengths of rows and steps below
-    static constexpr int A_ROW = (A_T ? BM : BK) + PAD, A_SIZE = (A_T ? BK : BM) * A_ROW;
-    static constexpr int B_ROW = (B_T ? BK : BN) + PAD, B_SIZE = (B_T ? BN : BK) * B_ROW;
+    typedef Piece<Operand, THREADS, BM, A_T> A;
+    typedef Piece<Operand, THREADS, BN, !B_T> B;
     static constexpr int STAGES = BM + BN <= 128 ? 4 : 3; // 3 keep large tiles within the 64 KiB that sm_75 has
-    static constexpr int BYTES = STAGES * (A_SIZE + B_SIZE) * (int)sizeof(Operand); // dynamic shared memory of a block
+    static constexpr int BYTES =
+        STAGES * (A::SIZE + B::SIZE) * (int)sizeof(Operand); // dynamic shared memory of a block
     static constexpr int ROW = BN + 16; // floats from row to row in tile_to_shared(); adjacent rows differ in banks
     static constexpr int ROW_BYTES = BM * ROW * (int)sizeof(float);
     static constexpr int BYTES_WITH_ROWS = BYTES > ROW_BYTES ? BYTES : ROW_BYTES; // where it uses tile_to_shared()
@@ -99,6 +170,8 @@ struct Tile {
         const bool permuted = sizeof(Operand) == 4 && A_T;
         return m() + (permuted ? i / 4 * 32 + 4 * g() + i % 4 : 8 * i + g());
     }
+    // The first of the 4 adjacent columns that four_of_tile() gives the lane, in the block's tile.
+    __device__ static int column(int j) { return n() + 8 * (j + q() % 2) + q() / 2 * 4; }
 };
 
 // A thread's share of the sums of a tile. at[i][j][2 h + e] is in row 16 i + 8 h + g and column 8 j + 2 q + e of its
@@ -112,6 +185,8 @@ struct Sums {
 
 // A product [M,K] x [K,N] and where its operands lie:
 //   A(m,k) = a[m a_row + k], or a[k a_row + m] with A_T;   B(k,n) = b[k b_row + n], or b[n b_row + k] with B_T
+// Where all rows begin at multiples of 16 bytes, the last 16 bytes of a row are read whole: padding there, if it lies
+// along k, holds zeros.
 template <typename Operand>
 struct Product {
     const Operand *a;
@@ -121,44 +196,14 @@ struct Product {
     int M, N, K;
 };
 
-// Starts to copy ROWS x COLUMNS elements of the matrix at `from`, whose rows are from_row apart, into tile[ROWS][ROW].
-// Only rows x columns of the matrix exist; what lies beyond becomes zero. A thread copies 16 bytes, CHUNK elements, of
-// every STEP-th row.
-template <int THREADS, int ROWS, int COLUMNS, int ROW, typename Operand>
-__device__ inline void copy_tile(Operand *tile, const Operand *from, int from_row, int rows, int columns,
-                                 bool aligned) {
-    constexpr int CHUNK = 16 / (int)sizeof(Operand), THREADS_A_ROW = COLUMNS / CHUNK, STEP = THREADS / THREADS_A_ROW;
-    static_assert(COLUMNS % CHUNK == 0 && THREADS % THREADS_A_ROW == 0, "whole rows of threads");
-    const int row = (int)threadIdx.x / THREADS_A_ROW, column = (int)threadIdx.x % THREADS_A_ROW * CHUNK;
-    const int given = min(max(columns - column, 0), CHUNK);
-    Operand *to = tile + row * ROW + column;
-    from += (size_t)row * from_row + column;
-    if (aligned) {
-#pragma unroll
-        for (int i = 0; i < ROWS; i += STEP) {
-            if (ROWS % STEP && row + i >= ROWS) break;
-            cp_async(to + i * ROW, from + (size_t)i * from_row, row + i < rows ? given * (int)sizeof(Operand) : 0);
-        }
-    } else {
-#pragma unroll 1
-        for (int i = 0; i < ROWS && row + i < ROWS; i += STEP) {
-#pragma unroll 1
-            for (int e = 0; e < CHUNK; e++) {
-                bool there = row + i < rows && e < given;
-                to[i * ROW + e] = there ? from[(size_t)i * from_row + e] : from_float<Operand>(0);
-            }
-        }
-    }
-}
-
 // sums += A B for one step of BK along k, from shared memory; here in bf16. For 16 of k, a warp loads WM/16 pieces of A
 // and WN/8 pieces of B and multiplies each by each. The sums of A's rows are one more column: A times ones.
 template <typename Shape>
 __device__ inline void multiply_step(Sums<Shape> &sums, const __nv_bfloat16 *a, const __nv_bfloat16 *b, bool a_rows) {
     const int lane = threadIdx.x % 32;
     const uint32_t ones[2] = {0x3F803F80, 0x3F803F80};
-    a += Shape::m() * (Shape::A_T ? 1 : Shape::A_ROW);
-    b += Shape::n() * (Shape::B_T ? Shape::B_ROW : 1);
+    a += Shape::m() * (Shape::A_T ? 1 : Shape::A::ROW);
+    b += Shape::n() * (Shape::B_T ? Shape::B::ROW : 1);
     // The row whose address this lane gives to ldmatrix. (down, right): matrices 0 and 1 lie one below the other, and
     // 2 and 3 to their right. (down_last, right_first): 0 and 1 lie side by side, and 2 and 3 below them.
     const int down = lane % 16, right = lane / 16 * 8, down_last = lane / 16 * 8 + lane % 8, right_first = lane & 8;
@@ -167,14 +212,14 @@ __device__ inline void multiply_step(Sums<Shape> &sums, const __nv_bfloat16 *a, 
 #pragma unroll
         for (int i = 0; i < Shape::WM / 16; i++) {
             ldmatrix<Shape::A_T>(a_k[k / 16 % 2][i], Shape::A_T
-                                                         ? &a[(k + down_last) * Shape::A_ROW + 16 * i + right_first]
-                                                         : &a[(16 * i + down) * Shape::A_ROW + k + right]);
+                                                         ? &a[(k + down_last) * Shape::A::ROW + 16 * i + right_first]
+                                                         : &a[(16 * i + down) * Shape::A::ROW + k + right]);
         }
 #pragma unroll
         for (int j = 0; j < Shape::WN / 8; j += 2) { // one ldmatrix loads two pieces of B
             ldmatrix<!Shape::B_T>(b_k[k / 16 % 2][j], Shape::B_T
-                                                          ? &b[(8 * j + down_last) * Shape::B_ROW + k + right_first]
-                                                          : &b[(k + down) * Shape::B_ROW + 8 * j + right]);
+                                                          ? &b[(8 * j + down_last) * Shape::B::ROW + k + right_first]
+                                                          : &b[(k + down) * Shape::B::ROW + 8 * j + right]);
         }
     };
     load(0);
@@ -185,8 +230,10 @@ __device__ inline void multiply_step(Sums<Shape> &sums, const __nv_bfloat16 *a, 
         for (int i = 0; i < Shape::WM / 16; i++) {
 #pragma unroll
             for (int j = 0; j < Shape::WN / 8; j++) mma_bf16(sums.at[i][j], a_k[k / 16 % 2][i], b_k[k / 16 % 2][j]);
-            if (a_rows) mma_bf16(sums.a_rows[i], a_k[k / 16 % 2][i], ones);
         }
+        if (!a_rows) continue;
+#pragma unroll
+        for (int i = 0; i < Shape::WM / 16; i++) mma_bf16(sums.a_rows[i], a_k[k / 16 % 2][i], ones);
     }
 }
 
@@ -198,8 +245,8 @@ __device__ inline void load_four(float *to, const float *from) {
 // The same in fp32: for 4 of k, a thread loads WM/8 rows of A and, two by two, WN/4 columns of B.
 template <typename Shape>
 __device__ inline void multiply_step(Sums<Shape> &sums, const float *a, const float *b, bool a_rows) {
-    a += Shape::A_T ? Shape::m() + 4 * Shape::g() : (Shape::m() + Shape::g()) * Shape::A_ROW;
-    b += Shape::B_T ? (Shape::n() + 2 * Shape::q()) * Shape::B_ROW : Shape::n() + 2 * Shape::q();
+    a += Shape::A_T ? Shape::m() + 4 * Shape::g() : (Shape::m() + Shape::g()) * Shape::A::ROW;
+    b += Shape::B_T ? (Shape::n() + 2 * Shape::q()) * Shape::B::ROW : Shape::n() + 2 * Shape::q();
 #pragma unroll 1
     for (int k = 0; k < Shape::BK; k += 4) {
         float a_k[Shape::WM / 8][4];
@@ -208,24 +255,24 @@ __device__ inline void multiply_step(Sums<Shape> &sums, const float *a, const fl
             for (int kk = 0; kk < 4; kk++) {
 #pragma unroll
                 for (int i = 0; i < Shape::WM / 8; i += 4) {
-                    const float4 v = *(const float4 *)&a[(k + kk) * Shape::A_ROW + 8 * i];
+                    const float4 v = *(const float4 *)&a[(k + kk) * Shape::A::ROW + 8 * i];
                     a_k[i][kk] = v.x, a_k[i + 1][kk] = v.y, a_k[i + 2][kk] = v.z, a_k[i + 3][kk] = v.w;
                 }
             }
         } else {
 #pragma unroll
-            for (int i = 0; i < Shape::WM / 8; i++) load_four(a_k[i], &a[8 * i * Shape::A_ROW + k]);
+            for (int i = 0; i < Shape::WM / 8; i++) load_four(a_k[i], &a[8 * i * Shape::A::ROW + k]);
         }
 #pragma unroll
         for (int j = 0; j < Shape::WN / 8; j++) {
             float b_k[2][4];
             if constexpr (Shape::B_T) {
-                load_four(b_k[0], &b[8 * j * Shape::B_ROW + k]);
-                load_four(b_k[1], &b[(8 * j + 1) * Shape::B_ROW + k]);
+                load_four(b_k[0], &b[8 * j * Shape::B::ROW + k]);
+                load_four(b_k[1], &b[(8 * j + 1) * Shape::B::ROW + k]);
             } else {
 #pragma unroll
                 for (int kk = 0; kk < 4; kk++) {
-                    const float2 v = *(const float2 *)&b[(k + kk) * Shape::B_ROW + 8 * j];
+                    const float2 v = *(const float2 *)&b[(k + kk) * Shape::B::ROW + 8 * j];
                     b_k[0][kk] = v.x, b_k[1][kk] = v.y;
                 }
             }
@@ -248,63 +295,66 @@ __device__ inline void multiply_step(Sums<Shape> &sums, const float *a, const fl
     }
 }
 
-// sums += A B for the block's tile, whose first row is m0 and first column n0, over k in [k0, k1); k0 is a multiple of
-// BK. All THREADS threads of the block call it. shared has Shape::BYTES bytes, is aligned to 16, and is free again on
-// return. What lies past the edges of the product counts as zero. a_rows asks for the sums of A's rows too; it is the
-// same in all threads of a warp.
-template <typename Shape>
-__device__ inline void tile_multiply(Sums<Shape> &sums, Product<typename Shape::Operand> p, int m0, int n0, int k0,
-                                     int k1, unsigned char *shared, bool a_rows = false) {
+// tile_multiply() of rows that all begin at multiples of 16 bytes, or of any.
+template <typename Shape, bool ALIGNED>
+__device__ inline void tile_multiply_as(Sums<Shape> &sums, Product<typename Shape::Operand> p, int m0, int n0, int k0,
+                                        int k1, unsigned char *shared, bool a_rows = false) {
     typedef typename Shape::Operand Operand;
-    Operand *a_stages = (Operand *)shared, *b_stages = a_stages + Shape::STAGES * Shape::A_SIZE;
-    const bool a_aligned = ((uintptr_t)p.a | (size_t)p.a_row * sizeof(Operand)) % 16 == 0;
-    const bool b_aligned = ((uintptr_t)p.b | (size_t)p.b_row * sizeof(Operand)) % 16 == 0;
+    Operand *a_stages = (Operand *)shared, *b_stages = a_stages + Shape::STAGES * Shape::A::SIZE;
+    typename Shape::A a(a_stages, p.a, p.a_row, m0, p.M, k0, k1);
+    typename Shape::B b(b_stages, p.b, p.b_row, n0, p.N, k0, k1);
     const int steps = (k1 - k0 + Shape::BK - 1) / Shape::BK;
-    auto fetch = [&](int step) {
+    auto fetch = [&](int step, int stage) {
         if (step < steps) {
-            const int k = k0 + step * Shape::BK, stage = step % Shape::STAGES;
-            const Operand *a = Shape::A_T ? p.a + (size_t)k * p.a_row + m0 : p.a + (size_t)m0 * p.a_row + k;
-            const Operand *b = Shape::B_T ? p.b + (size_t)n0 * p.b_row + k : p.b + (size_t)k * p.b_row + n0;
-            copy_tile<Shape::THREADS, Shape::A_T ? Shape::BK : Shape::BM, Shape::A_T ? Shape::BM : Shape::BK,
-                      Shape::A_ROW>(a_stages + stage * Shape::A_SIZE, a, p.a_row, Shape::A_T ? k1 - k : p.M - m0,
-                                    Shape::A_T ? p.M - m0 : k1 - k, a_aligned);
-            copy_tile<Shape::THREADS, Shape::B_T ? Shape::BN : Shape::BK, Shape::B_T ? Shape::BK : Shape::BN,
-                      Shape::B_ROW>(b_stages + stage * Shape::B_SIZE, b, p.b_row, Shape::B_T ? p.N - n0 : k1 - k,
-                                    Shape::B_T ? k1 - k : p.N - n0, b_aligned);
+            a.template copy<ALIGNED>(stage);
+            b.template copy<ALIGNED>(stage);
         }
         cp_async_commit(); // one group for each step, also an empty one, so that the wait below counts steps
     };
-    for (int step = 0; step < Shape::STAGES - 1; step++) fetch(step);
+    for (int step = 0; step < Shape::STAGES - 1; step++) fetch(step, step);
+    int stage = 0, free = Shape::STAGES - 1;
+#pragma unroll 1
     for (int step = 0; step < steps; step++) {
         cp_async_wait<Shape::STAGES - 2>(); // this thread's copies of the step have come
         __syncthreads();                    // all threads' have, and no thread reads the last step's buffer any more
-        fetch(step + Shape::STAGES - 1);
-        const int stage = step % Shape::STAGES;
-        multiply_step<Shape>(sums, a_stages + stage * Shape::A_SIZE, b_stages + stage * Shape::B_SIZE, a_rows);
+        fetch(step + Shape::STAGES - 1, free);
+        multiply_step<Shape>(sums, a_stages + stage * Shape::A::SIZE, b_stages + stage * Shape::B::SIZE, a_rows);
+        free = stage;
+        stage = stage + 1 < Shape::STAGES ? stage + 1 : 0;
     }
     cp_async_wait<0>();
     __syncthreads();
 }
 
-// Calls f(row, column, four) for all sums of the block's tile, four at a time: those in a row of the tile and in the 4
-// columns from `column`, a multiple of 4. A lane has only pairs of columns, so lanes 2i and 2i+1 swap a pair of theirs,
-// and the whole warp must call this. A warp's stores are then rows of 16 columns, 32 bytes or more.
-template <typename Shape, typename F>
-__device__ inline void tile_each(Sums<Shape> &sums, F f) {
-    const int q = Shape::q();
-    const bool odd = q & 1;
-#pragma unroll
-    for (int j = 0; j < Shape::WN / 8; j += 2) {
-#pragma unroll
-        for (int i = 0; i < Shape::WM / 8; i++) {
-            const float *low = &sums.at[i / 2][j][i % 2 * 2], *high = &sums.at[i / 2][j + 1][i % 2 * 2];
-            const float other0 = __shfl_xor_sync(~0u, odd ? low[0] : high[0], 1);
-            const float other1 = __shfl_xor_sync(~0u, odd ? low[1] : high[1], 1);
-            const float4 four =
-                odd ? make_float4(other0, other1, high[0], high[1]) : make_float4(low[0], low[1], other0, other1);
-            f(Shape::row(i), Shape::n() + 8 * (j + odd) + 2 * (q - odd), four);
-        }
+// sums += A B for the block's tile, whose first row is m0 and first column n0, over k in [k0, k1); k0 is a multiple of
+// BK. All THREADS threads of the block call it. shared has Shape::BYTES bytes, is aligned to 16, and is free again on
+// return. Sums past the edges of the product mean nothing. a_rows asks for the sums of A's rows too; it is the same in
+// all threads of a warp.
+//
+// Aligned rows have a loop of their own, in which a step takes 97 instructions with tiles of 64 x 64 and 149 with tiles
+// of 128 x 128, of which 16 and 64 are products (make count, sm_90).
+template <typename Shape>
+__device__ inline void tile_multiply(Sums<Shape> &sums, Product<typename Shape::Operand> p, int m0, int n0, int k0,
+                                     int k1, unsigned char *shared, bool a_rows = false) {
+    const size_t size = sizeof(typename Shape::Operand);
+    const bool aligned = ((uintptr_t)p.a | (uintptr_t)p.b | p.a_row * size | p.b_row * size) % 16 == 0;
+    if (aligned) {
+        tile_multiply_as<Shape, true>(sums, p, m0, n0, k0, k1, shared, a_rows);
+    } else {
+        tile_multiply_as<Shape, false>(sums, p, m0, n0, k0, k1, shared, a_rows);
     }
+}
+
+// The sums of a row i, see Tile::row(), in the 4 adjacent columns from Tile::column(j) on; j is even. A lane has only
+// pairs of columns, so lanes 2i and 2i+1 swap a pair of theirs, and the whole warp must call this. A warp's stores are
+// then rows of 16 columns, 32 bytes or more.
+template <typename Shape>
+__device__ inline float4 four_of_tile(const Sums<Shape> &sums, int i, int j) {
+    const bool odd = Shape::q() & 1;
+    const float *low = &sums.at[i / 2][j][i % 2 * 2], *high = &sums.at[i / 2][j + 1][i % 2 * 2];
+    const float other0 = __shfl_xor_sync(~0u, odd ? low[0] : high[0], 1);
+    const float other1 = __shfl_xor_sync(~0u, odd ? low[1] : high[1], 1);
+    return odd ? make_float4(other0, other1, high[0], high[1]) : make_float4(low[0], low[1], other0, other1);
 }
 
 // Puts the sums into shared memory as a matrix of BM rows that are Shape::ROW floats apart, for kernels that go on with
@@ -317,8 +367,13 @@ __device__ inline void tile_each(Sums<Shape> &sums, F f) {
 template <typename Shape>
 __device__ inline float *tile_to_shared(Sums<Shape> &sums, unsigned char *shared) {
     float *rows = (float *)shared;
-    tile_each<Shape>(sums,
-                     [=](int row, int column, float4 four) { *(float4 *)&rows[row * Shape::ROW + column] = four; });
+#pragma unroll
+    for (int i = 0; i < Shape::WM / 8; i++) {
+#pragma unroll
+        for (int j = 0; j < Shape::WN / 8; j += 2) {
+            *(float4 *)&rows[Shape::row(i) * Shape::ROW + Shape::column(j)] = four_of_tile<Shape>(sums, i, j);
+        }
+    }
     __syncthreads();
     return rows;
 }
@@ -420,42 +475,58 @@ struct Epilogue {
     bool add = false;              // out += instead of out =
 };
 
+template <typename Shape, bool WHOLE, typename Output>
+__device__ inline void tile_store_as(Sums<Shape> &sums, Output *out, int out_row, int m0, int n0, int M, int N,
+                                     Epilogue<typename Shape::Operand> epilogue) {
+    constexpr int ROWS = WHOLE ? 4 : 1; // at once: their loads go out together
+#pragma unroll
+    for (int j = 0; j < Shape::WN / 8; j += 2) {
+        const int n = n0 + Shape::column(j);
+        const Four<float> bias = epilogue.bias ? load_first<WHOLE>(epilogue.bias + n, N - n) : Four<float>{};
+#pragma unroll
+        for (int i0 = 0; i0 < Shape::WM / 8; i0 += ROWS) {
+            Four<typename Shape::Operand> open[ROWS];
+            Four<Output> now[ROWS];
+            size_t at[ROWS];
+            int width[ROWS];
+#pragma unroll
+            for (int i = 0; i < ROWS; i++) {
+                const int m = m0 + Shape::row(i0 + i);
+                at[i] = (size_t)m * out_row + n;
+                width[i] = m < M ? N - n : 0;
+                if (epilogue.gate) open[i] = load_first<WHOLE>(epilogue.gate + at[i], width[i]);
+                if (epilogue.add) now[i] = load_first<WHOLE>(out + at[i], width[i]);
+            }
+#pragma unroll
+            for (int i = 0; i < ROWS; i++) {
+                const float4 four = four_of_tile<Shape>(sums, i0 + i, j);
+                float sum[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    if (epilogue.add) sum[e] += to_float(now[i].at[e]);
+                    if (epilogue.bias) sum[e] += bias.at[e];
+                    if (epilogue.relu && sum[e] < 0) sum[e] = 0;
+                    if (epilogue.gate && !(to_float(open[i].at[e]) > 0)) sum[e] = 0;
+                    now[i].at[e] = from_float<Output>(sum[e]);
+                }
+                store_first<WHOLE>(out + at[i], now[i], width[i]);
+            }
+        }
+    }
+}
+
 // Stores the block's sums in out [M,N], rows out_row apart.
 template <typename Shape, typename Output>
 __device__ inline void tile_store(Sums<Shape> &sums, Output *out, int out_row, int m0, int n0, int M, int N,
                                   Epilogue<typename Shape::Operand> epilogue) {
-    typedef typename Shape::Operand Operand;
-    const Operand *gate = epilogue.gate;
-    const bool aligned =
-        out_row % 4 == 0 && (uintptr_t)out % sizeof(Four<Output>) == 0 && (uintptr_t)gate % sizeof(Four<Operand>) == 0;
-    tile_each<Shape>(sums, [=](int row, int column, float4 four) {
-        const int m = m0 + row, n = n0 + column;
-        if (m >= M || n >= N) return;
-        const size_t at = (size_t)m * out_row + n;
-        const int width = min(N - n, 4);
-        const bool whole = aligned && width == 4;
-        float sum[4] = {four.x, four.y, four.z, four.w};
-        Four<Output> old;
-        Four<Operand> open;
-        if (epilogue.add) {
-            if (whole) old = *(const Four<Output> *)&out[at];
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                if (e < width) sum[e] += to_float(whole ? old.at[e] : out[at + e]);
-            }
-        }
-        if (gate && whole) open = *(const Four<Operand> *)&gate[at];
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            if (e >= width) continue;
-            if (epilogue.bias) sum[e] += __ldg(&epilogue.bias[n + e]);
-            if (epilogue.relu && sum[e] < 0) sum[e] = 0;
-            if (gate && !(to_float(whole ? open.at[e] : gate[at + e]) > 0)) sum[e] = 0;
-            old.at[e] = from_float<Output>(sum[e]);
-            if (!whole) out[at + e] = old.at[e];
-        }
-        if (whole) *(Four<Output> *)&out[at] = old;
-    });
+    const bool whole = m0 + Shape::BM <= M && n0 + Shape::BN <= N && out_row % 4 == 0 &&
+                       (uintptr_t)out % sizeof(Four<Output>) == 0 && (uintptr_t)epilogue.bias % 16 == 0 &&
+                       (uintptr_t)epilogue.gate % sizeof(Four<typename Shape::Operand>) == 0;
+    if (whole) {
+        tile_store_as<Shape, true>(sums, out, out_row, m0, n0, M, N, epilogue);
+    } else {
+        tile_store_as<Shape, false>(sums, out, out_row, m0, n0, M, N, epilogue);
+    }
 }
 
 // out [M,N] = epilogue(A B). Blocks go along a row of tiles first. So B, which every row of tiles reads again, stays in
@@ -559,7 +630,7 @@ static inline void matmul(Output *out, int out_row, Product<Operand> p, Epilogue
 
 // The three products of a linear layer, y = x w^T + bias, with the shapes of PyTorch's nn.Linear: x [R,C], w [OC,C],
 // bias [OC], y [R,OC]. Output is Operand or float; gradients of parameters are float. y_row: elements from row to row
-// of y and dy, 0: OC. An odd OC is faster with rows padded to 16 bytes, whatever the padding holds.
+// of y and dy, 0: OC. An odd OC is faster with rows padded to 16 bytes, by zeros in dy.
 
 // y = x w^T + bias, with `relu` max(0, x w^T + bias). bias may be null.
 template <typename Operand, typename Output>

@@ -73,16 +73,18 @@ __device__ inline void ldmatrix(uint32_t *r, const void *row) {
     }
 }
 
-// Starts a copy of 16 bytes from global to shared memory, past the L1 cache. Both addresses are multiples of 16. Only
-// the first `given` bytes are read, the rest become zero: given = 0 is for what lies past the edge of a matrix, whose
-// address must be aligned all the same. For sm_75 given is a multiple of 4. The copy belongs to the group that this
-// thread's next cp_async_commit() closes.
-__device__ inline void cp_async(void *shared, const void *global, int given = 16) {
+// Starts a copy of 16 bytes from global to shared memory, past the L1 cache. Both addresses are multiples of 16. Unless
+// `there`, nothing is read and zeros are written: for what lies past the edge of a matrix. The copy belongs to the
+// group that this thread's next cp_async_commit() closes.
+__device__ inline void cp_async(void *shared, const void *global, bool there = true) {
 #if __CUDA_ARCH__ >= 800
     uint32_t address = (uint32_t)__cvta_generic_to_shared(shared);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(given) : "memory");
+    asm volatile("{ .reg .pred absent; setp.eq.s32 absent, %2, 0; "
+                 "cp.async.cg.shared.global [%0], [%1], 16, absent; }" ::"r"(address),
+                 "l"(global), "r"((int)there)
+                 : "memory");
 #else
-    for (int i = 0; i < 4; i++) ((uint32_t *)shared)[i] = 4 * i < given ? ((const uint32_t *)global)[i] : 0;
+    for (int i = 0; i < 4; i++) ((uint32_t *)shared)[i] = there ? ((const uint32_t *)global)[i] : 0;
 #endif
 }
 __device__ inline void cp_async_commit() {

@@ -67,10 +67,10 @@ EMU_UNCHECKED inline void copy_now(AsyncCopy &copy) {
     copy.done = true;
 }
 } // namespace emu
-inline void cp_async(void *shared, const void *global, int given = 16, EMU_SITE) {
+inline void cp_async(void *shared, const void *global, bool there = true, EMU_SITE) {
     using namespace emu;
     if (((uintptr_t)shared | (uintptr_t)global) % 16) die(site, "cp.async: an address is no multiple of 16");
-    if (given < 0 || given > 16) die(site, "cp.async: %d bytes of 16", given);
+    const int given = there ? 16 : 0;
     note_access(global, (size_t)given, COPY_READ, site);
     note_access(shared, 16, COPY_WRITE, site);
     me->copies.push_back({shared, global, given, me->copy_group, false});
