@@ -140,6 +140,8 @@ struct Tile {
     static constexpr int WM = BM < 32 ? BM : BM < 128 ? 32 : 64;                     // rows and columns of a warp
     static constexpr int WN = sizeof(Operand) == 2 && BM >= 128 && BN >= 128 ? 64 : 32;
     static constexpr int THREADS = BM / WM * (BN / WN) * 32;
+    // Blocks that the registers of a multiprocessor are to be enough for.
+    static constexpr int BLOCKS = sizeof(Operand) == 4 ? 1 : BM < 128 ? 5 : 2;
     typedef Piece<Operand, THREADS, BM, A_T> A;
     typedef Piece<Operand, THREADS, BN, !B_T> B;
     static constexpr int STAGES = BM + BN <= 128 ? 4 : 3; // 3 keep large tiles within the 64 KiB that sm_75 has
@@ -331,7 +333,7 @@ __device__ inline void tile_multiply_as(Sums<Shape> &sums, Product<typename Shap
 // return. Sums past the edges of the product mean nothing. a_rows asks for the sums of A's rows too; it is the same in
 // all threads of a warp.
 //
-// Aligned rows have a loop of their own, in which a step takes 97 instructions with tiles of 64 x 64 and 149 with tiles
+// Aligned rows have a loop of their own, in which a step takes 82 instructions with tiles of 64 x 64 and 150 with tiles
 // of 128 x 128, of which 16 and 64 are products (make count, sm_90).
 template <typename Shape>
 __device__ inline void tile_multiply(Sums<Shape> &sums, Product<typename Shape::Operand> p, int m0, int n0, int k0,
@@ -532,7 +534,7 @@ __device__ inline void tile_store(Sums<Shape> &sums, Output *out, int out_row, i
 // out [M,N] = epilogue(A B). Blocks go along a row of tiles first. So B, which every row of tiles reads again, stays in
 // the L2 cache, and so do the rows of A that the running blocks share. From L2, A is read N/BN times and B M/BM times.
 template <typename Operand, typename Output, bool A_T, bool B_T, int BM, int BN>
-__global__ void __launch_bounds__(Tile<Operand, A_T, B_T, BM, BN>::THREADS)
+__global__ void __launch_bounds__(Tile<Operand, A_T, B_T, BM, BN>::THREADS, Tile<Operand, A_T, B_T, BM, BN>::BLOCKS)
     matmul_kernel(Output *out, int out_row, Product<Operand> p, Epilogue<Operand> epilogue) {
     typedef Tile<Operand, A_T, B_T, BM, BN> Shape;
     extern __shared__ __align__(16) unsigned char shared[];
