@@ -2,8 +2,7 @@
 // code, and the calls that -fsanitize=thread puts before every load and store of the kernels. Each of the two is a
 // program's only source file that includes this, is compiled without that flag, and is linked in place of
 // ThreadSanitizer's library. It defines accessed(), which hears of every load and store.
-#ifndef CUDA_EMU_HOOKS_H
-#define CUDA_EMU_HOOKS_H
+#pragma once
 #define EMU_HOOKS
 #include "emu/cuda_emu_threads.h"
 extern "C" char __executable_start;
@@ -143,5 +142,3 @@ ATOMICS(32, uint32_t)
 ATOMICS(64, uint64_t)
 HOOK void __tsan_atomic_thread_fence(int) {}
 HOOK void __tsan_atomic_signal_fence(int) {}
-
-#endif
