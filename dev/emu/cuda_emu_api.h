@@ -421,9 +421,7 @@ inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F 
 // Streams and events
 enum { cudaStreamDefault, cudaEventDisableTiming = 2 };
 inline cudaError_t cudaStreamCreate(cudaStream_t *stream) { return *stream = new emu::Stream, cudaSuccess; }
-inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned, int) {
-    return cudaStreamCreate(stream);
-}
+inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t *to, unsigned, int) { return cudaStreamCreate(to); }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
 inline cudaError_t cudaDeviceSynchronize() {
     return emu::captures ? emu::result(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
@@ -431,9 +429,7 @@ inline cudaError_t cudaDeviceSynchronize() {
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     return stream && stream->capture ? emu::result(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
 }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
-    return *event = new emu::Event, cudaSuccess;
-}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *to, unsigned) { return *to = new emu::Event, cudaSuccess; }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr) {
     event->at = stream ? *stream : emu::Stream();

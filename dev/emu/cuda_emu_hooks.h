@@ -109,16 +109,12 @@ HOOK void __tsan_func_entry(void *) {}
 HOOK void __tsan_func_exit() {}
 HOOK void __tsan_vptr_update(void **, void *) {}
 HOOK void __tsan_vptr_read(void **) {}
-HOOK void *__tsan_memcpy(void *to, const void *from, size_t n) {
-    accessed(from, n, READ, HERE);
-    accessed(to, n, WRITE, HERE);
-    return memcpy(to, from, n);
-}
 HOOK void *__tsan_memmove(void *to, const void *from, size_t n) {
     accessed(from, n, READ, HERE);
     accessed(to, n, WRITE, HERE);
     return memmove(to, from, n);
 }
+HOOK void *__tsan_memcpy(void *to, const void *from, size_t n) __attribute__((alias("__tsan_memmove")));
 HOOK void *__tsan_memset(void *to, int value, size_t n) {
     accessed(to, n, WRITE, HERE);
     return memset(to, value, n);

@@ -14,7 +14,6 @@
 #include <map>
 #include <math.h>
 #include <memory>
-#include <new>
 #include <numeric>
 #include <set>
 #include <stdarg.h>
@@ -25,8 +24,6 @@
 #include <string>
 #include <sys/mman.h>
 #include <time.h>
-#include <tuple>
-#include <type_traits>
 #include <unistd.h>
 #include <utility>
 #include <vector>
@@ -531,11 +528,8 @@ inline void *dynamic_shared_memory() { return shared_memory(0, gang->launch->sha
 
 // A __shared__ declaration.
 struct SharedVariable {
-    size_t number, size;
-    explicit SharedVariable(size_t bytes) : size(bytes) {
-        static std::atomic<size_t> count;
-        number = ++count;
-    }
+    static inline std::atomic<size_t> count;
+    const size_t size, number = ++count;
     void *of_this_block() const { return shared_memory(number, size); }
 };
 
@@ -580,18 +574,14 @@ inline void fiber_main() {
 inline void start_block(int b, uint3 index) {
     Gang &g = *gang;
     Block &block = *g.blocks[b];
+    const uint32_t now = ++sync_clock;
     dim3 size = g.launch->block;
     int n_threads = (int)(size.x * size.y * size.z), n_warps = (n_threads + 31) / 32;
-    block.index = index;
-    block.warps = &g.warps[(size_t)b * n_warps];
-    block.n_warps = n_warps;
-    block.live = n_threads;
-    block.arrived = 0;
-    block.started = block.synced = ++sync_clock;
+    block = {index, &g.warps[(size_t)b * n_warps], n_warps, n_threads, 0, {}, now, now, std::move(block.shared)};
     for (int w = 0; w < n_warps; w++) {
         int lanes = std::min(32, n_threads - 32 * w);
         unsigned ready = lanes == 32 ? ~0u : (1u << lanes) - 1;
-        block.warps[w] = {&g.threads[((size_t)b * n_warps + w) * 32], ready, 0, 0, ~ready, block.started};
+        block.warps[w] = {&g.threads[((size_t)b * n_warps + w) * 32], ready, 0, 0, ~ready, now};
     }
     for (int t = 0; t < n_threads; t++) {
         const unsigned row = (unsigned)t / size.x;
