@@ -1064,9 +1064,8 @@ static int lstm_layer_weights(const Lstm<Operand> *m, int l0, WeightGradient<Ope
         const LayerTensors *dlayer = &m->grads.layers[l];
         const LayerRecurrence<Operand> *a = &m->acts[l];
         list[n++] = {dlayer->w_hh, dlayer->b_hh, a->dgates, lstm_h_before(m, l), H, 4 * H};
-        list[n] = {dlayer->w_ih, dlayer->b_ih, a->dgates, m->emb, sizes[LSTM_EMBED], 4 * H};
-        if (l > 0) list[n].x = a[-1].x, list[n].C = H;
-        n++;
+        const Operand *x = l ? a[-1].x : m->emb;
+        list[n++] = {dlayer->w_ih, dlayer->b_ih, a->dgates, x, l ? H : sizes[LSTM_EMBED], 4 * H};
     }
     return n;
 }
