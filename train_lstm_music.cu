@@ -746,11 +746,9 @@ static int fast_sets(Kernel *kernel, int H) {
 
 template <int L, int CHUNKS>
 static void fast_shape(RecurrenceShape *s) {
-    const int forward_sets = fast_sets(recurrence_forward_fast_kernel<L, CHUNKS>, s->H);
-    const int backward_sets = fast_sets(recurrence_backward_fast_kernel<L, 4 * CHUNKS>, s->H);
-    if (!forward_sets || !backward_sets) return;
-    s->forward_sets = forward_sets;
-    s->backward_sets = backward_sets;
+    s->forward_sets = fast_sets(recurrence_forward_fast_kernel<L, CHUNKS>, s->H);
+    s->backward_sets = fast_sets(recurrence_backward_fast_kernel<L, 4 * CHUNKS>, s->H);
+    if (!s->forward_sets || !s->backward_sets) s->forward_sets = s->backward_sets = 0;
 }
 
 // The sizes, and which kernels serve them on this GPU. The fast kernels serve any batch: their time grows with it, but
@@ -766,38 +764,32 @@ static RecurrenceShape recurrence_shape(int B, int T, int H, int L) {
     return s;
 }
 
-// Tiles of windows are dealt out evenly to as many sets of blocks as run.
-template <int L>
-static FastRecurrence<L> fast_arguments(const LayerRecurrence<__nv_bfloat16> *layers, RecurrenceShape s, int sets) {
-    const int tiles = divide_up(s.B, FAST_WINDOWS);
-    FastRecurrence<L> args = {};
-    args.B = s.B, args.T = s.T, args.H = s.H;
-    args.windows = divide_up(tiles, min(sets, tiles)) * FAST_WINDOWS;
+// The forward from table and tokens, or, where there is dx, the backward. Tiles of windows are dealt out evenly to as
+// many sets of blocks as run.
+template <int L, int CHUNKS>
+static void fast_launch(const LayerRecurrence<__nv_bfloat16> *layers, RecurrenceShape s, const float *table,
+                        const uint8_t *tokens, const float *dx, const DeviceState *state, cudaStream_t stream) {
+    const int tiles = divide_up(s.B, FAST_WINDOWS), sets = min(dx ? s.backward_sets : s.forward_sets, tiles);
+    const int windows = (int)divide_up(tiles, sets) * FAST_WINDOWS;
+    FastRecurrence<L> args = {{}, s.B, s.T, s.H, windows, table, tokens, dx};
     for (int l = 0; l < L; l++) args.layers[l] = layers[l];
-    return args;
+    const dim3 blocks(divide_up(s.B, windows) * (s.H / FAST_UNITS)), threads(FAST_THREADS);
+    void *pointers[] = {&args, &state};
+    if (dx) {
+        cudaLaunchCooperativeKernel(recurrence_backward_fast_kernel<L, 4 * CHUNKS>, blocks, threads, pointers, 0,
+                                    stream);
+        LAUNCHED(recurrence_backward_fast_kernel<L, 4 * CHUNKS>);
+    } else {
+        cudaLaunchCooperativeKernel(recurrence_forward_fast_kernel<L, CHUNKS>, blocks, threads, pointers, 0, stream);
+        LAUNCHED(recurrence_forward_fast_kernel<L, CHUNKS>);
+    }
 }
 
-template <int L, int CHUNKS>
-static void recurrence_forward_fast(const LayerRecurrence<__nv_bfloat16> *layers, RecurrenceShape s, const float *table,
-                                    const uint8_t *tokens, const DeviceState *state, cudaStream_t stream) {
-    FastRecurrence<L> args = fast_arguments<L>(layers, s, s.forward_sets);
-    args.table = table;
-    args.tokens = tokens;
-    const dim3 blocks(divide_up(s.B, args.windows) * (s.H / FAST_UNITS)), threads(FAST_THREADS);
-    void *pointers[] = {&args, &state};
-    cudaLaunchCooperativeKernel(recurrence_forward_fast_kernel<L, CHUNKS>, blocks, threads, pointers, 0, stream);
-    LAUNCHED(recurrence_forward_fast_kernel<L, CHUNKS>);
-}
-
-template <int L, int CHUNKS>
-static void recurrence_backward_fast(const LayerRecurrence<__nv_bfloat16> *layers, RecurrenceShape s, const float *dx,
-                                     const DeviceState *state, cudaStream_t stream) {
-    FastRecurrence<L> args = fast_arguments<L>(layers, s, s.backward_sets);
-    args.dx = dx;
-    const dim3 blocks(divide_up(s.B, args.windows) * (s.H / FAST_UNITS)), threads(FAST_THREADS);
-    void *pointers[] = {&args, &state};
-    cudaLaunchCooperativeKernel(recurrence_backward_fast_kernel<L, 4 * CHUNKS>, blocks, threads, pointers, 0, stream);
-    LAUNCHED(recurrence_backward_fast_kernel<L, 4 * CHUNKS>);
+static void recurrence_fast(const LayerRecurrence<__nv_bfloat16> *layers, RecurrenceShape s, const float *table,
+                            const uint8_t *tokens, const float *dx, const DeviceState *state, cudaStream_t stream) {
+    decltype(fast_launch<1, 1>) *const launches[FAST_LAYERS][2] = {{fast_launch<1, 1>, fast_launch<1, 2>},
+                                                                   {fast_launch<2, 1>, fast_launch<2, 2>}};
+    launches[s.L - 1][s.H > 256](layers, s, table, tokens, dx, state, stream);
 }
 
 // What recurrence_forward() needs before it: h and x are ABSENT where the fast kernels look for them.
@@ -815,10 +807,7 @@ template <typename Operand>
 static void recurrence_forward(const LayerRecurrence<Operand> *layers, RecurrenceShape s, const float *table,
                                const uint8_t *tokens, const DeviceState *state, cudaStream_t stream) {
     if constexpr (BF16<Operand>) {
-        decltype(recurrence_forward_fast<1, 1>) *const fast[FAST_LAYERS][2] = {
-            {recurrence_forward_fast<1, 1>, recurrence_forward_fast<1, 2>},
-            {recurrence_forward_fast<2, 1>, recurrence_forward_fast<2, 2>}};
-        if (s.forward_sets) return fast[s.L - 1][s.H > 256](layers, s, table, tokens, state, stream);
+        if (s.forward_sets) return recurrence_fast(layers, s, table, tokens, nullptr, state, stream);
     }
     recurrence_forward_plain(layers, s, table, tokens, state, stream);
 }
@@ -829,10 +818,7 @@ template <typename Operand>
 static void recurrence_backward(const LayerRecurrence<Operand> *layers, RecurrenceShape s, float *dx,
                                 const DeviceState *state, cudaStream_t stream) {
     if constexpr (BF16<Operand>) {
-        decltype(recurrence_backward_fast<1, 1>) *const fast[FAST_LAYERS][2] = {
-            {recurrence_backward_fast<1, 1>, recurrence_backward_fast<1, 2>},
-            {recurrence_backward_fast<2, 1>, recurrence_backward_fast<2, 2>}};
-        if (s.backward_sets) return fast[s.L - 1][s.H > 256](layers, s, dx, state, stream);
+        if (s.backward_sets) return recurrence_fast(layers, s, nullptr, nullptr, dx, state, stream);
     }
     recurrence_backward_plain(layers, s, dx, state, stream);
 }
@@ -848,6 +834,7 @@ struct LayerNorm {      // at one place of the model
     Operand *y;         // [R,C]
     float *normalized;  // [R,C], comes as x without the bias
     float *rstd;        // [R]
+    float *sums;        // layernorm_sums_size, of the backward
     const float *w, *b; // [C]
     Dropout dropout;
 };
@@ -897,12 +884,12 @@ static __global__ void __launch_bounds__(NORM_THREADS)
 
 // With dv = dy * mask where v = normalized * w + b > 0, and g = dv * w:
 //     dx = rstd * (g - mean(g) - normalized * mean(g * normalized))
-// dy [R,C] becomes dv; dx [R,C] is the operand of the products that follow. A block's share of dw and db goes to sums
-// [blocks][2][C]. For that, each thread owns columns.
+// dy [R,C] becomes dv; dx [R,C] is the operand of the products that follow. A block's share of dw and db goes to
+// norm.sums [blocks][2][C]. For that, each thread owns columns.
 template <typename Operand>
 static __global__ void __launch_bounds__(NORM_THREADS)
-    layernorm_relu_dropout_backward_kernel(Operand *dx, float *sums, float *dy, LayerNorm<Operand> norm,
-                                           const DeviceState *state, int R, int B, int C) {
+    layernorm_relu_dropout_backward_kernel(Operand *dx, float *dy, LayerNorm<Operand> norm, const DeviceState *state,
+                                           int R, int B, int C) {
     const int first = blockIdx.x * NORM_ROWS, end = min(first + NORM_ROWS, R), lane = threadIdx.x % WARP;
     for (int r = first + threadIdx.x / WARP; r < end; r += NORM_THREADS / WARP) {
         const size_t at = (size_t)r * C;
@@ -928,7 +915,7 @@ static __global__ void __launch_bounds__(NORM_THREADS)
         }
     }
     __syncthreads();
-    sums += (size_t)blockIdx.x * 2 * C;
+    float *sums = norm.sums + (size_t)blockIdx.x * 2 * C;
     for (int c = threadIdx.x; c < C; c += NORM_THREADS) {
         float dw = 0, db = 0;
         for (int r = first; r < end; r++) {
@@ -949,12 +936,12 @@ static void layernorm_relu_dropout_forward(LayerNorm<Operand> norm, const float 
     LAUNCHED(layernorm_relu_dropout_forward_kernel<Operand>);
 }
 
-// dx [R,C] from dy [R,C], which is used up; and sums, layernorm_sums_size.
+// dx [R,C] from dy [R,C], which is used up; and norm.sums.
 template <typename Operand>
-static void layernorm_relu_dropout_backward(Operand *dx, float *sums, float *dy, LayerNorm<Operand> norm,
-                                            const DeviceState *state, int R, int B, int C, cudaStream_t stream) {
+static void layernorm_relu_dropout_backward(Operand *dx, float *dy, LayerNorm<Operand> norm, const DeviceState *state,
+                                            int R, int B, int C, cudaStream_t stream) {
     const int grid = blocks_for(R, NORM_ROWS), threads = NORM_THREADS;
-    layernorm_relu_dropout_backward_kernel<Operand><<<grid, threads, 0, stream>>>(dx, sums, dy, norm, state, R, B, C);
+    layernorm_relu_dropout_backward_kernel<Operand><<<grid, threads, 0, stream>>>(dx, dy, norm, state, R, B, C);
     LAUNCHED(layernorm_relu_dropout_backward_kernel<Operand>);
 }
 
@@ -1058,15 +1045,12 @@ struct Lstm {
     LstmTensors params, grads;
     LayerRecurrence<Operand> acts[LSTM_MAX_LAYERS]; // what the backward needs of a layer's forward, and its weights
     float *table;                                   // [V,4H] layer 0's input product of each token
-    float *normalized1, *rstd1;                     // [R,2H], [R] of the head's first LayerNorm
-    float *normalized2, *rstd2;                     // [R,H], [R] of its second
-    Operand *x1, *x2;                               // [R,2H], [R,H] their outputs after dropout
+    LayerNorm<Operand> norm1, norm2;                // of the head, 2H and H wide
     float *logits;                                  // [R,V]
     Operand *dlogits, *dfc1, *dfc2;                 // [R,DLOGITS_ROW], [R,2H], [R,H]
     float *d;                                       // [R,2H or E] the gradient on its way down
     Operand *emb;                                   // [R,E]
     float *partial;                                 // embedding_partial_size
-    float *norm_sums1, *norm_sums2;                 // layernorm_sums_size
     float *layer_parts;                             // scratch for the weights' gradients
 };
 
@@ -1082,18 +1066,6 @@ static Operand *lstm_h_before(const Lstm<Operand> *m, int l) {
     return h ? h - (size_t)m->device.config.B * m->device.config.sizes[LSTM_WIDTH] : nullptr;
 }
 
-constexpr int HEAD_WEIGHTS = 3;
-
-// The products that give the gradients of the head's weights.
-template <typename Operand>
-static void lstm_head_weights(const Lstm<Operand> *m, WeightGradient<Operand> *list) {
-    const int H = m->device.config.sizes[LSTM_WIDTH];
-    const LstmTensors *g = &m->grads;
-    list[0] = {g->fc3_w, g->fc3_b, m->dlogits, m->x2, H, V, DLOGITS_ROW};
-    list[1] = {g->fc2_w, g->fc2_b, m->dfc2, m->x1, 2 * H, H};
-    list[2] = {g->fc1_w, g->fc1_b, m->dfc1, m->acts[lstm_layers(m) - 1].x, H, 2 * H};
-}
-
 constexpr int GROUP_LAYERS = WEIGHT_GROUP / 2; // layers whose weights' gradients are one launch
 
 // The products that give the gradients of the weights of layers l0 .. l0 + GROUP_LAYERS - 1, as far as these exist.
@@ -1107,9 +1079,8 @@ static int lstm_layer_weights(const Lstm<Operand> *m, int l0, WeightGradient<Ope
         const LayerTensors *dlayer = &m->grads.layers[l];
         const LayerRecurrence<Operand> *a = &m->acts[l];
         list[n++] = {dlayer->w_hh, dlayer->b_hh, a->dgates, lstm_h_before(m, l), H, 4 * H};
-        list[n] = {dlayer->w_ih, dlayer->b_ih, a->dgates, m->emb, sizes[LSTM_EMBED], 4 * H};
-        if (l > 0) list[n].x = a[-1].x, list[n].C = H;
-        n++;
+        const Operand *x = l ? a[-1].x : m->emb;
+        list[n++] = {dlayer->w_ih, dlayer->b_ih, a->dgates, x, l ? H : sizes[LSTM_EMBED], 4 * H};
     }
     return n;
 }
@@ -1131,12 +1102,12 @@ static void lstm_carve(void *model, DeviceArena *arena) {
         device_take(arena, &a->dc, (double)B * H);
     }
     device_take(arena, &m->table, (double)V * 4 * H);
-    device_take(arena, &m->normalized1, R * 2 * H);
-    device_take(arena, &m->rstd1, R);
-    device_take(arena, &m->normalized2, R * H);
-    device_take(arena, &m->rstd2, R);
-    device_take(arena, &m->x1, R * 2 * H);
-    device_take(arena, &m->x2, R * H);
+    device_take(arena, &m->norm1.normalized, R * 2 * H);
+    device_take(arena, &m->norm1.rstd, R);
+    device_take(arena, &m->norm2.normalized, R * H);
+    device_take(arena, &m->norm2.rstd, R);
+    device_take(arena, &m->norm1.y, R * 2 * H);
+    device_take(arena, &m->norm2.y, R * H);
     device_take(arena, &m->logits, R * V);
     device_take(arena, &m->dlogits, R * DLOGITS_ROW);
     device_take(arena, &m->dfc1, R * 2 * H);
@@ -1144,8 +1115,8 @@ static void lstm_carve(void *model, DeviceArena *arena) {
     device_take(arena, &m->d, R * max(2 * H, E));
     device_take(arena, &m->emb, R * E);
     device_take(arena, &m->partial, (double)embedding_partial_size(rows, E));
-    device_take(arena, &m->norm_sums1, (double)layernorm_sums_size(rows, 2 * H));
-    device_take(arena, &m->norm_sums2, (double)layernorm_sums_size(rows, H));
+    device_take(arena, &m->norm1.sums, (double)layernorm_sums_size(rows, 2 * H));
+    device_take(arena, &m->norm2.sums, (double)layernorm_sums_size(rows, H));
     WeightGradient<Operand> layers[WEIGHT_GROUP];
     size_t most = 0;
     for (int l = 0; l < lstm_layers(m); l += GROUP_LAYERS) {
@@ -1156,18 +1127,6 @@ static void lstm_carve(void *model, DeviceArena *arena) {
 }
 
 // ---- the model: forward, backward, update
-
-template <typename Operand>
-static LayerNorm<Operand> lstm_norm1(const Lstm<Operand> *m, bool training) {
-    const Dropout dropout = device_dropout(&m->device, training, lstm_layers(m));
-    return {m->x1, m->normalized1, m->rstd1, m->params.ln1_w, m->params.ln1_b, dropout};
-}
-
-template <typename Operand>
-static LayerNorm<Operand> lstm_norm2(const Lstm<Operand> *m, bool training) {
-    const Dropout dropout = device_dropout(&m->device, training, lstm_layers(m) + 1);
-    return {m->x2, m->normalized2, m->rstd2, m->params.ln2_w, m->params.ln2_b, dropout};
-}
 
 // Logits of the first B windows of inputs, with the dropout of the training step, or without. What the recurrence needs
 // besides inputs is made on the side stream, while these are loaded.
@@ -1181,18 +1140,21 @@ static void lstm_forward(Lstm<Operand> *m, int B, bool training) {
     RecurrenceShape shape = m->shape;
     shape.B = B;
     for (int l = 0; l < L; l++) m->acts[l].dropout = device_dropout(device, training, l);
+    m->norm1.dropout = device_dropout(device, training, L);
+    m->norm2.dropout = device_dropout(device, training, L + 1);
     recurrence_prepare(m->acts, shape, device->side);
     matmul_forward(m->table, weight<Operand>(device, p->emb), m->acts[0].w_ih, nullptr, false, V, E, 4 * H,
                    device->side);
     device_mark(device, 0);
     device_wait(device, 0);
     recurrence_forward(m->acts, shape, m->table, device->inputs, device->state, stream);
-    matmul_forward(m->normalized1, m->acts[L - 1].x, weight<Operand>(device, p->fc1_w), nullptr, false, R, H, 2 * H,
+    matmul_forward(m->norm1.normalized, m->acts[L - 1].x, weight<Operand>(device, p->fc1_w), nullptr, false, R, H,
+                   2 * H, stream);
+    layernorm_relu_dropout_forward(m->norm1, p->fc1_b, device->state, R, B, 2 * H, stream);
+    matmul_forward(m->norm2.normalized, m->norm1.y, weight<Operand>(device, p->fc2_w), nullptr, false, R, 2 * H, H,
                    stream);
-    layernorm_relu_dropout_forward(lstm_norm1(m, training), p->fc1_b, device->state, R, B, 2 * H, stream);
-    matmul_forward(m->normalized2, m->x1, weight<Operand>(device, p->fc2_w), nullptr, false, R, 2 * H, H, stream);
-    layernorm_relu_dropout_forward(lstm_norm2(m, training), p->fc2_b, device->state, R, B, H, stream);
-    matmul_forward(m->logits, m->x2, weight<Operand>(device, p->fc3_w), p->fc3_b, false, R, H, V, stream);
+    layernorm_relu_dropout_forward(m->norm2, p->fc2_b, device->state, R, B, H, stream);
+    matmul_forward(m->logits, m->norm2.y, weight<Operand>(device, p->fc3_w), p->fc3_b, false, R, H, V, stream);
 }
 
 // Gradients of all parameters, after lstm_forward and softmax_cross_entropy of the same step. What only the update
@@ -1213,22 +1175,22 @@ static void lstm_backward(Lstm<Operand> *m) {
     // logits = fc3(dropout(relu(LN2(fc2(dropout(relu(LN1(fc1(x)))))))))
     matmul_backward_input<Operand>(m->d, m->dlogits, weight<Operand>(device, p->fc3_w), nullptr, false, R, H, V, stream,
                                    DLOGITS_ROW);
-    layernorm_relu_dropout_backward(m->dfc2, m->norm_sums2, m->d, lstm_norm2(m, true), device->state, R, B, H, stream);
+    layernorm_relu_dropout_backward(m->dfc2, m->d, m->norm2, device->state, R, B, H, stream);
     matmul_backward_input<Operand>(m->d, m->dfc2, weight<Operand>(device, p->fc2_w), nullptr, false, R, 2 * H, H,
                                    stream);
-    layernorm_relu_dropout_backward(m->dfc1, m->norm_sums1, m->d, lstm_norm1(m, true), device->state, R, B, 2 * H,
-                                    stream);
+    layernorm_relu_dropout_backward(m->dfc1, m->d, m->norm1, device->state, R, B, 2 * H, stream);
     matmul_backward_input<Operand>(m->d, m->dfc1, weight<Operand>(device, p->fc1_w), nullptr, false, R, H, 2 * H,
                                    stream);
     device_fork(device);
-    WeightGradient<Operand> head[HEAD_WEIGHTS];
-    lstm_head_weights(m, head);
-    matmul_weights_launch<Operand, 128, 128>(head, HEAD_WEIGHTS, R, {true, 1, R, 0}, nullptr, nullptr, side);
+    const WeightGradient<Operand> head[] = {{g->fc3_w, g->fc3_b, m->dlogits, m->norm2.y, H, V, DLOGITS_ROW},
+                                            {g->fc2_w, g->fc2_b, m->dfc2, m->norm1.y, 2 * H, H},
+                                            {g->fc1_w, g->fc1_b, m->dfc1, m->acts[L - 1].x, H, 2 * H}};
+    matmul_weights_launch<Operand, 128, 128>(head, 3, R, {true, 1, R, 0}, nullptr, nullptr, side);
     recurrence_backward(m->acts, m->shape, m->d, device->state, stream);
     device_fork(device);
     SumList sums = {};
-    layernorm_sums(&sums, g->ln2_w, g->ln2_b, m->norm_sums2, R, H);
-    layernorm_sums(&sums, g->ln1_w, g->ln1_b, m->norm_sums1, R, 2 * H);
+    layernorm_sums(&sums, g->ln2_w, g->ln2_b, m->norm2.sums, R, H);
+    layernorm_sums(&sums, g->ln1_w, g->ln1_b, m->norm1.sums, R, 2 * H);
     for (int l = 0; l < L; l += GROUP_LAYERS, sums.n = 0) {
         WeightGradient<Operand> weights[WEIGHT_GROUP];
         const int n = lstm_layer_weights(m, l, weights);
@@ -1277,48 +1239,43 @@ static void *lstm_create_as(const ModelConfig *config, char *error) {
         const size_t zeros = (size_t)config->B * H * sizeof(Operand);
         cuda_check(cudaMemsetAsync(lstm_h_before(m, l), 0, zeros, m->device.stream));
     }
+    m->norm1.w = m->params.ln1_w, m->norm1.b = m->params.ln1_b;
+    m->norm2.w = m->params.ln2_w, m->norm2.b = m->params.ln2_b;
     m->shape = recurrence_shape<Operand>(config->B, config->T, H, L);
     fprintf(stderr, "the recurrence is %s\n",
             m->shape.forward_sets ? "one launch, its weights in registers" : "a launch for every time step");
     return m;
 }
 
-// lstm_keep_rows() of x on the device. rows [R,C]: scratch.
-template <typename Number>
-static float *lstm_fetch_rows(const ModelConfig *config, float *out, float *rows, const Number *x, const float *w,
-                              const float *b, int C) {
-    device_fetch(rows, x, (int64_t)config->B * config->T * C, BF16<Number>);
-    return lstm_keep_rows(config, out, rows, w, b, C);
-}
-
-// Before the step, this also keeps the LayerNorms' weights and biases, which the update changes: ln1_w, ln1_b [2H],
-// ln2_w, ln2_b [H].
+// Before the step, this also keeps the parameters, because the update changes the LayerNorms' weights and biases.
 template <typename Operand>
 static int lstm_activations_as(Lstm<Operand> *m, Activation *list) {
     DeviceModel *device = &m->device;
     const ModelConfig *config = &device->config;
     const int L = lstm_layers(m), count = 2 * L + 3, H = config->sizes[LSTM_WIDTH];
-    const int64_t R = (int64_t)config->B * config->T, size = R * ((2 * L + 3) * H + V);
-    if (!device->kept) device->kept = (float *)calloc((size_t)(size + 6 * H + R * max(2 * H, V)), sizeof(float));
+    const int64_t R = (int64_t)config->B * config->T, size = R * ((2 * L + 3) * H + V), n = device->layout.size;
+    if (!device->kept) device->kept = (float *)calloc((size_t)(size + n + R * max(2 * H, V)), sizeof(float));
     if (!device->kept) return -1;
-    float *out = device->kept, *ln1_w = out + size, *ln1_b = ln1_w + 2 * H, *ln2_w = ln1_b + 2 * H, *ln2_b = ln2_w + H;
-    float *rows = ln2_b + H;
+    float *out = device->kept, *params = out + size, *rows = params + n;
     if (!list) {
-        device_fetch(ln1_w, m->params.ln1_w, 2 * H, false);
-        device_fetch(ln1_b, m->params.ln1_b, 2 * H, false);
-        device_fetch(ln2_w, m->params.ln2_w, H, false);
-        device_fetch(ln2_b, m->params.ln2_b, H, false);
+        device_fetch(params, device->flat[STATE_PARAMS], n, false);
         return count;
     }
+    LstmTensors before;
+    lstm_point(&before, &device->layout, L, params);
     const float *data = out;
     for (int i = 0; i < count; i++) data += R * lstm_describe(&list[i], data, config, i);
+    auto keep = [&](const auto *x, const float *w, const float *b, int C) {
+        device_fetch(rows, x, R * C, sizeof *x == sizeof(__nv_bfloat16));
+        out = lstm_keep_rows(config, out, rows, w, b, C);
+    };
     for (int l = 0; l < L; l++) {
-        out = lstm_fetch_rows(config, out, rows, m->acts[l].h, nullptr, nullptr, H);
-        out = lstm_fetch_rows(config, out, rows, m->acts[l].c, nullptr, nullptr, H);
+        keep(m->acts[l].h, nullptr, nullptr, H);
+        keep(m->acts[l].c, nullptr, nullptr, H);
     }
-    out = lstm_fetch_rows(config, out, rows, m->normalized1, ln1_w, ln1_b, 2 * H);
-    out = lstm_fetch_rows(config, out, rows, m->normalized2, ln2_w, ln2_b, H);
-    lstm_fetch_rows(config, out, rows, m->logits, nullptr, nullptr, V);
+    keep(m->norm1.normalized, before.ln1_w, before.ln1_b, 2 * H);
+    keep(m->norm2.normalized, before.ln2_w, before.ln2_b, H);
+    keep(m->logits, nullptr, nullptr, V);
     return count;
 }
 

@@ -12,5 +12,5 @@ s/\([A-Za-z_][A-Za-z0-9_:]*\(<[^<>;=(){}]*>\)\{0,1\}\) *<<</emu::launch("\1", \1
 s/>>> *(/)(/g
 s/cudaLaunchCooperativeKernel(\([A-Za-z_][A-Za-z0-9_:]*\(<[^<>;=(){}]*>\)\{0,1\}\),/emu::launch_cooperative("\1", \1,/g
 s/extern __shared__ \(__align__([0-9]*) \)\{0,1\}\([A-Za-z_][A-Za-z0-9_:<> ]*\) \([A-Za-z_][A-Za-z0-9_]*\)\[\];/\2 *\3 = (\2 *)emu::dynamic_shared_memory();/
-s/__shared__ \(__align__([0-9]*) \)\{0,1\}\([A-Za-z_][A-Za-z0-9_:<> ]*\) \([A-Za-z_][A-Za-z0-9_]*\)\(\[[^;]*\]\);/static emu::SharedVariable emu_\3(sizeof(\2\4)); \2(\&\3)\4 = *(\2(*)\4)emu_\3.of_this_block();/
-s/__shared__ \(__align__([0-9]*) \)\{0,1\}\([A-Za-z_][A-Za-z0-9_:<> ]*\) \([A-Za-z_][A-Za-z0-9_]*\);/static emu::SharedVariable emu_\3(sizeof(\2)); \2 \&\3 = *(\2 *)emu_\3.of_this_block();/
+s/__shared__ \(__align__([0-9]*) \)\{0,1\}\([A-Za-z_][A-Za-z0-9_:<> ]*\) \([A-Za-z_][A-Za-z0-9_]*\)\(\[[^;]*\]\);/static emu::SharedVariable emu_\3{sizeof(\2\4)}; \2(\&\3)\4 = *(\2(*)\4)emu_\3.of_this_block();/
+s/__shared__ \(__align__([0-9]*) \)\{0,1\}\([A-Za-z_][A-Za-z0-9_:<> ]*\) \([A-Za-z_][A-Za-z0-9_]*\);/static emu::SharedVariable emu_\3{sizeof(\2)}; \2 \&\3 = *(\2 *)emu_\3.of_this_block();/

@@ -46,13 +46,11 @@
 // Environment:
 //   CUDA_EMU_ORDER=fwd|rev|rand[:SEED]   which thread, warp, block, graph node goes first, if CUDA leaves it open [fwd]
 //   CUDA_EMU_COUNTS=FILE                 where a program built to count prints what it has counted [stdout]
-//   CUDA_EMU_KERNELS=FILE                at the end the names of the kernels that ran are appended to FILE, one a line
+//   CUDA_EMU_KERNELS=FILE                the names of the kernels that ran are appended to FILE, one a line
 //   CUDA_EMU_MEMORY=MIB                  size of the device's memory [as much as the machine has]
 //   CUDA_EMU_CAPABILITY=7.5              compute capability that the device reports [8.0]; 0: there is no device
 //   CUDA_EMU_MULTIPROCESSORS=N           how many it has, for cooperative launches [4]
-#ifndef CUDA_EMU_H
-#define CUDA_EMU_H
+#pragma once
 #define CUDA_EMU 1
 
 #include "emu/cuda_emu_api.h"
-#endif

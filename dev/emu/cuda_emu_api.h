@@ -1,7 +1,6 @@
 // CUDA's vocabulary, for cuda_emu.h: keywords, vector types, device functions, bf16, and the part of the runtime API
 // that this project uses. Where an argument makes no difference here it has no name.
-#ifndef CUDA_EMU_API_H
-#define CUDA_EMU_API_H
+#pragma once
 
 #include "emu/cuda_emu_threads.h"
 
@@ -134,13 +133,11 @@ inline float __uint_as_float(unsigned i) { return std::bit_cast<float>(i); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 template <class A, class B>
 inline std::common_type_t<A, B> min(A a, B b) {
-    std::common_type_t<A, B> x = a, y = b;
-    return y < x ? y : x;
+    return std::min<std::common_type_t<A, B>>(a, b);
 }
 template <class A, class B>
 inline std::common_type_t<A, B> max(A a, B b) {
-    std::common_type_t<A, B> x = a, y = b;
-    return x < y ? y : x;
+    return std::max<std::common_type_t<A, B>>(a, b);
 }
 
 // ---- bf16: the upper half of a float, rounded to nearest, ties to even
@@ -230,8 +227,7 @@ struct Stream {
     std::set<size_t> last;          // the nodes that its next node waits for
 };
 struct Event {
-    std::shared_ptr<Graph> capture; // where it was recorded; null: outside of a capture
-    std::set<size_t> last;          // the nodes that it stands for
+    Stream at; // as the stream was when it was recorded
 };
 inline int captures; // how many are open
 inline cudaError_t last_error = cudaSuccess;
@@ -425,9 +421,7 @@ inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F 
 // Streams and events
 enum { cudaStreamDefault, cudaEventDisableTiming = 2 };
 inline cudaError_t cudaStreamCreate(cudaStream_t *stream) { return *stream = new emu::Stream, cudaSuccess; }
-inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned, int) {
-    return cudaStreamCreate(stream);
-}
+inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t *to, unsigned, int) { return cudaStreamCreate(to); }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
 inline cudaError_t cudaDeviceSynchronize() {
     return emu::captures ? emu::result(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
@@ -435,26 +429,23 @@ inline cudaError_t cudaDeviceSynchronize() {
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     return stream && stream->capture ? emu::result(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
 }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
-    return *event = new emu::Event, cudaSuccess;
-}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *to, unsigned) { return *to = new emu::Event, cudaSuccess; }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr) {
-    event->capture = stream ? stream->capture : nullptr;
-    if (stream) event->last = stream->last;
+    event->at = stream ? *stream : emu::Stream();
     return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 // A stream that waits for an event of a captured stream is captured too.
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
-    std::shared_ptr<emu::Graph> capture = event->capture;
+    std::shared_ptr<emu::Graph> capture = event->at.capture;
     if (capture && capture->streams.empty()) capture = nullptr; // that capture has ended
     if (!stream) return capture ? emu::result(cudaErrorStreamCaptureImplicit) : cudaSuccess;
     if (stream->capture && stream->capture != capture) return emu::result(cudaErrorStreamCaptureIsolation);
     if (!capture) return cudaSuccess;
     if (!stream->capture) capture->streams.push_back(stream);
     stream->capture = capture;
-    stream->last.insert(event->last.begin(), event->last.end());
+    stream->last.insert(event->at.last.begin(), event->at.last.end());
     return cudaSuccess;
 }
 
@@ -493,5 +484,3 @@ inline cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stre
 }
 inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
 inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) { return delete executable, cudaSuccess; }
-
-#endif

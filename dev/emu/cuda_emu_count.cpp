@@ -217,16 +217,11 @@ void print_kernel(FILE *file, const Kernel &k) {
 struct Report {
     ~Report() {
         end_launch();
-        const char *path = getenv("CUDA_EMU_COUNTS");
-        FILE *file = path ? fopen(path, "w") : stdout;
-        if (!file) {
-            perror(path);
-            return;
-        }
+        FILE *file = open_named("CUDA_EMU_COUNTS", "w", stdout);
+        if (!file) return;
         if (graph_nodes) fprintf(file, "graph %zu %zu\n", graph_nodes, graph_path);
         for (const Kernel &k : kernels)
             if (k.in_graph == (graph_nodes > 0)) print_kernel(file, k);
-        if (path) fclose(file);
     }
 } report;
 } // namespace

@@ -2,8 +2,7 @@
 // code, and the calls that -fsanitize=thread puts before every load and store of the kernels. Each of the two is a
 // program's only source file that includes this, is compiled without that flag, and is linked in place of
 // ThreadSanitizer's library. It defines accessed(), which hears of every load and store.
-#ifndef CUDA_EMU_HOOKS_H
-#define CUDA_EMU_HOOKS_H
+#pragma once
 #define EMU_HOOKS
 #include "emu/cuda_emu_threads.h"
 extern "C" char __executable_start;
@@ -110,16 +109,12 @@ HOOK void __tsan_func_entry(void *) {}
 HOOK void __tsan_func_exit() {}
 HOOK void __tsan_vptr_update(void **, void *) {}
 HOOK void __tsan_vptr_read(void **) {}
-HOOK void *__tsan_memcpy(void *to, const void *from, size_t n) {
-    accessed(from, n, READ, HERE);
-    accessed(to, n, WRITE, HERE);
-    return memcpy(to, from, n);
-}
 HOOK void *__tsan_memmove(void *to, const void *from, size_t n) {
     accessed(from, n, READ, HERE);
     accessed(to, n, WRITE, HERE);
     return memmove(to, from, n);
 }
+HOOK void *__tsan_memcpy(void *to, const void *from, size_t n) __attribute__((alias("__tsan_memmove")));
 HOOK void *__tsan_memset(void *to, int value, size_t n) {
     accessed(to, n, WRITE, HERE);
     return memset(to, value, n);
@@ -143,5 +138,3 @@ ATOMICS(32, uint32_t)
 ATOMICS(64, uint64_t)
 HOOK void __tsan_atomic_thread_fence(int) {}
 HOOK void __tsan_atomic_signal_fence(int) {}
-
-#endif

@@ -1,6 +1,5 @@
 // What the instructions of cuda/tensor_core.cuh do, in C++. That file says which lane holds what; source: PTX ISA.
-#ifndef CUDA_EMU_TENSOR_CORE_H
-#define CUDA_EMU_TENSOR_CORE_H
+#pragma once
 
 #include "emu/cuda_emu_api.h"
 
@@ -115,5 +114,3 @@ inline void exchange_store(void *to, uint2 value, EMU_SITE) {
     if (emu::config.order == emu::RANDOM) emu::gang->unseen.emplace(to, before);
     emu::copy_bytes(to, &value, sizeof value);
 }
-
-#endif

@@ -5,8 +5,7 @@
 //   block_barrier(), warp_operation()   the two ways to wait
 //   shared_memory()                     a block's own copies of __shared__ variables
 //   run_kernel()                        a launch
-#ifndef CUDA_EMU_THREADS_H
-#define CUDA_EMU_THREADS_H
+#pragma once
 
 #include <algorithm>
 #include <atomic>
@@ -15,7 +14,6 @@
 #include <map>
 #include <math.h>
 #include <memory>
-#include <new>
 #include <numeric>
 #include <set>
 #include <stdarg.h>
@@ -26,27 +24,19 @@
 #include <string>
 #include <sys/mman.h>
 #include <time.h>
-#include <tuple>
-#include <type_traits>
 #include <unistd.h>
 #include <utility>
 #include <vector>
 #include <wchar.h>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define EMU_ASAN
-#elif defined(__SANITIZE_THREAD__)
-#define EMU_HOOKS
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define EMU_ASAN
-#elif __has_feature(thread_sanitizer)
-#define EMU_HOOKS
+#ifndef __has_feature // clang has it
+#define __has_feature(feature) 0
 #endif
-#endif
-#ifdef EMU_ASAN
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+#define EMU_ASAN
 #include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
+#elif defined(__SANITIZE_THREAD__) || __has_feature(thread_sanitizer)
+#define EMU_HOOKS
 #endif
 
 struct uint3 {
@@ -85,53 +75,41 @@ struct Fiber {
 asm(R"(
 .text
 emu_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
+    .irp register, rbp, rbx, r12, r13, r14, r15
+    pushq %\register
+    .endr
     movq %rsp, (%rdi)
     movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
+    .irp register, r15, r14, r13, r12, rbx, rbp
+    popq %\register
+    .endr
     ret
 )");
 #elif defined(__aarch64__)
 #define EMU_FRAME 20
 #define EMU_RETURN 11
 asm(R"(
+.macro emu_all_pairs instruction
+    \instruction x19, x20, [sp, #0]
+    \instruction x21, x22, [sp, #16]
+    \instruction x23, x24, [sp, #32]
+    \instruction x25, x26, [sp, #48]
+    \instruction x27, x28, [sp, #64]
+    \instruction x29, x30, [sp, #80]
+    \instruction d8, d9, [sp, #96]
+    \instruction d10, d11, [sp, #112]
+    \instruction d12, d13, [sp, #128]
+    \instruction d14, d15, [sp, #144]
+.endm
 .text
 .balign 4
 emu_switch:
     sub sp, sp, #160
-    stp x19, x20, [sp, #0]
-    stp x21, x22, [sp, #16]
-    stp x23, x24, [sp, #32]
-    stp x25, x26, [sp, #48]
-    stp x27, x28, [sp, #64]
-    stp x29, x30, [sp, #80]
-    stp d8, d9, [sp, #96]
-    stp d10, d11, [sp, #112]
-    stp d12, d13, [sp, #128]
-    stp d14, d15, [sp, #144]
+    emu_all_pairs stp
     mov x9, sp
     str x9, [x0]
     mov sp, x1
-    ldp x19, x20, [sp, #0]
-    ldp x21, x22, [sp, #16]
-    ldp x23, x24, [sp, #32]
-    ldp x25, x26, [sp, #48]
-    ldp x27, x28, [sp, #64]
-    ldp x29, x30, [sp, #80]
-    ldp d8, d9, [sp, #96]
-    ldp d10, d11, [sp, #112]
-    ldp d12, d13, [sp, #128]
-    ldp d14, d15, [sp, #144]
+    emu_all_pairs ldp
     add sp, sp, #160
     ret
 )");
@@ -141,11 +119,10 @@ emu_switch:
 extern "C" void emu_switch(void **save, void *load) __asm__("emu_switch");
 [[noreturn]] inline void fiber_main(); // below
 
-inline void switch_fiber(Fiber *from, Fiber *to, bool finished = false) {
+inline void switch_fiber(Fiber *from, Fiber *to, [[maybe_unused]] bool finished = false) {
 #ifdef EMU_ASAN
     __sanitizer_start_switch_fiber(finished ? nullptr : &from->fake_stack, to->low, to->size);
 #endif
-    (void)finished;
     emu_switch(&from->stack_pointer, to->stack_pointer);
 #ifdef EMU_ASAN
     __sanitizer_finish_switch_fiber(from->fake_stack, nullptr, nullptr);
@@ -165,10 +142,8 @@ inline Fiber *new_fiber() {
         perror("cuda_emu: a fiber's stack");
         exit(1);
     }
-    Fiber *fiber = new Fiber;
-    fiber->low = (char *)p + page;
-    fiber->size = size - count++ % 32 * 192; // so that not all tops lie in the same lines of the cache
-    return fiber;
+    // The size differs so that not all tops lie in the same lines of the cache.
+    return new Fiber{nullptr, (char *)p + page, size - count++ % 32 * 192};
 }
 
 // The next switch to this fiber enters fiber_main() on an empty stack.
@@ -207,15 +182,15 @@ struct Thread {
     int number, lane; // its place in the block and in the warp
     Warp *warp;
     Block *block;
-    Fiber *fiber; // null: not started
-    Site site;    // where it waits
+    Fiber *fiber = nullptr; // null: not started
+    Site site = {};         // where it waits
     // In a warp operation:
-    WarpOperation operation;
-    unsigned mask; // the lanes that it waits for
-    void *offer;   // what it gives and takes
+    WarpOperation operation = nullptr;
+    unsigned mask = 0;     // the lanes that it waits for
+    void *offer = nullptr; // what it gives and takes
     // Of cp.async:
-    std::vector<AsyncCopy> copies; // those under way
-    int copy_group;                // the number of the open group
+    std::vector<AsyncCopy> copies = {}; // those under way
+    int copy_group = 0;                 // the number of the open group
 };
 struct Warp {
     Thread *lanes;
@@ -262,8 +237,8 @@ struct Gang {
     Fiber main;            // the stack of the launch's caller
     Fiber *running;
     std::vector<Fiber *> idle;
-    std::map<const void *, uint64_t>
-        unseen; // what loads may still find where exchange_store() has stored, in order rand
+    // What loads may still find where exchange_store() has stored, in order rand
+    std::map<const void *, uint64_t> unseen;
 };
 inline __thread Gang *gang;
 inline __thread Thread *me;                 // the CUDA thread that runs; null: host code
@@ -292,22 +267,21 @@ struct Config {
 };
 inline const Config config;
 
-// The names that CUDA_EMU_KERNELS asks for
-struct KernelLog {
-    std::set<std::string> names;
-    ~KernelLog() {
-        const char *path = getenv("CUDA_EMU_KERNELS");
-        FILE *file = path ? fopen(path, "a") : nullptr;
-        if (path && !file) perror(path);
-        if (!file) return;
-        for (const std::string &name : names) fprintf(file, "%s\n", name.c_str());
-        fclose(file);
-    }
-};
-inline KernelLog kernel_log;
+// The file that this environment variable names, or `otherwise`; null, with a sentence, where it cannot be opened.
+inline FILE *open_named(const char *variable, const char *mode, FILE *otherwise) {
+    const char *path = getenv(variable);
+    FILE *file = path ? fopen(path, mode) : otherwise;
+    if (path && !file) perror(path);
+    return file;
+}
 
-[[noreturn]] inline void die(Site site, const char *format, ...) __attribute__((format(printf, 2, 3)));
-inline void die(Site site, const char *format, ...) {
+inline void log_kernel(const char *name) {
+    static FILE *const file = open_named("CUDA_EMU_KERNELS", "a", nullptr);
+    static std::set<std::string> logged;
+    if (file && logged.insert(name).second) fprintf(file, "%s\n", name);
+}
+
+[[noreturn]] __attribute__((format(printf, 2, 3))) inline void die(Site site, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     fflush(stdout);
@@ -554,11 +528,8 @@ inline void *dynamic_shared_memory() { return shared_memory(0, gang->launch->sha
 
 // A __shared__ declaration.
 struct SharedVariable {
-    size_t number, size;
-    explicit SharedVariable(size_t bytes) : size(bytes) {
-        static std::atomic<size_t> count;
-        number = ++count;
-    }
+    static inline std::atomic<size_t> count;
+    const size_t size, number = ++count;
     void *of_this_block() const { return shared_memory(number, size); }
 };
 
@@ -603,30 +574,20 @@ inline void fiber_main() {
 inline void start_block(int b, uint3 index) {
     Gang &g = *gang;
     Block &block = *g.blocks[b];
+    const uint32_t now = ++sync_clock;
     dim3 size = g.launch->block;
     int n_threads = (int)(size.x * size.y * size.z), n_warps = (n_threads + 31) / 32;
-    block.index = index;
-    block.warps = &g.warps[(size_t)b * n_warps];
-    block.n_warps = n_warps;
-    block.live = n_threads;
-    block.arrived = 0;
-    block.started = block.synced = ++sync_clock;
+    block = {index, &g.warps[(size_t)b * n_warps], n_warps, n_threads, 0, {}, now, now, std::move(block.shared)};
     for (int w = 0; w < n_warps; w++) {
         int lanes = std::min(32, n_threads - 32 * w);
         unsigned ready = lanes == 32 ? ~0u : (1u << lanes) - 1;
-        block.warps[w] = {&g.threads[((size_t)b * n_warps + w) * 32], ready, 0, 0, ~ready, block.started};
+        block.warps[w] = {&g.threads[((size_t)b * n_warps + w) * 32], ready, 0, 0, ~ready, now};
     }
     for (int t = 0; t < n_threads; t++) {
-        unsigned row = (unsigned)t / size.x;
-        Thread &thread = block.warps[t / 32].lanes[t % 32];
-        thread.index = {(unsigned)t % size.x, row % size.y, row / size.y};
-        thread.number = t;
-        thread.lane = t % 32;
-        thread.warp = &block.warps[t / 32];
-        thread.block = &block;
-        thread.fiber = nullptr;
-        thread.copies.clear();
-        thread.copy_group = 0;
+        const unsigned row = (unsigned)t / size.x;
+        const uint3 place = {(unsigned)t % size.x, row % size.y, row / size.y};
+        Warp &warp = block.warps[t / 32];
+        warp.lanes[t % 32] = {place, t, t % 32, &warp, &block};
     }
 }
 
@@ -660,7 +621,7 @@ inline void run_blocks(const Launch &launch, long first, int n, uint32_t launche
 inline void run_kernel(const Launch &launch) {
     const long n = (long)launch.grid.x * launch.grid.y * launch.grid.z;
     uint32_t launched = ++sync_clock;
-    kernel_log.names.insert(launch.name);
+    log_kernel(launch.name);
     note_launch(launch, launched);
     if (launch.cooperative) return run_blocks(launch, 0, (int)n, launched);
     // In random order position j is block (factor j + first) mod n, with a factor that has no divisor in common with n.
@@ -678,5 +639,3 @@ inline void run_kernel(const Launch &launch) {
         run_blocks(launch, config.order == REVERSE ? n - 1 - j : (j * factor + first) % n, 1, launched);
 }
 } // namespace emu
-
-#endif

@@ -304,8 +304,8 @@ time_steps() {
 
 limits() {
     arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
-    nvcc -O3 -std=c++20 "-arch=sm_$arch" dev/tools/gpu_limits.cu -o "$scratch/gpu_limits" || return 1
-    command="nvcc -O3 -arch=sm_$arch dev/tools/gpu_limits.cu && ./a.out"
+    nvcc -O3 -std=c++20 "-arch=sm_$arch" -Idev dev/tools/gpu_limits.cu -o "$scratch/gpu_limits" || return 1
+    command="nvcc -O3 -arch=sm_$arch -Idev dev/tools/gpu_limits.cu && ./a.out"
     "$scratch/gpu_limits" >"$scratch/limits" || return 1
     peer="python3 dev/tools/torch_music.py --limits"
     if $peer >"$scratch/torch" 2>/dev/null; then
@@ -314,9 +314,10 @@ limits() {
         done
     fi
     if ! grep -q bf16_TFLOP_s "$scratch/limits"; then
-        if nvcc -O3 -std=c++20 "-arch=sm_$arch" -DCUBLAS dev/tools/gpu_limits.cu -o "$scratch/gpu_limits" -lcublas; then
+        if nvcc -O3 -std=c++20 "-arch=sm_$arch" -Idev -DCUBLAS dev/tools/gpu_limits.cu -o "$scratch/gpu_limits" \
+            -lcublas; then
             "$scratch/gpu_limits" | grep TFLOP >>"$scratch/limits"
-            peer="nvcc -O3 -arch=sm_$arch -DCUBLAS dev/tools/gpu_limits.cu -lcublas && ./a.out"
+            peer="nvcc -O3 -arch=sm_$arch -Idev -DCUBLAS dev/tools/gpu_limits.cu -lcublas && ./a.out"
         else
             echo "neither PyTorch nor cuBLAS is here: the rate of matrix products is not measured"
         fi

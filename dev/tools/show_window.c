@@ -209,17 +209,9 @@ int main(int argc, char **argv) {
     flag_texts(&flags, "", "FILE", &words, 3, "one model or two, and then a .mid file");
     flag_text(&flags, "o", "PAGE", &path, "show.html", "the page to write");
     flag_whole(&flags, "from", &bar, 1, 1, 1e9, "the bar at which the window begins");
-    int status = flags_parse(&flags, argc, argv, error) ? 0 : 2;
-    if (!status && flags.help) {
-        printf("show_window - a window of a piece as trained models see it, as a page to click through\n\n");
-        flags_print(&flags);
-    } else if (!status && flags.version) {
-        printf("show_window %s\n", MUSIC_VERSION);
-    } else if (!status && words.n < 2) {
-        status = 2;
-        fail(error, "give a model, or two, and then a .mid file; --help says more");
-    } else if (!status) {
-        status = !run(&words, bar, path, error);
-    }
-    return program_end("show_window", status, error);
+    const char *about = "show_window - a window of a piece as trained models see it, as a page to click through\n\n";
+    bool good = flags_parse(&flags, argc, argv, error);
+    if (good && flags_answer(&flags, "show_window", about, "")) return program_end("show_window", 0, error);
+    if (good && words.n < 2) good = fail(error, "give a model, or two, and then a .mid file; --help says more");
+    return program_end("show_window", good ? !run(&words, bar, path, error) : 2, error);
 }
