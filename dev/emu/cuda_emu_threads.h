@@ -39,15 +39,11 @@
 #define EMU_HOOKS
 #endif
 
-struct uint3 {
-    unsigned x, y, z;
-};
 struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-inline __thread uint3 threadIdx, blockIdx;
-inline __thread dim3 blockDim, gridDim;
+inline __thread dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emu {
 
@@ -178,7 +174,7 @@ struct Block;
 using WarpOperation = void (*)(Warp &, unsigned lanes);
 
 struct Thread {
-    uint3 index;
+    dim3 index;
     int number, lane; // its place in the block and in the warp
     Warp *warp;
     Block *block;
@@ -203,7 +199,7 @@ struct SharedMemory {
     uint32_t owner; // the block that it was made fresh for, by the block's `started`
 };
 struct Block {
-    uint3 index;
+    dim3 index;
     Warp *warps;
     int n_warps;
     int live, arrived;                // threads that have not exited, and threads that wait at the barrier
@@ -571,7 +567,7 @@ inline void fiber_main() {
     }
 }
 
-inline void start_block(int b, uint3 index) {
+inline void start_block(int b, dim3 index) {
     Gang &g = *gang;
     Block &block = *g.blocks[b];
     const uint32_t now = ++sync_clock;
@@ -585,7 +581,7 @@ inline void start_block(int b, uint3 index) {
     }
     for (int t = 0; t < n_threads; t++) {
         const unsigned row = (unsigned)t / size.x;
-        const uint3 place = {(unsigned)t % size.x, row % size.y, row / size.y};
+        const dim3 place = {(unsigned)t % size.x, row % size.y, row / size.y};
         Warp &warp = block.warps[t / 32];
         warp.lanes[t % 32] = {place, t, t % 32, &warp, &block};
     }
