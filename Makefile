@@ -259,7 +259,7 @@ test/test_show.sh: $(PREPARE) $(TRAINERS:%=build/%_cpu) dev/tools/show_window
 test/test_stats.sh: $(PREPARE) dev/tools/music_stats
 test/test_headers.sh: build/player_page.h
 test/test_ladder.sh: $(addprefix build/dev/ladder/,$(addsuffix _emu_count,\
-	matmul_2_tiles attention_3_online lstm_3_cooperative))
+	matmul_2_tiles attention_4_production layernorm_4_production lstm_4_production))
 test/test_machines.sh: $(PREPARE) dev/tools/compare_tensors $(TRAINERS:%=build/%_cpu)
 build/test_faults: | build/faults.so build/faults_gpt build/faults_lstm sample_music $(PREPARE) \
 	dev/tools/compare_tensors dev/tools/music_stats dev/tools/show_window

@@ -4,7 +4,7 @@
 # there is nvcc, it takes every rung for two architectures without a warning.
 . "$(dirname "$0")/check.sh"
 ladder=${root:?}/dev/ladder
-rungs='matmul_2_tiles attention_3_online lstm_3_cooperative'
+rungs='matmul_2_tiles attention_4_production layernorm_4_production lstm_4_production'
 test -z "$TEST_LONG" || rungs=$(cd "$ladder" && echo *_[0-9]_*.cu | sed 's/\.cu//g')
 for rung in $rungs; do needs ladder "$root/build/dev/ladder/${rung}_emu_count"; done
 

@@ -22,14 +22,18 @@ static void run(Recurrence a, int T, int H, cudaStream_t stream) {
     static RecurrenceShape shape;
     static DeviceState *state;
     if (!state) {
+        float *zeros; // biases, which the table has in it
+        cuda_check(cudaMalloc(&zeros, 4 * (size_t)H * sizeof(float)));
+        cuda_check(cudaMemset(zeros, 0, 4 * (size_t)H * sizeof(float)));
         shape = recurrence_shape<bf16>(WINDOWS, T, H, 1);
         const size_t n = (size_t)T * WINDOWS * H;
-        layer = {nullptr, a.w_hh, nullptr, {{{0, 0}}, 0, 1}, a.gates, a.c, a.h, nullptr, nullptr, nullptr};
+        layer = {nullptr, a.w_hh, zeros, zeros, {{{0, 0}}, 0, 1}, a.gates, a.c, a.h, nullptr, nullptr, nullptr};
         cuda_check(cudaMalloc(&layer.x, n * sizeof(bf16)));
         cuda_check(cudaMalloc(&layer.dgates, 4 * n * sizeof(bf16)));
         cuda_check(cudaMalloc(&state, sizeof *state));
         cuda_check(cudaMemset(state, 0, sizeof *state));
     }
+    recurrence_prepare(&layer, shape, stream);
     recurrence_forward(&layer, shape, a.table, a.token, state, stream);
 }
 
