@@ -5,6 +5,7 @@
 // A line that test_emu.sh expects in a message ends in a comment `// here: PLANTED`.
 #include "base/philox.h"
 #include "cuda/check.cuh"
+#include "cuda/overlap.cuh"
 #include "cuda/tensor_core.cuh"
 #include "test/check.h"
 #include <cooperative_groups.h>
@@ -271,6 +272,13 @@ __global__ void scale(float *x, float a, int n) {
 __global__ void add(float *x, const float *y, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) x[i] += y[i]; // here: event early
+}
+template <int MISTAKE> // 1: it reads before it waits; 2: it does not wait
+__global__ void doubled(float *y, const float *x, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    float ahead = MISTAKE == 1 && i < n ? x[i] : 0; // here: ahead
+    if (MISTAKE != 2) await_previous_kernel();
+    if (i < n) y[i] = 2 * (MISTAKE == 1 ? ahead : x[i]);
 }
 __global__ void indices(unsigned *out) {
     unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
@@ -643,6 +651,58 @@ static void check_graph(int mistake) {
     CUDA(cudaFree(b.turn));
 }
 
+// A graph of kernels that overlap: y[0] = 2 x, y[1] = 2 y[0], y[2] = 2 y[1]; beside the last of these, on another
+// stream, y[3] = 2 y[0]; when both are done y[3] = 2 y[2]; two blocks in turn; y[4] = 2 y[3]. Programmatic are the
+// edges to y[1], y[2] and the first y[3].
+template <int MISTAKE>
+static void check_overlap() {
+    const int n = 300, blocks = 3, launches = 3;
+    int rounds = 1, *turn = device<int>(1);
+    Floats x = noises(n);
+    float *d_x = device(x), *y[5];
+    cudaStream_t stream, branch;
+    cudaEvent_t fork, join;
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+    cudaFuncAttributes about;
+    for (float *&p : y) p = device<float>(n);
+    for (cudaStream_t *s : {&stream, &branch}) CUDA(cudaStreamCreate(s));
+    for (cudaEvent_t *event : {&fork, &join}) CUDA(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    CUDA(cudaMemsetAsync(y[0], 0, n * sizeof(float), stream));
+    doubled<0><<<blocks, 128, 0, stream>>>(y[0], d_x, n);
+    CUDA(cudaEventRecord(fork, stream));
+    CUDA(cudaStreamWaitEvent(branch, fork, 0));
+    doubled<MISTAKE><<<blocks, 128, 0, stream>>>(y[1], y[0], n);
+    doubled<0><<<blocks, 128, 0, branch>>>(y[3], y[0], n);
+    CUDA(cudaEventRecord(join, branch));
+    doubled<0><<<blocks, 128, 0, stream>>>(y[2], y[1], n);
+    CUDA(cudaStreamWaitEvent(stream, join, 0));
+    doubled<0><<<blocks, 128, 0, stream>>>(y[3], y[2], n);
+    void *arguments[] = {&turn, &rounds};
+    CUDA(cudaLaunchCooperativeKernel(ping_pong, dim3(2), dim3(1), arguments, 0, stream));
+    doubled<0><<<blocks, 128, 0, stream>>>(y[4], y[3], n);
+    CUDA(cudaStreamEndCapture(stream, &graph));
+    CUDA(cudaFuncGetAttributes(&about, ping_pong));
+    const int edges = overlap_kernels(graph, ping_pong);
+    CHECK(edges == (about.ptxVersion < 90 || !OVERLAP_KERNELS ? 0 : 3), "%d edges", edges);
+    CUDA(cudaGraphInstantiate(&executable, graph, 0));
+    for (int i = 0; i < launches; i++) CUDA(cudaGraphLaunch(executable, nullptr));
+    CUDA(cudaDeviceSynchronize());
+    for (float *p : {y[0], y[1], y[2], y[3], y[4]}) {
+        for (float &v : x) v *= 2;
+        equal("overlapping kernels", host(p, n), x);
+        CUDA(cudaFree(p));
+    }
+    CHECK(host(turn, 1)[0] == 2 * launches, "a cooperative kernel between them");
+    CUDA(cudaGraphExecDestroy(executable));
+    CUDA(cudaGraphDestroy(graph));
+    for (cudaEvent_t event : {fork, join}) CUDA(cudaEventDestroy(event));
+    for (cudaStream_t s : {stream, branch}) CUDA(cudaStreamDestroy(s));
+    CUDA(cudaFree(d_x));
+    CUDA(cudaFree(turn));
+}
+
 // A large piece of dynamic shared memory, and what the runtime refuses
 static void check_runtime() {
     float *d_x = device<float>(1024), *d_sums = device<float>(1);
@@ -731,6 +791,7 @@ int main(int argc, char **argv) {
         check_threads();
         check_cooperative();
         check_graph(NONE);
+        check_overlap<0>();
         check_runtime();
         check_emulator();
         return check_report("emu");
@@ -762,6 +823,8 @@ int main(int argc, char **argv) {
     if (planted("forgotten")) check_relay<0>(false);
     if (planted("event")) check_graph(NO_EVENT);
     if (planted("early")) check_graph(EARLY);
+    if (planted("ahead")) check_overlap<1>();
+    if (planted("unaware")) check_overlap<2>();
     if (planted("divergent")) two_barriers<<<1, 64>>>(out);
     if (planted("deadlock")) stuck<<<1, 32>>>((unsigned *)out);
     if (planted("absent")) half_a_warp<<<1, 32>>>(out);

@@ -12,6 +12,7 @@ for order in fwd rev rand rand:2; do
         check "all kernels, $build, $order" run env CUDA_EMU_ORDER=$order CUDA_EMU_KERNELS=ran.txt ./$build
     done
 done
+check "kernels of a GPU on which they do not overlap" run env CUDA_EMU_ORDER=rand CUDA_EMU_CAPABILITY=8.0 ./plain
 check "one thread of the operating system" run env OMP_NUM_THREADS=1 ./plain
 check "the order is checked" [ "$(CUDA_EMU_ORDER=up ./plain 2>&1)" = \
     "cuda_emu: CUDA_EMU_ORDER=up: it can be fwd, rev, rand or rand:SEED" ]
@@ -38,6 +39,7 @@ for order in fwd rev rand; do
         check "$planted, $order, is a race" found race $planted 'race in kernel' $order
     done
     check "nowait, $order, is found" found race nowait 'not waited for' $order
+    check "ahead, $order, is found" found race ahead 'doubled<MISTAKE> reads .* must call' $order
 done
 check "host code in device memory" found race host 'host code writes'
 for build in plain sanitized race; do
@@ -65,6 +67,12 @@ for planted in event early; do
 done
 check "half of 16 bytes, fwd, goes unnoticed" run env CUDA_EMU_ORDER=fwd ./plain torn
 for order in rand rand:2; do check "half of 16 bytes, $order, gives a wrong result" wrong $order torn relay; done
+check "a load ahead of the wait, fwd, goes unnoticed" run env CUDA_EMU_ORDER=fwd ./plain ahead
+for order in rand rand:2; do check "a load ahead of the wait, $order" wrong $order ahead 'overlapping kernels'; done
+check "nor where kernels do not overlap" run env CUDA_EMU_ORDER=rand CUDA_EMU_CAPABILITY=8.0 ./plain ahead
+for order in fwd rev rand; do
+    check "no wait, $order" wrong $order unaware 'doubled<MISTAKE>:0: .* not called cudaGridDependencySynchronize'
+done
 for order in fwd rev rand; do check "a forgotten reset, $order" wrong $order forgotten relay; done
 check "no device" [ "$(CUDA_EMU_CAPABILITY=0 ./plain none | grep -c 'no CUDA-capable device')" -gt 0 ]
 check "a small device" [ "$(CUDA_EMU_MEMORY=0 ./plain none | grep -c 'out of memory')" -gt 0 ]

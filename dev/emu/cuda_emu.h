@@ -13,7 +13,9 @@
 // thread's store must call __nanosleep(), or no other fiber gets to run.
 //
 // How streams run. Work is done at once, in the order in which the host asks for it. The nodes of a graph are done one
-// after the other as well. CUDA_EMU_ORDER picks one of the orders that the captured streams and events allow.
+// after the other as well. CUDA_EMU_ORDER picks one of the orders that the captured streams and events allow. Behind a
+// programmatic edge, order rand lets the first block of a kernel begin before the kernel ahead has run. There it comes
+// as far as its threads' cudaGridDependencySynchronize().
 //
 // The parts:
 //   cuda2cpp.sed             makes C++ of launches and __shared__ declarations, line for line
@@ -32,13 +34,15 @@
 //                                                                 break x.cu:37 if threadIdx.x == 5
 //   g++ -std=c++20 -g -fsanitize=address,undefined -Idev x.cpp    to find accesses out of bounds, of any memory; there
 //                                                                 EMU_ASAN is defined, for gaps that a .cu forbids
-//   g++ -std=c++20 -g -fsanitize=thread -Idev -c x.cpp            to find missing barriers, missing events in graphs
+//   g++ -std=c++20 -g -fsanitize=thread -Idev -c x.cpp            to find missing barriers, missing events in graphs,
+//                                                                 device memory used ahead of that call
 //   g++ -std=c++20 -O2 -Idev x.o dev/emu/cuda_emu_race.cpp
 //   make build/x_emu_count                                        to count, x.cu lying in the checkout
 //
 // What every build finds: launches that CUDA refuses, barriers that only some threads reach, deadlocks, shuffles from
-// lanes that are absent, copies past an allocation. A kernel's mistake ends the program with the line of the .cu; a
-// call's mistake is returned as CUDA's error. Memory starts as NaN.
+// lanes that are absent, copies past an allocation, threads behind a programmatic edge that end without that call. A
+// kernel's mistake ends the program with the line of the .cu; a call's mistake is returned as CUDA's error. Memory
+// starts as NaN.
 // What it cannot tell: speed, registers (a multiprocessor has as many blocks as run whatever they take), the last bits
 // of a tensor core's sums, whether a kernel reads the host's memory (here it may), what streams that are not captured
 // would do at the same time.
@@ -48,7 +52,7 @@
 //   CUDA_EMU_COUNTS=FILE                 where a program built to count prints what it has counted [stdout]
 //   CUDA_EMU_KERNELS=FILE                the names of the kernels that ran are appended to FILE, one a line
 //   CUDA_EMU_MEMORY=MIB                  size of the device's memory [as much as the machine has]
-//   CUDA_EMU_CAPABILITY=7.5              compute capability that the device reports [8.0]; 0: there is no device
+//   CUDA_EMU_CAPABILITY=7.5              compute capability that the device reports [9.0]; 0: there is no device
 //   CUDA_EMU_MULTIPROCESSORS=N           how many it has, for cooperative launches [4]
 #pragma once
 #define CUDA_EMU 1

@@ -40,6 +40,8 @@ EMU_UNCHECKED inline void __threadfence() {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     emu::note_fence();
 }
+inline void cudaGridDependencySynchronize(EMU_SITE) { emu::await_kernel_before(site); }
+inline void cudaTriggerProgrammaticLaunchCompletion() {} // kernels begin early whether or not it is called
 [[noreturn]] inline void __trap(EMU_SITE) { emu::die(site, "__trap()"); }
 // Another thread gets to run: a loop that waits for another thread's store needs it.
 inline void __nanosleep(unsigned, EMU_SITE) { emu::sleep(site); }
@@ -214,9 +216,10 @@ namespace emu {
 struct Stream;
 struct Node {
     std::function<void()> work;
-    size_t waits;             // how many nodes it directly waits for
-    std::vector<size_t> next; // the nodes that directly wait for it
-    std::vector<bool> past;   // past[i]: node i, captured earlier, is done before this one in every order
+    std::shared_ptr<Launch> kernel; // or null
+    size_t waits;                   // how many nodes it directly waits for
+    std::vector<size_t> next;       // the nodes that directly wait for it
+    std::vector<bool> past;         // past[i]: node i, captured earlier, is done before this one in every order
 };
 struct Graph {
     std::vector<Node> nodes;
@@ -237,11 +240,11 @@ inline cudaError_t result(cudaError_t error) {
     if (error) last_error = error;
     return error;
 }
-inline cudaError_t enqueue(Stream *stream, std::function<void()> work) {
+inline cudaError_t enqueue(Stream *stream, std::function<void()> work, std::shared_ptr<Launch> kernel = nullptr) {
     if (!stream && captures) return result(cudaErrorStreamCaptureImplicit);
     if (!stream || !stream->capture) return work(), cudaSuccess;
     std::vector<Node> &nodes = stream->capture->nodes;
-    Node node = {std::move(work), stream->last.size(), {}, std::vector<bool>(nodes.size())};
+    Node node = {std::move(work), std::move(kernel), stream->last.size(), {}, std::vector<bool>(nodes.size())};
     for (size_t i : stream->last) {
         nodes[i].next.push_back(nodes.size());
         for (size_t j = 0; j < i; j++) node.past[j] = node.past[j] || nodes[i].past[j];
@@ -252,7 +255,8 @@ inline cudaError_t enqueue(Stream *stream, std::function<void()> work) {
     return cudaSuccess;
 }
 
-// Runs the nodes one by one. Of those that need not wait any more it takes the one captured first, or last, or any.
+// Runs the nodes one by one. Of those that need not wait any more it takes the one captured first, or last, or any. In
+// random order a kernel behind a programmatic edge begins before the last node that it waits for.
 inline void run_graph(const Graph &graph) {
     uint64_t random = config.seed * 0x9E3779B97F4A7C15u + ++sync_clock;
     std::vector<size_t> waits;
@@ -267,6 +271,9 @@ inline void run_graph(const Graph &graph) {
         const Node &node = graph.nodes[*at];
         ready.erase(at);
         note_node(&node.past);
+        for (size_t i : node.next)
+            if (Launch *kernel = graph.nodes[i].kernel.get(); kernel && kernel->early && waits[i] == 1)
+                if (config.order == RANDOM && !early) begin_early(*kernel);
         node.work();
         for (size_t i : node.next)
             if (!--waits[i]) ready.insert(i);
@@ -293,7 +300,9 @@ inline cudaError_t launch_checked(Launch launch, Stream *stream) {
     if (launch.shared > limit) return result(cudaErrorInvalidValue);
     if (launch.cooperative && blocks > (size_t)(config.multiprocessors * blocks_at_once((int)threads, launch.shared)))
         return result(cudaErrorCooperativeLaunchTooLarge);
-    return enqueue(stream, [launch] { run_kernel(launch); });
+    auto kernel = std::make_shared<Launch>(launch);
+    return enqueue(
+        stream, [kernel] { run_kernel(*kernel); }, kernel);
 }
 
 // What cuda2cpp.sed makes of kernel<<<grid, block, shared, stream>>>: a function that takes the kernel's arguments.
@@ -322,6 +331,7 @@ inline cudaError_t launch_cooperative(const char *name, void (*kernel)(P...), di
 using cudaStream_t = emu::Stream *;
 using cudaEvent_t = emu::Event *;
 using cudaGraph_t = emu::Graph *;
+using cudaGraphNode_t = emu::Node *;
 using cudaGraphExec_t = emu::Graph *;
 
 // Memory. The emulator's device memory is the host's, but copies are checked as if it were not.
@@ -383,6 +393,8 @@ inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
 }
 
 // The device
+#define CUDART_VERSION 13000
+inline cudaError_t cudaDriverGetVersion(int *version) { return *version = CUDART_VERSION, cudaSuccess; }
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount, cooperativeLaunch;
@@ -407,11 +419,13 @@ inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute, int value)
     return cudaSuccess;
 }
 // The emulated device runs what can be built for its compute capability: 7.5 and up.
-struct cudaFuncAttributes {};
+struct cudaFuncAttributes {
+    int ptxVersion;
+};
 template <class F>
-inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, F *) {
-    const bool old = emu::config.major * 10 + emu::config.minor < 75;
-    return old ? emu::result(cudaErrorNoKernelImageForDevice) : cudaSuccess;
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *about, F *) {
+    about->ptxVersion = emu::config.major * 10 + emu::config.minor;
+    return about->ptxVersion < 75 ? emu::result(cudaErrorNoKernelImageForDevice) : cudaSuccess;
 }
 template <class F>
 inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F *, int threads, size_t shared) {
@@ -474,6 +488,40 @@ inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
 }
 inline cudaError_t cudaGraphGetNodes(cudaGraph_t graph, void *, size_t *count) {
     return *count = graph->nodes.size(), cudaSuccess;
+}
+inline cudaError_t cudaGraphGetEdges(cudaGraph_t graph, cudaGraphNode_t *from, cudaGraphNode_t *to, void *,
+                                     size_t *count) {
+    size_t n = 0;
+    for (emu::Node &node : graph->nodes)
+        for (size_t i : node.next) {
+            if (from) from[n] = &node, to[n] = &graph->nodes[i];
+            n++;
+        }
+    return *count = n, cudaSuccess;
+}
+enum cudaGraphNodeType { cudaGraphNodeTypeKernel, cudaGraphNodeTypeMemcpy };
+inline cudaError_t cudaGraphNodeGetType(cudaGraphNode_t node, cudaGraphNodeType *type) {
+    return *type = node->kernel ? cudaGraphNodeTypeKernel : cudaGraphNodeTypeMemcpy, cudaSuccess;
+}
+enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative = 2 };
+struct cudaLaunchAttributeValue {
+    int cooperative;
+};
+inline cudaError_t cudaGraphKernelNodeGetAttribute(cudaGraphNode_t node, int, cudaLaunchAttributeValue *value) {
+    return value->cooperative = node->kernel->cooperative, cudaSuccess;
+}
+// One change of edges is known here: an ordinary one is removed, and added again as a programmatic one.
+enum { cudaGraphDependencyTypeProgrammatic = 1, cudaGraphKernelNodePortProgrammatic = 1 };
+struct cudaGraphEdgeData {
+    unsigned char from_port, to_port, type, reserved[5];
+};
+inline cudaError_t cudaGraphRemoveDependencies(cudaGraph_t, cudaGraphNode_t *, cudaGraphNode_t *, void *, size_t) {
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphAddDependencies(cudaGraph_t, cudaGraphNode_t *from, cudaGraphNode_t *to,
+                                            const cudaGraphEdgeData *edge, size_t) {
+    if (!(*from)->kernel || !(*to)->kernel || edge->from_port != edge->type) return emu::result(cudaErrorInvalidValue);
+    return (*to)->kernel->early = edge->type, cudaSuccess;
 }
 inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long = 0) {
     return *executable = new emu::Graph(*graph), cudaSuccess;

@@ -1,5 +1,5 @@
-// Finds missing barriers in kernels that run under cuda_emu.h, missing events between the kernels of a graph, and host
-// code that touches device memory.
+// Finds missing barriers in kernels that run under cuda_emu.h, missing events between the kernels of a graph, host code
+// that touches device memory, and kernels behind a programmatic edge that do so before they wait for the one ahead.
 //
 // The kernels are compiled with -fsanitize=thread, which puts a call before every load and store. This file is linked
 // in place of ThreadSanitizer's library, which knows nothing of CUDA's threads, and answers those calls. It is compiled
@@ -124,9 +124,10 @@ void learn(const void *p) {
 
 void accessed(const void *p, size_t size, AccessKind kind, uint32_t where) {
     if (!in_memory(p)) return;
-    if (!me) {
-        fprintf(stderr, "cuda_emu: %s: host code %s device memory; use cudaMemcpy\n", place(where).c_str(),
-                kind == READ ? "reads" : "writes");
+    if (!me || (gang->launch->early && !me->awaited && !is_shared(offset_of(p)))) {
+        fprintf(stderr, "cuda_emu: %s: %s %s device memory; %s\n", place(where).c_str(),
+                me ? gang->launch->name : "host code", kind == READ ? "reads" : "writes",
+                me ? "it must call cudaGridDependencySynchronize() first" : "use cudaMemcpy");
         abort();
     }
     if (kind == READ) learn(p);

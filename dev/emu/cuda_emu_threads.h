@@ -180,6 +180,7 @@ struct Thread {
     Block *block;
     Fiber *fiber = nullptr; // null: not started
     Site site = {};         // where it waits
+    bool awaited = false;   // it has called cudaGridDependencySynchronize()
     // In a warp operation:
     WarpOperation operation = nullptr;
     unsigned mask = 0;     // the lanes that it waits for
@@ -192,6 +193,7 @@ struct Warp {
     Thread *lanes;
     unsigned ready, in_operation, at_barrier, exited; // one bit for each lane
     uint32_t synced;                                  // when its last __syncwarp was
+    unsigned held = 0;                                // lanes that wait for the kernel before, as Gang::hold says
 };
 struct SharedMemory {
     char *bytes;
@@ -214,6 +216,7 @@ struct Launch {
     dim3 grid, block;
     size_t shared; // bytes of dynamic shared memory
     bool cooperative;
+    bool early = false; // a programmatic edge of a graph leads to it
 };
 
 // The blocks that live at once on one of the system's threads: one of an ordinary launch, all of a cooperative one.
@@ -224,6 +227,7 @@ struct Gang {
     std::vector<Thread> threads;
     int n_blocks, n_warps; // of this launch
     int live, arrived;     // threads that have not exited, and threads that wait in grid.sync()
+    bool hold;             // the kernel before has yet to run
     uint32_t synced;       // when the launch or the last grid.sync() was
     uint32_t awake;        // sync_clock when a thread last did more than call __nanosleep()
     long sleeps;           // calls of __nanosleep() since then
@@ -245,7 +249,7 @@ struct Config {
     Order order = FORWARD;
     uint64_t seed = 1;
     size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    int major = 8, minor = 0, multiprocessors = 4;
+    int major = 9, minor = 0, multiprocessors = 4;
     Config() {
         if (const char *text = getenv("CUDA_EMU_ORDER")) {
             bool random = !strcmp(text, "rand") || !strncmp(text, "rand:", 5);
@@ -357,6 +361,7 @@ inline void become(Thread *thread) {
 
 // Leaves this fiber for that of `next`. Returns when another thread hands the processor back.
 inline void hand_over(Thread *next) {
+    if (!next) deadlock();
     Fiber *from = gang->running;
     if (!next->fiber) {
         if (gang->idle.empty()) gang->idle.push_back(new_fiber());
@@ -370,8 +375,14 @@ inline void hand_over(Thread *next) {
 inline void wait(Site site) {
     me->site = site;
     Thread *next = next_ready();
-    if (!next) deadlock();
-    hand_over(next);
+    if (next || !gang->hold) return hand_over(next);
+    switch_fiber(std::exchange(gang->running, &gang->main), &gang->main); // to begin_early()
+}
+inline void await_kernel_before(Site site) { // cudaGridDependencySynchronize()
+    me->awaited = true;
+    if (!gang->hold) return;
+    me->warp->held |= 1u << me->lane;
+    wait(site);
 }
 
 // For __nanosleep(): any thread may be next. If no thread has done anything else for a second or two, none ever will.
@@ -533,6 +544,8 @@ struct SharedVariable {
 
 inline void exit_thread() {
     Block &block = *me->block;
+    if (gang->launch->early && !me->awaited)
+        die({gang->launch->name, 0}, "a thread has not called cudaGridDependencySynchronize()");
     me->warp->exited |= 1u << me->lane;
     complete_operations(*me->warp); // nobody waits for a thread that has exited
     if (me->warp->exited == ~0u) note_together(*me->warp);
@@ -588,7 +601,7 @@ inline void start_block(int b, dim3 index) {
 }
 
 // Runs the blocks first, first + 1, ... first + n - 1 of a launch together.
-inline void run_blocks(const Launch &launch, long first, int n, uint32_t launched) {
+inline void run_blocks(const Launch &launch, long first, int n, uint32_t launched, bool hold = false) {
     if (!gang) gang = new Gang(); // each thread of the operating system keeps one to its end
     Gang &g = *gang;
     size_t n_threads = (size_t)launch.block.x * launch.block.y * launch.block.z, n_warps = (n_threads + 31) / 32 * n;
@@ -601,6 +614,7 @@ inline void run_blocks(const Launch &launch, long first, int n, uint32_t launche
     g.n_warps = (int)n_warps;
     g.live = n * (int)n_threads;
     g.arrived = 0;
+    g.hold = hold;
     g.synced = launched;
     g.cursor = config.order == REVERSE ? g.n_warps - 1 : 0;
     g.random = (config.seed + (uint64_t)first * 2) * 0x9E3779B97F4A7C15u + 1;
@@ -614,11 +628,37 @@ inline void run_blocks(const Launch &launch, long first, int n, uint32_t launche
     me = nullptr;
 }
 
+// A kernel's first block begins before the kernel that it waits for: begin_early() runs its threads until all of them
+// wait, finish_early() what is left of them.
+inline const Launch *early; // which kernel; null: none
+inline Gang *early_gang;
+
+inline void begin_early(const Launch &launch) {
+    std::swap(gang, early_gang);
+    run_blocks(launch, 0, 1, ++sync_clock, true);
+    std::swap(gang, early_gang);
+    early = &launch;
+}
+inline void finish_early(uint32_t launched) {
+    std::swap(gang, early_gang);
+    blockDim = early->block;
+    gridDim = early->grid;
+    gang->hold = false;
+    gang->synced = launched;
+    for (Warp &w : gang->warps) w.ready |= std::exchange(w.held, 0);
+    hand_over(next_ready());
+    me = nullptr;
+    std::swap(gang, early_gang);
+    early = nullptr;
+}
+
 inline void run_kernel(const Launch &launch) {
     const long n = (long)launch.grid.x * launch.grid.y * launch.grid.z;
     uint32_t launched = ++sync_clock;
     log_kernel(launch.name);
     note_launch(launch, launched);
+    const bool begun = early == &launch;
+    if (begun) finish_early(launched);
     if (launch.cooperative) return run_blocks(launch, 0, (int)n, launched);
     // In random order position j is block (factor j + first) mod n, with a factor that has no divisor in common with n.
     uint64_t random = config.seed * 0x9E3779B97F4A7C15u + launched;
@@ -631,7 +671,9 @@ inline void run_kernel(const Launch &launch) {
 #if defined(_OPENMP) && !defined(EMU_HOOKS)
 #pragma omp parallel for schedule(dynamic, 1) if (n > 1)
 #endif
-    for (long j = 0; j < n; j++)
-        run_blocks(launch, config.order == REVERSE ? n - 1 - j : (j * factor + first) % n, 1, launched);
+    for (long j = 0; j < n; j++) {
+        const long block = config.order == REVERSE ? n - 1 - j : (j * factor + first) % n;
+        if (block || !begun) run_blocks(launch, block, 1, launched);
+    }
 }
 } // namespace emu
