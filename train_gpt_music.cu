@@ -102,6 +102,7 @@ static void gpt_point(GptTensors *tensors, const ParamLayout *layout, int L, rea
 // x[r] = emb[tokens[r]] as an operand of products. A thread owns one of the n = R C elements.
 template <typename Operand>
 static __global__ void embedding_forward_kernel(Operand *x, const uint8_t *tokens, const float *emb, int64_t n, int C) {
+    await_previous_kernel();
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) x[i] = from_float<Operand>(emb[tokens[i / C] * C + i % C]);
 }
@@ -119,6 +120,7 @@ constexpr int EMBEDDING_ROWS = 2048; // rows whose gradients are summed together
 // lists those rows, in order: a warp looks at 256 tokens, in eight runs of 32. Then each thread owns a column.
 static __global__ void __launch_bounds__(256)
     embedding_backward_kernel(float *partial, const float *dx, const uint8_t *tokens, int R, int C) {
+    await_previous_kernel();
     __shared__ int list[EMBEDDING_ROWS];
     __shared__ int counts[EMBEDDING_ROWS / 256];
     const int v = blockIdx.y, first = blockIdx.x * EMBEDDING_ROWS, c = blockIdx.z * 256 + threadIdx.x;
@@ -306,6 +308,7 @@ template <typename Operand>
 static __global__ void __launch_bounds__(256, 4)
     attention_forward_kernel(Operand *attn, Score<Operand> *scores, float *log_sums, const Score<Operand> *scores_below,
                              const Operand *qkv, const Operand *rel, int heads, AttentionShape s) {
+    await_previous_kernel();
     __shared__ float q_tile[STRIP][DEPTH + 1];
     __shared__ float k_tile[KEYS][DEPTH + 1];
     __shared__ float rel_tile[STRIP + KEYS][DEPTH + 1];
@@ -380,6 +383,7 @@ static __global__ void __launch_bounds__(256, 4)
                                       const Operand *dscores_above, const Operand *dattn, const Operand *attn,
                                       const float *log_sums, const Operand *qkv, const Operand *rel, int heads,
                                       AttentionShape s) {
+    await_previous_kernel();
     __shared__ float dattn_tile[STRIP][DEPTH + 1];
     __shared__ float v_tile[KEYS][DEPTH + 1];
     __shared__ float ds_tile[STRIP][KEYS + 1];
@@ -444,6 +448,7 @@ static __global__ void __launch_bounds__(256, 4)
     attention_backward_keys_kernel(Operand *dqkv, float *rel_partial, const Operand *dscores,
                                    const Score<Operand> *scores, const Operand *dattn, const float *log_sums,
                                    const Operand *qkv, int heads, int group_heads, AttentionShape s) {
+    await_previous_kernel();
     __shared__ float a_tile[STRIP][STRIP + 1];
     __shared__ float ds_tile[STRIP][STRIP + 1];
     const int C3 = 3 * s.C, i = threadIdx.x / STRIP, x = threadIdx.x % STRIP; // the thread's element of a_tile, ds_tile
@@ -500,6 +505,7 @@ static __global__ void __launch_bounds__(256, 4)
 // table. Its 512 threads are rows of HS, a thread a channel, and the rows of threads share the terms of the sum.
 static __global__ void __launch_bounds__(512)
     relative_vectors_backward_kernel(float *drel, const float *rel_partial, int parts, AttentionShape s) {
+    await_previous_kernel();
     __shared__ float sums[512];
     const int row = blockIdx.x, first = s.D - 1 - row, end = min(row == 0 ? s.T : first + 1, s.T);
     const int terms = max(end - first, 0) * parts, columns = min(s.HS, 512), slices = 512 / columns;
@@ -734,6 +740,7 @@ __device__ inline void running_softmax_add(RunningSoftmax *softmax, float *x, __
 static __global__ void __launch_bounds__(256)
     attention_forward_16_kernel(__nv_bfloat16 *attn, __half *scores, float *log_sums, const __half *scores_below,
                                 const __nv_bfloat16 *qkv, const __nv_bfloat16 *rel, int heads, AttentionShape s) {
+    await_previous_kernel();
     __shared__ __align__(16) __nv_bfloat16 k_rows[STAGED_ROWS * 16];
     __shared__ __align__(16) __nv_bfloat16 v_rows[STAGED_ROWS * 16];
     __shared__ __align__(16) __nv_bfloat16 rel_rows[STAGED_DISTANCES * 16];
@@ -814,6 +821,7 @@ static __global__ void __launch_bounds__(256)
                                       const __nv_bfloat16 *dscores_above, const __nv_bfloat16 *dattn,
                                       const __nv_bfloat16 *attn, const float *log_sums, const __nv_bfloat16 *qkv,
                                       int heads, AttentionShape s) {
+    await_previous_kernel();
     __shared__ __align__(16) __nv_bfloat16 q_rows[STAGED_ROWS * 16];
     __shared__ __align__(16) __nv_bfloat16 dattn_rows[STAGED_ROWS * 16];
     __shared__ float log_sum[STAGED_ROWS];
@@ -926,6 +934,7 @@ static __global__ void __launch_bounds__(256)
     attention_backward_queries_16_kernel(__nv_bfloat16 *dqkv, float *rel_partial, const __nv_bfloat16 *dscores,
                                          const __nv_bfloat16 *qkv, const __nv_bfloat16 *rel, int heads, int group_heads,
                                          AttentionShape s) {
+    await_previous_kernel();
     __shared__ __align__(16) __nv_bfloat16 staged[(STAGED_ROWS + STAGED_DISTANCES) * 16];
     __shared__ __align__(16) __nv_bfloat16 skewed_tiles[WARPS][2 * PATCH];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C3 = 3 * s.C;
@@ -1231,6 +1240,7 @@ static __global__ void __launch_bounds__(Tile<Operand, false, true, ROWS, FUSED_
                                          ROWS == 16 || BF16<Operand> ? 2 : 1)
     product_layernorm_forward_kernel(LayerNorm<Operand> norm, Residual x, Product<Operand> p, const float *bias,
                                      const DeviceState *state, int T) {
+    await_previous_kernel();
     typedef Tile<Operand, false, true, ROWS, FUSED_WIDTH> RowTile;
     extern __shared__ __align__(16) unsigned char shared[];
     const int r0 = blockIdx.x * ROWS;
@@ -1256,6 +1266,7 @@ template <typename Operand>
 static __global__ void __launch_bounds__(NORM_THREADS)
     layernorm_forward_kernel(LayerNorm<Operand> norm, Residual x, float *branch, const float *bias,
                              const DeviceState *state, int R, int T, int C) {
+    await_previous_kernel();
     const int r0 = blockIdx.x * (NORM_THREADS / WARP);
     layernorm_forward_rows<Operand, 0>(branch + (size_t)r0 * C, C, norm, x, bias, state->step, r0,
                                        min(NORM_THREADS / WARP, R - r0), T, C);
@@ -1284,6 +1295,7 @@ static __global__ void __launch_bounds__(Tile<Operand, false, false, ROWS, FUSED
                                          ROWS == 16 || BF16<Operand> ? 2 : 1)
     product_layernorm_backward_kernel(float *d, bool first, Operand *dbranch, float *norm_sums, LayerNorm<Operand> norm,
                                       Product<Operand> p) {
+    await_previous_kernel();
     typedef Tile<Operand, false, false, ROWS, FUSED_WIDTH> RowTile;
     extern __shared__ __align__(16) unsigned char shared[];
     const int r0 = blockIdx.x * ROWS;
@@ -1314,6 +1326,7 @@ template <typename Operand>
 static __global__ void __launch_bounds__(NORM_THREADS)
     layernorm_backward_kernel(float *d, bool first, Operand *dbranch, float *norm_sums, LayerNorm<Operand> norm,
                               float *branch, int R, int C) {
+    await_previous_kernel();
     const int r0 = blockIdx.x * norm.block_rows;
     layernorm_backward_rows<Operand, 0>(branch + (size_t)r0 * C, C, d, first, dbranch,
                                         norm_sums + (size_t)blockIdx.x * 2 * C, norm, r0, min(norm.block_rows, R - r0),
@@ -1359,6 +1372,7 @@ constexpr int ROW_WARPS = 4; // rows, each of a warp, in a block
 template <typename Operand>
 static __global__ void softmax_cross_entropy_kernel(float *losses, Operand *dlogits, const float *logits,
                                                     const uint8_t *targets, int R) {
+    await_previous_kernel();
     const int r = blockIdx.x * ROW_WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (r >= R) return;
     float x[DLOGITS_ROW / WARP], max = -INFINITY, sum = 0; // the lane's share of the row
@@ -1397,6 +1411,7 @@ template <typename Operand>
 static __global__ void adamax_kernel(float *params, Operand *weights, const float *grads, float *exp_avg,
                                      float *exp_inf, float *average, const uint8_t *decays, const DeviceState *state,
                                      int64_t n) {
+    await_previous_kernel();
     const int64_t i = 4 * ((int64_t)blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= n) return;
     const bool skip = state->bad | (state->bad_step >= 0); // all loads go out at once

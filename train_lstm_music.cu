@@ -113,6 +113,7 @@ static void lstm_point(LstmTensors *tensors, const ParamLayout *layout, int L, r
 // x[r] = emb[tokens[r]] as an operand of products. A thread owns one of the n = R C elements.
 template <typename Operand>
 static __global__ void embedding_forward_kernel(Operand *x, const uint8_t *tokens, const float *emb, int64_t n, int C) {
+    await_previous_kernel();
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) x[i] = from_float<Operand>(emb[tokens[i / C] * C + i % C]);
 }
@@ -130,6 +131,7 @@ constexpr int EMBEDDING_ROWS = 2048; // rows whose gradients are summed together
 // lists those rows, in order: a warp looks at 256 tokens, in eight runs of 32. Then each thread owns a column.
 static __global__ void __launch_bounds__(256)
     embedding_backward_kernel(float *partial, const float *dx, const uint8_t *tokens, int R, int C) {
+    await_previous_kernel();
     __shared__ int list[EMBEDDING_ROWS];
     __shared__ int counts[EMBEDDING_ROWS / 256];
     const int v = blockIdx.y, first = blockIdx.x * EMBEDDING_ROWS, c = blockIdx.z * 256 + threadIdx.x;
@@ -254,6 +256,7 @@ template <typename Operand>
 static __global__ void __launch_bounds__(256)
     recurrence_forward_plain_kernel(LayerRecurrence<Operand> a, const float *in, const uint8_t *tokens,
                                     const DeviceState *state, int B, int H, int t) {
+    await_previous_kernel();
     const int lane = threadIdx.x % WARP, u = blockIdx.x * PLAIN_UNITS + threadIdx.x / WARP;
     const int b0 = blockIdx.y * PLAIN_WINDOWS;
     if (u >= H) return;
@@ -307,6 +310,7 @@ template <typename Operand>
 static __global__ void __launch_bounds__(256)
     recurrence_backward_plain_kernel(LayerRecurrence<Operand> a, const float *dx, const DeviceState *state, int B,
                                      int T, int H, int t) {
+    await_previous_kernel();
     __shared__ float parts[8][PLAIN_WINDOWS][PLAIN_UNITS];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int u0 = blockIdx.x * PLAIN_UNITS, b0 = blockIdx.y * PLAIN_WINDOWS;
@@ -728,6 +732,7 @@ static __global__ void __launch_bounds__(FAST_THREADS, 1)
 
 // Up to three tensors of n x 16 bytes become ABSENT; blockIdx.y tells which.
 static __global__ void __launch_bounds__(256) absent_kernel(uint4 *first, uint4 *second, uint4 *third, int64_t n) {
+    await_previous_kernel();
     uint4 *tensor = blockIdx.y == 0 ? first : blockIdx.y == 1 ? second : third;
     for (int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x; i < n; i += (int64_t)gridDim.x * 256) {
         tensor[i] = make_uint4(ABSENT, ABSENT, ABSENT, ABSENT);
@@ -846,6 +851,7 @@ template <typename Operand>
 static __global__ void __launch_bounds__(NORM_THREADS)
     layernorm_relu_dropout_forward_kernel(LayerNorm<Operand> norm, const float *bias, const DeviceState *state, int R,
                                           int B, int C) {
+    await_previous_kernel();
     const int r = blockIdx.x * (NORM_THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (r >= R) return;
     float *row = norm.normalized + (size_t)r * C, sum = 0, squares = 0;
@@ -890,6 +896,7 @@ template <typename Operand>
 static __global__ void __launch_bounds__(NORM_THREADS)
     layernorm_relu_dropout_backward_kernel(Operand *dx, float *dy, LayerNorm<Operand> norm, const DeviceState *state,
                                            int R, int B, int C) {
+    await_previous_kernel();
     const int first = blockIdx.x * NORM_ROWS, end = min(first + NORM_ROWS, R), lane = threadIdx.x % WARP;
     for (int r = first + threadIdx.x / WARP; r < end; r += NORM_THREADS / WARP) {
         const size_t at = (size_t)r * C;
@@ -966,6 +973,7 @@ constexpr int ROW_WARPS = 4; // rows, each of a warp, in a block
 template <typename Operand>
 static __global__ void softmax_cross_entropy_kernel(float *losses, Operand *dlogits, const float *logits,
                                                     const uint8_t *targets, int R) {
+    await_previous_kernel();
     const int r = blockIdx.x * ROW_WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (r >= R) return;
     float x[DLOGITS_ROW / WARP], max = -INFINITY, sum = 0; // the lane's share of the row
@@ -1004,6 +1012,7 @@ template <typename Operand>
 static __global__ void adamax_kernel(float *params, Operand *weights, const float *grads, float *exp_avg,
                                      float *exp_inf, float *average, const uint8_t *decays, const DeviceState *state,
                                      int64_t n) {
+    await_previous_kernel();
     const int64_t i = 4 * ((int64_t)blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= n) return;
     const bool skip = state->bad | (state->bad_step >= 0); // all loads go out at once

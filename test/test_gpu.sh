@@ -229,6 +229,9 @@ if command -v nvcc >/dev/null; then
         report=$root/build/nvcc/train_${model}_music.$arch
         check "nvcc, sm_$arch" runs make -s -C "$root" "build/nvcc/train_${model}_music.$arch"
         grep 'spill stores' "$report" | grep -v ' 0 bytes spill stores, 0 bytes spill loads' >stderr
+        waits=$(grep -c 'griddepcontrol.wait' "$report.files/train_${model}_music.ptx")
+        check "kernels wait for each other only from sm_90 on, sm_$arch" \
+            test "$arch" -lt 90 -a "$waits" -eq 0 -o "$arch" -ge 90 -a "$waits" -gt 30
         check "no register spills, sm_$arch" test ! -s stderr -a "$(grep -c 'spill stores' "$report")" -gt 30
     done
     products=$(grep -c 'mma.sync.aligned.m16n8k16.row.col.f32.bf16' "$report.files/train_${model}_music.ptx")

@@ -4,10 +4,10 @@
 //
 // A training step needs nothing from the host but the launch of its graph: what changes between steps is on the device.
 //
-// The trainers also share the matrix products (matmul.cuh, tensor_core.cuh), the checks of launches (check.cuh), and
-// what has nothing to do with a GPU: parameters, batches and random numbers (base/), the sizes and tensors of a model's
-// file (models/), and the recipe (recipe/). Every other kernel is in the model's own file, which repeats what is short:
-// the embedding, softmax with cross-entropy, and Adamax.
+// The trainers also share the matrix products (matmul.cuh, tensor_core.cuh), the checks of launches (check.cuh), how
+// kernels overlap (overlap.cuh), and what has nothing to do with a GPU: parameters, batches and random numbers (base/),
+// the sizes and tensors of a model's file (models/), and the recipe (recipe/). Every other kernel is in the model's own
+// file, which repeats what is short: the embedding, softmax with cross-entropy, and Adamax.
 #ifndef DEVICE_MODEL_CUH
 #define DEVICE_MODEL_CUH
 
@@ -18,6 +18,7 @@
 
 #include "cuda/check.cuh"
 #include "cuda/matmul.cuh"
+#include "cuda/overlap.cuh"
 
 #define DEVICE_PRECISIONS "bf16|fp32"
 #ifdef CUDA_EMU
@@ -181,6 +182,7 @@ __device__ inline void put_four(Number *row, int g, int C, Four<float> four) {
 // batch has the windows number philox_permute(index * B + b), as epoch_batch() of data.h says, and epoch_shifts().
 static __global__ void batch_starts_kernel(int64_t *starts, int *shifts, const DeviceState *state, DeviceData data,
                                            uint64_t seed, int B, int T, int shift_low, int shift_high) {
+    await_previous_kernel();
     const int b = (int)blockIdx.x, lane = (int)threadIdx.x;
     const uint64_t i = (uint64_t)(state->index * B + b);
     const PhiloxKey key = philox_key(seed, PHILOX_WINDOWS, (uint32_t)state->epoch);
@@ -215,6 +217,7 @@ static __global__ void batch_starts_kernel(int64_t *starts, int *shifts, const D
 // 0 come first.
 static __global__ void load_windows_kernel(uint8_t *inputs, uint8_t *targets, const uint8_t *tokens,
                                            const int64_t *starts, const int *shifts, int B, int T, bool time_major) {
+    await_previous_kernel();
     const int r = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (r >= B * T) return;
     const int b = time_major ? r % B : r / T, t = time_major ? r / B : r % T;
@@ -229,6 +232,7 @@ static __global__ void load_windows_kernel(uint8_t *inputs, uint8_t *targets, co
 // Sets the step's loss, which is the mean of the losses, whether it is finite, and the step's rate, decay and part. One
 // block adds up the losses in a fixed order.
 static __global__ void loss_kernel(DeviceState *state, const float *losses, int R, ModelConfig config) {
+    await_previous_kernel();
     __shared__ double sums[256];
     double sum = 0;
 #pragma unroll 4
@@ -252,6 +256,7 @@ static __global__ void loss_kernel(DeviceState *state, const float *losses, int 
 // Marks the step as bad if a gradient is not finite. The threads of the grid share the flat array, four elements at
 // once; n is a multiple of 16.
 static __global__ void check_finite_kernel(DeviceState *state, const float *grads, int64_t n) {
+    await_previous_kernel();
     bool bad = false;
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n / 4; i += (int64_t)gridDim.x * blockDim.x) {
         const Four<float> g = get_four(grads + 4 * i, 0, 4);
@@ -262,6 +267,7 @@ static __global__ void check_finite_kernel(DeviceState *state, const float *grad
 
 // Counts the step, and remembers it if it is the first bad one. One thread.
 static __global__ void end_step_kernel(DeviceState *state) {
+    await_previous_kernel();
     if (state->bad_step < 0 && state->bad) state->bad_step = state->step;
     if (state->bad_step < 0) state->loss_sum += state->loss;
     state->step++;
@@ -536,9 +542,11 @@ static inline void device_capture_step(DeviceModel *m) {
     cuda_check(cudaGetLastError()); // the cause, which the end of the capture would hide
     cuda_check(cudaStreamEndCapture(m->stream, &graph));
     cuda_check(cudaGraphGetNodes(graph, nullptr, &nodes));
+    const int early = overlap_kernels(graph, end_step_kernel);
     cuda_check(cudaGraphInstantiate(&m->step_graph, graph, 0));
     cuda_check(cudaGraphDestroy(graph));
-    fprintf(stderr, "a training step is one graph of %d nodes\n", (int)nodes);
+    fprintf(stderr, "a training step is one graph of %d nodes; %d begin before the one ahead has ended\n", (int)nodes,
+            early);
 }
 
 static inline void device_train_step(void *model, const StepPlan *plan) {

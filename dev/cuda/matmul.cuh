@@ -30,6 +30,7 @@
 
 #include "base/round.h"
 #include "cuda/check.cuh"
+#include "cuda/overlap.cuh"
 #include "cuda/tensor_core.cuh"
 #include <assert.h>
 #include <cuda_bf16.h>
@@ -407,6 +408,7 @@ __host__ __device__ inline unsigned sum_blocks(const SumOfParts &s) {
 // A block makes SUM_BLOCK elements of one of the sums. A thread adds 4 adjacent elements of one slice of the parts; if
 // it added all parts, it would wait for memory again and again.
 static __global__ void __launch_bounds__(32 * SUM_SLICES) sum_parts_kernel(SumList list) {
+    await_previous_kernel();
     __shared__ float4 slices[SUM_SLICES][32];
     unsigned block = blockIdx.x;
     int i = 0;
@@ -536,6 +538,7 @@ __device__ inline void tile_store(Sums<Shape> &sums, Output *out, int out_row, i
 template <typename Operand, typename Output, bool A_T, bool B_T, int BM, int BN>
 __global__ void __launch_bounds__(Tile<Operand, A_T, B_T, BM, BN>::THREADS, Tile<Operand, A_T, B_T, BM, BN>::BLOCKS)
     matmul_kernel(Output *out, int out_row, Product<Operand> p, Epilogue<Operand> epilogue) {
+    await_previous_kernel();
     typedef Tile<Operand, A_T, B_T, BM, BN> Shape;
     extern __shared__ __align__(16) unsigned char shared[];
     const int columns = (p.N + BN - 1) / BN;
@@ -571,6 +574,7 @@ struct WeightGroup {
 template <typename Operand, int BM, int BN>
 __global__ void __launch_bounds__(Tile<Operand, true, false, BM, BN>::THREADS, sizeof(Operand) == 4)
     matmul_weights_kernel(WeightGroup<Operand> group) {
+    await_previous_kernel();
     typedef Tile<Operand, true, false, BM, BN> Shape;
     extern __shared__ __align__(16) unsigned char shared[];
     const int block = blockIdx.x;
