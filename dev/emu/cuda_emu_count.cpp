@@ -26,7 +26,8 @@
 // variables (registers, it is hoped), copies and memsets of a graph. An atomic counts as a store of 4 bytes.
 //
 // What is printed at the end, to CUDA_EMU_COUNTS=FILE or else to stdout: lines of words, a number or a name each.
-//   graph       nodes of a graph's launch, and nodes on its longest path
+//   graph       nodes of a graph's launch, nodes on its longest path, and how many of these are behind programmatic
+//               edges; of several longest paths, the one with most of them
 //   kernel      a kernel in a grid of one size with the same number of products, in order of the first launch: how
 //               often launched, and how often on a longest path of a graph; blocks, threads a block, bytes of dynamic
 //               shared memory; then, of all launches together,
@@ -68,10 +69,14 @@ struct Pending { // of a warp
     std::unordered_map<uint64_t, Instruction> instructions;
     std::vector<Instruction *> used;
 };
+struct Path {
+    uint32_t nodes, early; // and how many of these are behind programmatic edges
+    auto operator<=>(const Path &) const = default;
+};
 struct Node { // of the graph's launch that is under way
     std::vector<bool> past;
-    uint32_t depth;  // nodes on the longest path that ends with it
-    uint32_t behind; // and on the longest that begins with it
+    Path path;       // the longest that ends with it
+    uint32_t behind; // nodes on the longest that begins with it
     int kernel;      // its number in `kernels`, or -1
 };
 std::vector<Kernel> kernels;
@@ -81,7 +86,8 @@ uint32_t launches;            // so far
 std::vector<Pending> pending; // by the warp's number in the gang
 std::map<size_t, Node> nodes; // by number
 size_t node;                  // the one under way
-size_t graph_nodes, graph_path;
+size_t graph_nodes;
+Path graph_path;
 uint32_t *const touched[2] = {(uint32_t *)reserve(MEMORY / 32 * 4), (uint32_t *)reserve(MEMORY / 32 * 4)}; // by sector:
 // the launch that last loaded, and the one that last stored
 
@@ -174,14 +180,14 @@ void end_launch() {
 
 // The graph's launch is over: which of its kernels were on a longest path?
 void end_graph() {
-    size_t path = 0;
+    Path path = {};
     for (auto n = nodes.rbegin(); n != nodes.rend(); n++) { // a node waits for earlier ones only
-        path = std::max<size_t>(path, n->second.depth);
+        path = std::max(path, n->second.path);
         for (size_t i = 0; i < n->second.past.size(); i++)
             if (n->second.past[i]) nodes[i].behind = std::max(nodes[i].behind, n->second.behind + 1);
     }
     for (auto &[number, n] : nodes)
-        if (n.kernel >= 0 && n.depth + n.behind - 1 == path) kernels[(size_t)n.kernel].on_path++;
+        if (n.kernel >= 0 && n.path.nodes + n.behind - 1 == path.nodes) kernels[(size_t)n.kernel].on_path++;
     if (nodes.size() > graph_nodes) graph_nodes = nodes.size(), graph_path = path;
     nodes.clear();
 }
@@ -219,7 +225,7 @@ struct Report {
         end_launch();
         FILE *file = open_named("CUDA_EMU_COUNTS", "w", stdout);
         if (!file) return;
-        if (graph_nodes) fprintf(file, "graph %zu %zu\n", graph_nodes, graph_path);
+        if (graph_nodes) fprintf(file, "graph %zu %u %u\n", graph_nodes, graph_path.nodes, graph_path.early);
         for (const Kernel &k : kernels)
             if (k.in_graph == (graph_nodes > 0)) print_kernel(file, k);
     }
@@ -236,6 +242,7 @@ void emu::note_launch(const Launch &launch, uint32_t) {
     end_launch();
     launched = true;
     launches++;
+    if (in_graph) nodes[node].path.early += launch.early;
     now = {launch.entry, launch.grid, launch.block, launch.shared, in_graph, 1, 0, {}, {}};
 }
 void emu::note_node(const std::vector<bool> *past) {
@@ -243,9 +250,9 @@ void emu::note_node(const std::vector<bool> *past) {
     in_graph = past;
     if (!past) return end_graph();
     node = past->size();
-    Node &n = nodes[node] = {*past, 1, 1, -1};
+    Node &n = nodes[node] = {*past, {1, 0}, 1, -1};
     for (size_t i = 0; i < past->size(); i++)
-        if ((*past)[i]) n.depth = std::max(n.depth, nodes[i].depth + 1);
+        if ((*past)[i]) n.path = std::max(n.path, {nodes[i].path.nodes + 1, nodes[i].path.early});
 }
 void emu::note_together(const Warp &warp) {
     Pending &mine = pending_of(warp);

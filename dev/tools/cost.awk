@@ -13,14 +13,15 @@
 #   latency  what one block takes alone: `start` clocks and, of each warp, `alone` clocks an instruction, for each wave
 # Blocks that hand numbers to each other (recurrence_*) take rounds instead: a store's way to L2, a look, what a round
 # fetches, its products, its gates. Kernels off the longest path run beside it: `beside` of their time is added. Each
-# node of the path costs `node` seconds.
+# node of the path costs `node` seconds, or `early` where it is behind a programmatic edge.
 function most(a, b) { return a > b ? a : b }
 function least(a, b) { return a < b ? a : b }
 function set(name, value) { return name == "" ? value : name + 0 }
 BEGIN {
     clock = set(clock, 1.755e9); sms = set(sms, 132); ipc = set(ipc, .6); hmma = set(hmma, 5.75)
     dram = set(dram, 4.3e12 * .9); l2 = set(l2, 5.5e12); l2_sm = set(l2_sm, 64); resident = set(resident, 1)
-    node = set(node, 1.5e-6); overlap = set(overlap, .15); beside = set(beside, .2); mma_use = set(mma_use, .75)
+    node = set(node, 1.5e-6); early = set(early, .8e-6); overlap = set(overlap, .15); beside = set(beside, .2)
+    mma_use = set(mma_use, .75)
     taken = set(taken, .5); start = set(start, 1100); alone = set(alone, 1.25)
     store_and_look = set(store_and_look, 180 + 560); fetch = set(fetch, 280); gates = set(gates, 415)
     printf "%-52s %3s %6s %4s %8s %8s %8s  %8s %s\n", "kernel", "n", "blocks", "/SM", "Minstr", "MB DRAM", "MB L2", \
@@ -32,7 +33,7 @@ NR == FNR { # name threads dynamic regs static blocks KB outside loops...
     for (i = 9; i <= NF; i++) code[$1] = code[$1] " " $i
     next
 }
-$1 == "graph" { nodes = $3; next }
+$1 == "graph" { nodes = $3 - $4; early_nodes = $4; next }
 $1 != "kernel" { next }
 {
     name = $2; n = $3; blocks = $5; warps = int(($6 + 31) / 32) * blocks; products = $19 / n
@@ -85,6 +86,8 @@ $1 != "kernel" { next }
     side += (n - $4) * time
 }
 END {
-    printf "path of kernels %.0f us, beside it %.0f us, %d nodes of the path x %.1f us = %.0f us; a step %.3f ms\n", \
-        main * 1e6, side * 1e6, nodes, node * 1e6, nodes * node * 1e6, (main + beside * side + nodes * node) * 1e3
+    launches = nodes * node + early_nodes * early
+    printf "path of kernels %.0f us, beside it %.0f us, %d nodes of the path x %.1f us and %d x %.1f us = %.0f us; " \
+        "a step %.3f ms\n", main * 1e6, side * 1e6, nodes, node * 1e6, early_nodes, early * 1e6, launches * 1e6, \
+        (main + beside * side + launches) * 1e3
 }

@@ -1,7 +1,10 @@
 # The tables of make count, from what cuda_emu_count.cpp prints. All counts are of one launch, those of a kernel's
 # launches averaged. ratio: over the fewest.
 function ratio(used, least) { return least ? sprintf("%.2f", used / least) : "-" }
-$1 == "graph" { printf "a graph of %d nodes, %d on the longest path\n\n", $2, $3; next }
+$1 == "graph" {
+    printf "a graph of %d nodes, %d on the longest path, %d of them behind a programmatic edge\n\n", $2, $3, $4
+    next
+}
 $1 == "kernel" {
     kernels[++n] = $0
     if (length($2) > width) width = length($2)
