@@ -272,8 +272,8 @@ inline void run_graph(const Graph &graph) {
         ready.erase(at);
         note_node(&node.past);
         for (size_t i : node.next)
-            if (Launch *kernel = graph.nodes[i].kernel.get(); kernel && kernel->early && waits[i] == 1)
-                if (config.order == RANDOM && !early) begin_early(*kernel);
+            if (Launch *kernel = graph.nodes[i].kernel.get(); config.order == RANDOM && waits[i] == 1)
+                if (kernel && kernel->early) begin_early(*kernel);
         node.work();
         for (size_t i : node.next)
             if (!--waits[i]) ready.insert(i);

@@ -376,7 +376,7 @@ inline void wait(Site site) {
     me->site = site;
     Thread *next = next_ready();
     if (next || !gang->hold) return hand_over(next);
-    switch_fiber(std::exchange(gang->running, &gang->main), &gang->main); // to begin_early()
+    switch_fiber(std::exchange(gang->running, &gang->main), &gang->main); // which is in begin_early()
 }
 inline void await_kernel_before(Site site) { // cudaGridDependencySynchronize()
     me->awaited = true;
@@ -628,28 +628,28 @@ inline void run_blocks(const Launch &launch, long first, int n, uint32_t launche
     me = nullptr;
 }
 
-// A kernel's first block begins before the kernel that it waits for: begin_early() runs its threads until all of them
-// wait, finish_early() what is left of them.
-inline const Launch *early; // which kernel; null: none
-inline Gang *early_gang;
+// The first block of a kernel begins before the kernel ahead: begin_early() runs its threads until all of them wait,
+// finish_early() what is left of them.
+inline std::map<const Launch *, Gang *> early;       // the blocks that have begun
+inline auto &spare_gangs = *new std::vector<Gang *>; // never destroyed
 
 inline void begin_early(const Launch &launch) {
-    std::swap(gang, early_gang);
+    Gang *own = std::exchange(gang, nullptr);
+    if (!spare_gangs.empty()) gang = spare_gangs.back(), spare_gangs.pop_back();
     run_blocks(launch, 0, 1, ++sync_clock, true);
-    std::swap(gang, early_gang);
-    early = &launch;
+    early[&launch] = std::exchange(gang, own);
 }
-inline void finish_early(uint32_t launched) {
-    std::swap(gang, early_gang);
-    blockDim = early->block;
-    gridDim = early->grid;
+inline void finish_early(const Launch &launch, uint32_t launched) {
+    Gang *own = std::exchange(gang, early[&launch]);
+    blockDim = launch.block;
+    gridDim = launch.grid;
     gang->hold = false;
     gang->synced = launched;
     for (Warp &w : gang->warps) w.ready |= std::exchange(w.held, 0);
     hand_over(next_ready());
     me = nullptr;
-    std::swap(gang, early_gang);
-    early = nullptr;
+    early.erase(&launch);
+    spare_gangs.push_back(std::exchange(gang, own));
 }
 
 inline void run_kernel(const Launch &launch) {
@@ -657,8 +657,8 @@ inline void run_kernel(const Launch &launch) {
     uint32_t launched = ++sync_clock;
     log_kernel(launch.name);
     note_launch(launch, launched);
-    const bool begun = early == &launch;
-    if (begun) finish_early(launched);
+    const bool begun = early.count(&launch);
+    if (begun) finish_early(launch, launched);
     if (launch.cooperative) return run_blocks(launch, 0, (int)n, launched);
     // In random order position j is block (factor j + first) mod n, with a factor that has no divisor in common with n.
     uint64_t random = config.seed * 0x9E3779B97F4A7C15u + launched;
