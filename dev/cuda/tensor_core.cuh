@@ -118,5 +118,18 @@ __device__ inline void exchange_store(void *to, uint2 value) {
     asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"((uint64_t)value.y << 32 | value.x) : "memory");
 }
 
+// x, but kept in a register: the compiler can not tell that it could work it out again.
+__device__ inline int keep(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
+// 2^x with a relative error of 2^-22, and 0 where that is below 2^-126 (ex2.approx.ftz).
+__device__ inline float exp2_approx(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
+
 #endif // CUDA_EMU
 #endif

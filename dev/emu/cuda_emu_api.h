@@ -162,7 +162,7 @@ inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 b) { return b.bits; }
 inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { return std::bit_cast<__nv_bfloat16>(u); }
 inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {a, b}; }
 
-// ---- fp16: 5 bits of exponent, 11 of precision; storage and conversions only
+// ---- fp16: 5 bits of exponent, 11 of precision; storage, conversions and the larger of two only
 
 struct __half {
     unsigned short bits;
@@ -187,6 +187,11 @@ inline float __half2float(__half h) {
                                 : ldexpf((float)digits, -24);
     return h.bits >> 15 ? -size : size;
 }
+struct __half2 {
+    __half x, y;
+};
+inline __half __hmax(__half a, __half b) { return __float2half_rn(fmaxf(__half2float(a), __half2float(b))); }
+inline __half2 __hmax2(__half2 a, __half2 b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }
 
 // ---- The runtime API: errors, streams, launches
 

@@ -114,3 +114,6 @@ inline void exchange_store(void *to, uint2 value, EMU_SITE) {
     if (emu::config.order == emu::RANDOM) emu::gang->unseen.emplace(to, before);
     emu::copy_bytes(to, &value, sizeof value);
 }
+
+inline int keep(int x) { return x; }
+inline float exp2_approx(float x) { return x < -126 ? 0 : exp2f(x); }
