@@ -180,8 +180,8 @@ static void embedding_backward(float *demb, float *partial, const float *dx, con
 // rel[n] is row D-1-n of the table, row 0 for all distances from D-1 on.
 //
 // Queries, keys and distances are worked on in strips of 16. Scores lie in memory as patches of 16 queries x 16 keys,
-// 256 elements side by side, row by row. Only the patches on and below the diagonal are there, strip of queries by
-// strip, which is little more than half of T x T:
+// 256 elements side by side, row by row (on tensor cores in an order of their own). Only the patches on and below the
+// diagonal are there, strip of queries by strip, which is little more than half of T x T:
 //
 //              key strips J
 //              0  1  2  3        query strip I, key strip J:
@@ -205,7 +205,8 @@ constexpr int STRIP = 16, PATCH = STRIP * STRIP;
 
 struct AttentionShape {
     int T, C, NH, HS, D;
-    int strips; // in T
+    int strips;       // in T
+    int shared_limit; // bytes of shared memory that a block can have
 };
 
 template <typename Operand>
@@ -235,8 +236,8 @@ __device__ inline __half from_float<__half>(float x) {
     return __float2half_rn(x);
 }
 
-static AttentionShape attention_shape(int T, int C, int NH, int D) {
-    return {T, C, NH, C / NH, D, (T + STRIP - 1) / STRIP};
+static AttentionShape attention_shape(int T, int C, int NH, int D, int shared_limit) {
+    return {T, C, NH, C / NH, D, (T + STRIP - 1) / STRIP, shared_limit};
 }
 
 template <typename Operand>
@@ -249,16 +250,31 @@ static size_t attention_scores_size(int B, AttentionShape s) {
     return (size_t)B * s.NH * s.strips * (s.strips + 1) / 2 * PATCH;
 }
 
+// Whether the backward on tensor cores is one kernel (attention_backward_16_kernel), which has a head in shared memory.
+constexpr int WHOLE_STRIPS = 16, WHOLE_PATCHES = WHOLE_STRIPS * (WHOLE_STRIPS + 1) / 2;
+constexpr int WHOLE_BYTES = (WHOLE_PATCHES + 3 * WHOLE_STRIPS) * PATCH * 2 + WHOLE_STRIPS * 8 * 16;
+template <typename Operand>
+static bool attention_of_whole_heads(AttentionShape s) {
+    return attention_on_tensor_cores<Operand>(s) && s.strips <= WHOLE_STRIPS && s.shared_limit >= WHOLE_BYTES;
+}
+
 // The sums over distances come in parts, [parts][16 strips][HS] floats, which relative_vectors_backward() adds up. A
-// group of heads makes one part, on tensor cores two. A group is 8 heads, or the smallest multiple of 8 with which
-// there are at most 128 groups: a warp that has to go through many heads ends last.
-static int heads_of_group(int B, AttentionShape s) { return (B * s.NH + 8 * 128 - 1) / (8 * 128) * 8; }
-
-static int head_groups(int B, AttentionShape s) { return (B * s.NH - 1) / heads_of_group(B, s) + 1; }
-
+// group of heads makes one part, on tensor cores in two kernels two. With whole heads there are at most 1024 groups;
+// else a group is 8 heads, or the smallest multiple of 8 with which there are at most 128 groups: a warp that has to go
+// through many heads ends last.
+template <typename Operand>
+static int heads_of_group(int B, AttentionShape s) {
+    const int least = divide_up(B * s.NH, 1024);
+    return attention_of_whole_heads<Operand>(s) ? least : 8 * least;
+}
+template <typename Operand>
+static int head_groups(int B, AttentionShape s) {
+    return divide_up(B * s.NH, heads_of_group<Operand>(B, s));
+}
 template <typename Operand>
 static int relative_parts(int B, AttentionShape s) {
-    return head_groups(B, s) * (attention_on_tensor_cores<Operand>(s) ? 2 : 1);
+    const bool two = attention_on_tensor_cores<Operand>(s) && !attention_of_whole_heads<Operand>(s);
+    return head_groups<Operand>(B, s) * (two ? 2 : 1);
 }
 template <typename Operand>
 static size_t relative_partial_size(int B, AttentionShape s) {
@@ -532,52 +548,67 @@ static __global__ void __launch_bounds__(512)
 // comes in several steps. A warp has a strip of 16 queries or keys in registers. Once rows are staged, it works alone,
 // patch after patch of the strip's row or column.
 //
-// In registers a lane holds 8 elements of a patch, x[0] to x[7]. With (g, c) = (lane / 4, lane % 4) they are the keys
-// 4c..4c+3 of queries g and g + 8, so that a warp reads or writes a patch as twice 256 bytes in a row:
+// In registers a lane holds 8 elements of a patch, x[0] to x[7], as mma_bf16 gives them. With (g, c) = (lane / 4,
+// lane % 4) x[0] and x[1] are keys 2c and 2c + 1 of query g, x[2] and x[3] of query g + 8; x[4] to x[7] are the same
+// queries' keys 8 further on. The backward also needs patches transposed, with keys in place of queries.
 //
-//     keys      0..3     4..7     8..11    12..15
-//     query 0   lane 0   lane 1   lane 2   lane 3     of each lane's four keys
-//     query 1   lane 4   lane 5   lane 6   lane 7     x[0] x[1] x[4] x[5]
-//     ...
-//     query 7   lane 28  lane 29  lane 30  lane 31
-//     query 8   lane 0   lane 1   lane 2   lane 3     x[2] x[3] x[6] x[7]
-//     ...
-//     query 15  lane 28  lane 29  lane 30  lane 31
+// So in memory the elements of queries q and q + 8 and keys k and k + 8 lie side by side, 8 bytes, and those of the
+// next k after them:
 //
-// mma_bf16 gives a lane columns 2c and 2c + 1 of each half, of 8 columns, of a product. key_of() says which key a
-// column must be for the drawing to hold. Packed in pairs, a patch is the A operand of a product over keys whose other
-// operand has its rows in that order.
+//     byte 64 q + 8 k:   (q, k)   (q, k + 8)   (q + 8, k)   (q + 8, k + 8)        q, k < 8
+//
+// A lane's elements are then 16 bytes in a row, and transposed twice 8 bytes, of which a warp's fill whole sectors of
+// 32. The 16 bytes are an A operand as they come, of a product over keys in the order 0 8 2 10 4 12 6 14, 1 9 3 11 ...
 
 constexpr int WARPS = 8, STAGED_ROWS = 256, STAGED_DISTANCES = STAGED_ROWS + STRIP * WARPS;
 
-__device__ inline int key_of(int half, int column) { return column / 2 * 4 + 2 * half + column % 2; }
+constexpr float LOG2_E = 1.44269504f;
 
-// Where half (8 elements) of a row begins. Halves of rows 4..7 of 8 are swapped, and rows 8..15 of 16 two by two, so
-// that the 8 rows that ldmatrix reads at once lie in different banks, also in the order of key_of().
-__device__ inline __nv_bfloat16 *row_half(__nv_bfloat16 *rows, int row, int half) {
-    return rows + (row ^ (row >> 2 & 2)) * 16 + (half ^ (row >> 2 & 1)) * 8;
+// Where half (8 elements) of a row begins. Of 16 rows, 0 2 4 6 come first, then 1 3 5 7 and so on, with the halves of
+// rows 1 3 5 7 and 8 10 12 14 swapped. So 8 rows that ldmatrix reads at once lie in different banks, be they adjacent
+// or every second one, and so do the places that store_by_distance() writes at once.
+__device__ inline int row_half(int row, int half) {
+    const int place = (row & ~7) | (row & 1) << 2 | (row >> 1 & 3);
+    return place * 16 + (half ^ ((row ^ row >> 3) & 1)) * 8;
+}
+// The same backwards: the row, or its half, of the i-th half in memory.
+__device__ inline int row_of(int i) { return (i >> 1 & ~7) | (i & 6) | (i >> 3 & 1); }
+__device__ inline int half_of(int i) { return (i ^ row_of(i) ^ row_of(i) >> 3) & 1; }
+
+// A lane of a warp, with what does not change from patch to patch and would be worked out anew in each, if keep() did
+// not hold it in registers.
+struct Lane {
+    int id, g, c;          // id = 4 g + c
+    int straight, crossed; // where this lane's row begins, of 16 that ldmatrix loads
+    int paired;            // straight, for rows in the order of a patch's keys in memory
+};
+__device__ inline Lane this_lane() {
+    const int id = threadIdx.x % WARP;
+    return {id,
+            id / 4,
+            id % 4,
+            keep(row_half(id % 16, id / 16)),
+            keep(row_half(id / 16 * 8 + id % 8, id / 8 % 2)),
+            keep(row_half((id & 6) | (id >> 3 & 1) | (id & 1) << 3, id / 16))};
 }
 
 // Operands of mma_bf16 from 16 rows in shared memory. A operands: the rows, or the rows transposed.
-__device__ inline void load_rows_a(uint32_t *a, __nv_bfloat16 *rows, int lane) {
-    ldmatrix(a, row_half(rows, lane % 16, lane / 16));
+__device__ inline void load_rows_a(uint32_t *a, const __nv_bfloat16 *rows, Lane lane) {
+    ldmatrix(a, rows + lane.straight);
 }
-__device__ inline void load_columns_a(uint32_t *a, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<true>(a, row_half(rows, lane / 16 * 8 + lane % 8, lane / 8 % 2));
+__device__ inline void load_columns_a(uint32_t *a, const __nv_bfloat16 *rows, Lane lane) {
+    ldmatrix<true>(a, rows + lane.crossed);
 }
-// B operands, two halves of 8 columns each: the rows, and the rows in the order of key_of().
-__device__ inline void load_rows_b(uint32_t *b, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<true>(b, row_half(rows, lane % 16, lane / 16));
+// B operands, two halves of 8 columns each: the rows, the rows in the order of a patch's keys in memory, and
+// the rows transposed.
+__device__ inline void load_rows_b(uint32_t *b, const __nv_bfloat16 *rows, Lane lane) {
+    ldmatrix<true>(b, rows + lane.straight);
 }
-__device__ inline void load_key_rows_b(uint32_t *b, __nv_bfloat16 *rows, int lane) {
-    ldmatrix<true>(b, row_half(rows, key_of(lane / 8 % 2, lane % 8), lane / 16));
+__device__ inline void load_patch_rows_b(uint32_t *b, const __nv_bfloat16 *rows, Lane lane) {
+    ldmatrix<true>(b, rows + lane.paired);
 }
-// B operands: the rows transposed, and the rows in the order of key_of(), transposed.
-__device__ inline void load_columns_b(uint32_t *b, __nv_bfloat16 *rows, int lane) {
-    ldmatrix(b, row_half(rows, lane / 16 * 8 + lane % 8, lane / 8 % 2));
-}
-__device__ inline void load_key_columns_b(uint32_t *b, __nv_bfloat16 *rows, int lane) {
-    ldmatrix(b, row_half(rows, key_of(lane / 16, lane % 8), lane / 8 % 2));
+__device__ inline void load_columns_b(uint32_t *b, const __nv_bfloat16 *rows, Lane lane) {
+    ldmatrix(b, rows + lane.crossed);
 }
 // d[8] += A B for a B of 16 columns.
 __device__ inline void multiply(float *d, const uint32_t *a, const uint32_t *b) {
@@ -604,23 +635,30 @@ __device__ inline void unpack_half(float *x, uint32_t pair) {
     x[1] = __half2float(__ushort_as_half((unsigned short)(pair >> 16)));
 }
 
-// A patch of scores or dscores in memory, as pairs[i] of x[2i] and x[2i+1].
-__device__ inline void load_patch(uint32_t *pairs, const void *patch, int lane) {
-    uint2 upper = ((const uint2 *)patch)[lane], lower = ((const uint2 *)patch)[lane + WARP];
-    pairs[0] = upper.x;
-    pairs[1] = lower.x;
-    pairs[2] = upper.y;
-    pairs[3] = lower.y;
+__device__ inline uint32_t max_half(uint32_t a, uint32_t b) { // of each half
+    __half2 x, y;
+    memcpy(&x, &a, sizeof x);
+    memcpy(&y, &b, sizeof y);
+    x = __hmax2(x, y);
+    memcpy(&a, &x, sizeof a);
+    return a;
 }
-__device__ inline void store_patch(void *patch, const uint32_t *pairs, int lane) {
-    ((uint2 *)patch)[lane] = make_uint2(pairs[0], pairs[2]);
-    ((uint2 *)patch)[lane + WARP] = make_uint2(pairs[1], pairs[3]);
+__device__ inline void load_patch_a(uint32_t *a, uint4 packed) {
+    a[0] = packed.x;
+    a[1] = packed.y;
+    a[2] = packed.z;
+    a[3] = packed.w;
 }
-// The same into 16 rows of shared memory.
-__device__ inline void store_tile(__nv_bfloat16 *rows, const uint32_t *pairs, int lane) {
-    int g = lane / 4, c = lane % 4;
-    *(uint2 *)(row_half(rows, g, c / 2) + c % 2 * 4) = make_uint2(pairs[0], pairs[2]);
-    *(uint2 *)(row_half(rows, g + 8, c / 2) + c % 2 * 4) = make_uint2(pairs[1], pairs[3]);
+
+// x[8] of a patch of scores as it lies in memory.
+__device__ inline void unpack_scores(float *x, uint4 packed) {
+    const uint32_t pairs[4] = {packed.x, packed.z, packed.y, packed.w};
+    for (int i = 0; i < 4; i++) {
+        float score[2];
+        unpack_half(score, pairs[i]);
+        x[i] = score[0];
+        x[i + 4] = score[1];
+    }
 }
 
 // Copies rows first..first+count-1 of a head, zeros for rows from T on. This is thread number `thread` of `threads`
@@ -628,17 +666,23 @@ __device__ inline void store_tile(__nv_bfloat16 *rows, const uint32_t *pairs, in
 __device__ inline void stage_rows(__nv_bfloat16 *to, const __nv_bfloat16 *head, int stride, int first, int count, int T,
                                   int thread, int threads) {
     for (int i = thread; i < 2 * count; i += threads) {
-        int row = i / 2, half = i % 2;
-        bool exists = first + row < T;
-        cp_async(row_half(to, row, half), exists ? head + (size_t)(first + row) * stride + half * 8 : head, exists);
+        const int row = first + row_of(i);
+        cp_async(to + i * 8, row < T ? head + (size_t)row * stride + half_of(i) * 8 : head, row < T);
+    }
+}
+// The 16 rows from `first` on of a head as an A operand, from global memory.
+__device__ inline void load_strip_a(uint32_t *a, const __nv_bfloat16 *head, int stride, int first, int T, Lane lane) {
+    for (int i = 0; i < 4; i++) {
+        const int row = first + lane.g + i % 2 * 8;
+        a[i] = row < T ? *(const uint32_t *)(head + (size_t)row * stride + i / 2 * 8 + lane.c * 2) : 0;
     }
 }
 // The vectors of distances first..first+count-1, zeros for distances below 0, which are of the future.
 __device__ inline void stage_distances(__nv_bfloat16 *to, const __nv_bfloat16 *rel, int first, int count,
                                        AttentionShape s) {
     for (int i = threadIdx.x; i < 2 * count; i += blockDim.x) {
-        const int n = first + i / 2;
-        cp_async(row_half(to, i / 2, i % 2), relative_vector(rel, n, s) + i % 2 * 8, n >= 0);
+        const int n = first + row_of(i);
+        cp_async(to + i * 8, relative_vector(rel, n, s) + half_of(i) * 8, n >= 0);
     }
 }
 __device__ inline void copies_arrived() {
@@ -648,74 +692,103 @@ __device__ inline void copies_arrived() {
 
 // Rows of d[8] = [16][16] of a product, times scale, to rows first.. of a head.
 __device__ inline void store_rows(__nv_bfloat16 *head, int stride, int first, const float *d, float scale, int T,
-                                  int lane) {
+                                  Lane lane) {
     for (int e = 0; e < 8; e += 2) {
-        int row = first + lane / 4 + e / 2 % 2 * 8;
+        int row = first + lane.g + e / 2 % 2 * 8;
         if (row >= T) continue;
-        uint32_t *to = (uint32_t *)(head + (size_t)row * stride + e / 4 * 8 + lane % 4 * 2);
+        uint32_t *to = (uint32_t *)(head + (size_t)row * stride + e / 4 * 8 + lane.c * 2);
         *to = pack(d[e] * scale, d[e + 1] * scale);
     }
 }
 
 // Scores by distance. q_t . rel[n] is a product of the warp's queries with strips of 16 distances. Patch (I, J) needs
-// strips I - J and I - J - 1. The warp keeps two strips of products in a ring of 32 columns, where distance n has
-// column n % 32, and goes from J to J + 1 by one more strip, in place of the farther one. So for query strip I = 3:
+// strips I - J and I - J - 1. The warp keeps two strips of products in a ring of 32 columns, strip I - J in columns 0
+// to 15 if J is even (turn 0), 16 to 31 if odd (turn 1), and goes from J to J + 1 by one more strip, in place of the
+// farther one. So for query strip I = 3:
 //
 //               strips     columns 0..15   columns 16..31
-//     J = 0     3 and 2    strip 2         strip 3
-//     J = 1     2 and 1    strip 2         strip 1
-//     J = 2     1 and 0    strip 0         strip 1
-//     J = 3     0 and -1   strip 0         strip -1, the future
+//     J = 0     3 and 2    strip 3         strip 2
+//     J = 1     2 and 1    strip 1         strip 2
+//     J = 2     1 and 0    strip 1         strip 0
+//     J = 3     0 and -1   strip -1        strip 0        -1: the future
 //
-// Key j of query t then reads column (t - j) % 32 of its row.
-constexpr int RING_ROW = 40; // 32 columns, and 8 more so that adjacent rows lie in different banks
+// Distance n is in column (n - 16 I) % 32, and key j of query t reads that of t - j in its row. Rows are turned by 8 of
+// the one before, so that adjacent rows lie in different banks.
+constexpr int RING_ROW = 32;
 
-// The warp's queries times strip number `strip`, from -1 on, of distances, into the ring.
-__device__ inline void ring_strip(float (*ring)[RING_ROW], const uint32_t *q_a, __nv_bfloat16 *rel_strip, int strip,
-                                  int lane) {
+// A lane's places in the rings in turn 0, in bytes: to[] for the two halves of a product, and from[] for elements 0 to
+// 3 of a patch. They suffice: rows 8 further on are turned the same. For query and key both 8 further on the column is
+// the same, and for the key alone it is that of the query 8 further on in the other turn.
+struct RingPlaces {
+    int to[2], from[4];
+};
+__device__ inline RingPlaces ring_places(Lane lane) {
+    const int ring = (int)threadIdx.x / WARP * STRIP * RING_ROW;
+    RingPlaces places;
+    for (int half = 0; half < 2; half++) {
+        places.to[half] = keep(4 * (ring + lane.g * RING_ROW + ((half * 8 + lane.c * 2 + 8 * lane.g) & 31)));
+    }
+    for (int e = 0; e < 4; e++) {
+        const int row = lane.g + e / 2 * 8, key = lane.c * 2 + e % 2;
+        places.from[e] = keep(4 * (ring + row * RING_ROW + ((row - key + 8 * row) & 31)));
+    }
+    return places;
+}
+__device__ inline float *ring_at(float *rings, int place, int turn) { // 16 columns on, of 32, is the other turn
+    return (float *)((char *)rings + (place ^ turn * 64));
+}
+
+// The warp's queries times a strip of distances, into the ring.
+__device__ inline void ring_strip(float *rings, const RingPlaces &places, int turn, const uint32_t *q_a,
+                                  const __nv_bfloat16 *rel_strip, Lane lane) {
     float products[8] = {0};
     uint32_t b[4];
     load_columns_b(b, rel_strip, lane);
     multiply(products, q_a, b);
     for (int e = 0; e < 8; e += 2) {
-        float *to = &ring[lane / 4 + e / 2 % 2 * 8][(strip + 2) % 2 * 16 + e / 4 * 8 + lane % 4 * 2];
-        *(float2 *)to = make_float2(products[e], products[e + 1]);
+        *(float2 *)(ring_at(rings, places.to[e / 4], turn) + e / 2 % 2 * 8 * RING_ROW) =
+            make_float2(products[e], products[e + 1]);
     }
 }
 
-// The scores of a patch (I, J) with diagonal = I - J. x comes as products with keys, pairs as the scores of the layer
-// below, and both leave as scores. high[r]: the largest of query g + 8 r, of those that this lane has met.
-__device__ inline void scores_of_patch(float *x, uint32_t *pairs, float *high, const float (*ring)[RING_ROW],
-                                       int diagonal, int lane) {
-    for (int e = 0; e < 8; e += 2) {
-        const int row = lane / 4 + e / 2 % 2 * 8, key = 4 * (lane % 4) + e / 4 * 2;
-        float below[2];
-        unpack_half(below, pairs[e / 2]);
-        for (int p = 0; p < 2; p++) {
-            const float relative = ring[row][(diagonal * 16 + row - key - p) & 31];
-            const bool future = diagonal == 0 && key + p > row;
-            x[e + p] = future ? -INFINITY : (x[e + p] + relative) * 0.25f + below[p];
-        }
-        pairs[e / 2] = pack_half(x[e], x[e + 1]); // the softmax is of what is stored
-        unpack_half(&x[e], pairs[e / 2]);
-        high[e / 2 % 2] = fmaxf(high[e / 2 % 2], fmaxf(x[e], x[e + 1]));
+// The scores of a patch (I, J) with diagonal = I - J, as they lie in memory. x is what does not depend on the distance,
+// and is used up. high[r]: of query g + 8 r the largest that this lane has met, of the
+// lower and of the upper keys.
+__device__ inline uint4 scores_of_patch(float *x, uint32_t *high, float *rings, const RingPlaces &places, int turn,
+                                        int diagonal, Lane lane) {
+    for (int e = 0; e < 2; e++) {
+        x[e] += ring_at(rings, places.from[e], turn)[0];
+        x[e + 2] += ring_at(rings, places.from[e + 2], turn)[0];
+        x[e + 4] += ring_at(rings, places.from[e + 2], 1 - turn)[-8 * RING_ROW];
+        x[e + 6] += ring_at(rings, places.from[e], turn)[8 * RING_ROW];
     }
+    for (int e = 0; e < 8 && diagonal == 0; e++) {
+        const int row = lane.g + e / 2 % 2 * 8, key = lane.c * 2 + e % 2 + e / 4 * 8;
+        if (key > row) x[e] = -INFINITY;
+    }
+    uint4 packed = {pack_half(x[0], x[4]), pack_half(x[2], x[6]), pack_half(x[1], x[5]), pack_half(x[3], x[7])};
+    high[0] = max_half(high[0], max_half(packed.x, packed.z));
+    high[1] = max_half(high[1], max_half(packed.y, packed.w));
+    return packed;
 }
 
 // The softmax of a strip of queries over the keys so far (Milakov and Gimelshein, Online normalizer calculation for
 // softmax, 2018): sum and attn are those of exp(scores - top). A lane holds those of queries g and g + 8.
 struct RunningSoftmax {
     float attn[8];        // [16][16] as a product gives it, not yet divided by the sum
-    float top[2], sum[2]; // the largest score; the lane's share of the sum
+    float top[2], sum[2]; // the largest score times log2(e); the lane's share of the sum
 };
 
 // Takes the largest of the lanes' high[] as top.
-__device__ inline void running_softmax_raise(RunningSoftmax *softmax, float *high) {
+__device__ inline void running_softmax_raise(RunningSoftmax *softmax, const uint32_t *high) {
     for (int r = 0; r < 2; r++) {
-        high[r] = fmaxf(high[r], __shfl_xor_sync(~0u, high[r], 1));
-        high[r] = fmaxf(high[r], __shfl_xor_sync(~0u, high[r], 2));
-        float shrink = __expf(softmax->top[r] - high[r]);
-        softmax->top[r] = high[r];
+        float score[2];
+        unpack_half(score, high[r]);
+        float top = fmaxf(score[0], score[1]);
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2)) * LOG2_E;
+        const float shrink = exp2_approx(softmax->top[r] - top);
+        softmax->top[r] = top;
         softmax->sum[r] *= shrink;
         for (int e = 2 * r; e < 8; e += 4) {
             softmax->attn[e] *= shrink;
@@ -724,39 +797,47 @@ __device__ inline void running_softmax_raise(RunningSoftmax *softmax, float *hig
     }
 }
 
-// Adds a patch: its scores x, which are used up, and the strip of values of its keys.
-__device__ inline void running_softmax_add(RunningSoftmax *softmax, float *x, __nv_bfloat16 *v_strip, int lane) {
+// Adds a patch: its scores, and the strip of values of its keys. The softmax is of the scores that are stored.
+__device__ inline void running_softmax_add(RunningSoftmax *softmax, uint4 scores, const __nv_bfloat16 *v_strip,
+                                           Lane lane) {
     uint32_t a[4], b[4];
+    float x[8];
+    unpack_scores(x, scores);
     for (int e = 0; e < 8; e++) {
-        x[e] = __expf(x[e] - softmax->top[e / 2 % 2]);
+        x[e] = exp2_approx(x[e] * LOG2_E - softmax->top[e / 2 % 2]);
         softmax->sum[e / 2 % 2] += x[e];
     }
     pack_a(a, x);
-    load_key_rows_b(b, v_strip, lane);
+    load_rows_b(b, v_strip, lane);
     multiply(softmax->attn, a, b);
 }
 
 // A block has 8 strips of queries of a head, a warp one of them. It goes through the strip's patches, four at a time.
-static __global__ void __launch_bounds__(256)
+static __global__ void __launch_bounds__(256, 3)
     attention_forward_16_kernel(__nv_bfloat16 *attn, __half *scores, float *log_sums, const __half *scores_below,
                                 const __nv_bfloat16 *qkv, const __nv_bfloat16 *rel, int heads, AttentionShape s) {
     await_previous_kernel();
     __shared__ __align__(16) __nv_bfloat16 k_rows[STAGED_ROWS * 16];
     __shared__ __align__(16) __nv_bfloat16 v_rows[STAGED_ROWS * 16];
     __shared__ __align__(16) __nv_bfloat16 rel_rows[STAGED_DISTANCES * 16];
-    __shared__ __align__(16) float rings[WARPS][STRIP][RING_ROW];
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, c = lane % 4, C3 = 3 * s.C;
+    __shared__ __align__(16) float rings[WARPS * STRIP * RING_ROW];
+    const Lane lane = this_lane();
+    const int warp = threadIdx.x / WARP, C3 = 3 * s.C;
     const int head_blocks = (s.strips + WARPS - 1) / WARPS, bh = blockIdx.x % heads;
     const int I0 = (head_blocks - 1 - blockIdx.x / heads) * WARPS, I = I0 + warp; // the longest first
     const int end = min(I0 + WARPS, s.strips);
     const __nv_bfloat16 *q = qkv + head_at(bh, C3, s), *k = q + s.C, *v = k + s.C;
-    float(*ring)[RING_ROW] = rings[warp];
     uint32_t q_a[4];
-    for (int i = 0; i < 4; i++) {
-        int t = I * STRIP + g + i % 2 * 8;
-        q_a[i] = t < s.T ? *(const uint32_t *)(q + (size_t)t * C3 + i / 2 * 8 + c * 2) : 0;
+    load_strip_a(q_a, q, C3, I * STRIP, s.T, lane);
+    for (uint32_t &pair : q_a) {
+        float x[2];
+        unpack_bf16(x, pair);
+        pair = pack(x[0] * 0.25f, x[1] * 0.25f); // scale, exact
     }
+    const uint4 *below = scores_below ? (const uint4 *)(scores_below + patch_at(bh, 0, 0, s)) : nullptr;
+    uint4 *scores_bh = (uint4 *)(scores + patch_at(bh, 0, 0, s));
     RunningSoftmax softmax = {{0}, {-INFINITY, -INFINITY}, {0, 0}};
+    uint32_t high[2] = {0xfc00fc00, 0xfc00fc00}; // minus infinity
     for (int J0 = 0; J0 < end; J0 += STAGED_ROWS / STRIP) {
         // Staged are strips J0..J_end-1 of keys and values, and strips rel0..end-J0-1 of distances.
         const int J_end = min(J0 + STAGED_ROWS / STRIP, end), rel0 = I0 - J_end;
@@ -767,161 +848,217 @@ static __global__ void __launch_bounds__(256)
         copies_arrived();
         __syncthreads();
         if (I >= s.strips) continue;
-        if (J0 == 0) ring_strip(ring, q_a, rel_rows + (I - rel0) * PATCH, I, lane);
-        for (int J = J0; J < min(J_end, I + 1); J += 4) {
-            const int n = min(4, min(J_end, I + 1) - J);
-            uint32_t pairs[4][4];
-            float x[4][8], high[2] = {softmax.top[0], softmax.top[1]};
+        const RingPlaces places = ring_places(lane);
+        if (J0 == 0) ring_strip(rings, places, 0, q_a, rel_rows + (I - rel0) * PATCH, lane);
+        const int count = min(J_end, I + 1) - J0;
+        const unsigned at = (I * (I + 1) / 2 + J0) * WARP + lane.id;
+        for (int j = 0; j < count; j += 4) { // strips J0 + j + i of keys, for which it is turn i % 2
+            uint4 packed[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                for (int p = 0; p < 4; p++) pairs[i][p] = 0;
-                if (scores_below && i < n) load_patch(pairs[i], scores_below + patch_at(bh, I, J + i, s), lane);
+                packed[i] = make_uint4(0, 0, 0, 0);
+                if (below && j + i < count) packed[i] = below[at + (j + i) * WARP];
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                for (int e = 0; e < 8; e++) x[i][e] = 0;
-                if (i < n) {
-                    const int diagonal = I - J - i;
+                if (j + i < count) {
+                    const int diagonal = I - J0 - j - i;
                     uint32_t b[4];
-                    ring_strip(ring, q_a, rel_rows + (diagonal - 1 - rel0) * PATCH, diagonal - 1, lane);
-                    load_key_columns_b(b, k_rows + (J + i - J0) * PATCH, lane);
-                    multiply(x[i], q_a, b);
+                    ring_strip(rings, places, 1 - i % 2, q_a, rel_rows + (diagonal - 1 - rel0) * PATCH, lane);
+                    float x[8];
+                    unpack_scores(x, packed[i]);
+                    load_columns_b(b, k_rows + (j + i) * PATCH, lane);
+                    multiply(x, q_a, b);
                     __syncwarp();
-                    scores_of_patch(x[i], pairs[i], high, ring, diagonal, lane);
-                    store_patch(scores + patch_at(bh, I, J + i, s), pairs[i], lane);
+                    packed[i] = scores_of_patch(x, high, rings, places, i % 2, diagonal, lane);
+                    scores_bh[at + (j + i) * WARP] = packed[i];
                     __syncwarp();
                 }
             }
             running_softmax_raise(&softmax, high);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                if (i < n) running_softmax_add(&softmax, x[i], v_rows + (J + i - J0) * PATCH, lane);
+                if (j + i < count) running_softmax_add(&softmax, packed[i], v_rows + (j + i) * PATCH, lane);
             }
         }
     }
     if (I >= s.strips) return;
+    const int t0 = keep(I) * STRIP; // and so not kept through the loop, where registers are short
     for (int r = 0; r < 2; r++) {
         softmax.sum[r] += __shfl_xor_sync(~0u, softmax.sum[r], 1);
         softmax.sum[r] += __shfl_xor_sync(~0u, softmax.sum[r], 2);
-        int t = I * STRIP + g + 8 * r;
-        if (c == 0 && t < s.T) log_sums[(size_t)bh * s.T + t] = softmax.top[r] + __logf(softmax.sum[r]);
+        const int t = t0 + lane.g + 8 * r;
+        if (lane.c == 0 && t < s.T)
+            log_sums[(size_t)bh * s.T + t] = softmax.top[r] * (1 / LOG2_E) + __logf(softmax.sum[r]);
         for (int e = 2 * r; e < 8; e += 4) {
             softmax.attn[e] /= softmax.sum[r];
             softmax.attn[e + 1] /= softmax.sum[r];
         }
     }
-    store_rows(attn + head_at(bh, s.C, s), s.C, I * STRIP, softmax.attn, 1, s.T, lane);
+    store_rows(attn + head_at(bh, s.C, s), s.C, t0, softmax.attn, 1, s.T, lane);
 }
 
-// dk, dv and dscores. A warp has a strip of keys and goes through its patches, from the diagonal down. It reads scores
-// and dscores_above once, and writes dscores; dscores may be dscores_above. Products over queries want a and dscores
-// transposed, so these go through tiles of shared memory, 16 x 16, of the warp's own.
+// Stages queries t0..t0+rows-1 of a head with dattn. sums[i]: of queries q and q + 8, the i-th such pair, first both
+// minus dattn . attn, then both minus log_sums to base 2.
+__device__ inline void stage_queries(__nv_bfloat16 *q_rows, __nv_bfloat16 *dattn_rows, float4 *sums,
+                                     const __nv_bfloat16 *dattn, Attention<__nv_bfloat16> act, int bh, int t0, int rows,
+                                     AttentionShape s) {
+    const __nv_bfloat16 *dattn_bh = dattn + head_at(bh, s.C, s), *attn_bh = act.attn + head_at(bh, s.C, s);
+    stage_rows(q_rows, act.qkv + head_at(bh, 3 * s.C, s), 3 * s.C, t0, rows, s.T, threadIdx.x, blockDim.x);
+    stage_rows(dattn_rows, dattn_bh, s.C, t0, rows, s.T, threadIdx.x, blockDim.x);
+    for (int i = threadIdx.x; i < rows; i += blockDim.x) {
+        const int t = t0 + i;
+        float dot = 0;
+        for (int d = 0; t < s.T && d < 16; d += 8) {
+            uint4 x4 = *(const uint4 *)(dattn_bh + (size_t)t * s.C + d);
+            uint4 y4 = *(const uint4 *)(attn_bh + (size_t)t * s.C + d);
+            const uint32_t pairs[2][4] = {{x4.x, x4.y, x4.z, x4.w}, {y4.x, y4.y, y4.z, y4.w}};
+            for (int p = 0; p < 4; p++) {
+                float x[2], y[2];
+                unpack_bf16(x, pairs[0][p]);
+                unpack_bf16(y, pairs[1][p]);
+                dot += x[0] * y[0] + x[1] * y[1];
+            }
+        }
+        float *to = (float *)&sums[i / 16 * 8 + i % 8] + i / 8 % 2;
+        to[0] = -dot;
+        to[2] = t < s.T ? -LOG2_E * act.log_sums[(size_t)bh * s.T + t] : -INFINITY; // then a = 0
+    }
+}
+
+// Tiles of dscores by distance: dscore (t, j) of query strip I is in row t % 16, column (t - j) % 16 of tile
+// I (I + 1) / 2 + (t - j) / 16. at[i]: where element i of a transposed patch goes, as its pairs of keys lie in memory,
+// in bytes from the tile of the patch's diagonal.
+struct DistancePlaces {
+    int at[8];
+};
+__device__ inline DistancePlaces distance_places(Lane lane) {
+    DistancePlaces places;
+    for (int i = 0; i < 8; i++) {
+        const int row = lane.c * 2 + i / 4 + i / 2 % 2 * 8, distance = row - (lane.g + i % 2 * 8);
+        const int at = row_half(row, distance >> 3 & 1) + (distance & 7) + (distance < 0 ? -PATCH : 0);
+        places.at[i] = keep(2 * at);
+    }
+    return places;
+}
+// On the diagonal there is no tile for the future.
+__device__ inline void store_by_distance(__nv_bfloat16 *tile, const uint32_t *pairs, DistancePlaces places,
+                                         bool diagonal) {
+    for (int i = 0; i < 8; i++) {
+        if (diagonal && places.at[i] < 0) continue;
+        *(unsigned short *)((char *)tile + places.at[i]) = (unsigned short)(pairs[i / 2] >> 16 * (i % 2));
+    }
+}
+
+struct KeyStrip {
+    float dk[8], dv[8]; // [16 keys][16]
+    uint32_t v[4];      // A operand
+};
+
+// Takes a warp's strip J of keys through the patches of strips I..I_end-1 of queries, staged from strip I0 on. It works
+// on patches transposed: dv += a^T dattn, dk += dscores^T q. scores, dscores_above and dscores are a head's; the scores
+// and dscores_above are read once, dscores may be dscores_above. BY_DISTANCE: dscores go to tiles, too.
+template <bool BY_DISTANCE>
+__device__ inline void key_strip_backward(KeyStrip *strip, __nv_bfloat16 *dscores, __nv_bfloat16 *tiles,
+                                          const __half *scores, const __nv_bfloat16 *dscores_above,
+                                          __nv_bfloat16 *q_rows, __nv_bfloat16 *dattn_rows, const float4 *sums, int J,
+                                          int I0, int I_end, Lane lane) {
+    DistancePlaces places;
+    if constexpr (BY_DISTANCE) places = distance_places(lane);
+    uint2 next_score[2], next_above[2] = {{0, 0}, {0, 0}};
+    auto fetch = [&](unsigned at) {
+        for (int i = 0; i < 2; i++) {
+            next_score[i] = ((const uint2 *)scores + at)[8 * i];
+            if (dscores_above) next_above[i] = ((const uint2 *)dscores_above + at)[8 * i];
+        }
+    };
+    int I = max(I0, J);
+    unsigned at = (I * (I + 1) / 2 + J) * (PATCH / 4) + 16 * lane.c + lane.g;
+    if (I < I_end) fetch(at);
+#pragma unroll 2
+    for (; I < I_end; I++) {
+        const uint2 score[2] = {next_score[0], next_score[1]}, above[2] = {next_above[0], next_above[1]};
+        const unsigned next = at + (I + 1) * (PATCH / 4);
+        if (I + 1 < I_end) fetch(next); // on its way during this one
+        __nv_bfloat16 *q_I = q_rows + (I - I0) * PATCH, *dattn_I = dattn_rows + (I - I0) * PATCH;
+        float4 sum[2];
+        float x[8], ds[8];
+        for (int i = 0; i < 2; i++) {
+            sum[i] = sums[(I - I0) * 8 + 2 * lane.c + i];
+            x[i] = x[i + 2] = sum[i].x;
+            x[i + 4] = x[i + 6] = sum[i].y;
+        }
+        uint32_t a[4], b[4], pairs[4];
+        load_columns_b(b, dattn_I, lane);
+        multiply(x, strip->v, b);     // dattn . v - dot
+        for (int i = 0; i < 4; i++) { // query 2c + i / 2 + 8 (i % 2), keys g and g + 8
+            const int e = i % 2 * 4 + i / 2;
+            const float log_sum = i % 2 ? sum[i / 2].w : sum[i / 2].z;
+            float s[2], more[2];
+            unpack_half(s, i % 2 ? score[i / 2].y : score[i / 2].x);
+            unpack_bf16(more, i % 2 ? above[i / 2].y : above[i / 2].x);
+            for (int k = 0; k < 2; k++) {
+                const float weight = exp2_approx(s[k] * LOG2_E + log_sum);
+                ds[e + 2 * k] = weight * x[e + 2 * k] + more[k];
+                x[e + 2 * k] = weight;
+            }
+            pairs[i] = pack(ds[e], ds[e + 2]);
+        }
+        uint2 *to = (uint2 *)dscores + at;
+        to[0] = make_uint2(pairs[0], pairs[1]);
+        to[8] = make_uint2(pairs[2], pairs[3]);
+        if constexpr (BY_DISTANCE) {
+            store_by_distance(tiles + (I * (I + 1) / 2 + I - J) * PATCH, pairs, places, I == J);
+        }
+        pack_a(a, x);
+        load_rows_b(b, dattn_I, lane);
+        multiply(strip->dv, a, b);
+        pack_a(a, ds);
+        load_rows_b(b, q_I, lane);
+        multiply(strip->dk, a, b);
+        at = next;
+    }
+}
+
+// dk, dv and dscores. A warp has a strip of keys and goes through its patches, from the diagonal down.
 static __global__ void __launch_bounds__(256)
-    attention_backward_keys_16_kernel(__nv_bfloat16 *dqkv, __nv_bfloat16 *dscores, const __half *scores,
-                                      const __nv_bfloat16 *dscores_above, const __nv_bfloat16 *dattn,
-                                      const __nv_bfloat16 *attn, const float *log_sums, const __nv_bfloat16 *qkv,
-                                      int heads, AttentionShape s) {
+    attention_backward_keys_16_kernel(__nv_bfloat16 *dqkv, __nv_bfloat16 *dscores, const __nv_bfloat16 *dscores_above,
+                                      const __nv_bfloat16 *dattn, Attention<__nv_bfloat16> act, int heads,
+                                      AttentionShape s) {
     await_previous_kernel();
     __shared__ __align__(16) __nv_bfloat16 q_rows[STAGED_ROWS * 16];
     __shared__ __align__(16) __nv_bfloat16 dattn_rows[STAGED_ROWS * 16];
-    __shared__ float log_sum[STAGED_ROWS];
-    __shared__ float dot[STAGED_ROWS];
-    __shared__ __align__(16) __nv_bfloat16 tiles[WARPS][2 * PATCH];
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, C3 = 3 * s.C;
+    __shared__ float4 sums[STAGED_ROWS / 2];
+    const Lane lane = this_lane();
+    const int warp = threadIdx.x / WARP, C3 = 3 * s.C;
     const int bh = blockIdx.x % heads, first = blockIdx.x / heads * WARPS, J = first + warp; // the longest first
-    const __nv_bfloat16 *q = qkv + head_at(bh, C3, s), *v = q + 2 * s.C;
-    const __nv_bfloat16 *dattn_bh = dattn + head_at(bh, s.C, s), *attn_bh = attn + head_at(bh, s.C, s);
-    __nv_bfloat16 *a_tile = tiles[warp], *ds_tile = a_tile + PATCH;
-    stage_rows(a_tile, v, C3, J * STRIP, STRIP, s.T, lane, WARP);
-    copies_arrived();
-    __syncwarp();
-    uint32_t v_b[4];
-    load_key_columns_b(v_b, a_tile, lane);
-    float dk[8] = {0}, dv[8] = {0};
+    const size_t at = patch_at(bh, 0, 0, s);
+    KeyStrip strip = {{0}, {0}, {0}};
+    load_strip_a(strip.v, act.qkv + head_at(bh, C3, s) + 2 * s.C, C3, J * STRIP, s.T, lane);
     for (int I0 = first; I0 < s.strips; I0 += STAGED_ROWS / STRIP) {
-        const int I_end = min(I0 + STAGED_ROWS / STRIP, s.strips), rows = (I_end - I0) * STRIP;
+        const int I_end = min(I0 + STAGED_ROWS / STRIP, s.strips);
         __syncthreads();
-        stage_rows(q_rows, q, C3, I0 * STRIP, rows, s.T, threadIdx.x, blockDim.x);
-        stage_rows(dattn_rows, dattn_bh, s.C, I0 * STRIP, rows, s.T, threadIdx.x, blockDim.x);
-        for (int i = threadIdx.x; i < rows; i += blockDim.x) {
-            const int t = I0 * STRIP + i;
-            float product = 0;
-            for (int d = 0; t < s.T && d < 16; d += 8) {
-                uint4 x4 = *(const uint4 *)(dattn_bh + (size_t)t * s.C + d);
-                uint4 y4 = *(const uint4 *)(attn_bh + (size_t)t * s.C + d);
-                const uint32_t pairs[2][4] = {{x4.x, x4.y, x4.z, x4.w}, {y4.x, y4.y, y4.z, y4.w}};
-                for (int p = 0; p < 4; p++) {
-                    float x[2], y[2];
-                    unpack_bf16(x, pairs[0][p]);
-                    unpack_bf16(y, pairs[1][p]);
-                    product += x[0] * y[0] + x[1] * y[1];
-                }
-            }
-            dot[i] = product;
-            log_sum[i] = t < s.T ? log_sums[(size_t)bh * s.T + t] : INFINITY; // then a = 0
-        }
+        stage_queries(q_rows, dattn_rows, sums, dattn, act, bh, I0 * STRIP, (I_end - I0) * STRIP, s);
         copies_arrived();
         __syncthreads();
-        uint32_t next_score[4], next_above[4] = {0, 0, 0, 0};
-        for (int I = max(I0, J); I < I_end; I++) {
-            const size_t at = patch_at(bh, I, J, s);
-            uint32_t score[4], above[4], a[4], b[4];
-            if (I == max(I0, J)) {
-                load_patch(next_score, scores + at, lane);
-                if (dscores_above) load_patch(next_above, dscores_above + at, lane);
-            }
-            for (int p = 0; p < 4; p++) {
-                score[p] = next_score[p];
-                above[p] = next_above[p];
-            }
-            if (I + 1 < I_end) { // the next patch is on its way during this one
-                const size_t next = patch_at(bh, I + 1, J, s);
-                load_patch(next_score, scores + next, lane);
-                if (dscores_above) load_patch(next_above, dscores_above + next, lane);
-            }
-            __nv_bfloat16 *q_I = q_rows + (I - I0) * PATCH, *dattn_I = dattn_rows + (I - I0) * PATCH;
-            float x[8] = {0}, ds[8];
-            load_rows_a(a, dattn_I, lane);
-            multiply(x, a, v_b);
-            for (int e = 0; e < 8; e += 2) {
-                const int row = (I - I0) * STRIP + g + e / 2 % 2 * 8;
-                const float log_sum_t = log_sum[row], dot_t = dot[row];
-                float score_tj[2], above_tj[2];
-                unpack_half(score_tj, score[e / 2]);
-                unpack_bf16(above_tj, above[e / 2]);
-                for (int p = 0; p < 2; p++) {
-                    float a_tj = __expf(score_tj[p] - log_sum_t);
-                    ds[e + p] = a_tj * (x[e + p] - dot_t) + above_tj[p];
-                    x[e + p] = a_tj;
-                }
-            }
-            pack_a(a, ds);
-            store_patch(dscores + at, a, lane);
-            store_tile(ds_tile, a, lane);
-            pack_a(a, x);
-            store_tile(a_tile, a, lane);
-            __syncwarp();
-            load_columns_a(a, a_tile, lane);
-            load_rows_b(b, dattn_I, lane);
-            multiply(dv, a, b);
-            load_columns_a(a, ds_tile, lane);
-            load_rows_b(b, q_I, lane);
-            multiply(dk, a, b);
-            __syncwarp();
-        }
+        key_strip_backward<false>(&strip, dscores + at, nullptr, act.scores + at,
+                                  dscores_above ? dscores_above + at : nullptr, q_rows, dattn_rows, sums, J, I0, I_end,
+                                  lane);
     }
-    __nv_bfloat16 *dk_bh = dqkv + head_at(bh, C3, s) + s.C;
-    store_rows(dk_bh, C3, J * STRIP, dk, 0.25f, s.T, lane);
-    store_rows(dk_bh + s.C, C3, J * STRIP, dv, 1, s.T, lane);
+    __nv_bfloat16 *dk = dqkv + head_at(bh, C3, s) + s.C;
+    store_rows(dk, C3, J * STRIP, strip.dk, 0.25f, s.T, lane);
+    store_rows(dk + s.C, C3, J * STRIP, strip.dv, 1, s.T, lane);
 }
 
 // A patch (I, J) of dscores by distance: [16 queries][32 distances], those of strips I - J - 1 and I - J. It is two
 // tiles, and row t, column j of the patch is at row t, column 16 + t - j of these. The other columns stay the zeros
 // that they are.
-__device__ inline void store_skewed(__nv_bfloat16 *skewed, const uint32_t *ds, int lane) {
+__device__ inline void store_skewed(__nv_bfloat16 *skewed, uint4 packed, Lane lane) {
+    uint32_t ds[4];
+    load_patch_a(ds, packed);
     for (int e = 0; e < 8; e++) {
-        int row = lane / 4 + e / 2 % 2 * 8, column = 16 + row - (lane % 4 * 4 + e / 4 * 2 + e % 2);
-        __nv_bfloat16 *half = row_half(skewed + column / 16 * PATCH, row, column / 8 % 2);
+        int row = lane.g + e / 2 % 2 * 8, column = 16 + row - (lane.c * 2 + e / 4 + e % 2 * 8);
+        __nv_bfloat16 *half = skewed + column / 16 * PATCH + row_half(row, column / 8 % 2);
         half[column % 8] = __ushort_as_bfloat16((unsigned short)(ds[e / 2] >> 16 * (e % 2)));
     }
 }
@@ -937,13 +1074,15 @@ static __global__ void __launch_bounds__(256)
     await_previous_kernel();
     __shared__ __align__(16) __nv_bfloat16 staged[(STAGED_ROWS + STAGED_DISTANCES) * 16];
     __shared__ __align__(16) __nv_bfloat16 skewed_tiles[WARPS][2 * PATCH];
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, C3 = 3 * s.C;
+    const Lane lane = this_lane();
+    const int warp = threadIdx.x / WARP, C3 = 3 * s.C;
     const int head_blocks = (s.strips + WARPS - 1) / WARPS, query_blocks = group_heads * head_blocks;
     const int group = blockIdx.x / (query_blocks + s.strips), role = blockIdx.x % (query_blocks + s.strips);
     __nv_bfloat16 *skewed = skewed_tiles[warp];
-    for (int i = lane; i < PATCH; i += WARP) ((uint32_t *)skewed)[i] = 0;
+    const uint4 *patches = (const uint4 *)dscores + lane.id; // a patch is 32 of them
+    for (int i = lane.id; i < PATCH; i += WARP) ((uint32_t *)skewed)[i] = 0;
     __syncwarp();
-    uint32_t ds[4], next_ds[4] = {0, 0, 0, 0}, a[4], b[4];
+    uint32_t a[4], b[4];
     if (role < query_blocks) {
         const int bh = group * group_heads + role % group_heads;
         const int I0 = (head_blocks - 1 - role / group_heads) * WARPS, I = I0 + warp, end = min(I0 + WARPS, s.strips);
@@ -960,12 +1099,11 @@ static __global__ void __launch_bounds__(256)
             __syncthreads();
             if (I >= s.strips) continue;
             for (int J = J0; J < min(J_end, I + 1); J++) {
-                if (J == J0) load_patch(next_ds, dscores + patch_at(bh, I, J, s), lane);
-                for (int p = 0; p < 4; p++) ds[p] = next_ds[p];
-                if (J + 1 < min(J_end, I + 1)) load_patch(next_ds, dscores + patch_at(bh, I, J + 1, s), lane);
+                const uint4 ds = patches[patch_at(bh, I, J, s) / 8];
                 store_skewed(skewed, ds, lane);
-                load_key_rows_b(b, k_rows + (J - J0) * PATCH, lane);
-                multiply(dq, ds, b);
+                load_patch_a(a, ds);
+                load_patch_rows_b(b, k_rows + (J - J0) * PATCH, lane);
+                multiply(dq, a, b);
                 __syncwarp();
                 for (int near = 1; near >= 0; near--) {
                     load_rows_a(a, skewed + (1 - near) * PATCH, lane);
@@ -978,24 +1116,16 @@ static __global__ void __launch_bounds__(256)
         if (I < s.strips) store_rows(dqkv + head_at(bh, C3, s), C3, I * STRIP, dq, 0.25f, s.T, lane);
     } else {
         const int diagonal = role - query_blocks;
-        __nv_bfloat16 *q_rows = staged + warp * 2 * PATCH; // two strips, in turn
+        __nv_bfloat16 *q_rows = staged + warp * PATCH;
         float near[8] = {0}, far[8] = {0};
         for (int bh = group * group_heads + warp; bh < min((group + 1) * group_heads, heads); bh += WARPS) {
             const __nv_bfloat16 *q = qkv + head_at(bh, C3, s);
-            stage_rows(q_rows + diagonal % 2 * PATCH, q, C3, diagonal * STRIP, STRIP, s.T, lane, WARP);
-            cp_async_commit();
-            load_patch(next_ds, dscores + patch_at(bh, diagonal, 0, s), lane);
             for (int I = diagonal; I < s.strips; I++) {
-                for (int p = 0; p < 4; p++) ds[p] = next_ds[p];
-                if (I + 1 < s.strips) {
-                    stage_rows(q_rows + (I + 1) % 2 * PATCH, q, C3, (I + 1) * STRIP, STRIP, s.T, lane, WARP);
-                    load_patch(next_ds, dscores + patch_at(bh, I + 1, I + 1 - diagonal, s), lane);
-                }
-                cp_async_commit();
-                store_skewed(skewed, ds, lane);
-                cp_async_wait<1>();
+                stage_rows(q_rows, q, C3, I * STRIP, STRIP, s.T, lane.id, WARP);
+                store_skewed(skewed, patches[patch_at(bh, I, I - diagonal, s) / 8], lane);
+                copies_arrived();
                 __syncwarp();
-                load_rows_b(b, q_rows + I % 2 * PATCH, lane);
+                load_rows_b(b, q_rows, lane);
                 load_columns_a(a, skewed, lane);
                 multiply(near, a, b);
                 load_columns_a(a, skewed + PATCH, lane);
@@ -1004,11 +1134,9 @@ static __global__ void __launch_bounds__(256)
             }
         }
         __syncthreads();
-        // [8 warps][near, far][16][16], each row with its columns in an order by which a warp's lie in different banks
-        float *sums = (float *)staged;
-        auto order = [](int row) { return (row >> 2 & 1) | (row << 2 & 8); };
+        float *sums = (float *)staged; // [8 warps][near, far][16][16]
         for (int e = 0; e < 8; e++) {
-            const int row = lane / 4 + e / 2 % 2 * 8, at = row * 16 + ((e / 4 * 8 + lane % 4 * 2 + e % 2) ^ order(row));
+            const int at = (lane.g + e / 2 % 2 * 8) * 16 + e / 4 * 8 + lane.c * 2 + e % 2;
             sums[warp * 2 * PATCH + at] = near[e];
             sums[(warp * 2 + 1) * PATCH + at] = far[e];
         }
@@ -1021,7 +1149,89 @@ static __global__ void __launch_bounds__(256)
             for (int w = 0; w < WARPS; w++) sum += sums[w * 2 * PATCH + i];
             size_t strip =
                 i < PATCH ? (size_t)(2 * group + 1) * s.strips + near_strip : (size_t)2 * group * s.strips + diagonal;
-            rel_partial[strip * PATCH + ((i % PATCH) ^ order(i / 16))] = sum * 0.25f;
+            rel_partial[strip * PATCH + i % PATCH] = sum * 0.25f;
+        }
+    }
+}
+
+// The backward of whole heads, where all of a head's dscores by distance fit into shared memory: the launch's only
+// kernel. A block has a group of heads, one after another, and a warp two strips w and 15 - w, together as long as any
+// other's: first of keys, for dk, dv and dscores as above; then of distances, for drel, which it sums over the heads;
+// last of queries, for dq. Beside the two kernels above it saves a launch, a reading of dscores and half of
+// the work by distance: dscores are sorted once, not twice, and a patch adds one tile of distances, not two.
+static __global__ void __launch_bounds__(256, 2)
+    attention_backward_16_kernel(__nv_bfloat16 *dqkv, float *rel_partial, __nv_bfloat16 *dscores,
+                                 const __nv_bfloat16 *dscores_above, const __nv_bfloat16 *dattn,
+                                 Attention<__nv_bfloat16> act, const __nv_bfloat16 *rel, int heads, int group_heads,
+                                 AttentionShape s) {
+    await_previous_kernel();
+    extern __shared__ __align__(16) unsigned char shared[];
+    __nv_bfloat16 *tiles = (__nv_bfloat16 *)shared, *q_rows = tiles + WHOLE_PATCHES * PATCH;
+    __nv_bfloat16 *k_rows = q_rows + WHOLE_STRIPS * PATCH, *dattn_rows = k_rows + WHOLE_STRIPS * PATCH;
+    __nv_bfloat16 *rel_rows = dattn_rows; // later
+    float4 *sums = (float4 *)(dattn_rows + WHOLE_STRIPS * PATCH);
+    const Lane lane = this_lane();
+    const int warp = threadIdx.x / WARP, C3 = 3 * s.C, rows = s.strips * STRIP;
+    const int first_bh = blockIdx.x * group_heads, end_bh = min(first_bh + group_heads, heads);
+    auto strip_of = [=](int i) { return i == 0 ? warp : WHOLE_STRIPS - 1 - warp; };
+    uint32_t a[4], b[4];
+    float drel[2][8] = {{0}, {0}};
+    for (int i = threadIdx.x; i < WHOLE_PATCHES * WARP; i += blockDim.x) ((uint4 *)tiles)[i] = make_uint4(0, 0, 0, 0);
+    for (int bh = first_bh; bh < end_bh; bh++) {
+        const __nv_bfloat16 *q = act.qkv + head_at(bh, C3, s), *k = q + s.C, *v = k + s.C;
+        __nv_bfloat16 *dq = dqkv + head_at(bh, C3, s), *dk = dq + s.C;
+        const size_t at = patch_at(bh, 0, 0, s);
+        __syncthreads();
+        stage_queries(q_rows, dattn_rows, sums, dattn, act, bh, 0, rows, s);
+        stage_rows(k_rows, k, C3, 0, rows, s.T, threadIdx.x, blockDim.x);
+        copies_arrived();
+        __syncthreads();
+        for (int i = 0; i < 2; i++) {
+            const int J = strip_of(i);
+            if (J >= s.strips) break;
+            KeyStrip strip = {{0}, {0}, {0}};
+            load_strip_a(strip.v, v, C3, J * STRIP, s.T, lane);
+            key_strip_backward<true>(&strip, dscores + at, tiles, act.scores + at,
+                                     dscores_above ? dscores_above + at : nullptr, q_rows, dattn_rows, sums, J, 0,
+                                     s.strips, lane);
+            store_rows(dk, C3, J * STRIP, strip.dk, 0.25f, s.T, lane);
+            store_rows(dk + s.C, C3, J * STRIP, strip.dv, 1, s.T, lane);
+        }
+        __syncthreads();
+        stage_distances(rel_rows, rel, 0, rows, s);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            for (int I = strip_of(i); I < s.strips; I++) {
+                load_columns_a(a, tiles + (I * (I + 1) / 2 + strip_of(i)) * PATCH, lane);
+                load_rows_b(b, q_rows + I * PATCH, lane);
+                multiply(drel[i], a, b);
+            }
+        }
+        copies_arrived();
+        __syncthreads();
+        for (int i = 0; i < 2; i++) {
+            const int I = strip_of(i);
+            if (I >= s.strips) break;
+            const uint4 *patches = (const uint4 *)(dscores + at + I * (I + 1) / 2 * PATCH) + lane.id;
+            float sum[8] = {0};
+            uint4 next_ds = patches[0];
+            for (int J = 0; J <= I; J++) {
+                load_patch_a(a, next_ds);
+                if (J < I) next_ds = patches[(J + 1) * WARP];
+                load_patch_rows_b(b, k_rows + J * PATCH, lane);
+                multiply(sum, a, b);
+                load_rows_a(a, tiles + (I * (I + 1) / 2 + J) * PATCH, lane); // J as a strip of distances
+                load_rows_b(b, rel_rows + J * PATCH, lane);
+                multiply(sum, a, b);
+            }
+            store_rows(dq, C3, I * STRIP, sum, 0.25f, s.T, lane);
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        if (strip_of(i) >= s.strips) break;
+        float *part = rel_partial + ((size_t)blockIdx.x * s.strips + strip_of(i)) * PATCH;
+        for (int e = 0; e < 8; e++) {
+            part[(lane.g + e / 2 % 2 * 8) * 16 + e / 4 * 8 + lane.c * 2 + e % 2] = drel[i][e] * 0.25f;
         }
     }
 }
@@ -1054,12 +1264,19 @@ static void attention_backward(Operand *dqkv, float *rel_partial, Operand *dscor
                                const Operand *dattn, Attention<Operand> act, const Operand *rel, int B,
                                AttentionShape s, cudaStream_t stream) {
     const int heads = B * s.NH, head_blocks = (s.strips + WARPS - 1) / WARPS;
-    const int group_heads = heads_of_group(B, s), groups = head_groups(B, s);
+    const int group_heads = heads_of_group<Operand>(B, s), groups = head_groups<Operand>(B, s);
     if constexpr (BF16<Operand>) {
         if (attention_on_tensor_cores<Operand>(s)) {
+            if (attention_of_whole_heads<Operand>(s)) {
+                matmul_prepare(attention_backward_16_kernel, WHOLE_BYTES);
+                attention_backward_16_kernel<<<groups, 32 * WARPS, WHOLE_BYTES, stream>>>(
+                    dqkv, rel_partial, dscores, dscores_above, dattn, act, rel, heads, group_heads, s);
+                LAUNCHED(attention_backward_16_kernel);
+                return;
+            }
             const int blocks = groups * (group_heads * head_blocks + s.strips);
             attention_backward_keys_16_kernel<<<head_blocks * heads, 32 * WARPS, 0, stream>>>(
-                dqkv, dscores, act.scores, dscores_above, dattn, act.attn, act.log_sums, act.qkv, heads, s);
+                dqkv, dscores, dscores_above, dattn, act, heads, s);
             LAUNCHED(attention_backward_keys_16_kernel);
             attention_backward_queries_16_kernel<<<blocks, 32 * WARPS, 0, stream>>>(dqkv, rel_partial, dscores, act.qkv,
                                                                                     rel, heads, group_heads, s);
@@ -1521,7 +1738,7 @@ static void gpt_carve(void *model, DeviceArena *arena) {
     Gpt<Operand> *m = (Gpt<Operand> *)model;
     const ModelConfig *config = &m->device.config;
     const int *sizes = config->sizes, B = config->B, C = sizes[GPT_WIDTH], F = sizes[GPT_HIDDEN];
-    const AttentionShape s = attention_shape(config->T, C, sizes[GPT_HEADS], sizes[GPT_REL]);
+    const AttentionShape s = attention_shape(config->T, C, sizes[GPT_HEADS], sizes[GPT_REL], m->device.shared_limit);
     const double R = (double)B * s.T, scores = (double)attention_scores_size(B, s);
     m->shape = s;
     m->block_rows = layernorm_block_rows(&m->device, B * s.T);

@@ -112,6 +112,7 @@ elif [ "$model" = gpt ]; then # any two of the values in a row's columns meet in
 257 1 fused fp32 rand
 257 1 odd bf16 fwd
 257 1 published bf16 fwd
+250 3 heads16 bf16 rand
 257 3 heads16 bf16 rev
 END
 else # any two, but T = 257 in the published width

@@ -22,7 +22,7 @@ static size_t place(int h, int t, int j, int T) {
     const int strips = T / STRIP, I = t / STRIP, J = j / STRIP;
     return ((size_t)h * (strips * (strips + 1) / 2) + I * (I + 1) / 2 + J) * PATCH + t % STRIP * STRIP + j % STRIP;
 }
-static size_t room(int T, int NH) { return attention_scores_size(1, attention_shape(T, NH * HS, NH, DISTANCES)); }
+static size_t room(int T, int NH) { return attention_scores_size(1, attention_shape(T, NH * HS, NH, DISTANCES, 0)); }
 
 static void run(Heads<bf16, __half> a, int T, int NH, cudaStream_t stream) {
     static float *log_sums; // what only this rung has, made in the first call
@@ -37,7 +37,7 @@ static void run(Heads<bf16, __half> a, int T, int NH, cudaStream_t stream) {
         cuda_check(cudaMemcpy(rel, rounded, sizeof rounded, cudaMemcpyHostToDevice));
     }
     const Attention<bf16> arrays = {(bf16 *)a.qkv, a.scores, log_sums, a.out};
-    attention_forward<bf16>(arrays, a.below, rel, 1, attention_shape(T, NH * HS, NH, DISTANCES), stream);
+    attention_forward<bf16>(arrays, a.below, rel, 1, attention_shape(T, NH * HS, NH, DISTANCES, 0), stream);
 }
 
 int main(int argc, char **argv) { return ladder_attention<bf16, __half>(argc, argv, place, room, run); }
