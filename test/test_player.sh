@@ -386,7 +386,7 @@ browse desktop 1280 800 drive_all.html#desktop
 songs=0
 for file in music/train/*.mid; do
     title=$(basename "$file" .mid)
-    od -An -v -tx1 "$file" | tr -d ' \n' >hex
+    od -An -v -tx1 "$title.mid" | tr -d ' \n' >hex
     sed -n "s/^MIDI $title //p" desktop.log | tr -d '\n' >downloaded
     check "the download of $title is the file" cmp -s hex downloaded
     songs=$((songs + 1))

@@ -37,31 +37,6 @@ static inline bool make_wav(TextBuffer *out, const Song *song, char *error) {
 
 // ---- a page of several songs
 
-static inline bool page_song(TextBuffer *out, const Song *song, const char *title, const char *settings, bool first,
-                             char *error) {
-    TextBuffer mid = {NULL, 0, 0, false};
-    if (!make_mid(&mid, song, error)) return false;
-    out->failed = out->failed || mid.failed;
-    const PlayerSong page = {.title = title,
-                             .settings = settings,
-                             .mid = (const uint8_t *)mid.bytes,
-                             .mid_size = mid.size,
-                             .notes = song->midi.notes,
-                             .from_prime = song->from_prime,
-                             .n_notes = song->midi.n_notes,
-                             .bars = song->lines,
-                             .n_bars = (size_t)song->n_lines,
-                             .pedals = song->midi.pedals,
-                             .n_pedals = song->midi.n_pedals,
-                             .tempo = &song->tempo,
-                             .prime_seconds = song_time(song, song->prime_end),
-                             .seconds = song_seconds(song),
-                             .bpm = 60 / (song->tempo.spans[song->tempo.n - 1].unit * QUARTER)};
-    const bool ok = player_song(out, &page, first, error);
-    free(mid.bytes);
-    return ok;
-}
-
 // Songs without a token, which were interrupted before their first note, are left out.
 static inline bool make_html(TextBuffer *out, const Song *songs, int n_songs, char *error) {
     bool first = true;
@@ -72,7 +47,7 @@ static inline bool make_html(TextBuffer *out, const Song *songs, int n_songs, ch
         if (!song->n) continue;
         snprintf(title, sizeof title, "%s, seed %llu", song->model_name, (unsigned long long)song->seed);
         snprintf(settings, sizeof settings, "%s\n%s", song->how, song->model);
-        if (!page_song(out, song, title, settings, first, error)) return false;
+        if (!player_song(out, song, title, settings, first, error)) return false;
         first = false;
     }
     player_close(out);

@@ -158,7 +158,7 @@ static bool add_song(TextBuffer *out, const Window *w, const Model *models, int 
              n_models > 1 ? " and " : "", n_models > 1 ? models[1].name : "", n_models > 1 ? "" : "s");
     player_open(out);
     song_finish(&song, false, &(Marks){.tempos = &tempo, .n_tempos = 1});
-    const bool ok = page_song(out, &song, name, settings, true, error);
+    const bool ok = player_song(out, &song, name, settings, true, error);
     player_close(out);
     out->size -= out->failed ? 0 : strlen(end);
     song.tokens = NULL; // the window's
