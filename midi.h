@@ -10,8 +10,8 @@ What it leaves out:
 - A file of 40 bytes can claim a piece of a billion steps: the limits MIDI_MAX_ below refuse such songs.
 
 What it promises: any bytes at all give a song, or one sentence that says what is wrong and at which byte; never a
-crash, never more than linear work (n log n for writing and decoding), never more memory than a fixed multiple of the
-file plus 150 MB at the limits. The same bytes give the same tokens on every machine.
+crash, never more than n log n work, never more memory than a fixed multiple of the file plus 150 MB at the limits. The
+same bytes give the same tokens on every machine.
 
 BUILD  In one C11 or C++ file:
 
@@ -867,17 +867,9 @@ MIDI_DEF int64_t midi_steps(int64_t tick, int division) {
     return whole + (rest > 0.5 || (rest == 0.5 && whole % 2 == 1));
 }
 
-// Sorts by the lowest 36 bits, 12 at a time; `spare` has room for n as well. The result is in *keys.
-static void midi__sort(uint64_t **keys, uint64_t **spare, size_t n) {
-    for (int shift = 0; shift < 36; shift += 12) {
-        size_t start[4097] = {0};
-        for (size_t i = 0; i < n; i++) start[((*keys)[i] >> shift & 4095) + 1]++;
-        for (int digit = 0; digit < 4096; digit++) start[digit + 1] += start[digit];
-        for (size_t i = 0; i < n; i++) (*spare)[start[(*keys)[i] >> shift & 4095]++] = (*keys)[i];
-        uint64_t *sorted = *spare;
-        *spare = *keys;
-        *keys = sorted;
-    }
+static int midi__piece_before(const void *left, const void *right) {
+    uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
+    return a < b ? -1 : a > b;
 }
 
 // Sets lines[step] = 1 for every bar line; lines has steps + 1 bytes. Each time signature rules until the next one in
@@ -1009,15 +1001,14 @@ MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, mid
     }
 
     uint8_t *lines = (uint8_t *)MIDI_MALLOC((size_t)end + 1);
-    uint64_t *both = (uint64_t *)MIDI_MALLOC((2 * n_pieces + 1) * sizeof *both);
+    uint64_t *pieces = (uint64_t *)MIDI_MALLOC((n_pieces + 1) * sizeof *pieces);
     uint8_t *stream = (uint8_t *)MIDI_MALLOC(3 * n_pieces + 2 * (size_t)end + 1);
-    int done = lines && both && stream ? 1 : midi__no_memory(error);
+    int done = lines && pieces && stream ? 1 : midi__no_memory(error);
     if (done) {
         memset(lines, 0, (size_t)end + 1);
         done = midi__bar_lines(song, end, lines, error);
     }
     if (done) {
-        uint64_t *pieces = both, *spare = both + n_pieces;
         size_t k = 0;
         for (size_t i = 0; i < song->n_notes; i++) {
             const midi_note *note = &song->notes[i];
@@ -1028,14 +1019,14 @@ MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, mid
                 pieces[k++] = (uint64_t)time << 12 | pitch << 5 | ((duration < 32 ? duration : 32) - 1);
             }
         }
-        midi__sort(&pieces, &spare, n_pieces);
+        qsort(pieces, n_pieces, sizeof *pieces, midi__piece_before);
         *n = midi__merge(lines, end, pieces, n_pieces, stream, &report->bars);
         *tokens = (uint8_t *)MIDI_REALLOC(stream, *n + 1); // smaller, so it may fail
         if (!*tokens) *tokens = stream;
         stream = NULL;
     }
     MIDI_FREE(lines);
-    MIDI_FREE(both);
+    MIDI_FREE(pieces);
     MIDI_FREE(stream);
     return done;
 }
