@@ -60,35 +60,6 @@ typedef struct {
     size_t changed, copies, transposed;           // pieces; transposed: another one in a different key
 } Tally;
 
-// Prints a name with what could disturb a terminal, control characters and what is not UTF-8, as %XX.
-static void print_name(FILE *out, const char *name) {
-    size_t left = strlen(name);
-    while (left > 0) {
-        int length = utf8_length(name, left);
-        const bool harmless = shown_length(name, left);
-        if (length == 0) length = 1;
-        for (int i = 0; i < length; i++) fprintf(out, harmless ? "%c" : "%%%02X", (unsigned char)name[i]);
-        name += length;
-        left -= (size_t)length;
-    }
-}
-
-static int complain(const char *path, const char *sentence) { // returns the exit status
-    fflush(stdout);
-    fprintf(stderr, "prepare_music: ");
-    print_name(stderr, path);
-    fprintf(stderr, "%s%s\n", *path ? ": " : "", sentence);
-    return 1;
-}
-
-static void line(const char *what, const char *path, const char *why, const char *other_path) {
-    printf("%s ", what);
-    print_name(stdout, path);
-    printf(": %s", why);
-    print_name(stdout, other_path);
-    printf("\n");
-}
-
 // ---- finding the files
 
 static bool is_midi_name(const char *name) {
@@ -112,6 +83,8 @@ typedef struct {
     size_t others; // files with other names
 } Search;
 
+static void print_skipped(const Entry *entry) { print_line(stdout, "skipped %s: %s", entry->path, entry->problem); }
+
 static void add_entry(Search *search, char *path, const char *problem) {
     search->entries = must_have(realloc(search->entries, (search->n + 1) * sizeof(Entry)));
     search->entries[search->n].path = path;
@@ -125,8 +98,8 @@ static bool of_one_file(int code) {
            code == ENAMETOOLONG || code == EOVERFLOW; // too large for 32 bits
 }
 
-// Frees relative. False (with a sentence on stderr) if the run must end.
-static bool search_folder(Search *search, const char *root, char *relative) {
+// Frees relative. False, and a sentence, if the run must end.
+static bool search_folder(Search *search, const char *root, char *relative, char *error) {
     const Path path = path_join(root, relative);
     DIR *folder = opendir(path.text);
     struct dirent *item;
@@ -154,28 +127,30 @@ static bool search_folder(Search *search, const char *root, char *relative) {
     if (folder && !problem) problem = errno;
     char why[200];
     snprintf(why, sizeof why, "this folder cannot be searched: %s", strerror(problem));
-    bool good = !problem || of_one_file(problem) || complain(path.text, why) == 0;
+    bool good = !problem || of_one_file(problem) || fail(error, "%s: %s", path.text, why);
     if (good && problem) add_entry(search, must_have(strdup(*relative ? relative : ".")), why);
     if (folder) closedir(folder);
     free(relative);
     return good;
 }
 
-// All MIDI files below the root, sorted; false (with a sentence on stderr) if there is none, or the run must end.
-static bool find_files(const char *root, Search *search) {
+// All MIDI files below the root, sorted; false, and a sentence, if there is none, or the run must end.
+static bool find_files(const char *root, Search *search, char *error) {
     memset(search, 0, sizeof *search);
     struct stat status;
-    if (stat(root, &status)) return !complain(root, strerror(errno));
-    if (!S_ISDIR(status.st_mode)) return !complain(root, "is not a folder; give a folder of MIDI files");
-    bool good = search_folder(search, root, must_have(strdup("")));
-    while (good && search->n_folders > 0) good = search_folder(search, root, search->folders[--search->n_folders]);
+    if (stat(root, &status)) return fail(error, "%s: %s", root, strerror(errno));
+    if (!S_ISDIR(status.st_mode)) return fail(error, "%s: is not a folder; give a folder of MIDI files", root);
+    bool good = search_folder(search, root, must_have(strdup("")), error);
+    while (good && search->n_folders > 0) {
+        good = search_folder(search, root, search->folders[--search->n_folders], error);
+    }
     if (!good) return false;
     if (search->n > 0) qsort(search->entries, search->n, sizeof(Entry), by_path);
     for (size_t i = 0; i < search->n; i++) {
         if (is_midi_name(search->entries[i].path)) return true;
     }
-    for (size_t i = 0; i < search->n; i++) line("skipped", search->entries[i].path, search->entries[i].problem, "");
-    return !complain(root, "holds no MIDI files (.mid .midi .kar .rmi)");
+    for (size_t i = 0; i < search->n; i++) print_skipped(&search->entries[i]);
+    return fail(error, "%s: holds no MIDI files (.mid .midi .kar .rmi)", root);
 }
 
 static void free_search(Search *search) {
@@ -281,27 +256,30 @@ static bool read_piece(const char *path, const Choices *choices, Piece *piece, T
     return good;
 }
 
-// Appends the piece in a file and prints how it is changed, or why it is skipped. False if the run must end.
-static bool add_piece(Corpus *corpus, const char *root, const char *name, bool test, const Choices *choices,
-                      Tally *all) {
+// Appends the piece in a file and prints how it is changed, or why it is skipped. False, and a sentence, if the run
+// must end.
+static bool add_piece(Corpus *corpus, const char *root, const char *name, bool test, const Choices *choices, Tally *all,
+                      char *error) {
     Piece piece = {.test = test};
     char changes[CHANGES_SIZE] = "";
     const Path path = path_join(root, name);
     midi_error problem;
     bool good = read_piece(path.text, choices, &piece, all, changes, &problem), transposed = false;
-    bool failed = !good && problem.code && !of_one_file(problem.code);
-    if (failed) complain(path.text, problem.text);
-    if (!good && !failed) line("skipped", name, problem.text, "");
-    if (!good) return !failed;
+    if (!good && problem.code && !of_one_file(problem.code)) return fail(error, "%s: %s", path.text, problem.text);
+    if (!good) {
+        print_line(stdout, "skipped %s: %s", name, problem.text);
+        return true;
+    }
     piece.tune = tune_of(piece.tokens, piece.n_tokens);
     const Piece *copy = find_copy(corpus, &piece, &transposed);
     all->copies += copy != NULL;
     if (copy && !choices->keep_copies) {
-        line("skipped", name, copy->test == test ? "a copy of " : "a copy of the training folder's ", copy->name);
+        print_line(stdout, "skipped %s: a copy of %s%s", name, copy->test == test ? "" : "the training folder's ",
+                   copy->name);
         MIDI_FREE(piece.tokens);
         return true;
     }
-    if (*changes) line("changed", name, changes, "");
+    if (*changes) print_line(stdout, "changed %s: %s", name, changes);
     all->changed += *changes != 0;
     all->transposed += transposed && !copy;
     piece.name = must_have(strdup(name));
@@ -316,34 +294,33 @@ static bool add_piece(Corpus *corpus, const char *root, const char *name, bool t
 static void print_summary(const char *root, const Search *search, size_t kept, const Tally *all,
                           const Choices *choices) {
     char changes[CHANGES_SIZE] = "";
-    print_name(stdout, root);
-    printf(": %zu files, %zu kept (%zu of them changed), %zu skipped, %zu of other kinds\n", search->n + search->others,
-           kept, all->changed, search->n - kept, search->others);
+    print_line(stdout, "%s: %zu files, %zu kept (%zu of them changed), %zu skipped, %zu of other kinds", root,
+               search->n + search->others, kept, all->changed, search->n - kept, search->others);
     note_notes(changes, all, choices, true);
     note_change(changes, "files whose sustain pedal is ignored", all->pedals, 0);
     note_change(changes, choices->keep_copies ? "copies kept" : "copies left out", all->copies, 0);
     note_change(changes, "pieces that are others in a different key", all->transposed, kept);
-    print_name(stdout, root);
-    printf(": %zu notes%s%s\n", all->notes, *changes ? "; " : "", changes);
+    print_line(stdout, "%s: %zu notes%s%s", root, all->notes, *changes ? "; " : "", changes);
 }
 
-// Appends the pieces of a folder, as training or test pieces; false (with a sentence on stderr) if there are none.
-static bool add_folder(Corpus *corpus, const char *root, bool test, const Choices *choices) {
+// Appends the pieces of a folder, as training or test pieces; false, and a sentence, if there are none.
+static bool add_folder(Corpus *corpus, const char *root, bool test, const Choices *choices, char *error) {
     Search search;
     Tally all = {0};
     size_t before = corpus->n;
-    bool good = find_files(root, &search);
+    bool good = find_files(root, &search, error);
     for (size_t i = 0; good && i < search.n; i++) {
         const Entry *entry = &search.entries[i];
-        if (entry->problem) line("skipped", entry->path, entry->problem, "");
-        if (!entry->problem) good = add_piece(corpus, root, entry->path, test, choices, &all);
+        if (entry->problem) print_skipped(entry);
+        if (!entry->problem) good = add_piece(corpus, root, entry->path, test, choices, &all, error);
     }
     if (good) {
         print_summary(root, &search, corpus->n - before, &all, choices);
-        if (corpus->n == before) complain(root, "none of its MIDI files can be used; the lines above say why");
+        good =
+            corpus->n > before || fail(error, "%s: none of its MIDI files can be used; the lines above say why", root);
     }
     free_search(&search);
-    return good && corpus->n > before;
+    return good;
 }
 
 // ---- writing the datasets
@@ -455,17 +432,19 @@ static bool save_both(const Corpus *corpus, const char *out, char *error) {
 
 // ---- the command line
 
-static int print_tokens(const char *path, const Choices *choices) {
+static bool print_tokens(const char *path, const Choices *choices, char *error) {
     midi_song song;
-    midi_error error;
+    midi_error problem;
     midi_report report;
     Piece piece;
-    if (!encode(path, choices, &song, &piece, &report, &error)) return complain(path, error.text);
-    if (piece.n_tokens == 0 && !midi_usable(&song, &report, &error)) complain(path, error.text);
+    if (!encode(path, choices, &song, &piece, &report, &problem)) return fail(error, "%s: %s", path, problem.text);
+    if (piece.n_tokens == 0 && !midi_usable(&song, &report, &problem)) {
+        print_line(stderr, "prepare_music: %s: %s", path, problem.text);
+    }
     for (size_t i = 0; i < piece.n_tokens; i++) printf("%d\n", piece.tokens[i]);
     MIDI_FREE(piece.tokens);
     midi_free(&song);
-    return 0;
+    return true;
 }
 
 static const char before_flags[] =
@@ -505,7 +484,7 @@ int main(int argc, char **argv) {
     if (good && tokens) {
         good = (!folders.n && !splits && !out_flag->given && !copies_flag->given) ||
                fail(error, "--tokens %.60s: it goes with nothing else but --keep-short and --no-drums", tokens);
-        return program_end("prepare_music", good ? print_tokens(tokens, &choices) : 2, error);
+        return program_end("prepare_music", good ? !print_tokens(tokens, &choices, error) : 2, error);
     }
     if (good && folders.n == 0) {
         good = fail(error, "give a folder of MIDI files, or two, for training and for testing; --help says more");
@@ -517,10 +496,11 @@ int main(int argc, char **argv) {
 
     static Corpus corpus;
     for (int i = 0; i < folders.n && status == 0; i++) {
-        status = !add_folder(&corpus, folders.list[i], i == 1, &choices);
+        status = !add_folder(&corpus, folders.list[i], i == 1, &choices, error);
     }
     if (status == 0 && folders.n == 1 && corpus.n < 2) {
-        status = complain(folders.list[0], "holds only one piece; two are needed, one to train on and one to test on");
+        status = !fail(error, "%s: holds only one piece; two are needed, one to train on and one to test on",
+                       folders.list[0]);
     }
     if (status == 0 && folders.n == 1) split(&corpus, test, seed);
     if (status == 0 && !save_both(&corpus, out, error)) status = 1;
