@@ -619,9 +619,9 @@ static void check_resume_state(Tensors *list) {
 static void check_gpt_files(Sizes size) {
     static Tensors list;
     make_tensors(&list, size);
-    check_bad(&list, "emb.weight", 0, "bad.safetensors: tensor 'emb.weight' of a Transformer is missing\n");
-    check_bad(&list, "layers.0.attn.rel", 0, "tensor 'layers.0.attn.rel' of a Transformer is missing\n");
-    check_bad(&list, "layers.0.fc1.weight", 0, "tensor 'layers.0.fc1.weight' of a Transformer is missing\n");
+    check_bad(&list, "emb.weight", 0, "bad.safetensors: tensor 'emb.weight' [any, any] is missing\n");
+    check_bad(&list, "layers.0.attn.rel", 0, "tensor 'layers.0.attn.rel' [any, any] is missing\n");
+    check_bad(&list, "layers.0.fc1.weight", 0, "tensor 'layers.0.fc1.weight' [any, any] is missing\n");
     check_bad(&list, "head.bias", 0, "bad.safetensors: tensor 'head.bias' [153] is missing\n");
     check_bad(&list, "layers.0.attn.qkv.weight", 0, "missing");
     check_bad(&list, "layers.1.attn.qkv.weight", 0, "missing");
@@ -643,8 +643,8 @@ static void check_gpt_files(Sizes size) {
 static void check_lstm_files(LstmSizes size) {
     static Tensors list;
     make_lstm_tensors(&list, size, 1);
-    check_bad(&list, "emb.weight", 0, "bad.safetensors: tensor 'emb.weight' of an LSTM is missing\n");
-    check_bad(&list, "lstm.weight_hh_l0", 0, "bad.safetensors: tensor 'lstm.weight_hh_l0' of an LSTM is missing\n");
+    check_bad(&list, "emb.weight", 0, "bad.safetensors: tensor 'emb.weight' [any, any] is missing\n");
+    check_bad(&list, "lstm.weight_hh_l0", 0, "bad.safetensors: tensor 'lstm.weight_hh_l0' [any, any] is missing\n");
     check_bad(&list, "lstm.weight_ih_l1", 0, "tensor 'lstm.weight_ih_l1' [80, 20] is missing\n");
     check_bad(&list, "lstm.weight_hh_l1", 0, "missing");
     check_bad(&list, "lstm.bias_hh_l1", 0, "tensor 'lstm.bias_hh_l1' [80] is missing\n");

@@ -188,6 +188,31 @@ static inline bool model_read(StFile *file, const char *path, char *error) {
     return false;
 }
 
+// The tensor of floating point that has this name and shape, where a size of -N may be any from 1 to N. NULL, and a
+// sentence: it is missing or is another.
+static inline const StTensor *model_tensor(const StFile *file, const char *name, int rank, const int64_t *shape,
+                                           char *error) {
+    const StTensor *tensor = st_find(file, name);
+    char has[200], needs[200];
+    bool same = tensor && tensor->rank == rank;
+    for (int d = 0; same && d < rank; d++) {
+        const int64_t size = tensor->shape[d];
+        same = shape[d] < 0 ? size >= 1 && size <= -shape[d] : size == shape[d];
+    }
+    st_shape_text(needs, rank, shape);
+    if (!tensor) {
+        fail(error, "tensor '%s' %s is missing", name, needs);
+    } else if (!same) {
+        fail(error, "tensor '%s' has the shape %s instead of %s", name, st_shape_text(has, tensor->rank, tensor->shape),
+             needs);
+    } else if (!st_is_float(tensor)) {
+        fail(error, "tensor '%s' is %s instead of floating point", name, st_type_name(tensor->type));
+    } else {
+        return tensor;
+    }
+    return NULL;
+}
+
 // The layers of a model in a file: 1 + the largest number behind `mark` in the names of tensors that begin with `kind`,
 // or 0. A layer counts if it has any of its tensors, so that the others, if they are missing, are missed.
 static inline int count_layers(const StFile *file, const char *kind, const char *mark) {

@@ -27,19 +27,13 @@ static inline bool lstm_check_sizes(const ModelConfig *config, char *error) { re
 
 // The sizes of a model file, from its tensors' names and shapes.
 static inline bool lstm_sizes_of_file(const StFile *file, int *sizes, char *error) {
-    const char *names[] = {"emb.weight", "lstm.weight_hh_l0"};
-    for (int i = 0; i < 2; i++) { // their columns are the embedding's width and the units
-        const StTensor *tensor = st_find(file, names[i]);
-        if (!tensor && st_find(file, "layers.0.attn.rel")) {
-            return fail(error, "it holds a Transformer; that is for train_gpt_music");
-        }
-        if (!tensor) return fail(error, "tensor '%s' of an LSTM is missing", names[i]);
-        if (tensor->rank != 2) return fail(error, "tensor '%s' has %d dimensions instead of 2", names[i], tensor->rank);
-        if (tensor->shape[1] < 1 || tensor->shape[1] > 1 << 16) {
-            return fail(error, "tensor '%s' has a dimension of %lld", names[i], (long long)tensor->shape[1]);
-        }
-        sizes[i == 0 ? LSTM_EMBED : LSTM_WIDTH] = (int)tensor->shape[1];
-    }
+    static const int64_t any[] = {-(1 << 18), -(1 << 16)};
+    if (st_find(file, "layers.0.attn.rel")) return fail(error, "it holds a Transformer; that is for train_gpt_music");
+    const StTensor *emb = model_tensor(file, "emb.weight", 2, any, error);
+    const StTensor *hh = emb ? model_tensor(file, "lstm.weight_hh_l0", 2, any, error) : NULL;
+    if (!hh) return false;
+    sizes[LSTM_EMBED] = (int)emb->shape[1];
+    sizes[LSTM_WIDTH] = (int)hh->shape[1];
     sizes[LSTM_LAYERS] = count_layers(file, "lstm.", "_l");
     return layers_check(sizes[LSTM_LAYERS], &lstm_size_flags[LSTM_LAYERS], error);
 }

@@ -28,26 +28,15 @@ static const char *const state_prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_
 // have this build's type, because rounding them would not continue the same run. NULL, and a sentence, where it is
 // missing or has another shape or type.
 static inline const StTensor *params_find(TrainRun *run, int k, const ParamTensor *want) {
-    const char *path = run->weights_path;
-    char name[96], has[200], needs[200];
+    char name[96];
     snprintf(name, sizeof name, "%s%s", state_prefixes[k], want->name);
-    const StTensor *found = st_find(&run->weights, name);
-    st_shape_text(needs, want->rank, want->shape);
-    bool same = found && found->rank == want->rank;
-    for (int i = 0; same && i < want->rank; i++) same = found->shape[i] == want->shape[i];
-    if (!found) {
-        fail(run->error, "%s: tensor '%s' %s is missing", path, name, needs);
-    } else if (!same) {
-        fail(run->error, "%s: tensor '%s' has the shape %s instead of %s", path, name,
-             st_shape_text(has, found->rank, found->shape), needs);
-    } else if (run->o.resume && found->type != REAL_TYPE) {
-        fail(run->error, "%s: tensor '%s' is %s, and this build can only go on with %s", path, name,
-             st_type_name(found->type), st_type_name(REAL_TYPE));
-    } else if (!st_is_float(found)) {
-        fail(run->error, "%s: tensor '%s' is %s instead of floating point", path, name, st_type_name(found->type));
-    } else {
-        return found;
+    const StTensor *found = model_tensor(&run->weights, name, want->rank, want->shape, run->error);
+    if (found && (!run->o.resume || found->type == REAL_TYPE)) return found;
+    if (found) {
+        fail(run->error, "tensor '%s' is %s, and this build can only go on with %s", name, st_type_name(found->type),
+             st_type_name(REAL_TYPE));
     }
+    fail(run->error, "%s: %s", run->weights_path, run->error);
     return NULL;
 }
 

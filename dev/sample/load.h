@@ -67,28 +67,14 @@ static inline bool load_sizes(Loader *from, bool (*sizes_of_file)(const StFile *
 // A name is what `format` says of the layer, and then the part: "layers.%d.fc1", 3, ".bias".
 static inline const StTensor *load_tensor(Loader *from, int rank, int64_t rows, int64_t cols, const char *format,
                                           int layer, const char *part) {
-    const int64_t want[2] = {rows ? rows : -1, cols ? cols : -1};
-    char name[80], has[200], needs[200];
+    const int64_t want[2] = {rows ? rows : -(1 << 20), cols ? cols : -(1 << 20)};
+    char name[80];
     if (!from->ok) return NULL;
     snprintf(name, sizeof name, format, layer);
     strcat(name, part);
-    const StTensor *tensor = st_find(from->file, name);
-    bool right = tensor && tensor->rank == rank;
-    for (int d = 0; right && d < rank; d++) {
-        int64_t size = tensor->shape[d];
-        right = size >= 1 && size <= 1 << 20 && (want[d] < 0 || size == want[d]);
-    }
-    const char *need = st_shape_text(needs, rank, want);
-    if (!tensor) {
-        from->ok = fail(from->error, "%s: tensor '%s' %s is missing", from->path, name, need);
-    } else if (!right) {
-        from->ok = fail(from->error, "%s: tensor '%s' has the shape %s instead of %s", from->path, name,
-                        st_shape_text(has, tensor->rank, tensor->shape), need);
-    } else if (!st_is_float(tensor)) {
-        from->ok = fail(from->error, "%s: tensor '%s' is %s instead of floating point", from->path, name,
-                        st_type_name(tensor->type));
-    }
-    return from->ok ? tensor : NULL;
+    const StTensor *tensor = model_tensor(from->file, name, rank, want, from->error);
+    from->ok = tensor || fail(from->error, "%s: %s", from->path, from->error);
+    return tensor;
 }
 
 // Row `row` of a tensor of so many rows becomes this row of the matrix in memory.
