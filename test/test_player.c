@@ -15,8 +15,8 @@ static char error[ERROR_SIZE];
 static const char odd_title[] =
     "</script><script>alert(1)</script> <!-- & \" ' \\ \xff\xc3 \xf0\x9f\x8e\xb9 \x01\r\n\x7f end";
 static const char odd_seen[] = // as JSON
-    "\"\\u003c/script\\u003e\\u003cscript\\u003ealert(1)\\u003c/script\\u003e \\u003c!-- \\u0026 \\u0022 ' \\u005c "
-    "\\ufffd\\ufffd \xf0\x9f\x8e\xb9 \\u0001\\u000d\\u000a\\u007f end\"";
+    "\"\\u003c/script\\u003e\\u003cscript\\u003ealert(1)\\u003c/script\\u003e \\u003c!-- \\u0026 \\\" ' \\\\ "
+    "\\ufffd\\ufffd \xf0\x9f\x8e\xb9 \\u0001\\u000d\\n\\u007f end\"";
 
 typedef struct {
     Song song;
@@ -100,7 +100,7 @@ static void test_page(void) {
     CHECK(count(page.bytes, "</script") == count(player_page, "</script"), "the end of a script too many");
     CHECK(!strstr(page.bytes, "An example"), "the example is still there");
     CHECK(data && strstr(data, odd_seen), "the title is not what it should be");
-    CHECK(data && strstr(data, "\"settings\":\"seed 7\\u000amodel a\",\"bpm\":12500,\"prime\":0.125,\"seconds\":1240,\n"
+    CHECK(data && strstr(data, "\"settings\":\"seed 7\\nmodel a\",\"bpm\":12500,\"prime\":0.125,\"seconds\":1240,\n"
                                "\"bars\":[0,2,1234.5],\n"),
           "settings, numbers and bars");
     CHECK(data && strstr(data, "{\"title\":\"\",\"settings\":\"\",\"bpm\":60,\"prime\":0,\"seconds\":0,\n\"bars\":[],\n"

@@ -436,21 +436,6 @@ static inline StTensor st_tensor(const char *name, StType type, int rank, const 
     return tensor;
 }
 
-static inline void st_add_string(TextBuffer *buffer, const char *string) { // quoted and escaped
-    text_add(buffer, "\"", 1);
-    for (; *string; string++) {
-        if (*string == '"' || *string == '\\') text_add(buffer, "\\", 1);
-        if (*string == '\n') {
-            text_add(buffer, "\\n", 2);
-        } else if ((unsigned char)*string < 32) {
-            text_print(buffer, "\\u%04x", (unsigned)*string);
-        } else {
-            text_add(buffer, string, 1);
-        }
-    }
-    text_add(buffer, "\"", 1);
-}
-
 // The place of a tensor in the file: larger elements first, so that all are aligned without gaps, then by name.
 static inline int st_by_size(const void *a, const void *b) {
     const StTensor *x = (const StTensor *)a, *y = (const StTensor *)b;
@@ -469,9 +454,9 @@ static inline bool st_make_header(TextBuffer *out, const char *path, StTensor *t
                         meta[i].key);
         }
         text_print(out, i ? ",\n" : "\"__metadata__\":{");
-        st_add_string(out, meta[i].key);
+        text_json(out, meta[i].key, "");
         text_add(out, ":", 1);
-        st_add_string(out, meta[i].value);
+        text_json(out, meta[i].value, "");
     }
     if (n_meta) text_print(out, n ? "},\n" : "}");
     for (int i = 0; i < n; i++) {
@@ -481,7 +466,7 @@ static inline bool st_make_header(TextBuffer *out, const char *path, StTensor *t
                         t->name);
         }
         if (i) text_add(out, ",\n", 2);
-        st_add_string(out, t->name);
+        text_json(out, t->name, "");
         text_print(out, ":{\"dtype\":\"%s\",\"shape\":[", st_type_name(t->type));
         t->count = 1;
         for (int d = 0; d < t->rank; d++) {

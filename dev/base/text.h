@@ -52,6 +52,24 @@ PRINTF_LIKE(2, 3) static inline void text_print(TextBuffer *buffer, const char *
     text_add(buffer, text, n < (int)sizeof text ? (size_t)n : sizeof text - 1);
 }
 
+// Appends a string of JSON, quoted. What is not UTF-8 becomes U+FFFD; control characters and those of `special` are
+// escaped by number.
+static inline void text_json(TextBuffer *out, const char *text, const char *special) {
+    text_add(out, "\"", 1);
+    for (int length; *text; text += length ? length : 1) {
+        length = utf8_length(text, 4);
+        if (!length || *text == '\n') {
+            text_print(out, length ? "\\n" : "\\ufffd");
+        } else if (length == 1 && (*text < 32 || strchr(special, *text))) {
+            text_print(out, "\\u%04x", (unsigned)*text);
+        } else {
+            if (*text == '"' || *text == '\\') text_add(out, "\\", 1);
+            text_add(out, text, (size_t)length);
+        }
+    }
+    text_add(out, "\"", 1);
+}
+
 // Writes the text to a file, atomically, and frees it. A text that has failed is not written.
 static inline bool text_write(TextBuffer *buffer, const char *path, char *error) {
     bool ok = buffer->failed ? atomic_fail(path, ENOMEM, error)

@@ -11,21 +11,8 @@
 #include "build/player_page.h" // static const char player_page[]
 #include "sample/song.h"
 
-// A string of JSON that an HTML parser reads over, too: no < > & in it.
-static inline void player_string(TextBuffer *out, const char *text) {
-    text_add(out, "\"", 1);
-    for (int length; *text; text += length ? length : 1) {
-        length = utf8_length(text, 4);
-        if (!length) {
-            text_add(out, "\\ufffd", 6);
-        } else if (length == 1 && (*text < 32 || *text == 127 || strchr("\"\\<>&", *text))) {
-            text_print(out, "\\u%04x", (unsigned)*text);
-        } else {
-            text_add(out, text, (size_t)length);
-        }
-    }
-    text_add(out, "\"", 1);
-}
+// A string of JSON that an HTML parser reads over, too.
+static inline void player_string(TextBuffer *out, const char *text) { text_json(out, text, "<>&\x7f"); }
 
 static inline void player_base64(TextBuffer *out, const uint8_t *bytes, size_t size) {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
