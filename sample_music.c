@@ -447,19 +447,10 @@ static int slots_of(const Model *model, const Settings *settings, int64_t thread
     return (int)divide_up(songs, divide_up(songs, most));
 }
 
-static int threads_of(const Settings *settings) { // 1 without OpenMP
-#if defined(_OPENMP)
-    return settings->threads ? (int)settings->threads : threads_default();
-#else
-    (void)settings;
-    return 1;
-#endif
-}
-
 // All songs of all models, each model with the same seeds.
 static bool make_all(Call *call, const Model *models, int n_models, char *error) {
     const Settings *settings = &call->settings;
-    const int most = threads_of(settings), threads = most < settings->songs ? most : (int)settings->songs;
+    const int threads = (int)(settings->threads < settings->songs ? settings->threads : settings->songs);
     const double start = seconds_now();
     Job job = {.call = call, .all = n_models * settings->songs, .good = true, .error = error};
     job.reports = must_have(calloc((size_t)job.all, sizeof *job.reports));
@@ -519,13 +510,9 @@ static bool read_prime(Settings *s, bool own_bpm, FILE *out, char *error) {
 // ---- the command line
 
 static uint64_t fresh_seed(void) { // 32 bits: enough to differ, and short to type
-    uint32_t seed = (uint32_t)time(NULL) * 2654435761u + (uint32_t)clock();
-    FILE *random = fopen("/dev/urandom", "rb");
-    if (random) {
-        if (fread(&seed, sizeof seed, 1, random) != 1) seed ^= 1;
-        fclose(random);
-    }
-    return seed;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint32_t)now.tv_sec * 2654435761u + (uint32_t)now.tv_nsec;
 }
 
 // Bars the pitches outside --scale, --lowest and --highest.
@@ -623,7 +610,8 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     call->bpm = flag_number(f, "bpm", &s->bpm, 120, "[4, 1000]", "quarters per minute [the prime's, else 120]");
     flag_number(f, "dynamics", &s->dynamics, 1, "[0, 1]",
                 "how far notes are louder and softer than others; 0: not, and no pedal");
-    flag_whole(f, "threads", &s->threads, 0, 1, 1024, "that share the songs of -n; changes no byte [all cores]");
+    flag_whole(f, "threads", &s->threads, threads_default(), 1, 1024,
+               "that share the songs of -n; changes no byte [all cores]");
     flag_text(f, "data", "WHERE", &call->data, NULL,
               "the training set or its folder: says how many notes in a row a song has copied, in any key");
     flag_text(f, "eval", "DATASET", &call->dataset, NULL,
@@ -648,6 +636,9 @@ static bool parse_call(Call *call, Flags *f, int argc, char **argv, char *error)
     }
     if (!s->tokens && !s->bars && !(s->seconds > 0)) s->tokens = 1024;
     if (!seed->given) s->seed = fresh_seed();
+#ifndef _OPENMP
+    s->threads = 1;
+#endif
     return true;
 }
 
@@ -748,7 +739,7 @@ static int run(Call *call, Model *models, int argc, char **argv, char *error) {
     const int songs = (int)settings->songs;
     for (int k = 0; ok && k < call->models.n; k++) {
         const Model *m = &models[k];
-        const int threads = threads_of(settings), context = (int)settings->context;
+        const int threads = (int)settings->threads, context = (int)settings->context;
         if (call->stream) ok = measure_stream(m, call->dataset, context, settings->memory, threads, error);
         if (call->dataset && !call->stream) ok = measure_loss(m, call->dataset, call->stride, threads, error);
         if (call->bench) ok = measure_speed(m, 256, songs, error);
