@@ -147,12 +147,8 @@ static inline bool dataset_save(const char *path, const uint8_t *tokens, int64_t
 static inline int64_t dataset_window(const Dataset *data, int64_t w) {
     int64_t low = 0, high = data->n_pieces; // first_window[low] <= w < first_window[high]
     while (high - low > 1) {
-        int64_t middle = low + (high - low) / 2;
-        if (data->first_window[middle] <= w) {
-            low = middle;
-        } else {
-            high = middle;
-        }
+        const int64_t middle = low + (high - low) / 2;
+        *(data->first_window[middle] <= w ? &low : &high) = middle;
     }
     return data->pieces[low] + (w - data->first_window[low]);
 }
