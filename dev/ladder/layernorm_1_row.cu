@@ -1,4 +1,4 @@
-// LayerNorm with residual and dropout, rung 1: a thread for each row, the loops of plain_gpt.c inside it; and for dw
+// LayerNorm with residual and dropout, rung 1: a thread for each row, the loops of plain.h inside it; and for dw
 // and db, which sum over rows, a thread for each column. y = LN(x + dropout(branch)) w + b, forward and backward.
 //
 //             channels -->                        channels -->

@@ -1,4 +1,4 @@
-// Matrix product, rung 1: a thread for each element of y = x w^T + b, plain_gpt.c's linear_forward() with its two outer
+// Matrix product, rung 1: a thread for each element of y = x w^T + b, plain.h's linear_forward() with its two outer
 // loops dealt out to threads.
 //
 // What is counted: two loads for each multiply-add. The lanes of a warp have 2 rows of x and 16 outputs, whose w[o][c]

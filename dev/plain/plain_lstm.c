@@ -6,8 +6,8 @@
 // It promises the model of train_lstm_music.cu exactly: the same first weights, windows of music, dropout, loss,
 // gradients and updates, in double. Each stage is a function of plain loops. Its backward stands right below it, takes
 // the same tensors, and quotes the lines of the forward that it differentiates. All that makes a program fast is left
-// out, and so are evaluation, saving and flags. The stages that plain_gpt.c has too stand there word for word, so that
-// either file can be read alone. Both include plain.h: tensors, first weights, Adamax and batches of music.
+// out, and so are evaluation, saving and flags. What plain_gpt.c needs as well is in plain.h: tensors, first weights,
+// the stages that both models have, Adamax and batches of music.
 //
 // The model: token embedding, then L LSTM layers (Hochreiter and Schmidhuber, 1997; Gers et al., 2000), each followed
 // by dropout, then a head of two parts
@@ -38,55 +38,6 @@ typedef struct {
     double dropout; // the probability of a zero
     uint64_t seed;  // of all random numbers
 } Config;
-
-// ---- embedding: a token becomes its row of the table
-
-static void embedding_forward(Tensor *out, Tensor *emb, const int *tokens) {
-    const int R = out->rows, C = out->columns; // out [R,C], emb [V,C], tokens [R]
-    for (int r = 0; r < R; r++) {
-        for (int c = 0; c < C; c++) out->value[r * C + c] = emb->value[tokens[r] * C + c];
-    }
-}
-
-static void embedding_backward(Tensor *out, Tensor *emb, const int *tokens) {
-    const int R = out->rows, C = out->columns; // out [R,C], emb [V,C], tokens [R]
-    for (int r = 0; r < R; r++) {              // out[r][c] = emb[tokens[r]][c]
-        for (int c = 0; c < C; c++) emb->grad[tokens[r] * C + c] += out->grad[r * C + c];
-    }
-}
-
-// ---- linear layer: out = inp w^T + b
-
-static void linear_forward(Tensor *out, Tensor *inp, Tensor *w, Tensor *b) {
-    const int R = out->rows, C = inp->columns, OC = out->columns; // inp [R,C], w [OC,C], b [OC], out [R,OC]
-    for (int r = 0; r < R; r++) {
-        const double *inp_r = inp->value + r * C;
-        double *out_r = out->value + r * OC;
-        for (int o = 0; o < OC; o++) {
-            const double *w_o = w->value + o * C;
-            double sum = b->value[o];
-            for (int c = 0; c < C; c++) sum += inp_r[c] * w_o[c];
-            out_r[o] = sum;
-        }
-    }
-}
-
-static void linear_backward(Tensor *out, Tensor *inp, Tensor *w, Tensor *b) {
-    const int R = out->rows, C = inp->columns, OC = out->columns; // inp [R,C], w [OC,C], b [OC], out [R,OC]
-    for (int r = 0; r < R; r++) {
-        const double *inp_r = inp->value + r * C, *dout_r = out->grad + r * OC;
-        double *dinp_r = inp->grad + r * C;
-        for (int o = 0; o < OC; o++) {
-            const double *w_o = w->value + o * C, dsum = dout_r[o]; // out_r[o] = sum
-            double *dw_o = w->grad + o * C;
-            for (int c = 0; c < C; c++) { // sum += inp_r[c] * w_o[c]
-                dinp_r[c] += w_o[c] * dsum;
-                dw_o[c] += inp_r[c] * dsum;
-            }
-            b->grad[o] += dsum; // sum = b[o]
-        }
-    }
-}
 
 // ---- the recurrence of an LSTM layer
 //
@@ -203,94 +154,6 @@ static void dropout_backward(Tensor *out, Tensor *inp, const Config *config, int
     const int n = out->rows * out->columns, C = out->columns; // out, inp [R,C]
     for (int i = 0; i < n; i++) {                             // out[i] = inp[i] * factor
         inp->grad[i] += out->grad[i] * dropout_factor(config, step, site, i / C, i % C);
-    }
-}
-
-// ---- LayerNorm (Ba et al., 2016): each row gets mean 0 and variance 1, then a learned weight w and bias b
-
-// The mean of a row of C numbers and one over their standard deviation. 1e-5 keeps a row of equal numbers from a
-// division by zero.
-static void row_moments(const double *inp_r, int C, double *mean, double *rstd) {
-    double sum = 0, squares = 0;
-    for (int c = 0; c < C; c++) sum += inp_r[c];
-    *mean = sum / C;
-    for (int c = 0; c < C; c++) squares += (inp_r[c] - *mean) * (inp_r[c] - *mean);
-    *rstd = 1 / sqrt(squares / C + 1e-5);
-}
-
-static void layernorm_forward(Tensor *out, Tensor *inp, Tensor *w, Tensor *b) {
-    const int R = out->rows, C = out->columns; // out, inp [R,C], w, b [C]
-    for (int r = 0; r < R; r++) {
-        const double *inp_r = inp->value + r * C;
-        double *out_r = out->value + r * C, mean, rstd;
-        row_moments(inp_r, C, &mean, &rstd);
-        for (int c = 0; c < C; c++) out_r[c] = (inp_r[c] - mean) * rstd * w->value[c] + b->value[c];
-    }
-}
-
-// With norm[c] = (inp[c] - mean) * rstd: a change of inp[c] changes norm[c] by rstd; it changes the mean by 1/C, which
-// all numbers of the row feel; and it changes rstd by -rstd^2 norm[c] / C, which all of them feel too. Summed up:
-//     dinp[c] = rstd (dnorm[c] - mean of dnorm - norm[c] * mean of (dnorm * norm))
-static void layernorm_backward(Tensor *out, Tensor *inp, Tensor *w, Tensor *b) {
-    const int R = out->rows, C = out->columns; // out, inp [R,C], w, b [C]
-    for (int r = 0; r < R; r++) {
-        const double *inp_r = inp->value + r * C, *dout_r = out->grad + r * C;
-        double *dinp_r = inp->grad + r * C, mean, rstd, dnorm_mean = 0, dnorm_norm_mean = 0;
-        row_moments(inp_r, C, &mean, &rstd);
-        // pass 1: the parameters, and the two means
-        for (int c = 0; c < C; c++) {
-            const double norm = (inp_r[c] - mean) * rstd, dnorm = dout_r[c] * w->value[c];
-            w->grad[c] += dout_r[c] * norm; // out_r[c] = norm * w[c] + b[c]
-            b->grad[c] += dout_r[c];
-            dnorm_mean += dnorm / C;
-            dnorm_norm_mean += dnorm * norm / C;
-        }
-        // pass 2: the input
-        for (int c = 0; c < C; c++) {
-            const double norm = (inp_r[c] - mean) * rstd, dnorm = dout_r[c] * w->value[c];
-            dinp_r[c] += rstd * (dnorm - dnorm_mean - norm * dnorm_norm_mean); // norm = (inp_r[c] - mean) * rstd
-        }
-    }
-}
-
-// ---- ReLU: what is negative becomes zero
-
-static void relu_forward(Tensor *out, Tensor *inp) {
-    const int n = out->rows * out->columns; // out and inp have one shape
-    for (int i = 0; i < n; i++) out->value[i] = inp->value[i] > 0 ? inp->value[i] : 0;
-}
-
-static void relu_backward(Tensor *out, Tensor *inp) {
-    const int n = out->rows * out->columns; // out and inp have one shape
-    // out[i] = inp[i] > 0 ? inp[i] : 0
-    for (int i = 0; i < n; i++) inp->grad[i] += inp->value[i] > 0 ? out->grad[i] : 0;
-}
-
-// ---- softmax and cross-entropy: the loss is -log of the probability that a target gets, the mean over all rows
-
-// probs[v] = exp(logits[v]) / sum of exp(logits), and -log probs[target] = log(sum) - logits[target].
-static double cross_entropy_forward(Tensor *probs, Tensor *logits, const int *targets) {
-    const int R = logits->rows; // probs, logits [R,V], targets [R]
-    double loss = 0;
-    for (int r = 0; r < R; r++) {
-        const double *logits_r = logits->value + r * V;
-        double *probs_r = probs->value + r * V, max = logits_r[0], sum = 0;
-        for (int v = 1; v < V; v++) max = fmax(max, logits_r[v]); // keeps exp from overflowing, and cancels out
-        for (int v = 0; v < V; v++) sum += probs_r[v] = exp(logits_r[v] - max);
-        for (int v = 0; v < V; v++) probs_r[v] /= sum;
-        loss += (log(sum) + max - logits_r[targets[r]]) / R;
-    }
-    return loss;
-}
-
-// The derivative of log(sum) is probs, that of -logits[target] is -1 at the target.
-static void cross_entropy_backward(Tensor *probs, Tensor *logits, const int *targets) {
-    const int R = logits->rows; // probs, logits [R,V], targets [R]
-    for (int r = 0; r < R; r++) {
-        const double *probs_r = probs->value + r * V;
-        double *dlogits_r = logits->grad + r * V;
-        // loss += (log(sum) + max - logits_r[targets[r]]) / R
-        for (int v = 0; v < V; v++) dlogits_r[v] += (probs_r[v] - (v == targets[r])) / R;
     }
 }
 
