@@ -256,8 +256,8 @@ static bool read_piece(const char *path, const Choices *choices, Piece *piece, T
     return good;
 }
 
-// Appends the piece in a file and prints how it is changed, or why it is skipped. False, and a sentence, if the run
-// must end.
+// Appends the piece in a file and prints how it is changed, or why it is skipped. False if the run must end, with a
+// sentence in error.
 static bool add_piece(Corpus *corpus, const char *root, const char *name, bool test, const Choices *choices, Tally *all,
                       char *error) {
     Piece piece = {.test = test};
