@@ -400,8 +400,8 @@ static bool save_both(const Corpus *corpus, const char *out, char *error) {
     Path paths[NAMES][2];
     struct stat status;
     for (int i = 0; i < 2 * NAMES; i++) paths[i / 2][i % 2] = path_join(out, names[i / 2][i % 2]);
-    size_t existing = existing_folders(out);
-    bool saved = make_folders(out, error);
+    size_t existing = 0;
+    bool saved = make_folders(out, &existing, error);
     for (int i = 0; i < 2 && saved; i++) {
         const char *path = paths[PLACE][i].text;
         if (!stat(path, &status) && !S_ISREG(status.st_mode)) {
@@ -414,9 +414,9 @@ static bool save_both(const Corpus *corpus, const char *out, char *error) {
         size_t length = strlen(paths[FRESH][i].text);
         saved = dataset_save(paths[FRESH][i].text, set->tokens, (int64_t)set->n_tokens, set->starts,
                              (int64_t)set->n_pieces, set->names, error);
-        bool of_fresh = !saved && !strncmp(error, paths[FRESH][i].text, length);
-        if (of_fresh)
-            fail(error, "%s%s", paths[PLACE][i].text, error + length); // say it of the file that was asked for
+        if (!saved && !strncmp(error, paths[FRESH][i].text, length)) { // say it of the file that was asked for
+            fail(error, "%s%s", paths[PLACE][i].text, error + length);
+        }
     }
     saved = saved && replace_both(paths, error);
     for (int i = 0; i < 2 && ready && !saved; i++) remove(paths[FRESH][i].text);

@@ -299,7 +299,7 @@ static void test_files(void) {
     CHECK(!ok && strstr(error, ".mid: "), "no room: %s", ok ? "no error" : error);
     CHECK(access(path, F_OK) && errno == ENOENT, "%s: was left, though nothing is in it", path);
     snprintf(other, sizeof other, "%s/full/there", folder);
-    CHECK(make_folders(other, error), "%s", error);
+    CHECK(make_folders(other, NULL, error), "%s", error);
     setrlimit(RLIMIT_FSIZE, &none);
     signal(SIGXFSZ, SIG_IGN);
     ok = compose_corpus(other, 1, 3, error);

@@ -113,7 +113,9 @@ static inline Path path_beside_program(const char *argv0, const char *name) {
     return path_join(self.text, name);
 }
 
-static inline bool make_folders(const char *path, char *error) { // as mkdir -p; an existing folder is fine
+// As mkdir -p; an existing folder is fine. *existing, unless it is NULL, becomes the number of bytes of the path that
+// name folders that existed: give it to remove_empty_folders.
+static inline bool make_folders(const char *path, size_t *existing, char *error) {
     Path whole = path_join(path, "");
     char *part = whole.text;
     for (char *slash = part + strspn(part, "/"); (slash = strchr(slash, '/')); *slash++ = '/') {
@@ -125,20 +127,9 @@ static inline bool make_folders(const char *path, char *error) { // as mkdir -p;
             return fail(error, "%s: the folder cannot be made: %s; choose another", part, strerror(problem));
         }
         if (!S_ISDIR(about.st_mode)) return fail(error, "%s is a file, not a folder; choose another", part);
+        if (existing) *existing = (size_t)(slash - part);
     }
     return true;
-}
-
-// How many bytes of a path name folders that exist: ask before make_folders, and give it to remove_empty_folders.
-static inline size_t existing_folders(const char *path) {
-    Path part = path_join(path, "");
-    size_t existing = 0;
-    for (char *slash = part.text; *slash && (slash = strchr(slash + 1, '/')); *slash = '/') {
-        *slash = 0;
-        if (access(part.text, F_OK)) break;
-        existing = (size_t)(slash - part.text);
-    }
-    return existing;
 }
 
 // Removes the empty folders of a path, from its end back to its first `existing` bytes: what a failure need not leave.
