@@ -199,11 +199,11 @@ for model in gpt lstm; do
     refuses 2 "--layers 3: model has 2" --eval --init model --layers 3
 
     # A small file that names a large model is refused before there is memory for it; limits are named.
-    zero='"dtype":"U8","data_offsets"'
+    zero='"dtype":"F16","data_offsets"'
     case $model in
     gpt)
-        header="{\"emb.weight\":{$zero:[0,4096],\"shape\":[1,4096]},\"layers.0.attn.rel\":{$zero:[4096,4097],"
-        header="$header\"shape\":[1,1]},\"layers.0.fc1.weight\":{$zero:[4097,4098],\"shape\":[1,1]}}"
+        header="{\"emb.weight\":{$zero:[0,8192],\"shape\":[1,4096]},\"layers.0.attn.rel\":{$zero:[8192,8194],"
+        header="$header\"shape\":[1,1]},\"layers.0.fc1.weight\":{$zero:[8194,8196],\"shape\":[1,1]}}"
         ;;
     lstm)
         header="{\"emb.weight\":{$zero:[0,0],\"shape\":[0,64]},"
@@ -211,7 +211,7 @@ for model in gpt lstm; do
         ;;
     esac
     tensors_file "$header" >small
-    test $model = lstm || printf '%04098d' 0 >>small
+    test $model = lstm || printf '%08196d' 0 >>small
     limited "small: tensor 'emb.weight' has the shape [" --init small
     limited "and ulimit -v grants 0.41 GB in all; take a smaller --batch, --window or model" --width 4096
 
