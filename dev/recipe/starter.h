@@ -35,15 +35,18 @@ static inline bool run_program(const char *path, const char *const *arguments, c
 // interrupted composing leaves behind. Somebody's own folder is left alone.
 static inline bool starter_wanted(void) {
     DIR *list = opendir(DEFAULT_DATA);
-    bool other = false;
+    bool train = false, test = false, starter = false, other = false;
     if (!list) return errno == ENOENT;
     for (struct dirent *entry; (entry = readdir(list)) != NULL;) {
         const char *name = entry->d_name, *dot = strrchr(name, '.');
         if (!strcmp(name, ".") || !strcmp(name, "..") || (dot && !strcmp(dot, ".tmp"))) continue;
-        other |= strcmp(name, "starter") != 0;
+        train |= !strcmp(name, "train.safetensors");
+        test |= !strcmp(name, "test.safetensors");
+        starter |= !strcmp(name, "starter");
+        other |= strcmp(name, "train.safetensors") && strcmp(name, "test.safetensors") && strcmp(name, "starter");
     }
     closedir(list);
-    return !other;
+    return !other && !(train && test) && (starter || (!train && !test));
 }
 
 // Composes the starter corpus into the folder, by the two programs beside this one, and makes its datasets.
