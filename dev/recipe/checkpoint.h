@@ -171,10 +171,6 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
         text_print(&log, "%lld,%lld,%.17g,%.17g,%.17g,%lld\n", row->epoch, row->step, row->train, row->test, row->lr,
                    row->steps);
     }
-    if (log.failed) {
-        free(log.bytes);
-        return atomic_fail(run->last_path.text, ENOMEM, run->error);
-    }
     Draft draft;
     meta_common(run, &draft);
     for (int k = STATE_PARAMS; k <= last; k++) {
