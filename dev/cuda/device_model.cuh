@@ -61,7 +61,7 @@ typedef struct {
 // called with any B before the model is made.
 typedef struct {
     const char *program; // the program's name, for advice
-    bool time_major;     // which row of a batch is which, see load_windows_kernel()
+    bool time_major;     // which row of a batch is which, see load_window()
     void (*layout)(const int *sizes, ParamLayout *out);
     void (*carve)(void *model, DeviceArena *arena); // takes its memory, for B and T of the config
     // Forward and losses of the first n windows of inputs and targets; when training, with dropout and the backward.
@@ -84,8 +84,7 @@ typedef struct { // the first member of a model
     void *weights;       // the parameters as operands of products: in bf16, or the parameters themselves
     float *losses;       // [B*T]
     DeviceState *state;
-    int64_t *starts;           // [B] where the windows of the batch begin
-    int *shifts;               // [B] by how many semitones they are transposed
+    int64_t *starts;           // [B] where the windows of an evaluation begin
     uint8_t *decays;           // see params_decays
     uint8_t *inputs, *targets; // [B*T]
     DeviceData train;
@@ -178,11 +177,24 @@ __device__ inline void put_four(Number *row, int g, int C, Four<float> four) {
 
 // ---- batches
 
-// starts[b] = where window b of the batch begins, and shifts[b] = by how much it is transposed; a warp for each. The
-// batch has the windows number philox_permute(index * B + b), as epoch_batch() of data.h says, and epoch_shifts().
-static __global__ void batch_starts_kernel(int64_t *starts, int *shifts, const DeviceState *state, DeviceData data,
-                                           uint64_t seed, int B, int T, int shift_low, int shift_high) {
+// The inputs and targets of window b of B, which begins at *tokens, transposed by `shift`; a block's work. Time-major,
+// the rows of position 0 come first, then those of position 1; else the rows of window 0 come first.
+__device__ inline void load_window(uint8_t *inputs, uint8_t *targets, const uint8_t *tokens, int shift, int b, int B,
+                                   int T, bool time_major) {
+    for (int t = (int)threadIdx.x; t < T; t += (int)blockDim.x) {
+        const int r = time_major ? t * B + b : b * T + t;
+        inputs[r] = (uint8_t)transposed(tokens[t], shift);
+        targets[r] = (uint8_t)transposed(tokens[t + 1], shift);
+    }
+}
+
+// A training batch, a block for each window: the windows number philox_permute(index * B + b), as epoch_batch() of
+// data.h says, transposed as epoch_shifts() says.
+static __global__ void __launch_bounds__(256)
+    draw_windows_kernel(uint8_t *inputs, uint8_t *targets, const DeviceState *state, DeviceData data, uint64_t seed,
+                        int B, int T, int shift_low, int shift_high, bool time_major) {
     await_previous_kernel();
+    __shared__ int shift;
     const int b = (int)blockIdx.x, lane = (int)threadIdx.x;
     const uint64_t i = (uint64_t)(state->index * B + b);
     const PhiloxKey key = philox_key(seed, PHILOX_WINDOWS, (uint32_t)state->epoch);
@@ -196,35 +208,29 @@ static __global__ void batch_starts_kernel(int64_t *starts, int *shifts, const D
             high = middle;
         }
     }
-    const int64_t start = data.pieces[low] + (w - data.first_window[low]);
-    int lowest = DATA_TOKENS, highest = 0;
-    for (int t = lane; t <= T && shift_low < shift_high; t += WARP) {
-        const int token = data.tokens[start + t];
-        if (token_kind(token) != 2) continue;
-        lowest = min(lowest, token);
-        highest = max(highest, token);
+    const uint8_t *tokens = data.tokens + data.pieces[low] + (w - data.first_window[low]);
+    if (lane < WARP) { // the first warp looks for the shift
+        int lowest = DATA_TOKENS, highest = 0;
+        for (int t = lane; t <= T && shift_low < shift_high; t += WARP) {
+            if (token_kind(tokens[t]) != 2) continue;
+            lowest = min(lowest, (int)tokens[t]);
+            highest = max(highest, (int)tokens[t]);
+        }
+        lowest = -(int)warp_max((float)-lowest);
+        highest = (int)warp_max((float)highest);
+        const PhiloxKey shift_key = philox_key(seed, PHILOX_TRANSPOSE, (uint32_t)state->epoch);
+        if (lane == 0) shift = transposition(shift_key, i, shift_low, shift_high, lowest, highest);
     }
-    lowest = -(int)warp_max((float)-lowest);
-    highest = (int)warp_max((float)highest);
-    if (lane > 0) return;
-    const PhiloxKey shift_key = philox_key(seed, PHILOX_TRANSPOSE, (uint32_t)state->epoch);
-    starts[b] = start;
-    shifts[b] = transposition(shift_key, i, shift_low, shift_high, lowest, highest);
+    __syncthreads();
+    load_window(inputs, targets, tokens, shift, b, B, T, time_major);
 }
 
-// inputs[r] and targets[r] of the windows that begin at starts[0..B-1], a thread for each row; transposed by shifts[b]
-// unless that is null. Time-major, the rows of position 0 come first, then those of position 1; else the rows of window
-// 0 come first.
-static __global__ void load_windows_kernel(uint8_t *inputs, uint8_t *targets, const uint8_t *tokens,
-                                           const int64_t *starts, const int *shifts, int B, int T, bool time_major) {
+// The windows of an evaluation, which begin at starts[b]; a block for each.
+static __global__ void __launch_bounds__(256)
+    load_windows_kernel(uint8_t *inputs, uint8_t *targets, const uint8_t *tokens, const int64_t *starts, int B, int T,
+                        bool time_major) {
     await_previous_kernel();
-    const int r = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    if (r >= B * T) return;
-    const int b = time_major ? r % B : r / T, t = time_major ? r / B : r % T;
-    const uint8_t *token = tokens + starts[b] + t;
-    const int shift = shifts ? shifts[b] : 0;
-    inputs[r] = (uint8_t)transposed(token[0], shift);
-    targets[r] = (uint8_t)transposed(token[1], shift);
+    load_window(inputs, targets, tokens + starts[blockIdx.x], 0, (int)blockIdx.x, B, T, time_major);
 }
 
 // ---- the end of a step
@@ -323,7 +329,6 @@ static inline double device_carve(DeviceModel *m, char *base) {
     device_take(&arena, &m->losses, R);
     device_take(&arena, &m->state, 1);
     device_take(&arena, &m->starts, m->config.B);
-    device_take(&arena, &m->shifts, m->config.B);
     device_take(&arena, &m->decays, n / 16);
     device_take(&arena, &m->inputs, R);
     device_take(&arena, &m->targets, R);
@@ -505,22 +510,13 @@ static inline void device_expect(DeviceModel *m, const StepPlan *plan) {
     device_write_state(m, state);
 }
 
-static inline void device_load_windows(DeviceModel *m, const uint8_t *tokens, const int *shifts, int n) {
-    const int T = m->config.T, blocks = blocks_for((int64_t)n * T, 256);
-    const bool time_major = m->hooks->time_major;
-    uint8_t *inputs = m->inputs, *targets = m->targets;
-    load_windows_kernel<<<blocks, 256, 0, m->stream>>>(inputs, targets, tokens, m->starts, shifts, n, T, time_major);
-    LAUNCHED(load_windows_kernel);
-}
-
 static inline void device_enqueue_gradients(DeviceModel *m) {
     const ModelConfig *config = &m->config;
     const int B = config->B, T = config->T, low = config->transpose[0], high = config->transpose[1];
     device_fork(m);
-    batch_starts_kernel<<<B, WARP, 0, m->stream>>>(m->starts, m->shifts, m->state, m->train, config->seed, B, T, low,
-                                                   high);
-    LAUNCHED(batch_starts_kernel);
-    device_load_windows(m, m->train.tokens, m->shifts, B);
+    draw_windows_kernel<<<B, 256, 0, m->stream>>>(m->inputs, m->targets, m->state, m->train, config->seed, B, T, low,
+                                                  high, m->hooks->time_major);
+    LAUNCHED(draw_windows_kernel);
     m->hooks->enqueue(m, B, true);
     check_finite_kernel<<<256, 256, 0, m->stream>>>(m->state, m->flat[STATE_GRADS], m->layout.size);
     LAUNCHED(check_finite_kernel);
@@ -617,7 +613,9 @@ static inline void device_eval_batch(void *model, const Dataset *test, const int
     }
     cuda_check(cudaMemcpy(m->starts, starts, (size_t)n * sizeof *starts, cudaMemcpyHostToDevice));
     device_fork(m);
-    device_load_windows(m, m->test_tokens, nullptr, n);
+    load_windows_kernel<<<n, 256, 0, m->stream>>>(m->inputs, m->targets, m->test_tokens, m->starts, n, m->config.T,
+                                                  m->hooks->time_major);
+    LAUNCHED(load_windows_kernel);
     m->hooks->enqueue(m, n, false);
     cuda_check(cudaMemcpy(m->host_losses, m->losses, (size_t)R * sizeof(float), cudaMemcpyDeviceToHost));
     cuda_check(cudaMemcpy(m->host_targets, m->targets, R, cudaMemcpyDeviceToHost));
