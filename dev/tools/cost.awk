@@ -5,7 +5,8 @@
 # A kernel takes as long as what limits it, and `overlap` of what else it does:
 #   issue    its instructions, by the schedulers that have a warp, `ipc` a clock. They are estimated: loops with HMMA
 #            run as often as its products ask for, other loops with global accesses as often as the accesses that are
-#            left ask for, and of what is outside of loops `taken` is executed
+#            left ask for, and of what is outside of loops `taken` is executed. Of the two forms of a matrix product's
+#            loop the shorter one runs, for aligned rows
 #   mma      its products, `hmma` clocks each
 #   shared   its wavefronts, one a clock on each multiprocessor
 #   L2       what requests bring, by `l2` bytes a second in all and `l2_sm` bytes a clock on each multiprocessor
@@ -50,6 +51,7 @@ $1 != "kernel" { next }
     for (i = 2; i <= parts; i++) {
         split(part[i], at, "/")
         kind = at[2] > 0 ? "mma" : at[3] > 0 ? "memory" : "none"
+        if (kind == "mma" && name ~ /^matmul_/) sum[kind] = sum[kind, "hmma"] = sum[kind, "global"] = 0 # the last one's
         sum[kind] += at[1]; sum[kind, "hmma"] += at[2]; sum[kind, "global"] += at[3]
     }
     trips = sum["mma", "hmma"] ? products / sum["mma", "hmma"] : 0
