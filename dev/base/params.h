@@ -190,8 +190,8 @@ static inline bool model_read(StFile *file, const char *path, char *error) {
 
 // The tensor of floating point that has this name and shape, where a size of -N may be any from 1 to N. NULL, and a
 // sentence: it is missing or is another.
-static inline const StTensor *model_tensor(const StFile *file, const char *name, int rank, const int64_t *shape,
-                                           char *error) {
+static inline const StTensor *file_tensor(const StFile *file, const char *name, int rank, const int64_t *shape,
+                                          char *error) {
     const StTensor *tensor = st_find(file, name);
     char has[200], needs[200];
     bool same = tensor && tensor->rank == rank;

@@ -34,9 +34,9 @@ static inline bool gpt_check_sizes(const ModelConfig *config, char *error) {
 static inline bool gpt_sizes_of_file(const StFile *file, int *sizes, char *error) {
     static const int64_t any[] = {-(1 << 20), -(1 << 20)};
     if (st_find(file, "lstm.weight_ih_l0")) return fail(error, "it holds an LSTM; that is for train_lstm_music");
-    const StTensor *emb = model_tensor(file, "emb.weight", 2, any, error);
-    const StTensor *rel = emb ? model_tensor(file, "layers.0.attn.rel", 2, any, error) : NULL;
-    const StTensor *fc1 = rel ? model_tensor(file, "layers.0.fc1.weight", 2, any, error) : NULL;
+    const StTensor *emb = file_tensor(file, "emb.weight", 2, any, error);
+    const StTensor *rel = emb ? file_tensor(file, "layers.0.attn.rel", 2, any, error) : NULL;
+    const StTensor *fc1 = rel ? file_tensor(file, "layers.0.fc1.weight", 2, any, error) : NULL;
     if (!fc1) return false;
     if (emb->shape[1] % rel->shape[1]) {
         return fail(error,

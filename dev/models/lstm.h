@@ -29,8 +29,8 @@ static inline bool lstm_check_sizes(const ModelConfig *config, char *error) { re
 static inline bool lstm_sizes_of_file(const StFile *file, int *sizes, char *error) {
     static const int64_t any[] = {-(1 << 18), -(1 << 16)};
     if (st_find(file, "layers.0.attn.rel")) return fail(error, "it holds a Transformer; that is for train_gpt_music");
-    const StTensor *emb = model_tensor(file, "emb.weight", 2, any, error);
-    const StTensor *hh = emb ? model_tensor(file, "lstm.weight_hh_l0", 2, any, error) : NULL;
+    const StTensor *emb = file_tensor(file, "emb.weight", 2, any, error);
+    const StTensor *hh = emb ? file_tensor(file, "lstm.weight_hh_l0", 2, any, error) : NULL;
     if (!hh) return false;
     sizes[LSTM_EMBED] = (int)emb->shape[1];
     sizes[LSTM_WIDTH] = (int)hh->shape[1];

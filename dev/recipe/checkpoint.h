@@ -30,7 +30,7 @@ static const char *const state_prefixes[] = {"", "adamax.exp_avg.", "adamax.exp_
 static inline const StTensor *params_find(TrainRun *run, int k, const ParamTensor *want) {
     char name[96];
     snprintf(name, sizeof name, "%s%s", state_prefixes[k], want->name);
-    const StTensor *found = model_tensor(&run->weights, name, want->rank, want->shape, run->error);
+    const StTensor *found = file_tensor(&run->weights, name, want->rank, want->shape, run->error);
     if (found && (!run->o.resume || found->type == REAL_TYPE)) return found;
     if (found) {
         fail(run->error, "tensor '%s' is %s, and this build can only go on with %s", name, st_type_name(found->type),

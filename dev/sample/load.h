@@ -72,7 +72,7 @@ static inline const StTensor *load_tensor(Loader *from, int rank, int64_t rows, 
     if (!from->ok) return NULL;
     snprintf(name, sizeof name, format, layer);
     strcat(name, part);
-    const StTensor *tensor = model_tensor(from->file, name, rank, want, from->error);
+    const StTensor *tensor = file_tensor(from->file, name, rank, want, from->error);
     from->ok = tensor || fail(from->error, "%s: %s", from->path, from->error);
     return tensor;
 }
