@@ -599,8 +599,8 @@ __device__ inline void load_rows_a(uint32_t *a, const __nv_bfloat16 *rows, Lane 
 __device__ inline void load_columns_a(uint32_t *a, const __nv_bfloat16 *rows, Lane lane) {
     ldmatrix<true>(a, rows + lane.crossed);
 }
-// B operands, two halves of 8 columns each: the rows, the rows in the order of a patch's keys in memory, and
-// the rows transposed.
+// B operands, two halves of 8 columns each: the rows, the rows in the order of a patch's keys in memory, and the rows
+// after transposition.
 __device__ inline void load_rows_b(uint32_t *b, const __nv_bfloat16 *rows, Lane lane) {
     ldmatrix<true>(b, rows + lane.straight);
 }
@@ -752,8 +752,7 @@ __device__ inline void ring_strip(float *rings, const RingPlaces &places, int tu
 }
 
 // The scores of a patch (I, J) with diagonal = I - J, as they lie in memory. x is what does not depend on the distance,
-// and is used up. high[r]: of query g + 8 r the largest that this lane has met, of the
-// lower and of the upper keys.
+// and is used up. high[r] has the largest scores of query g + 8 r that this lane has met, among lower and upper keys.
 __device__ inline uint4 scores_of_patch(float *x, uint32_t *high, float *rings, const RingPlaces &places, int turn,
                                         int diagonal, Lane lane) {
     for (int e = 0; e < 2; e++) {
@@ -797,7 +796,7 @@ __device__ inline void running_softmax_raise(RunningSoftmax *softmax, const uint
     }
 }
 
-// Adds a patch: its scores, and the strip of values of its keys. The softmax is of the scores that are stored.
+// Adds a patch: its scores, as they were stored, and the strip of values of its keys.
 __device__ inline void running_softmax_add(RunningSoftmax *softmax, uint4 scores, const __nv_bfloat16 *v_strip,
                                            Lane lane) {
     uint32_t a[4], b[4];
