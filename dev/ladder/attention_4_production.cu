@@ -20,7 +20,8 @@ typedef __nv_bfloat16 bf16;
 
 static size_t place(int h, int t, int j, int T) {
     const int strips = T / STRIP, I = t / STRIP, J = j / STRIP;
-    return ((size_t)h * (strips * (strips + 1) / 2) + I * (I + 1) / 2 + J) * PATCH + t % STRIP * STRIP + j % STRIP;
+    const size_t patch = (size_t)h * (strips * (strips + 1) / 2) + I * (I + 1) / 2 + J;
+    return patch * PATCH + t % 8 * 32 + j % 8 * 4 + t / 8 % 2 * 2 + j / 8 % 2;
 }
 static size_t room(int T, int NH) { return attention_scores_size(1, attention_shape(T, NH * HS, NH, DISTANCES, 0)); }
 
