@@ -599,8 +599,8 @@ __device__ inline void load_rows_a(uint32_t *a, const __nv_bfloat16 *rows, Lane 
 __device__ inline void load_columns_a(uint32_t *a, const __nv_bfloat16 *rows, Lane lane) {
     ldmatrix<true>(a, rows + lane.crossed);
 }
-// B operands, two halves of 8 columns each: the rows, the rows in the order of a patch's keys in memory, and the rows
-// after transposition.
+// B operands, two halves of 8 columns each: the rows, the rows in the order of a patch's keys in memory, and, with rows
+// and columns exchanged, the rows.
 __device__ inline void load_rows_b(uint32_t *b, const __nv_bfloat16 *rows, Lane lane) {
     ldmatrix<true>(b, rows + lane.straight);
 }
