@@ -14,10 +14,8 @@ typedef struct {
     int frames;
 } Sound;
 
-static Sound play(const SynthNote *notes, size_t n, double seconds) { // 0: until the last note has rung out
+static Sound play(const SynthNote *notes, size_t n, double seconds) {
     Sound sound = {{NULL, 0, 0, false}, NULL, 0};
-    const bool all = seconds == 0;
-    for (size_t i = 0; i < n && all; i++) seconds = fmax(seconds, notes[i].start + notes[i].seconds + synth_tail);
     char error[ERROR_SIZE] = "";
     if (!synth_wav(&sound.file, notes, n, seconds, error)) {
         CHECK(false, "%s", error);
@@ -238,14 +236,28 @@ static void check_times(void) {
 }
 
 static void check_refusals(void) {
-    static const double seconds[] = {25000, 1e308, HUGE_VAL};
-    for (int i = 0; i < 3; i++) {
-        const SynthNote note = {0, 1, 60, 0.5};
+    const double nan = NAN, inf = HUGE_VAL;
+    const struct {
+        SynthNote note;
+        double seconds;
+        const char *says;
+    } cases[] = {{{nan, 1, 60, 1}, 0, "begins at nan"}, {{-0.1, 1, 60, 1}, 0, "begins at -0.1"},
+                 {{inf, 1, 60, 1}, 0, "begins at inf"}, {{0, nan, 60, 1}, 0, "lasts nan"},
+                 {{0, -1, 60, 1}, 0, "lasts -1"},       {{0, inf, 60, 1}, 0, "lasts inf"},
+                 {{0, 1, -1, 1}, 0, "key -1"},          {{0, 1, 128, 1}, 0, "key 128"},
+                 {{0, 1, 60, nan}, 0, "velocity nan"},  {{0, 1, 60, 1.01}, 0, "velocity 1.01"},
+                 {{0, 1, 60, -1}, 0, "velocity -1"},    {{0, 1, 60, 1}, nan, "nan seconds"},
+                 {{0, 1, 60, 1}, -1, "-1 seconds"},     {{0, 1, 60, 1}, 25000, "4 GiB"},
+                 {{1e5, 1, 60, 1}, 0, "4 GiB"},         {{1e308, 1e308, 60, 1}, 0, "4 GiB"},
+                 {{0, 1, 60, 1}, inf, "4 GiB"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const SynthNote notes[2] = {{0, 1, 60, 0.5}, cases[i].note};
         TextBuffer out = {NULL, 0, 0, false};
         char error[ERROR_SIZE] = "";
         text_add(&out, "kept", 4);
-        CHECK(!synth_wav(&out, &note, 1, seconds[i], error) && strstr(error, "4 GiB"), "%g s: %s", seconds[i], error);
-        CHECK(out.size == 4 && !memcmp(out.bytes, "kept", 4), "%g s: the buffer is not left alone", seconds[i]);
+        const bool made = synth_wav(&out, notes, 2, cases[i].seconds, error);
+        CHECK(!made && strstr(error, cases[i].says), "case %zu says '%s'", i, error);
+        CHECK(out.size == 4 && !memcmp(out.bytes, "kept", 4), "case %zu leaves the buffer alone", i);
         free(out.bytes);
     }
 }

@@ -19,10 +19,11 @@
 // that loud stays loud. The other is a limiter that looks 12 ms ahead and keeps every peak 1 dB below full scale. TPDF
 // dither, from Philox; where nothing sounds, the file is all zeros.
 //
-// It promises the same bytes for the same notes on one machine and build; memory is the file, 24 bytes a note and 100
-// kB a key. It leaves out the pedal, sympathetic strings and files above 4 GiB (RIFF). Times are rounded to ticks of 64
-// samples, 1.5 ms. One core makes piano music 200 to 450 times as fast as it is played with AVX-512, a quarter of that
-// with SSE (`build/test_synth bench`). C11, gcc and clang; with -std=c11 include it before the system's headers.
+// It promises the same bytes for the same notes on one machine and build; any notes give a file or a sentence; memory
+// is the file, 24 bytes a note and 100 kB a key. It leaves out the pedal, sympathetic strings and files above 4 GiB
+// (RIFF). Times are rounded to ticks of 64 samples, 1.5 ms. One core makes piano music 200 to 450 times as fast as it
+// is played with AVX-512, a quarter of that with SSE (`build/test_synth bench`). C11, gcc and clang; with -std=c11
+// include it before the system's headers.
 #pragma once
 
 #include "base/text.h"
@@ -57,7 +58,7 @@ enum {
     SYNTH_LINE = 4096               // samples of each, a power of two
 };
 
-static const double synth_tail = 2;         // seconds in which the last note rings out
+static const double synth_tail = 2;         // seconds after the last note of a file without a given length
 static const double synth_loudest = 0.18;   // RMS of the beginning of a note of velocity 1, key 60; full scale is 1
 static const float synth_inaudible = 1e-5f; // amplitude at which a mode is dropped: a third of a 16 bit step
 static const float synth_ceiling = 0.891f;  // of the limiter: -1 dB
@@ -333,7 +334,7 @@ static inline int synth_by_time(const void *a, const void *b) {
     return x->key - y->key;
 }
 
-// The strikes of n notes that begin within so many ticks, in order of time. Those of a key follow each other:
+// The strikes of n checked notes that begin within so many ticks, in order of time. Those of a key follow each other:
 // the damper falls and the key rises between them. Returns how many.
 static inline size_t synth_strikes(const SynthNote *notes, size_t n, int64_t ticks, SynthStrike *strikes) {
     const double per_second = (double)SYNTH_RATE / SYNTH_TICK;
@@ -479,7 +480,7 @@ static inline void synth_header(char *at, uint32_t data) {
     memcpy(at + 36, "data", 4), memcpy(at + 40, &data, 4);
 }
 
-// Makes the sound of a list of notes: out[frames] with left and right.
+// Makes the sound of a checked list of notes: out[frames] with left and right.
 static inline void synth_render(Synth *s, int64_t frames, char *out) {
     const int64_t ticks = (frames + SYNTH_TICK - 1) / SYNTH_TICK, fade = SYNTH_RATE / 20;
     float *left = s->dry[0], *right = s->dry[1];
@@ -523,9 +524,26 @@ static inline void synth_render(Synth *s, int64_t frames, char *out) {
 }
 
 // Appends a whole WAVE file of n notes (in any order) to `out`. It lasts `seconds`, the last 50 ms of them faded out,
-// without the notes that begin later. On failure `out` is as it was.
+// without the notes that begin later; 0: until 2 s after the last note's end. On failure `out` is as it was.
 static inline bool synth_wav(TextBuffer *out, const SynthNote *notes, size_t n, double seconds, char *error) {
     const double longest = (4294967295.0 - 36) / 4 / SYNTH_RATE; // RIFF counts what follows its first 8 bytes
+    double end = 0;
+    if (!(seconds >= 0)) return fail(error, "the sound is to last %g seconds; it has to be 0 or more", seconds);
+    for (size_t i = 0; i < n; i++) {
+        const SynthNote *note = &notes[i];
+        if (!(note->start >= 0 && isfinite(note->start) && note->seconds >= 0 && isfinite(note->seconds))) {
+            return fail(error, "note %zu begins at %g s and lasts %g s; both have to be 0 or more", i + 1, note->start,
+                        note->seconds);
+        }
+        if (note->key < 0 || note->key > 127) {
+            return fail(error, "note %zu has key %d; MIDI keys are 0 to 127", i + 1, note->key);
+        }
+        if (!(note->velocity >= 0 && note->velocity <= 1)) {
+            return fail(error, "note %zu has velocity %g; it has to be 0 to 1", i + 1, note->velocity);
+        }
+        end = fmax(end, note->start + note->seconds);
+    }
+    if (seconds == 0 && n) seconds = end + synth_tail;
     if (seconds > longest) {
         return fail(error, "%.6g seconds do not fit into a WAVE file, which ends at 4 GiB or %.0f seconds; write less",
                     seconds, floor(longest));

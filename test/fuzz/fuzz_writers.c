@@ -3,7 +3,7 @@
 // - the .mid is read back as the same notes without anything odd;
 // - the .svg is well-formed XML with each note in it once, and as large as notes and bars make it;
 // - the .html is the page with the songs in it as JSON that no HTML parser looks into, a line for each note;
-// - the .wav lasts as long as the song and its tail, and so does that of any keys, times and velocities;
+// - the .wav lasts as long as the song and its tail; notes with any times and velocities are sound or a sentence;
 // - the report is a line for a terminal.
 //
 // An input is eight bytes of settings, two names that end with a NUL, and tokens.
@@ -87,18 +87,24 @@ UNTRACED static void through_html(const Song *song) {
     free(out.bytes);
 }
 
-// Of notes made of the input's bytes, in a file of a tenth of a second.
+// Of notes made of the input's bytes, some with any numbers for times, in a file of a tenth of a second.
 UNTRACED static void through_synth(const uint8_t *input, size_t size) {
-    enum { NOTES = 16, BYTES = 4 };
+    enum { NOTES = 3, BYTES = 26 };
     SynthNote notes[NOTES];
     char problem[ERROR_SIZE];
     TextBuffer out = {NULL, 0, 0, false};
     const size_t n = size / BYTES < NOTES ? size / BYTES : NOTES;
     for (size_t i = 0; i < n; i++, input += BYTES) {
-        notes[i] = (SynthNote){input[0] / 2560.0, input[1] / 2560.0, input[2] & 127, input[3] / 255.0};
+        double numbers[3] = {input[2] / 2560.0, input[3] / 2560.0, input[4] / 255.0};
+        if (input[0] > 127) memcpy(numbers, input + 2, sizeof numbers);
+        notes[i] =
+            (SynthNote){.start = numbers[0], .seconds = numbers[1], .key = input[0] & 127, .velocity = numbers[2]};
     }
-    PROMISE(synth_wav(&out, notes, n, 0.1, problem), "%s", problem);
-    PROMISE(out.size == 44 + 4 * 4410, "%zu bytes", out.size);
+    if (synth_wav(&out, notes, n, 0.1, problem)) {
+        PROMISE(out.size == 44 + 4 * 4410, "%zu bytes", out.size);
+    } else {
+        promise_sentence(problem);
+    }
     free(out.bytes);
 }
 
