@@ -148,7 +148,11 @@ static inline int64_t dataset_window(const Dataset *data, int64_t w) {
     int64_t low = 0, high = data->n_pieces; // first_window[low] <= w < first_window[high]
     while (high - low > 1) {
         const int64_t middle = low + (high - low) / 2;
-        *(data->first_window[middle] <= w ? &low : &high) = middle;
+        if (data->first_window[middle] <= w) {
+            low = middle;
+        } else {
+            high = middle;
+        }
     }
     return data->pieces[low] + (w - data->first_window[low]);
 }
