@@ -561,6 +561,7 @@ static __global__ void __launch_bounds__(512)
 // 32. The 16 bytes are an A operand as they come, of a product over keys in the order 0 8 2 10 4 12 6 14, 1 9 3 11 ...
 
 constexpr int WARPS = 8, STAGED_ROWS = 256, STAGED_DISTANCES = STAGED_ROWS + STRIP * WARPS;
+static_assert(WHOLE_STRIPS == 2 * WARPS && WHOLE_STRIPS * STRIP == STAGED_ROWS, "see attention_backward_16_kernel()");
 
 constexpr float LOG2_E = 1.44269504f;
 
