@@ -51,7 +51,8 @@ $1 != "kernel" { next }
     for (i = 2; i <= parts; i++) {
         split(part[i], at, "/")
         kind = at[2] > 0 ? "mma" : at[3] > 0 ? "memory" : "none"
-        if (kind == "mma" && name ~ /^matmul_/) sum[kind] = sum[kind, "hmma"] = sum[kind, "global"] = 0 # the last one's
+        if (kind == "mma" && name ~ /^matmul_/) # the last is the shorter form
+            sum[kind] = sum[kind, "hmma"] = sum[kind, "global"] = 0
         sum[kind] += at[1]; sum[kind, "hmma"] += at[2]; sum[kind, "global"] += at[3]
     }
     trips = sum["mma", "hmma"] ? products / sum["mma", "hmma"] : 0
