@@ -59,11 +59,12 @@ CXX := $(shell echo '$(CC)' | \
 	sed -E 's,([^ /]*(cc|clang))(-[^ /]*)?( |$$),\1++\3\4,; s/gcc\+\+/g++/; s/cc\+\+/c++/')
 CXX_WARNINGS = -Wall -Wextra \
 	$(addprefix -Wno-deprecated-,enum-enum-conversion anon-enum-enum-conversion enum-float-conversion)
-CUDA = -std=c++20 -Xcompiler '$(CXX_WARNINGS) -Wno-unknown-pragmas'
+# CLUSTERS=1: with the kernels of cuda/cluster.cuh, which no GPU has run yet. The emulator's programs have them always.
+CUDA = -std=c++20 -Xcompiler '$(CXX_WARNINGS) -Wno-unknown-pragmas' $(if $(filter 1,$(CLUSTERS)),-DCLUSTERS=1)
 
 # Files that change only when their text does, so that what depends on them is built again then.
 build/flags: TEXT = $(CC) $(CXX) $(CFLAGS) $(PARALLEL)
-build/device: TEXT = $(DEVICE) $(ARCH)
+build/device: TEXT = $(DEVICE) $(ARCH) $(CLUSTERS)
 build/flags build/device: FORCE
 	@mkdir -p build/dep
 	@echo '$(TEXT)' | cmp -s - $@ || echo '$(TEXT)' > $@
@@ -117,7 +118,7 @@ $(PLAIN) $(PREPARE) $(TOOLS): %: %.c build/flags
 
 EMULATED = _emu _emu_sanitized _emu_race
 EMU_SOURCES = $(patsubst %,build/emu/%,$(wildcard *.cu dev/cuda/*.cuh dev/ladder/*.cu* test/*.cu))
-EMU_COMPILE = $(CXX) -std=c++20 $(CXX_WARNINGS) -ffp-contract=fast -fno-math-errno -Ibuild/emu -Ibuild/emu/dev \
+EMU_COMPILE = $(CXX) -std=c++20 -DCLUSTERS=1 $(CXX_WARNINGS) -ffp-contract=fast -fno-math-errno -Ibuild/emu -Ibuild/emu/dev \
 	$(INCLUDES) $(DEPENDENCIES)
 
 build/emu/%: % dev/emu/cuda2cpp.sed

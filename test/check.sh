@@ -74,8 +74,9 @@ ran() { sed 's/<.*//' "$1" | sort -u; }
 unchecked() {
     kernel='[A-Za-z_][A-Za-z0-9_]*\(<[^<>;(){}]*>\)\{0,1\}'
     sed 's|//.*||' "$@" | tr '\n' ' ' | tr -s ' ' |
-        grep -o -e "$kernel<<<[^;]*; *[^;]*;" -e "cudaLaunchCooperativeKernel([^;]*; *[^;]*;" |
-        grep -v -e "^\($kernel\)<<<[^;]*; *LAUNCHED(\1);" -e "Kernel(\($kernel\),[^;]*; *LAUNCHED(\1);"
+        grep -o -e "$kernel<<<[^;]*; *[^;]*;" -e "cudaLaunch[A-Za-z]*Kernel[A-Za-z]*([^;]*; *[^;]*;" |
+        grep -v -e "^\($kernel\)<<<[^;]*; *LAUNCHED(\1);" -e "Kernel(\($kernel\),[^;]*; *LAUNCHED(\1);" \
+            -e "KernelEx([^,]*, \($kernel\),[^;]*; *LAUNCHED(\1);"
 }
 
 # report NAME: the closing line, and the exit status

@@ -5,6 +5,7 @@
 // A line that test_emu.sh expects in a message ends in a comment `// here: PLANTED`.
 #include "base/philox.h"
 #include "cuda/check.cuh"
+#include "cuda/cluster.cuh"
 #include "cuda/overlap.cuh"
 #include "cuda/tensor_core.cuh"
 #include "test/check.h"
@@ -286,6 +287,35 @@ __global__ void indices(unsigned *out) {
     atomicAdd(&out[block * (blockDim.x * blockDim.y * blockDim.z) + thread], 1u);
 }
 
+#if CLUSTERS
+// x[s][i] = x[s-1][i] + x[s-1][i-1], but 0 for what lies before a cluster's first i; 32 threads a block, an i each.
+// MISTAKE 1 never waits for the cluster, 2 only once, 3 not before the end; 4 takes another block's local variable, 5
+// reads past the end of its shared memory.
+template <int MISTAKE>
+__global__ void pascal_of_cluster(float *x, int steps) {
+    await_previous_kernel();
+    __shared__ float line[2][32];
+    extern __shared__ float last[]; // by step: the last thread's
+    const int t = threadIdx.x, n = gridDim.x * 32, i = blockIdx.x * 32 + t, before = cluster_rank() - 1;
+    float own = x[i];
+    for (int s = 1; s < steps; s++) {
+        line[s % 2][t] = own;
+        if (t == 31) last[s] = own; // here: step
+        if (MISTAKE == 1 || (MISTAKE == 2 && s > 1))
+            __syncthreads();
+        else
+            cluster_sync();
+        if (t > 0)
+            own += line[s % 2][t - 1];
+        else if (before >= 0)
+            own += (MISTAKE == 4 ? cluster_shared(&own, before) :                // here: local
+                        cluster_shared(last, before))[MISTAKE == 5 ? steps : s]; // here: unborn step end beyond
+        x[s * n + i] = own;
+    }
+    if (MISTAKE != 3) cluster_sync();
+}
+#endif
+
 // ---- Kernels with a mistake
 
 __global__ void past_global(float *x, int n) {
@@ -543,6 +573,44 @@ static void check_relay(bool reset) {
     CUDA(cudaFree(d_x));
 }
 
+// Two clusters of 4 blocks, after a kernel that doubles x, which they may overlap with.
+template <int MISTAKE>
+static void check_clusters(bool cooperative) {
+#if CLUSTERS
+    const int n = 256, steps = 9;
+    Floats x(n * steps, 1.0f);
+    float *d_x = device(x);
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+    CUDA(cudaStreamCreate(&stream));
+    cudaLaunchAttribute attributes[2];
+    const cudaLaunchConfig_t config =
+        cluster_config(attributes, 4, n / 32, 32, steps * sizeof(float), cooperative, stream);
+    int clusters = 0;
+    CUDA(cudaOccupancyMaxActiveClusters(&clusters, pascal_of_cluster<MISTAKE>, &config));
+    if (clusters < 2) return;
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    doubled<0><<<(n + 127) / 128, 128, 0, stream>>>(d_x, d_x, n);
+    CUDA(cudaLaunchKernelEx(&config, pascal_of_cluster<MISTAKE>, d_x, steps));
+    CUDA(cudaStreamEndCapture(stream, &graph));
+    const int edges = overlap_kernels(graph, doubled<0>);
+    CHECK(edges == (OVERLAP_KERNELS && !cooperative), "%d edges", edges);
+    CUDA(cudaGraphInstantiate(&executable, graph, 0));
+    CUDA(cudaGraphLaunch(executable, nullptr));
+    for (int i = 0; i < n; i++) x[i] = 2;
+    for (int i = n; i < n * steps; i++) x[i] = x[i - n] + (i % 128 ? x[i - n - 1] : 0);
+    equal("pascal_of_cluster", host(d_x, n * steps), x);
+    CUDA(cudaGraphExecDestroy(executable));
+    CUDA(cudaGraphDestroy(graph));
+    CUDA(cudaStreamDestroy(stream));
+    attributes[0].val.clusterDim.x = 3;
+    CHECK(cudaLaunchKernelEx(&config, pascal_of_cluster<MISTAKE>, d_x, steps) == cudaErrorInvalidClusterSize, "8 / 3");
+    cudaGetLastError();
+    CUDA(cudaFree(d_x));
+#endif
+}
+
 static void check_cooperative() {
     int n = 4, steps = 9;
     Floats x(n * steps);
@@ -792,6 +860,7 @@ int main(int argc, char **argv) {
         check_cooperative();
         check_graph(NONE);
         check_overlap<0>();
+        for (bool cooperative : {false, true}) check_clusters<0>(cooperative);
         check_runtime();
         check_emulator();
         return check_report("emu");
@@ -825,6 +894,11 @@ int main(int argc, char **argv) {
     if (planted("early")) check_graph(EARLY);
     if (planted("ahead")) check_overlap<1>();
     if (planted("unaware")) check_overlap<2>();
+    if (planted("unborn")) check_clusters<1>(false);
+    if (planted("step")) check_clusters<2>(false);
+    if (planted("end")) check_clusters<3>(false);
+    if (planted("local")) check_clusters<4>(false);
+    if (planted("beyond")) check_clusters<5>(false);
     if (planted("divergent")) two_barriers<<<1, 64>>>(out);
     if (planted("deadlock")) stuck<<<1, 32>>>((unsigned *)out);
     if (planted("absent")) half_a_warp<<<1, 32>>>(out);

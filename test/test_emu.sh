@@ -5,6 +5,8 @@
 . "$(dirname "$0")/check.sh"
 source=${root:?}/test/test_emu.cu
 emulated test_emu
+CUDA_EMU_CLUSTERS=1
+export CUDA_EMU_CLUSTERS
 
 run() { "$@" >stdout 2>stderr; }
 for order in fwd rev rand rand:2; do
@@ -13,6 +15,7 @@ for order in fwd rev rand rand:2; do
     done
 done
 check "kernels of a GPU on which they do not overlap" run env CUDA_EMU_ORDER=rand CUDA_EMU_CAPABILITY=8.0 ./plain
+check "kernels of a GPU without clusters" run env CUDA_EMU_CLUSTERS=0 ./plain
 check "one thread of the operating system" run env OMP_NUM_THREADS=1 ./plain
 check "the order is checked" [ "$(CUDA_EMU_ORDER=up ./plain 2>&1)" = \
     "cuda_emu: CUDA_EMU_ORDER=up: it can be fwd, rev, rand or rand:SEED" ]
@@ -32,7 +35,7 @@ found() {
     grep -n "here:.* $2\b" "$source" | sed 's/:.*//' >lines.txt
     test -s lines.txt && sed 's/.*/test_emu.cu:&\\b/' lines.txt | grep -q -f - stderr
 }
-for planted in global dynamic; do check "$planted, out of bounds" found sanitized $planted heap-buffer-overflow; done
+for planted in global dynamic beyond; do check "$planted, out of bounds" found sanitized $planted heap-buffer-overflow; done
 check "static, out of bounds" found sanitized static 'out of bounds'
 for order in fwd rev rand; do
     for planted in barrier1 barrier2 neighbour lockstep blocks ticket reuse fence event early; do
@@ -40,6 +43,14 @@ for order in fwd rev rand; do
     done
     check "nowait, $order, is found" found race nowait 'not waited for' $order
     check "ahead, $order, is found" found race ahead 'doubled<MISTAKE> reads .* must call' $order
+done
+for order in fwd rev rand rand:2; do
+    check "step, $order, is a race" found race step 'race in kernel pascal_of_cluster' $order
+    for build in plain sanitized race; do
+        check "unborn, $build, $order" found $build unborn 'before a cluster_sync' $order
+        check "local, $build, $order" found $build local 'not in shared memory' $order
+    done
+    check "end, $order" found race end 'the end of its block\|a block that has ended' $order
 done
 check "host code in device memory" found race host 'host code writes'
 for build in plain sanitized race; do
@@ -78,12 +89,15 @@ check "no device" [ "$(CUDA_EMU_CAPABILITY=0 ./plain none | grep -c 'no CUDA-cap
 check "a small device" [ "$(CUDA_EMU_MEMORY=0 ./plain none | grep -c 'out of memory')" -gt 0 ]
 
 if command -v nvcc >/dev/null; then
-    for arch in 75 80; do
+    for arch in 75 80 90; do
         check "nvcc, sm_$arch" run nice nvcc -std=c++20 -arch=compute_$arch -ptx -Werror all-warnings \
-            -I"$root" -I"$root/dev" "$source" -o $arch.ptx
+            -DCLUSTERS=$((arch == 90)) -I"$root" -I"$root/dev" "$source" -o $arch.ptx
     done
     for instruction in mma.sync.aligned.m16n8k16 ldmatrix.sync.aligned.m8n8.x4.trans cp.async.cg cp.async.wait_group; do
         check "$instruction for sm_80" grep -q -F $instruction 80.ptx
+    done
+    for instruction in cluster_ctarank barrier.cluster.arrive barrier.cluster.wait mapa.u64; do
+        check "$instruction for sm_90" grep -q -F $instruction 90.ptx
     done
 fi
 report emu

@@ -9,8 +9,8 @@
 // fiber runs them one after the other.
 //
 // How a grid runs. Blocks run in parallel on OpenMP's threads. The blocks of a cooperative launch wait for each other,
-// so the fibers of all of them live at once, on one thread of the operating system. A loop that waits for another
-// thread's store must call __nanosleep(), or no other fiber gets to run.
+// so the fibers of all of them live at once, on one thread of the operating system; so do those of a cluster. A loop
+// that waits for another thread's store must call __nanosleep(), or no other fiber gets to run.
 //
 // How streams run. Work is done at once, in the order in which the host asks for it. The nodes of a graph are done one
 // after the other as well. CUDA_EMU_ORDER picks one of the orders that the captured streams and events allow. Behind a
@@ -53,6 +53,7 @@
 //   CUDA_EMU_KERNELS=FILE                the names of the kernels that ran are appended to FILE, one a line
 //   CUDA_EMU_MEMORY=MIB                  size of the device's memory [as much as the machine has]
 //   CUDA_EMU_CAPABILITY=7.5              compute capability that the device reports [9.0]; 0: there is no device
+//   CUDA_EMU_CLUSTERS=1                  it can run clusters, whose kernels are in every emulated program [0]
 //   CUDA_EMU_MULTIPROCESSORS=N           how many it has, for cooperative launches [4]
 #pragma once
 #define CUDA_EMU 1

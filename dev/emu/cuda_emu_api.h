@@ -40,6 +40,12 @@ EMU_UNCHECKED inline void __threadfence() {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     emu::note_fence();
 }
+inline int cluster_rank() { return emu::me->block->number % emu::gang->launch->cluster; }
+inline void cluster_sync(EMU_SITE) { emu::cluster_barrier(site); }
+template <class T>
+inline T *cluster_shared(T *own, int rank, EMU_SITE) {
+    return (T *)emu::cluster_shared((void *)own, rank, site);
+}
 inline void cudaGridDependencySynchronize(EMU_SITE) { emu::await_kernel_before(site); }
 inline void cudaTriggerProgrammaticLaunchCompletion() {} // kernels begin early whether or not it is called
 [[noreturn]] inline void __trap(EMU_SITE) { emu::die(site, "__trap()"); }
@@ -205,6 +211,7 @@ inline __half2 __hmax2(__half2 a, __half2 b) { return {__hmax(a.x, b.x), __hmax(
     ERROR(cudaErrorNoDevice, 100, "no CUDA-capable device is detected")                                                \
     ERROR(cudaErrorNoKernelImageForDevice, 209, "no kernel image is available for execution on the device")            \
     ERROR(cudaErrorCooperativeLaunchTooLarge, 720, "too many blocks in cooperative launch")                            \
+    ERROR(cudaErrorInvalidClusterSize, 912, "cluster misconfiguration")                                                \
     ERROR(cudaErrorStreamCaptureUnsupported, 900, "operation not permitted when stream is capturing")                  \
     ERROR(cudaErrorStreamCaptureUnmatched, 903, "capture was not ended in the same stream as it began")                \
     ERROR(cudaErrorStreamCaptureUnjoined, 904, "capturing stream has unjoined work")                                   \
@@ -303,6 +310,8 @@ inline cudaError_t launch_checked(Launch launch, Stream *stream) {
     if (!grid_fits || !threads || threads > 1024 || block.z > 64) return result(cudaErrorInvalidConfiguration);
     size_t limit = dynamic_limit.count(launch.entry) ? dynamic_limit[launch.entry] : SHARED_DEFAULT;
     if (launch.shared > limit) return result(cudaErrorInvalidValue);
+    if (launch.cluster > config.cluster || grid.x % (unsigned)launch.cluster)
+        return result(cudaErrorInvalidClusterSize);
     if (launch.cooperative && blocks > (size_t)(config.multiprocessors * blocks_at_once((int)threads, launch.shared)))
         return result(cudaErrorCooperativeLaunchTooLarge);
     auto kernel = std::make_shared<Launch>(launch);
@@ -328,6 +337,40 @@ inline cudaError_t launch_cooperative(const char *name, void (*kernel)(P...), di
     };
     auto body = [kernel, values = values_of(std::index_sequence_for<P...>())] { std::apply(kernel, values); };
     return launch_checked({(const void *)kernel, name, body, grid, block, shared, true}, stream);
+}
+} // namespace emu
+
+// Launches with attributes
+enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative = 2, cudaLaunchAttributeClusterDimension = 4 };
+union cudaLaunchAttributeValue {
+    int cooperative;
+    struct {
+        unsigned x, y, z;
+    } clusterDim;
+};
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    cudaLaunchAttributeValue val;
+};
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    size_t dynamicSmemBytes;
+    emu::Stream *stream;
+    cudaLaunchAttribute *attrs;
+    unsigned numAttrs;
+};
+namespace emu {
+// What cuda2cpp.sed makes of cudaLaunchKernelEx(&config, kernel, ...).
+template <class... P>
+inline cudaError_t launch_with(const char *name, const cudaLaunchConfig_t *c, void (*kernel)(P...), Same<P>... values) {
+    Launch launch = {(const void *)kernel, name, [=] { kernel(values...); }, c->gridDim, c->blockDim,
+                     c->dynamicSmemBytes,  false};
+    for (unsigned i = 0; i < c->numAttrs; i++) {
+        const cudaLaunchAttributeValue &value = c->attrs[i].val;
+        if (c->attrs[i].id == cudaLaunchAttributeCooperative) launch.cooperative = value.cooperative;
+        if (c->attrs[i].id == cudaLaunchAttributeClusterDimension) launch.cluster = (int)value.clusterDim.x;
+    }
+    return launch_checked(launch, c->stream);
 }
 } // namespace emu
 
@@ -437,6 +480,15 @@ inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, F 
     return *blocks = emu::blocks_at_once(threads, shared), cudaSuccess;
 }
 
+template <class F>
+inline cudaError_t cudaOccupancyMaxActiveClusters(int *clusters, F *, const cudaLaunchConfig_t *c) {
+    int blocks = emu::config.cluster > 1 ? emu::blocks_at_once((int)c->blockDim.x, c->dynamicSmemBytes) : 0;
+    for (unsigned i = 0; i < c->numAttrs; i++)
+        if (c->attrs[i].id == cudaLaunchAttributeClusterDimension)
+            *clusters = emu::config.multiprocessors * blocks / (int)c->attrs[i].val.clusterDim.x;
+    return cudaSuccess;
+}
+
 // Streams and events
 enum { cudaStreamDefault, cudaEventDisableTiming = 2 };
 inline cudaError_t cudaStreamCreate(cudaStream_t *stream) { return *stream = new emu::Stream, cudaSuccess; }
@@ -508,10 +560,6 @@ enum cudaGraphNodeType { cudaGraphNodeTypeKernel, cudaGraphNodeTypeMemcpy };
 inline cudaError_t cudaGraphNodeGetType(cudaGraphNode_t node, cudaGraphNodeType *type) {
     return *type = node->kernel ? cudaGraphNodeTypeKernel : cudaGraphNodeTypeMemcpy, cudaSuccess;
 }
-enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative = 2 };
-struct cudaLaunchAttributeValue {
-    int cooperative;
-};
 inline cudaError_t cudaGraphKernelNodeGetAttribute(cudaGraphNode_t node, int, cudaLaunchAttributeValue *value) {
     return value->cooperative = node->kernel->cooperative, cudaSuccess;
 }

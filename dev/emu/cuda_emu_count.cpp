@@ -35,7 +35,7 @@
 //               sectors that are new in their launch: what DRAM brings (if not written in the same launch) and takes
 //     shared    requests, and wavefronts: passes over 32 banks of 4 bytes, by all 32 lanes at once, or by 16 for
 //               accesses of 8 bytes, or by 8 for 16 bytes and ldmatrix; and the fewest that these bytes need
-//     products  mma.sync of 16 x 8 x 16, a warp each; barriers: of blocks, warps, grids
+//     products  mma.sync of 16 x 8 x 16, a warp each; barriers: of blocks, warps, clusters and grids
 //   conflict    a line of the .cu, of this kernel: its wavefronts and the fewest, where they differ; the worst 5
 // Kernels that run outside of graphs are left out if there are graphs.
 #include "emu/cuda_emu_hooks.h"
@@ -236,6 +236,7 @@ void emu::forget_accesses(const void *, size_t) {}
 void emu::note_access(const void *p, size_t size, AccessKind kind, Site site) {
     accessed(p, size, kind, number_of(site));
 }
+void emu::note_end(const void *, size_t) {}
 void emu::note_fence() {}
 void emu::note_atomic(const void *p) { accessed(p, 4, WRITE, code(__builtin_return_address(0))); }
 void emu::note_launch(const Launch &launch, uint32_t) {

@@ -9,10 +9,14 @@
 // remember which thread wrote and which read them last, and the clock at that time. Two accesses by different threads,
 // at least one of them a write, are in order only if one of these events lies between them:
 //
-//                            start of a launch   grid.sync()   __syncthreads()   __syncwarp()   fence and atomic
-//   two lanes of a warp            yes               yes             yes              yes
-//   two warps of a block           yes               yes             yes
-//   two blocks                     yes               yes                                              yes
+//                            start of a launch,   cluster_sync()   __syncthreads()   __syncwarp()   fence, atomic
+//                            grid.sync()
+//   two lanes of a warp            yes                 yes               yes              yes
+//   two warps of a block           yes                 yes               yes
+//   two blocks of a cluster        yes                 yes                                               yes
+//   two others                     yes                                                                   yes
+//
+// The end of a block of a cluster counts as a write to all of its shared memory.
 //
 // Fence and atomic: a block calls __threadfence() and then changes a variable by an atomic. What it did before the
 // fence is in order with what a block does after its own atomic on that variable, or after a load of it (which should
@@ -26,10 +30,10 @@
 #include "emu/cuda_emu_hooks.h"
 
 namespace {
-enum Level : uint32_t { ONE, LANES, WARPS, BLOCKS };
+enum Level : uint32_t { ONE, LANES, WARPS, BLOCKS, CLUSTERS };
 struct Access {
-    uint32_t who : 30;   // the thread's number in the grid
-    uint32_t others : 2; // a Level: how far away the other threads are that this one stands for
+    uint32_t who : 29;   // the thread's number in the grid
+    uint32_t others : 3; // a Level: how far away the other threads are that this one stands for
     uint32_t when;       // by the clock; 0: never; IN_FLIGHT: a cp.async that was not waited for
     uint32_t where;      // the code's offset in the program, or SITE + its number in `sites`
 };
@@ -54,6 +58,7 @@ std::vector<Kernel> ran;                    // the kernels of the graph's launch
 std::vector<Kernel> beside;                 // those of them that are not in order with the one that runs
 
 uint32_t threads_of_block() { return blockDim.x * blockDim.y * blockDim.z; }
+uint32_t cluster_of(uint32_t who) { return who / threads_of_block() / (uint32_t)gang->launch->cluster; }
 uint32_t block_number() { return blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z); }
 
 // The kernel that did this, if it is one of `beside`.
@@ -97,7 +102,9 @@ bool conflict(const Access &earlier, const Access &now) {
     if (earlier.when < gang->synced) return by_kernel_beside(earlier);
     if (earlier.who == now.who && !earlier.others) return false;
     uint32_t n = threads_of_block(), other = earlier.who, self = now.who;
-    if (earlier.others == BLOCKS) return earlier.when >= std::min(known_of_all(), me->block->synced);
+    if (earlier.others < CLUSTERS && cluster_of(other) == cluster_of(self) && earlier.when < me->block->cluster->synced)
+        return false;
+    if (earlier.others >= BLOCKS) return earlier.when >= std::min(known_of_all(), me->block->synced);
     if (other / n != self / n) return known_since != gang->synced || earlier.when >= known_to[self / n][other / n];
     if (earlier.when < me->block->synced) return false;
     if (earlier.others == WARPS || other % n / 32 != self % n / 32) return true;
@@ -108,7 +115,10 @@ bool conflict(const Access &earlier, const Access &now) {
 void add_reader(Access &readers, const Access &now) {
     if (readers.when < gang->synced || !conflict(readers, now)) return void(readers = now);
     uint32_t n = threads_of_block(), other = readers.who, self = now.who;
-    uint32_t apart = other / n != self / n ? BLOCKS : other % n / 32 != self % n / 32 ? WARPS : LANES;
+    uint32_t apart = cluster_of(other) != cluster_of(self) ? CLUSTERS
+                     : other / n != self / n               ? BLOCKS
+                     : other % n / 32 != self % n / 32     ? WARPS
+                                                           : LANES;
     readers.others = std::max<uint32_t>(readers.others, apart);
     readers.when = now.when;
 }
@@ -131,7 +141,7 @@ void accessed(const void *p, size_t size, AccessKind kind, uint32_t where) {
         abort();
     }
     if (kind == READ) learn(p);
-    Access now = {(block_number() * threads_of_block() + (uint32_t)me->number) & ~(3u << 30), ONE, sync_clock, where};
+    Access now = {(block_number() * threads_of_block() + (uint32_t)me->number) & ~(7u << 29), ONE, sync_clock, where};
     Cell *first = cells + offset_of(p) / 2;
     for (Cell *cell = first; cell < first + size / 2; cell++) {
         const char *what = kind == READ ? "read" : "write";
@@ -156,6 +166,7 @@ void emu::note_access(const void *p, size_t size, AccessKind kind, Site site) {
     accessed(p, size, kind == ARRIVED_READ ? READ : kind, number_of(site));
 }
 
+void emu::note_end(const void *p, size_t size) { accessed(p, size, WRITE, number_of({"the end of its block", 0})); }
 void emu::note_fence() {
     if (known_since != gang->synced) known_to.clear(), known_by.clear(), known_since = gang->synced;
     known_to[block_number()][block_number()] = ++sync_clock;

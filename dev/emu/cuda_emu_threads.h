@@ -1,9 +1,9 @@
 // CUDA's threads on a CPU, for cuda_emu.h, whose head tells how they run. In this order:
 //   Fiber                               a stack, and how the processor leaves one for another
-//   Thread, Warp, Block, Gang           who is ready, who waits where
+//   Thread, Warp, Block, Cluster, Gang  who is ready, who waits where
 //   next_ready()                        the scheduler
 //   block_barrier(), warp_operation()   the two ways to wait
-//   shared_memory()                     a block's own copies of __shared__ variables
+//   shared_memory()                     blocks' own copies of __shared__ variables
 //   run_kernel()                        a launch
 #pragma once
 
@@ -200,8 +200,14 @@ struct SharedMemory {
     size_t size;
     uint32_t owner; // the block that it was made fresh for, by the block's `started`
 };
+struct Cluster {
+    int live, arrived; // threads that have not exited, and threads that wait at its barrier
+    uint32_t synced;   // when its last cluster_sync() was; 0: there was none
+};
 struct Block {
     dim3 index;
+    Cluster *cluster;
+    int number; // its place in the gang
     Warp *warps;
     int n_warps;
     int live, arrived;                // threads that have not exited, and threads that wait at the barrier
@@ -216,13 +222,16 @@ struct Launch {
     dim3 grid, block;
     size_t shared; // bytes of dynamic shared memory
     bool cooperative;
+    int cluster = 1;    // blocks of a cluster
     bool early = false; // a programmatic edge of a graph leads to it
 };
 
-// The blocks that live at once on one of the system's threads: one of an ordinary launch, all of a cooperative one.
+// The blocks that live at once on one of the system's threads: a cluster's, that is mostly one; all of a cooperative
+// launch.
 struct Gang {
     const Launch *launch;
     std::vector<std::unique_ptr<Block>> blocks;
+    std::vector<Cluster> clusters;
     std::vector<Warp> warps;
     std::vector<Thread> threads;
     int n_blocks, n_warps; // of this launch
@@ -249,7 +258,7 @@ struct Config {
     Order order = FORWARD;
     uint64_t seed = 1;
     size_t memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
-    int major = 9, minor = 0, multiprocessors = 4;
+    int major = 9, minor = 0, multiprocessors = 4, cluster = 1; // the largest cluster
     Config() {
         if (const char *text = getenv("CUDA_EMU_ORDER")) {
             bool random = !strcmp(text, "rand") || !strncmp(text, "rand:", 5);
@@ -262,6 +271,7 @@ struct Config {
         }
         if (const char *text = getenv("CUDA_EMU_MEMORY")) memory = strtoull(text, nullptr, 10) << 20;
         if (const char *text = getenv("CUDA_EMU_CAPABILITY")) sscanf(text, "%d.%d", &major, &minor);
+        if (const char *text = getenv("CUDA_EMU_CLUSTERS")) cluster = major < 9 || !atoi(text) ? 1 : 8;
         if (const char *text = getenv("CUDA_EMU_MULTIPROCESSORS")) multiprocessors = std::max(1, atoi(text));
     }
 };
@@ -401,12 +411,13 @@ inline void sleep(Site site) {
 // An access that the compiler reports, and those of instructions that it does not know. A cp.async accesses memory when
 // it is requested, as far as counts go, and until it was waited for, as far as races go.
 enum AccessKind { READ, WRITE, COPY_READ, COPY_WRITE, ARRIVED_READ, ARRIVED_WRITE, EXCHANGE_READ, EXCHANGE_WRITE };
-enum Work { PRODUCT, BLOCK_BARRIER, WARP_BARRIER, GRID_BARRIER, WORKS }; // one of a warp, block, warp, grid
+enum Work { PRODUCT, BLOCK_BARRIER, WARP_BARRIER, GRID_BARRIER, WORKS }; // of a warp, block, warp, cluster or grid
 #ifdef EMU_HOOKS
 void *allocate(size_t size);
 void deallocate(void *memory);
 void forget_accesses(const void *memory, size_t size);
 void note_access(const void *memory, size_t size, AccessKind kind, Site site);
+void note_end(const void *memory, size_t size); // of a block's shared memory, which its cluster could reach
 void note_fence();
 void note_atomic(const void *memory);
 void note_launch(const Launch &launch, uint32_t launched);
@@ -423,6 +434,7 @@ inline void *allocate(size_t size) {
 inline void deallocate(void *memory) { free(memory); }
 inline void forget_accesses(const void *, size_t) {}
 inline void note_access(const void *, size_t, AccessKind, Site) {}
+inline void note_end(const void *, size_t) {}
 inline void note_fence() {}
 inline void note_atomic(const void *) {}
 inline void note_launch(const Launch &, uint32_t) {}
@@ -443,6 +455,12 @@ inline void open_block(Block &block) {
         block.warps[w].at_barrier = 0;
     }
 }
+inline void open_cluster(Cluster &cluster) {
+    cluster.arrived = 0;
+    cluster.synced = ++sync_clock;
+    for (int b = 0; b < gang->n_blocks; b++)
+        if (gang->blocks[b]->cluster == &cluster) open_block(*gang->blocks[b]);
+}
 inline void open_grid() {
     gang->arrived = 0;
     gang->synced = ++sync_clock;
@@ -455,6 +473,12 @@ inline void block_barrier(Site site) {
         die(site, "a thread is at this barrier, others of its block are at the one at %s:%d", block.site.file,
             block.site.line);
     if (++block.arrived == block.live) return note_work(BLOCK_BARRIER), open_block(block);
+    me->warp->at_barrier |= 1u << me->lane;
+    wait(site);
+}
+inline void cluster_barrier(Site site) {
+    Cluster &cluster = *me->block->cluster;
+    if (++cluster.arrived == cluster.live) return note_work(GRID_BARRIER), open_cluster(cluster);
     me->warp->at_barrier |= 1u << me->lane;
     wait(site);
 }
@@ -517,9 +541,8 @@ EMU_UNCHECKED inline void set_undefined(void *memory, size_t size) {
     memset((char *)memory + size / sizeof(wchar_t) * sizeof(wchar_t), 0xfe, size % sizeof(wchar_t));
 }
 
-// The block's copy of shared memory number `which`. It is undefined when the block first asks for it.
-inline void *shared_memory(size_t which, size_t size) {
-    Block &block = *me->block;
+// A block's copy of shared memory number `which`. It is undefined when it is first asked for.
+inline void *shared_memory(Block &block, size_t which, size_t size) {
     if (which >= block.shared.size()) block.shared.resize(which + 1, {nullptr, 0, 0});
     SharedMemory &memory = block.shared[which];
     if (memory.size != size) {
@@ -531,19 +554,45 @@ inline void *shared_memory(size_t which, size_t size) {
     memory.owner = block.started;
     return memory.bytes;
 }
-inline void *dynamic_shared_memory() { return shared_memory(0, gang->launch->shared); }
+inline void *dynamic_shared_memory() { return shared_memory(*me->block, 0, gang->launch->shared); }
 
 // A __shared__ declaration.
 struct SharedVariable {
     static inline std::atomic<size_t> count;
     const size_t size, number = ++count;
-    void *of_this_block() const { return shared_memory(number, size); }
+    void *of_this_block() const { return shared_memory(*me->block, number, size); }
 };
+
+// Where block `rank` of this cluster has what lies at `own` in this block's shared memory.
+inline void *cluster_shared(void *own, int rank, Site site) {
+    const int blocks = gang->launch->cluster, first = me->block->number / blocks * blocks;
+    if (rank < 0 || rank >= blocks) die(site, "cluster_shared() of block %d in a cluster of %d", rank, blocks);
+    if (!me->block->cluster->synced)
+        die(site, "cluster_shared() before a cluster_sync(): not all blocks of the cluster may have begun");
+    Block &block = *gang->blocks[first + rank];
+    if (!block.live) die(site, "cluster_shared() of a block that has ended");
+    const std::vector<SharedMemory> &mine = me->block->shared;
+    for (size_t i = 0; i < mine.size(); i++)
+        if (mine[i].owner == me->block->started && own >= mine[i].bytes && own < mine[i].bytes + mine[i].size)
+            return (char *)shared_memory(block, i, mine[i].size) + ((char *)own - mine[i].bytes);
+    die(site, "cluster_shared() of what is not in shared memory");
+}
 
 // ---- Launches
 
+// A block has ended. Shared memory that the other blocks of its cluster could reach is theirs no more.
+inline void end_shared_memory(Block &block) {
+    block.synced = ++sync_clock; // what its own threads did lies behind
+    for (SharedMemory &memory : block.shared) {
+        if (!memory.size || memory.owner != block.started) continue;
+        note_end(memory.bytes, memory.size);
+        set_undefined(memory.bytes, memory.size);
+    }
+}
+
 inline void exit_thread() {
     Block &block = *me->block;
+    Cluster &cluster = *block.cluster;
     if (gang->launch->early && !me->awaited)
         die({gang->launch->name, 0}, "a thread has not called cudaGridDependencySynchronize()");
     me->warp->exited |= 1u << me->lane;
@@ -552,7 +601,10 @@ inline void exit_thread() {
     gang->sleeps = 0;
     gang->live--;
     block.live--;
+    cluster.live--;
+    if (!block.live && gang->launch->cluster > 1) end_shared_memory(block);
     if (block.live && block.arrived == block.live) open_block(block);
+    if (cluster.live && cluster.arrived == cluster.live) open_cluster(cluster);
     if (gang->live && gang->arrived == gang->live) open_grid();
 }
 
@@ -586,7 +638,10 @@ inline void start_block(int b, dim3 index) {
     const uint32_t now = ++sync_clock;
     dim3 size = g.launch->block;
     int n_threads = (int)(size.x * size.y * size.z), n_warps = (n_threads + 31) / 32;
-    block = {index, &g.warps[(size_t)b * n_warps], n_warps, n_threads, 0, {}, now, now, std::move(block.shared)};
+    Cluster &cluster = g.clusters[(size_t)(b / g.launch->cluster)];
+    cluster.live += n_threads;
+    block = {index, &cluster, b,   &g.warps[(size_t)b * n_warps], n_warps, n_threads, 0,
+             {},    now,      now, std::move(block.shared)};
     for (int w = 0; w < n_warps; w++) {
         int lanes = std::min(32, n_threads - 32 * w);
         unsigned ready = lanes == 32 ? ~0u : (1u << lanes) - 1;
@@ -612,6 +667,7 @@ inline void run_blocks(const Launch &launch, long first, int n, uint32_t launche
     g.launch = &launch;
     g.n_blocks = n;
     g.n_warps = (int)n_warps;
+    g.clusters.assign((size_t)(n / launch.cluster), {});
     g.live = n * (int)n_threads;
     g.arrived = 0;
     g.hold = hold;
@@ -628,7 +684,7 @@ inline void run_blocks(const Launch &launch, long first, int n, uint32_t launche
     me = nullptr;
 }
 
-// The first block of a kernel begins before the kernel ahead: begin_early() runs its threads until all of them wait,
+// The first cluster of a kernel begins before the kernel ahead: begin_early() runs its threads until all of them wait,
 // finish_early() what is left of them.
 inline std::map<const Launch *, Gang *> early;       // the blocks that have begun
 inline auto &spare_gangs = *new std::vector<Gang *>; // never destroyed
@@ -636,7 +692,7 @@ inline auto &spare_gangs = *new std::vector<Gang *>; // never destroyed
 inline void begin_early(const Launch &launch) {
     Gang *own = std::exchange(gang, nullptr);
     if (!spare_gangs.empty()) gang = spare_gangs.back(), spare_gangs.pop_back();
-    run_blocks(launch, 0, 1, ++sync_clock, true);
+    run_blocks(launch, 0, launch.cluster, ++sync_clock, true);
     early[&launch] = std::exchange(gang, own);
 }
 inline void finish_early(const Launch &launch, uint32_t launched) {
@@ -653,14 +709,15 @@ inline void finish_early(const Launch &launch, uint32_t launched) {
 }
 
 inline void run_kernel(const Launch &launch) {
-    const long n = (long)launch.grid.x * launch.grid.y * launch.grid.z;
+    const long blocks = (long)launch.grid.x * launch.grid.y * launch.grid.z, n = blocks / launch.cluster;
     uint32_t launched = ++sync_clock;
     log_kernel(launch.name);
     note_launch(launch, launched);
     const bool begun = early.count(&launch);
     if (begun) finish_early(launch, launched);
-    if (launch.cooperative) return run_blocks(launch, 0, (int)n, launched);
-    // In random order position j is block (factor j + first) mod n, with a factor that has no divisor in common with n.
+    if (launch.cooperative) return run_blocks(launch, 0, (int)blocks, launched);
+    // In random order position j is cluster (factor j + first) mod n, with a factor that has no divisor in common with
+    // n.
     uint64_t random = config.seed * 0x9E3779B97F4A7C15u + launched;
     long first = 0, factor = 1;
     if (config.order == RANDOM) {
@@ -672,8 +729,8 @@ inline void run_kernel(const Launch &launch) {
 #pragma omp parallel for schedule(dynamic, 1) if (n > 1)
 #endif
     for (long j = 0; j < n; j++) {
-        const long block = config.order == REVERSE ? n - 1 - j : (j * factor + first) % n;
-        if (block || !begun) run_blocks(launch, block, 1, launched);
+        const long cluster = config.order == REVERSE ? n - 1 - j : (j * factor + first) % n;
+        if (cluster || !begun) run_blocks(launch, cluster * launch.cluster, launch.cluster, launched);
     }
 }
 } // namespace emu
