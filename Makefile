@@ -118,8 +118,8 @@ $(PLAIN) $(PREPARE) $(TOOLS): %: %.c build/flags
 
 EMULATED = _emu _emu_sanitized _emu_race
 EMU_SOURCES = $(patsubst %,build/emu/%,$(wildcard *.cu dev/cuda/*.cuh dev/ladder/*.cu* test/*.cu))
-EMU_COMPILE = $(CXX) -std=c++20 -DCLUSTERS=1 $(CXX_WARNINGS) -ffp-contract=fast -fno-math-errno -Ibuild/emu -Ibuild/emu/dev \
-	$(INCLUDES) $(DEPENDENCIES)
+EMU_COMPILE = $(CXX) -std=c++20 -DCLUSTERS=1 $(CXX_WARNINGS) -ffp-contract=fast -fno-math-errno \
+	-Ibuild/emu -Ibuild/emu/dev $(INCLUDES) $(DEPENDENCIES)
 
 build/emu/%: % dev/emu/cuda2cpp.sed
 	@mkdir -p $(@D)

@@ -35,7 +35,9 @@ found() {
     grep -n "here:.* $2\b" "$source" | sed 's/:.*//' >lines.txt
     test -s lines.txt && sed 's/.*/test_emu.cu:&\\b/' lines.txt | grep -q -f - stderr
 }
-for planted in global dynamic beyond; do check "$planted, out of bounds" found sanitized $planted heap-buffer-overflow; done
+for planted in global dynamic beyond; do
+    check "$planted, out of bounds" found sanitized $planted heap-buffer-overflow
+done
 check "static, out of bounds" found sanitized static 'out of bounds'
 for order in fwd rev rand; do
     for planted in barrier1 barrier2 neighbour lockstep blocks ticket reuse fence event early; do

@@ -48,8 +48,8 @@ __device__ inline T *cluster_shared(T *own, int rank) {
 
 #if CLUSTERS
 
-// A launch in clusters of n blocks, at most 8, which divides grid.x, for cudaLaunchKernelEx(). It lives as long as
-// `attributes`.
+// A launch in clusters of n blocks, for cudaLaunchKernelEx(). n is at most 8 and divides grid.x. The launch points to
+// `attributes`, which must stay.
 static inline cudaLaunchConfig_t cluster_config(cudaLaunchAttribute (&attributes)[2], int n, dim3 grid, int threads,
                                                 size_t shared, bool cooperative, cudaStream_t stream) {
     attributes[0].id = cudaLaunchAttributeClusterDimension;

@@ -226,8 +226,7 @@ struct Launch {
     bool early = false; // a programmatic edge of a graph leads to it
 };
 
-// The blocks that live at once on one of the system's threads: a cluster's, that is mostly one; all of a cooperative
-// launch.
+// The blocks that live at once on one of the system's threads: a cluster's, mostly one; all of a cooperative launch.
 struct Gang {
     const Launch *launch;
     std::vector<std::unique_ptr<Block>> blocks;
@@ -716,8 +715,7 @@ inline void run_kernel(const Launch &launch) {
     const bool begun = early.count(&launch);
     if (begun) finish_early(launch, launched);
     if (launch.cooperative) return run_blocks(launch, 0, (int)blocks, launched);
-    // In random order position j is cluster (factor j + first) mod n, with a factor that has no divisor in common with
-    // n.
+    // In random order position j is cluster (factor j + first) mod n; factor and n have no divisor in common.
     uint64_t random = config.seed * 0x9E3779B97F4A7C15u + launched;
     long first = 0, factor = 1;
     if (config.order == RANDOM) {
