@@ -153,7 +153,7 @@ static inline void curves_draw(TextBuffer *out, const char *title, const char *e
         compared |= curves[k].published > 0;
         const int best = curve_best(&curves[k]);
         text_print(out, "%s <tspan fill=\"%s\">%s%s%.4f, epoch %d</tspan>", k ? ";" : "", colors[k],
-                   n > 1 ? curves[k].name : "", n > 1 ? " " : "", curves[k].points[best].test, best + 1);
+                   n == 2 ? curves[k].name : "", n == 2 ? " " : "", curves[k].points[best].test, best + 1);
     }
     text_print(out, "%s</text>\n", compared ? "; dashed, and a diamond: published" : "");
     CurveAxes axes = curve_axes(out, curves, n, right, epochs);
