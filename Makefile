@@ -65,7 +65,8 @@ CUDA = -std=c++20 -Xcompiler '$(CXX_WARNINGS) -Wno-unknown-pragmas' $(if $(filte
 # Files that change only when their text does, so that what depends on them is built again then.
 build/flags: TEXT = $(CC) $(CXX) $(CFLAGS) $(PARALLEL)
 build/device: TEXT = $(DEVICE) $(ARCH) $(CLUSTERS)
-build/flags build/device: FORCE
+build/clusters: TEXT = $(CLUSTERS)
+build/flags build/device build/clusters: FORCE
 	@mkdir -p build/dep
 	@echo '$(TEXT)' | cmp -s - $@ || echo '$(TEXT)' > $@
 FORCE:
@@ -273,7 +274,7 @@ test/test_gpu.sh: $(PREPARE) dev/tools/compare_tensors $(foreach build,_cpu $(EM
 	$(if $(NVCC),build/nvcc/train_gpt_music.80 build/nvcc/train_lstm_music.75)
 
 # What nvcc says of a model's CUDA source for an architecture, with PTX and cubin beside it in a folder.
-build/nvcc/train_%:
+build/nvcc/train_%: build/clusters
 	@mkdir -p $@.files
 	nice nvcc -O3 $(CUDA) -Werror all-warnings -arch=sm_$(subst .,,$(suffix $@)) $(INCLUDES) $(DEPENDENCIES) \
 		-Xptxas -v -keep -keep-dir $@.files -cubin -o $@.files/cubin $(basename $(@F)).cu \

@@ -23,6 +23,7 @@
 # are done again only if they are named. From the environment:
 #   GPU_SECONDS   for all parts together [480]       GPU_BATCHES   for time and profile [8 64 512]
 #   GPU_EPOCHS    at most, for train [10]            GPU_MODES     of dev/tools/torch_music.py [all of them]
+#   CLUSTERS=1    the kernels of dev/cuda/cluster.cuh too (best with another --out, to compare)      [none]
 #   GPU_FLAGS     for both trainers, and GPU_TORCH_FLAGS for dev/tools/torch_music.py, to try this script in small
 #                 [none]
 # shellcheck disable=SC2086  # flags are split into words
@@ -451,7 +452,7 @@ nvcc=$(nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
 
 # Of a part, in --out/parts/PART: figures and tables as they come; status, when it has ended: ok or what else, seconds,
 # and what it was done with.
-with=$gpu,$nvcc,$data,${GPU_FLAGS:-},$(cd "$here" && cat Makefile ./*.cu dev/cuda/* dev/*.c dev/tools/gpu.sh | cksum)
+with=$gpu,$nvcc,$data,${GPU_FLAGS:-},${CLUSTERS:-},$(cd "$here" && cat Makefile ./*.cu dev/cuda/* dev/*.c dev/tools/gpu.sh | cksum)
 done_before() { # PART
     [ "$(cut -f 1,3 "$out/parts/$1/status" 2>/dev/null)" = "ok$tab$with" ]
 }
