@@ -197,9 +197,9 @@ static void embedding_backward(float *demb, float *partial, const float *dx, con
 // is NaN, which the step notices. dscores spread over many orders of magnitude but need few digits: they have the type
 // Operand. One buffer serves all layers, as each layer writes its dscores in place of those of the layer above.
 //
-// There are two sets of kernels. bf16 heads of 16, the published model's, go to the tensor cores, where a head is one
-// step of mma_bf16 deep and a warp has a strip of queries or keys. All else, fp32 first, takes plain kernels for any
-// HS. No sum depends on the order in which blocks or warps run.
+// There are two sets of kernels. bf16 heads of 16 in windows of at most 256, the published model's, go to the tensor
+// cores, where a head is one step of mma_bf16 deep and a warp has a strip of queries or keys. All else, fp32 first,
+// takes plain kernels for any HS and T. No sum depends on the order in which blocks or warps run.
 
 constexpr int STRIP = 16, PATCH = STRIP * STRIP;
 
@@ -240,9 +240,12 @@ static AttentionShape attention_shape(int T, int C, int NH, int D, int shared_li
     return {T, C, NH, C / NH, D, (T + STRIP - 1) / STRIP, shared_limit};
 }
 
+// Whether attention runs on tensor cores, whose backward has a head of at most 16 strips in shared memory.
+constexpr int WHOLE_STRIPS = 16, WHOLE_PATCHES = WHOLE_STRIPS * (WHOLE_STRIPS + 1) / 2;
+constexpr int WHOLE_BYTES = (WHOLE_PATCHES + 3 * WHOLE_STRIPS) * PATCH * 2 + WHOLE_STRIPS * 8 * 16;
 template <typename Operand>
 static bool attention_on_tensor_cores(AttentionShape s) {
-    return BF16<Operand> && s.HS == 16;
+    return BF16<Operand> && s.HS == 16 && s.strips <= WHOLE_STRIPS && s.shared_limit >= WHOLE_BYTES;
 }
 
 // Elements of a layer's scores, and of dscores, for B windows.
@@ -250,35 +253,21 @@ static size_t attention_scores_size(int B, AttentionShape s) {
     return (size_t)B * s.NH * s.strips * (s.strips + 1) / 2 * PATCH;
 }
 
-// Whether the backward on tensor cores is one kernel (attention_backward_16_kernel), which has a head in shared memory.
-constexpr int WHOLE_STRIPS = 16, WHOLE_PATCHES = WHOLE_STRIPS * (WHOLE_STRIPS + 1) / 2;
-constexpr int WHOLE_BYTES = (WHOLE_PATCHES + 3 * WHOLE_STRIPS) * PATCH * 2 + WHOLE_STRIPS * 8 * 16;
-template <typename Operand>
-static bool attention_of_whole_heads(AttentionShape s) {
-    return attention_on_tensor_cores<Operand>(s) && s.strips <= WHOLE_STRIPS && s.shared_limit >= WHOLE_BYTES;
-}
-
 // The sums over distances come in parts, [parts][16 strips][HS] floats, which relative_vectors_backward() adds up. A
-// group of heads makes one part, on tensor cores in two kernels two. With whole heads there are at most 1024 groups;
-// else a group is 8 heads, or the smallest multiple of 8 with which there are at most 128 groups: a warp that has to go
-// through many heads ends last.
+// group of heads makes one part. On tensor cores there are at most 1024 groups; else a group is 8 heads, or the
+// smallest multiple of 8 with which there are at most 128 groups.
 template <typename Operand>
 static int heads_of_group(int B, AttentionShape s) {
     const int least = divide_up(B * s.NH, 1024);
-    return attention_of_whole_heads<Operand>(s) ? least : 8 * least;
+    return attention_on_tensor_cores<Operand>(s) ? least : 8 * least;
 }
 template <typename Operand>
 static int head_groups(int B, AttentionShape s) {
     return divide_up(B * s.NH, heads_of_group<Operand>(B, s));
 }
 template <typename Operand>
-static int relative_parts(int B, AttentionShape s) {
-    const bool two = attention_on_tensor_cores<Operand>(s) && !attention_of_whole_heads<Operand>(s);
-    return head_groups<Operand>(B, s) * (two ? 2 : 1);
-}
-template <typename Operand>
 static size_t relative_partial_size(int B, AttentionShape s) {
-    return (size_t)relative_parts<Operand>(B, s) * s.strips * STRIP * s.HS;
+    return (size_t)head_groups<Operand>(B, s) * s.strips * STRIP * s.HS;
 }
 
 // Where the patch of query strip I and key strip J <= I begins.
@@ -544,9 +533,8 @@ static __global__ void __launch_bounds__(512)
 
 // ---- attention: bf16 heads of 16 on tensor cores
 //
-// Blocks have 8 warps. Rows of a head lie in shared memory as 16 bf16, 32 bytes, up to 256 rows at once; a longer head
-// comes in several steps. A warp has a strip of 16 queries or keys in registers. Once rows are staged, it works alone,
-// patch after patch of the strip's row or column.
+// Blocks have 8 warps. The rows of a head lie in shared memory as 16 bf16, 32 bytes. A warp has a strip of 16 queries
+// or keys in registers. Once rows are staged, it works alone, patch after patch of the strip's row or column.
 //
 // In registers a lane holds 8 elements of a patch, x[0] to x[7], as mma_bf16 gives them. With (g, c) = (lane / 4,
 // lane % 4) x[0] and x[1] are keys 2c and 2c + 1 of query g, x[2] and x[3] of query g + 8; x[4] to x[7] are the same
@@ -662,12 +650,10 @@ __device__ inline void unpack_scores(float *x, uint4 packed) {
     }
 }
 
-// Copies rows first..first+count-1 of a head, zeros for rows from T on. This is thread number `thread` of `threads`
-// that share the work.
-__device__ inline void stage_rows(__nv_bfloat16 *to, const __nv_bfloat16 *head, int stride, int first, int count, int T,
-                                  int thread, int threads) {
-    for (int i = thread; i < 2 * count; i += threads) {
-        const int row = first + row_of(i);
+// Copies the first rows of a head, zeros for rows from T on.
+__device__ inline void stage_rows(__nv_bfloat16 *to, const __nv_bfloat16 *head, int stride, int rows, int T) {
+    for (int i = threadIdx.x; i < 2 * rows; i += blockDim.x) {
+        const int row = row_of(i);
         cp_async(to + i * 8, row < T ? head + (size_t)row * stride + half_of(i) * 8 : head, row < T);
     }
 }
@@ -838,51 +824,45 @@ static __global__ void __launch_bounds__(256, 3)
     uint4 *scores_bh = (uint4 *)(scores + patch_at(bh, 0, 0, s));
     RunningSoftmax softmax = {{0}, {-INFINITY, -INFINITY}, {0, 0}};
     uint32_t high[2] = {0xfc00fc00, 0xfc00fc00}; // minus infinity
-    for (int J0 = 0; J0 < end; J0 += STAGED_ROWS / STRIP) {
-        // Staged are strips J0..J_end-1 of keys and values, and strips rel0..end-J0-1 of distances.
-        const int J_end = min(J0 + STAGED_ROWS / STRIP, end), rel0 = I0 - J_end;
-        if (J0 > 0) __syncthreads();
-        stage_rows(k_rows, k, C3, J0 * STRIP, (J_end - J0) * STRIP, s.T, threadIdx.x, blockDim.x);
-        stage_rows(v_rows, v, C3, J0 * STRIP, (J_end - J0) * STRIP, s.T, threadIdx.x, blockDim.x);
-        stage_distances(rel_rows, rel, rel0 * STRIP, (end - J0 - rel0) * STRIP, s);
-        copies_arrived();
-        __syncthreads();
-        if (I >= s.strips) continue;
-        const RingPlaces places = ring_places(lane);
-        if (J0 == 0) ring_strip(rings, places, 0, q_a, rel_rows + (I - rel0) * PATCH, lane);
-        const int count = min(J_end, I + 1) - J0;
-        const unsigned at = (I * (I + 1) / 2 + J0) * WARP + lane.id;
-        for (int j = 0; j < count; j += 4) { // strips J0 + j + i of keys, for which it is turn i % 2
-            uint4 packed[4];
+    const int first_distance = I0 - end;         // staged are the strips of distances from there to end - 1
+    stage_rows(k_rows, k, C3, end * STRIP, s.T);
+    stage_rows(v_rows, v, C3, end * STRIP, s.T);
+    stage_distances(rel_rows, rel, first_distance * STRIP, (end - first_distance) * STRIP, s);
+    copies_arrived();
+    __syncthreads();
+    if (I >= s.strips) return;
+    const RingPlaces places = ring_places(lane);
+    ring_strip(rings, places, 0, q_a, rel_rows + (I - first_distance) * PATCH, lane);
+    const unsigned at = I * (I + 1) / 2 * WARP + lane.id;
+    for (int j = 0; j <= I; j += 4) { // strips j + i of keys, for which it is turn i % 2
+        uint4 packed[4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                packed[i] = make_uint4(0, 0, 0, 0);
-                if (below && j + i < count) packed[i] = below[at + (j + i) * WARP];
-            }
+        for (int i = 0; i < 4; i++) {
+            packed[i] = make_uint4(0, 0, 0, 0);
+            if (below && j + i <= I) packed[i] = below[at + (j + i) * WARP];
+        }
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (j + i < count) {
-                    const int diagonal = I - J0 - j - i;
-                    uint32_t b[4];
-                    ring_strip(rings, places, 1 - i % 2, q_a, rel_rows + (diagonal - 1 - rel0) * PATCH, lane);
-                    float x[8];
-                    unpack_scores(x, packed[i]);
-                    load_columns_b(b, k_rows + (j + i) * PATCH, lane);
-                    multiply(x, q_a, b);
-                    __syncwarp();
-                    packed[i] = scores_of_patch(x, high, rings, places, i % 2, diagonal, lane);
-                    scores_bh[at + (j + i) * WARP] = packed[i];
-                    __syncwarp();
-                }
-            }
-            running_softmax_raise(&softmax, high);
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (j + i < count) running_softmax_add(&softmax, packed[i], v_rows + (j + i) * PATCH, lane);
+        for (int i = 0; i < 4; i++) {
+            if (j + i <= I) {
+                const int diagonal = I - j - i;
+                uint32_t b[4];
+                ring_strip(rings, places, 1 - i % 2, q_a, rel_rows + (diagonal - 1 - first_distance) * PATCH, lane);
+                float x[8];
+                unpack_scores(x, packed[i]);
+                load_columns_b(b, k_rows + (j + i) * PATCH, lane);
+                multiply(x, q_a, b);
+                __syncwarp();
+                packed[i] = scores_of_patch(x, high, rings, places, i % 2, diagonal, lane);
+                scores_bh[at + (j + i) * WARP] = packed[i];
+                __syncwarp();
             }
         }
+        running_softmax_raise(&softmax, high);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (j + i <= I) running_softmax_add(&softmax, packed[i], v_rows + (j + i) * PATCH, lane);
+        }
     }
-    if (I >= s.strips) return;
     const int t0 = keep(I) * STRIP; // and so not kept through the loop, where registers are short
     for (int r = 0; r < 2; r++) {
         softmax.sum[r] += __shfl_xor_sync(~0u, softmax.sum[r], 1);
@@ -898,16 +878,16 @@ static __global__ void __launch_bounds__(256, 3)
     store_rows(attn + head_at(bh, s.C, s), s.C, t0, softmax.attn, 1, s.T, lane);
 }
 
-// Stages queries t0..t0+rows-1 of a head with dattn. sums[i]: of queries q and q + 8, the i-th such pair, first both
+// Stages the queries of a head with dattn. sums[i]: of queries q and q + 8, the i-th such pair, first both
 // minus dattn . attn, then both minus log_sums to base 2.
 __device__ inline void stage_queries(__nv_bfloat16 *q_rows, __nv_bfloat16 *dattn_rows, float4 *sums,
-                                     const __nv_bfloat16 *dattn, Attention<__nv_bfloat16> act, int bh, int t0, int rows,
+                                     const __nv_bfloat16 *dattn, Attention<__nv_bfloat16> act, int bh,
                                      AttentionShape s) {
+    const int rows = s.strips * STRIP;
     const __nv_bfloat16 *dattn_bh = dattn + head_at(bh, s.C, s), *attn_bh = act.attn + head_at(bh, s.C, s);
-    stage_rows(q_rows, act.qkv + head_at(bh, 3 * s.C, s), 3 * s.C, t0, rows, s.T, threadIdx.x, blockDim.x);
-    stage_rows(dattn_rows, dattn_bh, s.C, t0, rows, s.T, threadIdx.x, blockDim.x);
-    for (int i = threadIdx.x; i < rows; i += blockDim.x) {
-        const int t = t0 + i;
+    stage_rows(q_rows, act.qkv + head_at(bh, 3 * s.C, s), 3 * s.C, rows, s.T);
+    stage_rows(dattn_rows, dattn_bh, s.C, rows, s.T);
+    for (int t = threadIdx.x; t < rows; t += blockDim.x) {
         float dot = 0;
         for (int d = 0; t < s.T && d < 16; d += 8) {
             uint4 x4 = *(const uint4 *)(dattn_bh + (size_t)t * s.C + d);
@@ -920,7 +900,7 @@ __device__ inline void stage_queries(__nv_bfloat16 *q_rows, __nv_bfloat16 *dattn
                 dot += x[0] * y[0] + x[1] * y[1];
             }
         }
-        float *to = (float *)&sums[i / 16 * 8 + i % 8] + i / 8 % 2;
+        float *to = (float *)&sums[t / 16 * 8 + t % 8] + t / 8 % 2;
         to[0] = -dot;
         to[2] = t < s.T ? -LOG2_E * act.log_sums[(size_t)bh * s.T + t] : -INFINITY; // then a = 0
     }
@@ -955,16 +935,14 @@ struct KeyStrip {
     uint32_t v[4];      // A operand
 };
 
-// Takes a warp's strip J of keys through the patches of strips I..I_end-1 of queries, staged from strip I0 on. It works
+// Takes a warp's strip J of keys through the patches of its column, from the diagonal down to strip `strips`. It works
 // on patches transposed: dv += a^T dattn, dk += dscores^T q. scores, dscores_above and dscores are a head's; the scores
-// and dscores_above are read once, dscores may be dscores_above. BY_DISTANCE: dscores go to tiles, too.
-template <bool BY_DISTANCE>
+// and dscores_above are read once, dscores may be dscores_above. dscores go to tiles, too.
 __device__ inline void key_strip_backward(KeyStrip *strip, __nv_bfloat16 *dscores, __nv_bfloat16 *tiles,
                                           const __half *scores, const __nv_bfloat16 *dscores_above,
                                           __nv_bfloat16 *q_rows, __nv_bfloat16 *dattn_rows, const float4 *sums, int J,
-                                          int I0, int I_end, Lane lane) {
-    DistancePlaces places;
-    if constexpr (BY_DISTANCE) places = distance_places(lane);
+                                          int strips, Lane lane) {
+    const DistancePlaces places = distance_places(lane);
     uint2 next_score[2], next_above[2] = {{0, 0}, {0, 0}};
     auto fetch = [&](unsigned at) {
         for (int i = 0; i < 2; i++) {
@@ -972,19 +950,18 @@ __device__ inline void key_strip_backward(KeyStrip *strip, __nv_bfloat16 *dscore
             if (dscores_above) next_above[i] = ((const uint2 *)dscores_above + at)[8 * i];
         }
     };
-    int I = max(I0, J);
-    unsigned at = (I * (I + 1) / 2 + J) * (PATCH / 4) + 16 * lane.c + lane.g;
-    if (I < I_end) fetch(at);
+    unsigned at = (J * (J + 1) / 2 + J) * (PATCH / 4) + 16 * lane.c + lane.g;
+    fetch(at);
 #pragma unroll 2
-    for (; I < I_end; I++) {
+    for (int I = J; I < strips; I++) {
         const uint2 score[2] = {next_score[0], next_score[1]}, above[2] = {next_above[0], next_above[1]};
         const unsigned next = at + (I + 1) * (PATCH / 4);
-        if (I + 1 < I_end) fetch(next); // on its way during this one
-        __nv_bfloat16 *q_I = q_rows + (I - I0) * PATCH, *dattn_I = dattn_rows + (I - I0) * PATCH;
+        if (I + 1 < strips) fetch(next); // on its way during this one
+        __nv_bfloat16 *q_I = q_rows + I * PATCH, *dattn_I = dattn_rows + I * PATCH;
         float4 sum[2];
         float x[8], ds[8];
         for (int i = 0; i < 2; i++) {
-            sum[i] = sums[(I - I0) * 8 + 2 * lane.c + i];
+            sum[i] = sums[I * 8 + 2 * lane.c + i];
             x[i] = x[i + 2] = sum[i].x;
             x[i + 4] = x[i + 6] = sum[i].y;
         }
@@ -1007,9 +984,7 @@ __device__ inline void key_strip_backward(KeyStrip *strip, __nv_bfloat16 *dscore
         uint2 *to = (uint2 *)dscores + at;
         to[0] = make_uint2(pairs[0], pairs[1]);
         to[8] = make_uint2(pairs[2], pairs[3]);
-        if constexpr (BY_DISTANCE) {
-            store_by_distance(tiles + (I * (I + 1) / 2 + I - J) * PATCH, pairs, places, I == J);
-        }
+        store_by_distance(tiles + (I * (I + 1) / 2 + I - J) * PATCH, pairs, places, I == J);
         pack_a(a, x);
         load_rows_b(b, dattn_I, lane);
         multiply(strip->dv, a, b);
@@ -1020,145 +995,10 @@ __device__ inline void key_strip_backward(KeyStrip *strip, __nv_bfloat16 *dscore
     }
 }
 
-// dk, dv and dscores. A warp has a strip of keys and goes through its patches, from the diagonal down.
-static __global__ void __launch_bounds__(256)
-    attention_backward_keys_16_kernel(__nv_bfloat16 *dqkv, __nv_bfloat16 *dscores, const __nv_bfloat16 *dscores_above,
-                                      const __nv_bfloat16 *dattn, Attention<__nv_bfloat16> act, int heads,
-                                      AttentionShape s) {
-    await_previous_kernel();
-    __shared__ __align__(16) __nv_bfloat16 q_rows[STAGED_ROWS * 16];
-    __shared__ __align__(16) __nv_bfloat16 dattn_rows[STAGED_ROWS * 16];
-    __shared__ float4 sums[STAGED_ROWS / 2];
-    const Lane lane = this_lane();
-    const int warp = threadIdx.x / WARP, C3 = 3 * s.C;
-    const int bh = blockIdx.x % heads, first = blockIdx.x / heads * WARPS, J = first + warp; // the longest first
-    const size_t at = patch_at(bh, 0, 0, s);
-    KeyStrip strip = {{0}, {0}, {0}};
-    load_strip_a(strip.v, act.qkv + head_at(bh, C3, s) + 2 * s.C, C3, J * STRIP, s.T, lane);
-    for (int I0 = first; I0 < s.strips; I0 += STAGED_ROWS / STRIP) {
-        const int I_end = min(I0 + STAGED_ROWS / STRIP, s.strips);
-        __syncthreads();
-        stage_queries(q_rows, dattn_rows, sums, dattn, act, bh, I0 * STRIP, (I_end - I0) * STRIP, s);
-        copies_arrived();
-        __syncthreads();
-        key_strip_backward<false>(&strip, dscores + at, nullptr, act.scores + at,
-                                  dscores_above ? dscores_above + at : nullptr, q_rows, dattn_rows, sums, J, I0, I_end,
-                                  lane);
-    }
-    __nv_bfloat16 *dk = dqkv + head_at(bh, C3, s) + s.C;
-    store_rows(dk, C3, J * STRIP, strip.dk, 0.25f, s.T, lane);
-    store_rows(dk + s.C, C3, J * STRIP, strip.dv, 1, s.T, lane);
-}
-
-// A patch (I, J) of dscores by distance: [16 queries][32 distances], those of strips I - J - 1 and I - J. It is two
-// tiles, and row t, column j of the patch is at row t, column 16 + t - j of these. The other columns stay the zeros
-// that they are.
-__device__ inline void store_skewed(__nv_bfloat16 *skewed, uint4 packed, Lane lane) {
-    uint32_t ds[4];
-    load_patch_a(ds, packed);
-    for (int e = 0; e < 8; e++) {
-        int row = lane.g + e / 2 % 2 * 8, column = 16 + row - (lane.c * 2 + e / 4 + e % 2 * 8);
-        __nv_bfloat16 *half = skewed + column / 16 * PATCH + row_half(row, column / 8 % 2);
-        half[column % 8] = __ushort_as_bfloat16((unsigned short)(ds[e / 2] >> 16 * (e % 2)));
-    }
-}
-
-// dq and the parts of drel, from dscores. Of the blocks for a group of heads, the first have 8 strips of queries of a
-// head each: a warp has a strip and goes through its patches, dq = dscores k + skewed dscores rel. Each of the others
-// has a diagonal of patches, where 32 distances meet, and a warp that of every eighth head: drel = skewed dscores^T q.
-// Both kinds are in one launch, a group's near each other, so that dscores come from memory once, then from L2.
-static __global__ void __launch_bounds__(256)
-    attention_backward_queries_16_kernel(__nv_bfloat16 *dqkv, float *rel_partial, const __nv_bfloat16 *dscores,
-                                         const __nv_bfloat16 *qkv, const __nv_bfloat16 *rel, int heads, int group_heads,
-                                         AttentionShape s) {
-    await_previous_kernel();
-    __shared__ __align__(16) __nv_bfloat16 staged[(STAGED_ROWS + STAGED_DISTANCES) * 16];
-    __shared__ __align__(16) __nv_bfloat16 skewed_tiles[WARPS][2 * PATCH];
-    const Lane lane = this_lane();
-    const int warp = threadIdx.x / WARP, C3 = 3 * s.C;
-    const int head_blocks = (s.strips + WARPS - 1) / WARPS, query_blocks = group_heads * head_blocks;
-    const int group = blockIdx.x / (query_blocks + s.strips), role = blockIdx.x % (query_blocks + s.strips);
-    __nv_bfloat16 *skewed = skewed_tiles[warp];
-    const uint4 *patches = (const uint4 *)dscores + lane.id; // a patch is 32 of them
-    for (int i = lane.id; i < PATCH; i += WARP) ((uint32_t *)skewed)[i] = 0;
-    __syncwarp();
-    uint32_t a[4], b[4];
-    if (role < query_blocks) {
-        const int bh = group * group_heads + role % group_heads;
-        const int I0 = (head_blocks - 1 - role / group_heads) * WARPS, I = I0 + warp, end = min(I0 + WARPS, s.strips);
-        if (bh >= heads) return; // the whole block
-        const __nv_bfloat16 *k = qkv + head_at(bh, C3, s) + s.C;
-        __nv_bfloat16 *k_rows = staged, *rel_rows = staged + STAGED_ROWS * 16;
-        float dq[8] = {0};
-        for (int J0 = 0; J0 < end; J0 += STAGED_ROWS / STRIP) {
-            const int J_end = min(J0 + STAGED_ROWS / STRIP, end), rel0 = I0 - J_end;
-            if (J0 > 0) __syncthreads();
-            stage_rows(k_rows, k, C3, J0 * STRIP, (J_end - J0) * STRIP, s.T, threadIdx.x, blockDim.x);
-            stage_distances(rel_rows, rel, rel0 * STRIP, (end - J0 - rel0) * STRIP, s);
-            copies_arrived();
-            __syncthreads();
-            if (I >= s.strips) continue;
-            for (int J = J0; J < min(J_end, I + 1); J++) {
-                const uint4 ds = patches[patch_at(bh, I, J, s) / 8];
-                store_skewed(skewed, ds, lane);
-                load_patch_a(a, ds);
-                load_patch_rows_b(b, k_rows + (J - J0) * PATCH, lane);
-                multiply(dq, a, b);
-                __syncwarp();
-                for (int near = 1; near >= 0; near--) {
-                    load_rows_a(a, skewed + (1 - near) * PATCH, lane);
-                    load_rows_b(b, rel_rows + (I - J - near - rel0) * PATCH, lane);
-                    multiply(dq, a, b);
-                }
-                __syncwarp();
-            }
-        }
-        if (I < s.strips) store_rows(dqkv + head_at(bh, C3, s), C3, I * STRIP, dq, 0.25f, s.T, lane);
-    } else {
-        const int diagonal = role - query_blocks;
-        __nv_bfloat16 *q_rows = staged + warp * PATCH;
-        float near[8] = {0}, far[8] = {0};
-        for (int bh = group * group_heads + warp; bh < min((group + 1) * group_heads, heads); bh += WARPS) {
-            const __nv_bfloat16 *q = qkv + head_at(bh, C3, s);
-            for (int I = diagonal; I < s.strips; I++) {
-                stage_rows(q_rows, q, C3, I * STRIP, STRIP, s.T, lane.id, WARP);
-                store_skewed(skewed, patches[patch_at(bh, I, I - diagonal, s) / 8], lane);
-                copies_arrived();
-                __syncwarp();
-                load_rows_b(b, q_rows, lane);
-                load_columns_a(a, skewed, lane);
-                multiply(near, a, b);
-                load_columns_a(a, skewed + PATCH, lane);
-                multiply(far, a, b);
-                __syncwarp();
-            }
-        }
-        __syncthreads();
-        float *sums = (float *)staged; // [8 warps][near, far][16][16]
-        for (int e = 0; e < 8; e++) {
-            const int at = (lane.g + e / 2 % 2 * 8) * 16 + e / 4 * 8 + lane.c * 2 + e % 2;
-            sums[warp * 2 * PATCH + at] = near[e];
-            sums[(warp * 2 + 1) * PATCH + at] = far[e];
-        }
-        __syncthreads();
-        // Far, strip `diagonal`, goes to part 2 group, and near, strip diagonal - 1, to part 2 group + 1. On diagonal 0
-        // near is the future, all zeros: they go to the last strip, which has no other near.
-        const int near_strip = (diagonal + s.strips - 1) % s.strips;
-        for (int i = threadIdx.x; i < 2 * PATCH; i += blockDim.x) {
-            float sum = 0;
-            for (int w = 0; w < WARPS; w++) sum += sums[w * 2 * PATCH + i];
-            size_t strip =
-                i < PATCH ? (size_t)(2 * group + 1) * s.strips + near_strip : (size_t)2 * group * s.strips + diagonal;
-            rel_partial[strip * PATCH + i % PATCH] = sum * 0.25f;
-        }
-    }
-}
-
-// The backward of whole heads, where all of a head's dscores by distance fit into shared memory: the launch's only
-// kernel. A block has a group of heads, one after another, and a warp two strips w and 15 - w, together as long as any
-// other's: first of keys, for dk, dv and dscores as above; then of distances, for drel, which it sums over the heads;
-// last of queries, for dq. Beside the two kernels above it saves a launch, a reading of dscores and half of
-// the work by distance: dscores are sorted once, not twice, and a patch adds one tile of distances, not two.
+// A block has a group of heads, one after another, and a warp two strips w and 15 - w, together as long as any other's:
+// first of keys, for dk, dv and dscores as above; then of distances, for drel, which it sums over the heads; last of
+// queries, for dq. All of a head's dscores by distance lie in shared memory. Two kernels, of keys and of queries, would
+// read dscores once more and sort them twice.
 static __global__ void __launch_bounds__(256, 2)
     attention_backward_16_kernel(__nv_bfloat16 *dqkv, float *rel_partial, __nv_bfloat16 *dscores,
                                  const __nv_bfloat16 *dscores_above, const __nv_bfloat16 *dattn,
@@ -1182,8 +1022,8 @@ static __global__ void __launch_bounds__(256, 2)
         __nv_bfloat16 *dq = dqkv + head_at(bh, C3, s), *dk = dq + s.C;
         const size_t at = patch_at(bh, 0, 0, s);
         __syncthreads();
-        stage_queries(q_rows, dattn_rows, sums, dattn, act, bh, 0, rows, s);
-        stage_rows(k_rows, k, C3, 0, rows, s.T, threadIdx.x, blockDim.x);
+        stage_queries(q_rows, dattn_rows, sums, dattn, act, bh, s);
+        stage_rows(k_rows, k, C3, rows, s.T);
         copies_arrived();
         __syncthreads();
         for (int i = 0; i < 2; i++) {
@@ -1191,9 +1031,9 @@ static __global__ void __launch_bounds__(256, 2)
             if (J >= s.strips) break;
             KeyStrip strip = {{0}, {0}, {0}};
             load_strip_a(strip.v, v, C3, J * STRIP, s.T, lane);
-            key_strip_backward<true>(&strip, dscores + at, tiles, act.scores + at,
-                                     dscores_above ? dscores_above + at : nullptr, q_rows, dattn_rows, sums, J, 0,
-                                     s.strips, lane);
+            key_strip_backward(&strip, dscores + at, tiles, act.scores + at,
+                               dscores_above ? dscores_above + at : nullptr, q_rows, dattn_rows, sums, J, s.strips,
+                               lane);
             store_rows(dk, C3, J * STRIP, strip.dk, 0.25f, s.T, lane);
             store_rows(dk + s.C, C3, J * STRIP, strip.dv, 1, s.T, lane);
         }
@@ -1263,24 +1103,14 @@ template <typename Operand>
 static void attention_backward(Operand *dqkv, float *rel_partial, Operand *dscores, const Operand *dscores_above,
                                const Operand *dattn, Attention<Operand> act, const Operand *rel, int B,
                                AttentionShape s, cudaStream_t stream) {
-    const int heads = B * s.NH, head_blocks = (s.strips + WARPS - 1) / WARPS;
+    const int heads = B * s.NH;
     const int group_heads = heads_of_group<Operand>(B, s), groups = head_groups<Operand>(B, s);
     if constexpr (BF16<Operand>) {
         if (attention_on_tensor_cores<Operand>(s)) {
-            if (attention_of_whole_heads<Operand>(s)) {
-                matmul_prepare(attention_backward_16_kernel, WHOLE_BYTES);
-                attention_backward_16_kernel<<<groups, 32 * WARPS, WHOLE_BYTES, stream>>>(
-                    dqkv, rel_partial, dscores, dscores_above, dattn, act, rel, heads, group_heads, s);
-                LAUNCHED(attention_backward_16_kernel);
-                return;
-            }
-            const int blocks = groups * (group_heads * head_blocks + s.strips);
-            attention_backward_keys_16_kernel<<<head_blocks * heads, 32 * WARPS, 0, stream>>>(
-                dqkv, dscores, dscores_above, dattn, act, heads, s);
-            LAUNCHED(attention_backward_keys_16_kernel);
-            attention_backward_queries_16_kernel<<<blocks, 32 * WARPS, 0, stream>>>(dqkv, rel_partial, dscores, act.qkv,
-                                                                                    rel, heads, group_heads, s);
-            LAUNCHED(attention_backward_queries_16_kernel);
+            matmul_prepare(attention_backward_16_kernel, WHOLE_BYTES);
+            attention_backward_16_kernel<<<groups, 32 * WARPS, WHOLE_BYTES, stream>>>(
+                dqkv, rel_partial, dscores, dscores_above, dattn, act, rel, heads, group_heads, s);
+            LAUNCHED(attention_backward_16_kernel);
             return;
         }
     }
@@ -1297,7 +1127,7 @@ static void attention_backward(Operand *dqkv, float *rel_partial, Operand *dscor
 template <typename Operand>
 static void relative_vectors_backward(float *drel, const float *rel_partial, int B, AttentionShape s,
                                       cudaStream_t stream) {
-    relative_vectors_backward_kernel<<<s.D, 512, 0, stream>>>(drel, rel_partial, relative_parts<Operand>(B, s), s);
+    relative_vectors_backward_kernel<<<s.D, 512, 0, stream>>>(drel, rel_partial, head_groups<Operand>(B, s), s);
     LAUNCHED(relative_vectors_backward_kernel);
 }
 

@@ -151,7 +151,7 @@ else
     check "several sets of blocks" agree bf16 "$plain" $more --batch 33
 fi
 for build in sanitized race; do
-    test "$model" = lstm || # a head too long for the kernel that has it whole
+    test "$model" = lstm || # a head too long for the tensor cores' kernels
         check "bf16, $build, window 257" agree bf16 "${plain}_$build" $(flags_of heads16) --layers 1 \
             --window 257 --batch 1
     for precision in fp32 bf16; do
