@@ -1160,12 +1160,11 @@ static int remove_stale(const char *folder, char (*names)[96], int pieces) {
 static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *error) {
     static Composition piece;
     const Path folders[2] = {path_join(out, "train"), path_join(out, "test")};
-    size_t existing[2] = {0, 0};
     int written[2] = {0, 0}, removed = 0;
     double notes = 0, seconds = 0;
     char(*names)[96] = calloc((size_t)pieces, sizeof *names);
     bool ok = names || fail(error, "no memory for the names of %d pieces", pieces);
-    for (int part = 0; part < 2 && ok; part++) ok = make_folders(folders[part].text, &existing[part], error);
+    for (int part = 0; part < 2 && ok; part++) ok = make_folders(folders[part].text, error);
     for (int number = 1; number <= pieces && ok; number++) {
         int part = number % 10 == 2;
         uint8_t *bytes = NULL;
@@ -1182,7 +1181,6 @@ static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *err
     }
     for (int part = 0; part < 2 && ok; part++) removed += remove_stale(folders[part].text, names, pieces);
     free(names);
-    for (int part = 1; part >= 0 && !ok; part--) remove_empty_folders(folders[part].text, existing[part]);
     if (!ok) return false;
     char more[60] = "";
     if (removed) snprintf(more, sizeof more, "; removed %d of an earlier run", removed);

@@ -400,8 +400,7 @@ static bool save_both(const Corpus *corpus, const char *out, char *error) {
     Path paths[NAMES][2];
     struct stat status;
     for (int i = 0; i < 2 * NAMES; i++) paths[i / 2][i % 2] = path_join(out, names[i / 2][i % 2]);
-    size_t existing = 0;
-    bool saved = make_folders(out, &existing, error);
+    bool saved = make_folders(out, error);
     for (int i = 0; i < 2 && saved; i++) {
         const char *path = paths[PLACE][i].text;
         if (!stat(path, &status) && !S_ISREG(status.st_mode)) {
@@ -421,7 +420,6 @@ static bool save_both(const Corpus *corpus, const char *out, char *error) {
     saved = saved && replace_both(paths, error);
     for (int i = 0; i < 2 && ready && !saved; i++) remove(paths[FRESH][i].text);
     if (saved) printf("wrote %s and %s\n", paths[PLACE][0].text, paths[PLACE][1].text);
-    if (!saved) remove_empty_folders(out, existing);
     for (int i = 0; i < 2; i++) {
         free(sets[i].tokens);
         free(sets[i].starts);

@@ -12,7 +12,7 @@ static void put(const char *name, const char *text) { // with the folders on the
     snprintf(path, sizeof path, "%s/%s", folder, name);
     char *last = strrchr(path, '/');
     *last = 0;
-    CHECK(make_folders(path, NULL, error), "%s", error);
+    CHECK(make_folders(path, error), "%s", error);
     *last = '/';
     CHECK(write_file_atomically(path, text, strlen(text), error), "%s", error);
 }

@@ -271,14 +271,7 @@ check "nothing is written beside it" [ "$(ls way)" = test.safetensors ]
 )
 check "no room for a set exits 1" [ $? -eq 1 ]
 check "and names the set" sentence 'new/deep//*train.safetensors: cannot be written'
-check "and leaves no folders" [ ! -e new ]
-mkdir mine
-(
-    ulimit -f 1
-    trap '' XFSZ
-    exec "$program" --out mine/deep train test >out.txt 2>err.txt
-)
-check "but those that were there" [ -d mine -a ! -e mine/deep ]
+check "and leaves nothing" [ -z "$(ls new/deep)" ]
 if [ -w /dev/full ]; then
     "$program" --tokens one.mid >/dev/full 2>err.txt
     check "a full disk exits 1" [ $? -eq 1 ]
@@ -364,7 +357,7 @@ if [ "$(uname)" = Linux ] && ${CC:-cc} -D_FILE_OFFSET_BITS=64 -shared -fPIC -o f
         rm -rf sets.n
         faulty rename,5,$n --out sets.n many
         case $n in 3 | 4) continue ;; esac # there is nothing to step aside, which is another error
-        check "and nothing where there was nothing ($n)" [ "$status" -eq 1 -a ! -e sets.n ]
+        check "and nothing where there was nothing ($n)" [ "$status" -eq 1 -a -z "$(ls sets.n)" ]
     done
     for n in 1 2 3 4 5 6; do
         rm -rf sets.n

@@ -694,7 +694,7 @@ static void test_unwritable(void) {
     chmod(in_folder("locked"), 0555);
     in_child(become_nobody, path, "choose a folder that you may write to");
     const bool root = !geteuid() && !seteuid(65534);
-    CHECK(!make_folders(in_folder("locked/new/deep"), NULL, error) && strstr(error, "locked/new: ") &&
+    CHECK(!make_folders(in_folder("locked/new/deep"), error) && strstr(error, "locked/new: ") &&
               strstr(error, strerror(EACCES)),
           "%s", error);
     if (root && seteuid(0)) exit(1);

@@ -687,8 +687,7 @@ static void check_kinds(const char *gpt, const char *lstm) {
     int here = open(".", O_RDONLY);
     CHECK(here >= 0 && !chdir(folder), "%s: cannot be entered", folder);
     CHECK(call("-o @/x.mid") == 1 && strstr(said, "out/gpt/model.safetensors: there is no such model yet"), "%s", said);
-    CHECK(make_folders(in_folder("out/gpt"), NULL, error) && make_folders(in_folder("out/lstm"), NULL, error), "%s",
-          error);
+    CHECK(make_folders(in_folder("out/gpt"), error) && make_folders(in_folder("out/lstm"), error), "%s", error);
     CHECK(call("-o @/x.mid") == 1 && strstr(said, "there is no such model yet"), "%s", said);
     CHECK(call("out/gpt -o @/x.mid") == 1 && strstr(said, "out/gpt: is a folder without model.safetensors"), "%s",
           said);

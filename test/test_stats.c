@@ -194,7 +194,7 @@ static void check_folder_of_songs(void) {
     check_folder(folder);
     Path data_path = path_join(folder, "data"), songs_path = path_join(folder, "songs");
     char *data = data_path.text, *songs = songs_path.text;
-    CHECK(make_folders(songs, NULL, error), "%s", error);
+    CHECK(make_folders(songs, error), "%s", error);
     for (int p = 0; p < 3; p++) {
         char name[16];
         midi_song song;

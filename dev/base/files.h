@@ -113,9 +113,8 @@ static inline Path path_beside_program(const char *argv0, const char *name) {
     return path_join(self.text, name);
 }
 
-// As mkdir -p; an existing folder is fine. *existing, unless it is NULL, becomes the number of bytes of the path that
-// name folders that existed: give it to remove_empty_folders.
-static inline bool make_folders(const char *path, size_t *existing, char *error) {
+// As mkdir -p; an existing folder is fine.
+static inline bool make_folders(const char *path, char *error) {
     Path whole = path_join(path, "");
     char *part = whole.text;
     for (char *slash = part + strspn(part, "/"); (slash = strchr(slash, '/')); *slash++ = '/') {
@@ -127,18 +126,8 @@ static inline bool make_folders(const char *path, size_t *existing, char *error)
             return fail(error, "%s: the folder cannot be made: %s; choose another", part, strerror(problem));
         }
         if (!S_ISDIR(about.st_mode)) return fail(error, "%s is a file, not a folder; choose another", part);
-        if (existing) *existing = (size_t)(slash - part);
     }
     return true;
-}
-
-// Removes the empty folders of a path, from its end back to its first `existing` bytes: what a failure need not leave.
-static inline void remove_empty_folders(const char *path, size_t existing) {
-    Path part = path_join(path, "");
-    for (char *slash; (slash = strrchr(part.text, '/')) && (size_t)(slash - part.text) > existing;) {
-        *slash = 0;
-        rmdir(part.text); // fails, as it should, where something is in it
-    }
 }
 
 // A file in the making: atomic_open, any number of atomic_write, then atomic_close. It grows under a name of its own,

@@ -489,7 +489,7 @@ static inline bool train_run(TrainRun *run) {
     spec->layout(config->sizes, &run->layout);
     if (!params_there(run) || !data_open(run)) return false;
     if (!model_make(run)) return false;
-    if (training && run->lock < 0 && (!make_folders(o->out, NULL, run->error) || !out_take(run))) return false;
+    if (training && run->lock < 0 && (!make_folders(o->out, run->error) || !out_take(run))) return false;
     announce(run);
     if (o->bench) return run_bench(run);
     if (o->eval) return run_eval(run);

@@ -64,7 +64,7 @@ static bool piece_write(const uint8_t *tokens, size_t n, const char *path, char 
 
 static bool primes_write(const Dataset *test, int64_t n, const char *out, char *error) {
     const int64_t fit = count_fit(test);
-    bool ok = make_folders(out, NULL, error);
+    bool ok = make_folders(out, error);
     if (n > N_PRIMES && n > fit) n = fit;
     for (int64_t k = 0; ok && k < n; k++) {
         char name[32];
