@@ -3,7 +3,7 @@
 // Promises. Piece k of a seed has the same bytes on every machine, however many pieces are asked for: all arithmetic is
 // in integers, and its dice are Philox words keyed by seed and k. Every note lies on the grid of 16ths, so that tokens
 // lose nothing but loudness and tempo. Of every ten pieces the second goes to OUT/test, the others to OUT/train. Files
-// are written whole or not at all; pieces that an earlier run left under other names are removed, nothing else is.
+// are written whole or not at all. Nothing is removed: another corpus wants another folder.
 //
 // How a piece comes about, in the order of this file:
 //   a style     waltz, ragtime, nocturne ... fixes meter, tempo, moods and what the right hand may do;
@@ -22,13 +22,11 @@
 #include "base/flags.h"
 #include "base/philox.h"
 #include "base/program.h"
-#include "base/safetensors.h"
-#include <dirent.h>
+#include "base/text.h"
 #define MIDI_IMPLEMENTATION
 #define MIDI_STATIC
 #include "midi.h"
 
-#define SIGNATURE "composed by rule: compose_music"
 #define COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))
 
 enum {
@@ -1110,7 +1108,8 @@ static bool to_midi(const Composition *piece, int number, uint64_t seed, uint8_t
     int us = 60000000 / piece->tempo;
     // midi.h writes no key signatures: a text of two bytes holds the place of one, as the first event of the file.
     bool ok = midi_add_text(&song, 0, 1, "??", 0) && midi_add_text(&song, 0, 3, text, 0);
-    snprintf(text, sizeof text, SIGNATURE " " MUSIC_VERSION ", seed %llu, piece %d", (unsigned long long)seed, number);
+    snprintf(text, sizeof text, "composed by rule: compose_music %s, seed %llu, piece %d", MUSIC_VERSION,
+             (unsigned long long)seed, number);
     ok = ok && midi_add_text(&song, 0, 1, text, 0) && midi_add_text(&song, 0, 3, "right hand", 1) &&
          midi_add_text(&song, 0, 3, "left hand", 2) && midi_add_tempo(&song, 0, us, 0) &&
          midi_add_meter(&song, 0, piece->meter->numerator, piece->meter->exponent, 0);
@@ -1133,45 +1132,19 @@ static bool to_midi(const Composition *piece, int number, uint64_t seed, uint8_t
     return true;
 }
 
-// Removes the pieces that an earlier run with another seed or number left in a folder, so that two corpora do not mix.
-// Only files that are named as this program names them and say inside that it wrote them.
-static int remove_stale(const char *folder, char (*names)[96], int pieces) {
-    enum { MOST_HEAD = 199 }; // bytes in which the signature stands
-    DIR *directory = opendir(folder);
-    int removed = 0;
-    for (struct dirent *entry; directory && (entry = readdir(directory));) {
-        const char *name = entry->d_name;
-        size_t digits = strspn(name, "0123456789"), length = strlen(name);
-        if (digits < 3 || digits > 6 || name[digits] != '_' || strcmp(name + length - 4, ".mid")) continue;
-        int number = atoi(name);
-        if (number >= 1 && number <= pieces && !strcmp(name, names[number - 1])) continue;
-        void *bytes;
-        size_t size;
-        const Path path = path_join(folder, name);
-        bool ours = read_file(path.text, &bytes, &size, NULL) &&
-                    memmem(bytes, size < MOST_HEAD ? size : MOST_HEAD, SIGNATURE, strlen(SIGNATURE));
-        free(bytes);
-        if (ours && !unlink(path.text)) removed++;
-    }
-    if (directory) closedir(directory);
-    return removed;
-}
-
 static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *error) {
     static Composition piece;
     const Path folders[2] = {path_join(out, "train"), path_join(out, "test")};
-    int written[2] = {0, 0}, removed = 0;
+    int written[2] = {0, 0};
     double notes = 0, seconds = 0;
-    char(*names)[96] = calloc((size_t)pieces, sizeof *names);
-    bool ok = names || fail(error, "no memory for the names of %d pieces", pieces);
+    bool ok = true;
     for (int part = 0; part < 2 && ok; part++) ok = make_folders(folders[part].text, error);
     for (int number = 1; number <= pieces && ok; number++) {
         int part = number % 10 == 2;
         uint8_t *bytes = NULL;
         size_t size = 0;
         compose(&piece, seed, number);
-        snprintf(names[number - 1], sizeof names[0], "%03d_%s.mid", number, piece.title);
-        const Path path = path_join(folders[part].text, names[number - 1]);
+        const Path path = path_print("%s/%03d_%s.mid", folders[part].text, number, piece.title);
         ok =
             to_midi(&piece, number, seed, &bytes, &size, error) && write_file_atomically(path.text, bytes, size, error);
         MIDI_FREE(bytes);
@@ -1179,13 +1152,9 @@ static bool compose_corpus(const char *out, uint64_t seed, int pieces, char *err
         notes += piece.n_notes;
         seconds += piece.end * 15.0 / piece.tempo;
     }
-    for (int part = 0; part < 2 && ok; part++) removed += remove_stale(folders[part].text, names, pieces);
-    free(names);
     if (!ok) return false;
-    char more[60] = "";
-    if (removed) snprintf(more, sizeof more, "; removed %d of an earlier run", removed);
-    print_line(stdout, "composed %d pieces into %s and %d into %s: %.0f notes, %.1f hours%s", written[0],
-               folders[0].text, written[1], folders[1].text, notes, seconds / 3600, more);
+    print_line(stdout, "composed %d pieces into %s and %d into %s: %.0f notes, %.1f hours", written[0], folders[0].text,
+               written[1], folders[1].text, notes, seconds / 3600);
     return true;
 }
 
@@ -1199,7 +1168,7 @@ int main(int argc, char **argv) {
     program_start();
     flag_text(&flags, "out", "DIR", &out, "data/starter",
               "every tenth piece goes to DIR/test, the others to DIR/train");
-    flag_seed(&flags, &seed, "another number, another corpus");
+    flag_seed(&flags, &seed, "another number, another corpus, which wants another DIR");
     flag_whole(&flags, "pieces", &pieces, 238, 1, 100000,
                "how many; piece k of a seed is the same however many there are");
     if (!flags_parse(&flags, argc, argv, error)) {
