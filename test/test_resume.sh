@@ -55,7 +55,7 @@ finish_off() {
     rows=$(saved epoch)
     step=$(saved step)
     test $step -le $((rows * epoch_steps)) || within=$((within + 1))
-    test "$(saved eval_done)" -eq 0 || evaluating=$((evaluating + 1))
+    test $step -lt $(((rows + 1) * epoch_steps)) || evaluating=$((evaluating + 1))
     test ! -e killed/log.csv || check "log.csv after kill $kills" continuous killed/log.csv
 }
 

@@ -934,10 +934,8 @@ static void progress_on_terminal(const char *kind, int columns, char text[1024])
     run->step += 700;
     p.started -= 500;
     progress_train(&p, run, seconds_now());
-    p.first = 0;
     p.last = 1098;
-    run->eval_done = 550;
-    progress_eval(&p, run, seconds_now());
+    progress_eval(&p, 550, seconds_now());
     progress_clear(&p);
     dup2(kept, 2);
     close(kept);

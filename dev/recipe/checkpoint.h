@@ -3,9 +3,9 @@
 //
 // Promises: a run that is killed at any moment and resumed ends with the same bytes as one that was never killed. Hence
 // the state of a run is the weights, the optimizer's averages, the number of steps taken, the epochs logged so far, and
-// the running sums of the epoch and of the evaluation in progress. Weights that are not finite are neither read nor
-// saved. A new run refuses a folder with a run that has not ended, and leaves the files of one that has alone until its
-// own first steps have gone well. Two runs never share a folder.
+// the running sum of the epoch. An evaluation begins anew. Weights that are not finite are neither read nor saved. A
+// new run refuses a folder with a run that has not ended, and leaves the files of one that has alone until its own
+// first steps have gone well. Two runs never share a folder.
 //
 // C11 and C++17, POSIX. Include it before any system header.
 #pragma once
@@ -205,12 +205,6 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
         meta_add(&draft, "best_epoch", "%lld", run->best.epoch);
         meta_add(&draft, "best_step", "%lld", run->best.step);
     }
-    if (run->eval_done) meta_add(&draft, "eval_done", "%lld", run->eval_done);
-    for (int i = 0; i < 4 && run->eval_done; i++) {
-        char key[32];
-        snprintf(key, sizeof key, "eval_%s", train_kinds[i]);
-        meta_add(&draft, key, "%lld,%.17g", (long long)run->eval.count[i], run->eval.sum[i]);
-    }
     double now = seconds_now();
     const char *over = run_over(run);
     if (!over && run->o.steps && run->step >= run->o.steps) over = "steps";
@@ -341,19 +335,6 @@ static inline bool resume_state(TrainRun *run) {
         if (!meta_read(run, "best_loss", HUGE_VAL, NULL, &run->best.test)) return false;
         if (!meta_read(run, "best_epoch", 1e9, &run->best.epoch, NULL)) return false;
         if (!meta_read(run, "best_step", 1e15, &run->best.step, NULL)) return false;
-    }
-    if (st_meta(&run->weights, "eval_done")) {
-        if (!meta_read(run, "eval_done", (double)run->eval_windows, &run->eval_done, NULL)) return false;
-        for (int i = 0; i < 4; i++) {
-            char key[32];
-            snprintf(key, sizeof key, "eval_%s", train_kinds[i]);
-            const char *text = st_meta(&run->weights, key);
-            long long count;
-            if (!text || sscanf(text, "%lld,%lf", &count, &run->eval.sum[i]) != 2) {
-                return fail(run->error, "%s: its metadata are damaged: '%s'", path, key);
-            }
-            run->eval.count[i] = count;
-        }
     }
     run->ended = st_meta(&run->weights, "ended") != NULL;
     if (st_meta(&run->weights, "seconds") && !meta_read(run, "seconds", 1e12, NULL, &run->seconds_before)) return false;

@@ -71,10 +71,10 @@ static inline void progress_train(Progress *p, const TrainRun *run, double now) 
     p->shown_sum = run->loss_sum;
 }
 
-static inline void progress_eval(Progress *p, const TrainRun *run, double now) {
+static inline void progress_eval(Progress *p, int64_t done, double now) { // windows
     char left[32], rest[64];
-    double each = (now - p->started) / (double)(run->eval_done - p->first);
-    snprintf(rest, sizeof rest, "%s left", duration_text(left, each * (double)(p->last - run->eval_done)));
-    progress_line(p, "evaluation", 0, run->eval_done, rest);
+    double each = (now - p->started) / (double)done;
+    snprintf(rest, sizeof rest, "%s left", duration_text(left, each * (double)(p->last - done)));
+    progress_line(p, "evaluation", 0, done, rest);
     p->shown = now;
 }

@@ -54,9 +54,8 @@ typedef struct {
     double loss_sum; // of this epoch's steps so far
     LogRow *rows;    // one for each epoch done, and room for one more
     int n_rows;
-    EvalLoss eval; // the evaluation in progress: its first eval_done windows
-    long long eval_done;
-    LogRow best; // the lowest test loss of the epochs done, infinite and after step 0 before the first
+    EvalLoss eval; // of the last evaluation
+    LogRow best;   // the lowest test loss of the epochs done, infinite and after step 0 before the first
     double seconds_before, resumed_at, saved_at; // time spent on this epoch before resumed_at
 } TrainRun;
 

@@ -85,10 +85,6 @@ static inline Outcome training_broke(TrainRun *run) {
 static inline Outcome train_until(TrainRun *run, int64_t end) {
     const ModelSpec *spec = run->spec;
     Progress progress = progress_start(run->step, end, run->loss_sum);
-    if (run->step < end) {
-        run->eval_done = 0; // an interrupted evaluation of weights that now change
-        memset(&run->eval, 0, sizeof run->eval);
-    }
     Outcome outcome = GO_ON;
     while (run->step < end && outcome == GO_ON) {
         StepPlan plan = plan_of(run, run->step);
@@ -115,24 +111,25 @@ static inline Outcome train_until(TrainRun *run, int64_t end) {
     return outcome;
 }
 
-// Every stride-th test window, from where an interrupted evaluation was.
+// Every stride-th test window.
 static inline Outcome evaluate(TrainRun *run, bool save) {
-    Progress progress = progress_start(run->eval_done, run->eval_windows, 0);
+    int64_t done = 0;
+    Progress progress = progress_start(done, run->eval_windows, 0);
     int64_t *starts = (int64_t *)malloc((size_t)run->config.B * sizeof *starts);
     Outcome outcome = starts ? GO_ON : FAILED;
     if (!starts) fail(run->error, "out of memory for the evaluation");
     const bool average = run->config.average > 0;
     if (average) run->spec->use_average(run->model, true);
-    while (run->eval_done < run->eval_windows && outcome == GO_ON) {
+    memset(&run->eval, 0, sizeof run->eval);
+    while (done < run->eval_windows && outcome == GO_ON) {
         int n = 0;
-        for (; n < run->config.B && run->eval_done + n < run->eval_windows; n++) {
-            starts[n] = dataset_window(&run->test, (run->eval_done + n) * run->o.eval_stride);
+        for (; n < run->config.B && done + n < run->eval_windows; n++) {
+            starts[n] = dataset_window(&run->test, (done + n) * run->o.eval_stride);
         }
         run->spec->eval_batch(run->model, &run->test, starts, n, &run->eval);
-        run->eval_done += n;
-        run->unsaved = true;
+        done += n;
         double now = seconds_now();
-        if (progress_due(&progress, now)) progress_eval(&progress, run, now);
+        if (progress_due(&progress, now)) progress_eval(&progress, done, now);
         if (save) outcome = save_if_due(run, now);
     }
     if (average) run->spec->use_average(run->model, false);
@@ -184,8 +181,6 @@ static inline bool epoch_done(TrainRun *run, bool whole) {
     if (better && whole) run->best = row;
     run->seconds_before = 0;
     run->resumed_at = now;
-    run->eval_done = 0;
-    memset(&run->eval, 0, sizeof run->eval);
     if (whole) {
         run->loss_sum = 0;
         run->spec->set_loss(run->model, 0);

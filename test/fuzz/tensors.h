@@ -68,8 +68,8 @@ UNTRACED static TextBuffer file_text(const StFile *file, const int64_t *sizes, c
 UNTRACED static size_t mutate_file(uint8_t *bytes, size_t size, size_t most, unsigned seed) {
     static const int64_t dimensions[] = {0, 1, 2, 3, 7, 64, 153, 65536, 1 << 20, INT64_MAX};
     static const uint32_t numbers[] = {0x7F800000, 0xFF800000, 0x7FC00000, 0x7F7FFFFF, 1, 0x80000000, 0x3F800000, 0};
-    static const char *const keys[] = {"eval_done",     "eval_bar", "eval_offset", "eval_pitch",
-                                       "eval_duration", "seconds",  "best_step",   "window"}; // not in every file
+    static const char *const keys[] = {"best_loss", "best_epoch", "best_step", "ended",
+                                       "seconds",   "test_loss",  "epoch",     "window"}; // not in every file
     char value[512], error[ERROR_SIZE];
     StFile file;
     char *copy = malloc(size + 1);
