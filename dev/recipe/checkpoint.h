@@ -375,37 +375,17 @@ static inline bool previous_keep(TrainRun *run) {
     return true;
 }
 
-static const char *lock_file; // that this program has made, or NULL
-
-static inline void lock_remove(void) {
-    if (lock_file) unlink(lock_file);
-    lock_file = NULL;
-}
-
 // Locks the --out folder, where there is one, until the program ends in whatever way. False, and a sentence, where
 // another trainer has the lock.
 static inline bool out_lock(TrainRun *run) {
-    while (run->lock < 0) {
-        int file = open(run->lock_path.text, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666), problem = errno;
-        if (file < 0) file = open(run->lock_path.text, O_RDONLY | O_NOFOLLOW | O_CLOEXEC); // another user's
-        if (file < 0)
-            return problem == ENOENT || problem == ENOTDIR || atomic_fail(run->lock_path.text, problem, run->error);
-        problem = flock(file, LOCK_EX | LOCK_NB) ? errno : 0;
-        if (problem == EWOULDBLOCK || !is_named(file, run->lock_path.text)) { // a trainer that ends removes it
-            close(file);
-            if (problem != EWOULDBLOCK) continue;
-            return fail(run->error,
-                        "--out %s: another trainer is at work there; wait for its end, or give another --out",
-                        run->o.out);
-        }
-        if (problem) {
-            print_line(stderr, "%s: --out %s cannot be locked (%s); start no second trainer there", run->program,
-                       run->o.out, strerror(problem));
-        }
-        run->lock = file;
-        lock_file = run->lock_path.text;
-        atexit(lock_remove); // where memory is missing a program ends at once
+    if (run->lock < 0) run->lock = open(run->o.out, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (run->lock < 0 || !flock(run->lock, LOCK_EX | LOCK_NB)) return true;
+    if (errno == EWOULDBLOCK) {
+        return fail(run->error, "--out %s: another trainer is at work there; wait for its end, or give another --out",
+                    run->o.out);
     }
+    print_line(stderr, "%s: --out %s cannot be locked (%s); start no second trainer there", run->program, run->o.out,
+               strerror(errno));
     return true;
 }
 

@@ -34,8 +34,8 @@ typedef struct {
     char default_out[64], precision[16], recipe[16], error[ERROR_SIZE];
     int status; // exit status, if it is not to follow from success
     Path model_path, last_path, log_path, svg_path, saved_data;
-    Path previous_path, whole_path, lock_path; // see run_begin, epoch_done, out_lock
-    int lock;                                  // the open file, or -1
+    Path previous_path, whole_path; // see run_begin, epoch_done
+    int lock;                       // the open folder, or -1; see out_lock
 
     ModelConfig config;
     ParamLayout layout;

@@ -454,7 +454,6 @@ static inline bool train_run(TrainRun *run) {
     run->svg_path = path_join(o->out, "loss.svg");
     run->previous_path = path_join(o->out, "model.prev.safetensors.tmp");
     run->whole_path = path_join(o->out, "model.whole.safetensors");
-    run->lock_path = path_join(o->out, "lock");
     run->best.test = HUGE_VAL;
     const bool training = !o->bench && !o->eval && !o->dump;
     if (training) signal(SIGPIPE, SIG_IGN); // see print_flush
@@ -510,7 +509,6 @@ static inline int train_main(int argc, char **argv, const ModelSpec *spec) {
     st_free(&run->weights);
     dataset_close(&run->train);
     dataset_close(&run->test);
-    lock_remove();
     if (run->lock >= 0) close(run->lock);
     free(run->rows);
     free(run);
