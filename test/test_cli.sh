@@ -93,7 +93,7 @@ check "the music is there" test -s data/train.safetensors
 check "a full stdout is an error" test $? -eq 1
 
 # Wrong usage.
-refuses 2 "did you mean --batch?" --bach 4
+refuses 2 "--bach: there is no such flag" --bach 4
 refuses 2 "--batch 0: " --batch 0
 refuses 2 "--lr nan: " --lr nan
 refuses 2 "--steps 1x: " --steps 1x

@@ -99,9 +99,9 @@ static void test_wrong(void) {
         {false, "-o", "-o: its value is missing; write -o FILE"},
         {false, "-o 1 -o 2 -o 3 -o 4", "-o 4: it is one FILE too many, after 3"},
         {false, "--quiet=yes", "--quiet: it takes no value"},
-        {false, "--bach 3", "--bach: there is no such flag; did you mean --batch?"},
-        {false, "-steps 3", "-steps: there is no such flag; did you mean --steps?"},
-        {false, "--o x", "--o: there is no such flag; did you mean -o?"},
+        {false, "--bach 3", "--bach: there is no such flag; --help lists them all"},
+        {false, "-steps 3", "-steps: there is no such flag; --help lists them all"},
+        {false, "--o x", "--o: there is no such flag; --help lists them all"},
         {false, "-x", "-x: there is no such flag; --help lists them all"},
         {false, "--=3", "--: there is no such flag; --help lists them all"},
         {false, "--nothing-like-it=3", "--nothing-like-it: there is no such flag; --help lists them all"},
@@ -161,8 +161,6 @@ static void test_help(void) {
     CHECK(strtod(flag_show(part, shown), NULL) == line.part, "%s", shown);
     line.part = 120;
     CHECK(!strcmp(flag_show(part, shown), "120"), "%s", shown);
-    CHECK(edit_distance("kitten", "sitting") == 3 && edit_distance("", "lr") == 2 && edit_distance("lr", "") == 2,
-          "edit_distance");
 }
 
 int main(void) {

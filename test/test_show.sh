@@ -86,7 +86,7 @@ refuses 2 "give a model, or two, and then a .mid file"
 refuses 2 "give a model, or two" piece.mid
 refuses 2 "d.mid: it is one FILE too many" a.safetensors b.safetensors c.mid d.mid
 refuses 2 "--from 0: it must be a whole number from 1" gpt/model.safetensors piece.mid --from 0
-refuses 2 "--form: there is no such flag; did you mean --from" gpt/model.safetensors piece.mid --form 2
+refuses 2 "--form: there is no such flag" gpt/model.safetensors piece.mid --form 2
 refuses 1 "--from 999: the music of piece.mid ends in bar [0-9]*$" gpt/model.safetensors piece.mid --from 999
 refuses 1 "nowhere.mid: .*No such file" gpt/model.safetensors nowhere.mid
 refuses 1 "gpt/model.safetensors: .*not a MIDI file" piece.mid gpt/model.safetensors

@@ -56,7 +56,7 @@ echo "no music" >text.mid
 cp text.mid text.safetensors
 refuses 2 "give datasets, folders of .mid files or .mid files"
 refuses 2 "--length 7: it must be a whole number from 8" --length 7 $test
-refuses 2 "--tain: there is no such flag; did you mean --train" --tain data $test
+refuses 2 "--tain: there is no such flag" --tain data $test
 refuses 1 "nowhere: cannot be opened: No such file" nowhere
 refuses 1 "nowhere.mid: .*No such file" $test a=nowhere.mid
 refuses 1 "empty: this folder has no .mid files" empty

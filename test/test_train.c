@@ -460,8 +460,6 @@ static void test_texts(void) {
     CHECK(!strcmp(thousands(text, -123), "-123"), "%s", text);
     CHECK(!strcmp(duration_text(text, 59.6), "1:00"), "%s", text);
     CHECK(!strcmp(duration_text(text, 3723), "1:02:03"), "%s", text);
-    CHECK(edit_distance("bach", "batch") == 1 && edit_distance("", "lr") == 2 && edit_distance("steps", "steps") == 0,
-          "edit_distance");
     CHECK(nice_step(10, 10) == 1 && nice_step(9, 5) == 2 && fabs(nice_step(0.05, 6) - 0.01) < 1e-12, "nice_step");
 }
 
@@ -486,8 +484,6 @@ static void test_usage(void) {
         {"--rank 33", "--rank 33: it must be a whole number from 1 to 32"},
         {"--rank 13", "an unlucky number"},
         {"--precision fp", "--precision fp: this build knows fp32|bf16"},
-        {"--bach 3", "--bach: there is no such flag; did you mean --batch?"},
-        {"--epoch 3", "did you mean --epochs?"},
         {"--nothinglikeit", "--nothinglikeit: there is no such flag; --help lists them all"},
         {"--eval=1", "--eval: it takes no value"},
         {"song.mid", "'song.mid': flags start with --"},

@@ -6,10 +6,11 @@
 //     if (!flags_parse(&flags, argc, argv, error)) ...  // wrong usage: a sentence in error; exit with status 2
 //     if (flags_answer(&flags, "program", "What it does.\n\n", "")) ...             // --help or --version: that is all
 //
-// Promises: a value is the whole text, in its range and finite, or a sentence says what it must be; an unknown flag
-// gets the nearest known one. `--flag value` and `--flag=value` are the same; -h is --help. A flag given twice counts
-// last. Left out: short names that stand together (-abc), numbers that are not decimal, and --, after which nothing is
-// a flag (a file named -x is ./-x). C11 and C++17; with -std=c11 include it before the system's headers.
+// Promises: a value is the whole text, in its range and finite, or a sentence says what it must be. `--flag value`
+// and `--flag=value` are the same; -h is --help. A flag given twice counts last. Left out: short names that stand
+// together (-abc), numbers that are not decimal, and --, after which nothing is a flag (a file named -x is ./-x).
+//
+// C11 and C++17; with -std=c11 include it before the system's headers.
 #pragma once
 
 #include "base/files.h"
@@ -190,37 +191,6 @@ static inline bool flag_set(Flag *flag, const char *text, char *error) {
 
 // ---- the command line
 
-static inline int edit_distance(const char *a, const char *b) { // Levenshtein's, up to 31 bytes of b
-    int row[32], n = (int)strlen(b) < 31 ? (int)strlen(b) : 31;
-    for (int j = 0; j <= n; j++) row[j] = j;
-    for (int i = 1; a[i - 1]; i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= n; j++) {
-            int best = diagonal + (a[i - 1] != b[j - 1]);
-            if (row[j] + 1 < best) best = row[j] + 1;
-            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
-            diagonal = row[j];
-            row[j] = best;
-        }
-    }
-    return row[n];
-}
-
-static inline bool flags_unknown(const Flags *flags, const char *dashes, const char *name, char *error) {
-    const Flag *nearest = NULL;
-    int distance = (int)strlen(name) / 3 + (strlen(name) > 1 ? 2 : 1); // further away it is no misspelling
-    for (int i = 0; i < flags->n; i++) {
-        int d = edit_distance(name, flags->list[i].name);
-        if (!*flags->list[i].name || d >= distance) continue;
-        distance = d;
-        nearest = &flags->list[i];
-    }
-    if (!nearest) return fail(error, "%s%s: there is no such flag; --help lists them all", dashes, name);
-    return fail(error, "%s%s: there is no such flag; did you mean %s%s?", dashes, name, flag_dashes(nearest),
-                nearest->name);
-}
-
 // Reads all arguments behind argv[0]. False, and a sentence, where one is wrong. Adds the flags --help and --version.
 static inline bool flags_parse(Flags *flags, int argc, char **argv, char *error) {
     char name[61];
@@ -239,7 +209,9 @@ static inline bool flags_parse(Flags *flags, int argc, char **argv, char *error)
         const char *equals = strchr(start, '='), *dashes = start - argument > 1 ? "--" : "-";
         snprintf(name, sizeof name, "%.*s", equals ? (int)(equals - start) : 60, start);
         Flag *flag = *name ? flag_find(flags, name) : NULL;
-        if (!flag || strcmp(flag_dashes(flag), dashes)) return flags_unknown(flags, dashes, name, error);
+        if (!flag || strcmp(flag_dashes(flag), dashes)) {
+            return fail(error, "%s%s: there is no such flag; --help lists them all", dashes, name);
+        }
         flag->given = true;
         if (flag->kind == FLAG_SWITCH) {
             if (equals) return fail(error, "%s%s: it takes no value", dashes, name);
