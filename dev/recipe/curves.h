@@ -1,9 +1,9 @@
 // Loss curves as an SVG of its own: the loss.svg of one training run, and several runs in one figure.
 //
 // The figure explains itself: epochs by nats per token, each run in one colour, its test loss strong and its training
-// loss faint, both named at their ends, a ring around the lowest test loss, and a published result, where there is one,
-// as a dashed line with a diamond at its epoch. Left out: anything to click, and logarithmic axes.
-// C11 and C++17; with -std=c11 include it before the system's headers.
+// loss faint, a ring around the lowest test loss, and a published result, where there is one, as a dashed line with a
+// diamond at its epoch; beside them their names, with the last losses. Left out: anything to click, and logarithmic
+// axes. C11 and C++17; with -std=c11 include it before the system's headers.
 #pragma once
 
 #include "base/text.h"
@@ -26,12 +26,6 @@ enum { MAX_CURVES = 4, CURVE_LEFT = 72, CURVE_TOP = 68, CURVE_BOTTOM = 404, CURV
 typedef struct { // epochs 0..end and losses low..high lie between the pixels CURVE_LEFT..right and CURVE_BOTTOM..TOP
     double end, low, high, right;
 } CurveAxes;
-
-typedef struct { // what a line is called, behind its right end
-    double from, at, y;
-    const char *color, *opacity;
-    char text[80];
-} CurveLabel;
 
 static inline double curve_x(const CurveAxes *axes, double epoch) {
     return CURVE_LEFT + epoch / axes->end * (axes->right - CURVE_LEFT);
@@ -87,10 +81,10 @@ static inline CurveAxes curve_axes(TextBuffer *out, const LossCurve *curves, int
 }
 
 static inline void curve_line(TextBuffer *out, const CurveAxes *axes, const LossCurve *curve, bool test,
-                              const CurveLabel *label) {
-    text_print(out,
-               "<g fill=\"%s\" opacity=\"%s\">\n<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"%s\" points=\"",
-               label->color, label->opacity, label->color, test ? "2" : "1.5");
+                              const char *color) {
+    text_print(out, "<g fill=\"%s\" opacity=\"%s\">\n<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"%s\" ", color,
+               test ? "1" : "0.55", color, test ? "2" : "1.5");
+    text_print(out, "points=\"");
     for (int pass = 0; pass < 2; pass++) { // first the line, then its points
         for (int i = 0; i < curve->n; i++) {
             const LossPoint *point = &curve->points[i];
@@ -102,46 +96,23 @@ static inline void curve_line(TextBuffer *out, const CurveAxes *axes, const Loss
     if (test) {
         const LossPoint *best = &curve->points[curve_best(curve)];
         text_print(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"6.5\" fill=\"none\" stroke=\"%s\" stroke-width=\"2\"/>\n",
-                   curve_x(axes, best->epoch), curve_y(axes, best->test), label->color);
+                   curve_x(axes, best->epoch), curve_y(axes, best->test), color);
     }
     text_print(out, "</g>\n");
 }
 
-// Puts the labels in order of their lines, moves them apart, and draws each with a thread to where its line ends.
-static inline void curve_labels(TextBuffer *out, CurveLabel *labels, int n, double right) {
-    for (int i = 1; i < n; i++) {
-        for (int j = i; j > 0 && labels[j].y < labels[j - 1].y; j--) {
-            CurveLabel swap = labels[j];
-            labels[j] = labels[j - 1];
-            labels[j - 1] = swap;
-        }
-    }
-    for (int pass = 0; pass < 100; pass++) {
-        for (int i = 0; i + 1 < n; i++) {
-            double overlap = CURVE_LINE - (labels[i + 1].y - labels[i].y);
-            if (overlap <= 0) continue;
-            labels[i].y -= overlap / 2;
-            labels[i + 1].y += overlap / 2;
-        }
-        labels[n - 1].y = fmin(labels[n - 1].y, CURVE_BOTTOM - 4);
-    }
-    for (int i = 0; i < n; i++) {
-        const CurveLabel *label = &labels[i];
-        text_print(out, "<path fill=\"none\" stroke=\"%s\" stroke-width=\"0.6\" opacity=\"0.5\" d=\"", label->color);
-        text_print(out, "M%.1f %.1fH%.0fL%.0f %.1f\"/>\n", label->from + 5, label->at, fmax(right, label->from + 5),
-                   right + 16, label->y);
-        // Small letters need more contrast than a line.
-        text_print(out, "<text x=\"%.0f\" y=\"%.1f\" fill=\"%s\" opacity=\"%s\">%s</text>\n", right + 20, label->y + 4,
-                   label->color, strcmp(label->opacity, "1") ? "0.8" : "1", label->text);
-    }
+static inline void curve_published(TextBuffer *out, const CurveAxes *axes, const LossCurve *curve, const char *color) {
+    const double y = curve_y(axes, curve->published);
+    text_print(out, "<path stroke=\"%s\" stroke-dasharray=\"5 4\" opacity=\"0.75\" d=\"M%d %.1fH%.0f\"/>\n", color,
+               CURVE_LEFT, y, axes->right);
+    text_print(out, "<path fill=\"white\" stroke=\"%s\" d=\"M%.1f %.1fl5 5-5 5-5-5z\"/>\n", color,
+               curve_x(axes, curve->published_epochs), y - 5);
 }
 
 // Draws the figure of n curves, 1 to MAX_CURVES. The title and the text under the epochs are plain, without & and <.
 static inline void curves_draw(TextBuffer *out, const char *title, const char *epochs, const LossCurve *curves, int n) {
     static const char *const colors[MAX_CURVES] = {"#1f6fb4", "#c4501b", "#2e8b57", "#7a4fa3"};
     const int width = n > 1 ? 860 : 760, right = n > 1 ? 624 : 632;
-    CurveLabel labels[3 * MAX_CURVES];
-    int n_labels = 0;
     text_print(out,
                "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" font-family=\"Helvetica Neue, Arial, "
                "sans-serif\" font-size=\"13\">\n<title>%s</title>\n<rect width=\"%d\" height=\"%d\" fill=\"white\"/>\n"
@@ -161,25 +132,14 @@ static inline void curves_draw(TextBuffer *out, const char *title, const char *e
         const LossCurve *curve = &curves[i % n];
         const LossPoint *last = &curve->points[curve->n - 1];
         const double values[] = {curve->published, last->train, last->test};
-        static const char *const names[] = {"published", "train", "test"}, *const opacities[] = {"0.75", "0.55", "1"};
+        static const char *const names[] = {"published", "train", "test"}, *const opacities[] = {"0.75", "0.8", "1"};
         const int what = i / n;
         if (!what && !(curve->published > 0)) continue;
-        CurveLabel *label = &labels[n_labels++];
-        label->color = colors[i % n];
-        label->opacity = opacities[what];
-        label->from = what ? curve_x(&axes, last->epoch) : right;
-        label->at = label->y = curve_y(&axes, values[what]);
-        snprintf(label->text, sizeof label->text, "%.40s%s%s %.*f", n > 1 ? curve->name : "", n > 1 ? " " : "",
-                 names[what], what ? 4 : 3, values[what]);
-        if (what) {
-            curve_line(out, &axes, curve, what == 2, label);
-            continue;
-        }
-        text_print(out, "<path stroke=\"%s\" stroke-dasharray=\"5 4\" opacity=\"0.75\" d=\"M%d %.1fH%d\"/>\n",
-                   label->color, CURVE_LEFT, label->at, right);
-        text_print(out, "<path fill=\"white\" stroke=\"%s\" d=\"M%.1f %.1fl5 5-5 5-5-5z\"/>\n", label->color,
-                   curve_x(&axes, curve->published_epochs), label->at - 5);
+        if (!what) curve_published(out, &axes, curve, colors[i % n]);
+        if (what) curve_line(out, &axes, curve, what == 2, colors[i % n]);
+        text_print(out, "<text x=\"%d\" y=\"%d\" fill=\"%s\" opacity=\"%s\">%.40s%s%s %.*f</text>\n", right + 20,
+                   CURVE_TOP + CURVE_LINE * (3 * (i % n) + 3 - what), colors[i % n], opacities[what],
+                   n > 1 ? curve->name : "", n > 1 ? " " : "", names[what], what ? 4 : 3, values[what]);
     }
-    curve_labels(out, labels, n_labels, right);
     text_print(out, "</svg>\n");
 }
