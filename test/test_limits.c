@@ -54,28 +54,11 @@ int main(void) {
     put("proc/self/cgroup", "0::/\n");
     expect("version 2, the root as a container sees it", 8, 3);
 
-    put("proc/self/cgroup", "5:memory:/jobs/a\n4:cpuset:/jobs/b\n3:cpu,cpuacct:/jobs/c\n1:name=systemd:/jobs/a\n");
-    put("sys/fs/cgroup/cpu.max", "max 100000\n");
-    put("sys/fs/cgroup/cpu/jobs/c/cpu.cfs_quota_us", "-1\n");
-    put("sys/fs/cgroup/cpu/jobs/c/cpu.cfs_period_us", "100000\n");
-    put("sys/fs/cgroup/cpu/jobs/b/cpu.cfs_quota_us", "100000\n");
-    put("sys/fs/cgroup/cpu/jobs/b/cpu.cfs_period_us", "100000\n");
-    expect("version 1, no quota; the group of another controller has one", 8, 8);
-    put("sys/fs/cgroup/cpu/jobs/c/cpu.cfs_quota_us", "250000\n");
-    expect("version 1", 8, 3);
-    put("sys/fs/cgroup/cpu/jobs/cpu.cfs_quota_us", "100000\n");
-    put("sys/fs/cgroup/cpu/jobs/cpu.cfs_period_us", "50000\n");
-    expect("version 1, a tighter group above", 8, 2);
-    put("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "20000\n");
-    put("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "50000\n");
-    expect("version 1, mounted by both names, less than one", 8, 1);
-
-    expect_memory("version 1, no limit of memory", machine, "this machine");
-    put("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
-    put("sys/fs/cgroup/memory/jobs/b/memory.limit_in_bytes", "4096\n");
-    expect_memory("version 1, no limit and the group of another controller", machine, "this machine");
-    put("sys/fs/cgroup/memory/jobs/a/memory.limit_in_bytes", "1048576\n");
-    expect_memory("version 1", 1048576, "control group");
+    put("proc/self/cgroup", "5:memory:/jobs/a\n3:cpu,cpuacct:/jobs/c\n1:name=systemd:/jobs/a\n");
+    expect("version 1", 8, 8);
+    put("proc/self/cgroup", "5:memory:/jobs/a\n0::/user/job\n");
+    put("sys/fs/cgroup/user/job/cpu.max", "100000 50000\n");
+    expect("version 2 beside version 1", 8, 2);
     put("proc/self/cgroup", "0::/user/job\n");
     expect_memory("version 2, a group without a limit", machine, "this machine");
     put("sys/fs/cgroup/user/job/memory.max", "max\n");

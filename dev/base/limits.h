@@ -18,50 +18,27 @@
 
 // ---- what control groups grant
 
-typedef struct {
-    const char *name;     // the controller's
-    const char *files[4]; // in the folder of a group, of versions 2 and 1, up to a NULL
-    int numbers;          // that these files hold together: an amount, or an amount and what it is divided by
-} GroupLimit;
-
-static const GroupLimit group_processors = {"cpu", {"cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us", NULL}, 2};
-static const GroupLimit group_memory = {"memory", {"memory.max", "memory.limit_in_bytes", NULL, NULL}, 1};
-
-// Infinite where the group has no limit: then there is "max" instead of a number, or -1.
-static inline double granted_by_group(const char *folder, const GroupLimit *limit) {
-    double numbers[2] = {0, limit->numbers == 1 ? 1.0 : 0.0};
-    for (int i = 0, n = 0; limit->files[i] && n < limit->numbers; i++) {
-        char path[4 * PATH_MAX + 64];
-        snprintf(path, sizeof path, "%s/%s", folder, limit->files[i]);
-        FILE *file = fopen(path, "r");
-        if (!file) continue;
-        while (n < limit->numbers && fscanf(file, "%lf", &numbers[n]) == 1) n++;
-        fclose(file);
-    }
+// The first number of a group's file, divided by the second if there is one; infinite where the group has no limit.
+static inline double granted_by_group(const char *path) {
+    double numbers[2] = {0, 1}; // "max" is none
+    FILE *file = fopen(path, "r");
+    for (int n = 0; file && n < 2 && fscanf(file, "%lf", &numbers[n]) == 1;) n++;
+    if (file) fclose(file);
     return numbers[0] > 0 && numbers[1] > 0 ? numbers[0] / numbers[1] : HUGE_VAL;
 }
 
-// What all control groups of this process grant, or `most` where that is less. A group is bound by those above it, up
-// to the root. `root` is the folder of proc and sys: "", or a test's own.
-static inline double granted_by_groups(const char *root, const GroupLimit *limit, double most) {
-    char line[PATH_MAX], name[64], all[PATH_MAX + 2], path[4 * PATH_MAX];
-    snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
-    snprintf(name, sizeof name, ",%s,", limit->name);
-    FILE *list = fopen(path, "r"); // a line for each hierarchy, number:controllers:/group; version 2 names none
+// What all control groups of this process, of version 2, grant by this file, or `most` where that is less. A group is
+// bound by those above it, up to the root. `root` is the folder of proc and sys: "", or a test's own.
+static inline double granted_by_groups(const char *root, const char *file, double most) {
+    char line[PATH_MAX];
+    FILE *list = fopen(path_print("%s/proc/self/cgroup", root).text, "r");
     while (list && fgets(line, sizeof line, list)) {
-        char *names = strchr(line, ':'), *group = names ? strchr(names + 1, ':') : NULL;
-        if (!group) continue;
-        *names++ = *group++ = 0;
-        group[strcspn(group, "\n")] = 0;
-        snprintf(all, sizeof all, ",%s,", names);
-        if (*names && !strstr(all, name)) continue;
-        const char *const mounts[] = {"", limit->name, names};
-        for (char *end = group + strlen(group); end; end = strrchr(group, '/')) {
+        char *group = line + strlen("0::");
+        if (strncmp(line, "0::", strlen("0::"))) continue; // of version 1
+        line[strcspn(line, "\n")] = 0;
+        for (char *end = line + strlen(line); end; end = strrchr(group, '/')) {
             *end = 0;
-            for (int i = 0; i < 3; i++) {
-                snprintf(path, sizeof path, "%s/sys/fs/cgroup/%s%s", root, mounts[i], group);
-                most = fmin(most, granted_by_group(path, limit));
-            }
+            most = fmin(most, granted_by_group(path_print("%s/sys/fs/cgroup%s/%s", root, group, file).text));
             if (end == group) break;
         }
     }
@@ -74,7 +51,7 @@ static inline double memory_granted(const char *root, const char **who) {
     static const char *const clauses[] = {"this machine has", "its control group grants", "ulimit -v grants",
                                           "ulimit -d grants", "addresses reach"};
     double bytes[] = {(double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE),
-                      granted_by_groups(root, &group_memory, HUGE_VAL), HUGE_VAL, HUGE_VAL, (double)(SIZE_MAX / 2)};
+                      granted_by_groups(root, "memory.max", HUGE_VAL), HUGE_VAL, HUGE_VAL, (double)(SIZE_MAX / 2)};
     struct rlimit limit;
     if (!getrlimit(RLIMIT_AS, &limit) && limit.rlim_cur != RLIM_INFINITY) bytes[2] = (double)limit.rlim_cur;
     if (!getrlimit(RLIMIT_DATA, &limit) && limit.rlim_cur != RLIM_INFINITY) bytes[3] = (double)limit.rlim_cur;
@@ -110,7 +87,7 @@ static inline void threads_wait_briefly(char **argv) {
 
 // The whole processors that this process may keep busy by its control groups, rounded up, or `most` if that is less.
 static inline int processors_granted(const char *root, int most) {
-    return (int)fmax(1, ceil(granted_by_groups(root, &group_processors, most)));
+    return (int)fmax(1, ceil(granted_by_groups(root, "cpu.max", most)));
 }
 
 // The threads that a program takes unless it is told how many: OMP_NUM_THREADS, or a thread for each processor that the

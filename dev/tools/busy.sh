@@ -12,15 +12,10 @@ rounds=${1:-3}
 make -s DEVICE=cpu CC="${CC:-cc}" build/train_gpt_music_cpu build/train_lstm_music_cpu || exit 1
 command -v taskset >/dev/null || { echo "busy.sh: there is no taskset" >&2 && exit 1; }
 
-group=/sys/fs/cgroup/cpu/music_busy.$$ # version 1; else version 2
-[ -d /sys/fs/cgroup/cpu ] || group=/sys/fs/cgroup/music_busy.$$
+group=/sys/fs/cgroup/music_busy.$$
 trap '[ ! -d "$group" ] || rmdir "$group"' EXIT
 trap 'trap "" TERM; kill -TERM 0; exit 1' INT TERM # what spins, too
-if ! { mkdir "$group" && if [ -e "$group/cpu.cfs_quota_us" ]; then
-    echo 100000 >"$group/cpu.cfs_period_us" && echo 100000 >"$group/cpu.cfs_quota_us"
-else
-    echo "100000 100000" >"$group/cpu.max"
-fi; } 2>/dev/null; then
+if ! { mkdir "$group" && echo "100000 100000" >"$group/cpu.max"; } 2>/dev/null; then
     echo "no quota can be set here"
     [ ! -d "$group" ] || rmdir "$group"
     group=
