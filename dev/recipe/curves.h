@@ -126,7 +126,7 @@ static inline void curves_draw(TextBuffer *out, const char *title, const char *e
         text_print(out, "%s <tspan fill=\"%s\">%s%s%.4f, epoch %d</tspan>", k ? ";" : "", colors[k],
                    n == 2 ? curves[k].name : "", n == 2 ? " " : "", curves[k].points[best].test, best + 1);
     }
-    text_print(out, "%s</text>\n", compared ? "; dashed, and a diamond: published" : "");
+    text_print(out, "%s</text>\n", compared ? "; dashed: published" : "");
     CurveAxes axes = curve_axes(out, curves, n, right, epochs);
     for (int i = 0; i < 3 * n; i++) { // what is published, what was trained on, and on top of them the test losses
         const LossCurve *curve = &curves[i % n];

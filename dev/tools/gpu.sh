@@ -452,7 +452,8 @@ nvcc=$(nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')
 
 # Of a part, in --out/parts/PART: figures and tables as they come; status, when it has ended: ok or what else, seconds,
 # and what it was done with.
-with=$gpu,$nvcc,$data,${GPU_FLAGS:-},${CLUSTERS:-},$(cd "$here" && cat Makefile ./*.cu dev/cuda/* dev/*.c dev/tools/gpu.sh | cksum)
+with=$gpu,$nvcc,$data,${GPU_FLAGS:-},${CLUSTERS:-},
+with=$with$(cd "$here" && cat Makefile ./*.cu dev/cuda/* dev/*.c dev/tools/gpu.sh | cksum)
 done_before() { # PART
     [ "$(cut -f 1,3 "$out/parts/$1/status" 2>/dev/null)" = "ok$tab$with" ]
 }
