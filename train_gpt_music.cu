@@ -1147,6 +1147,15 @@ typedef struct { // x, what a branch branched off from: normalized * w + b, or e
     const uint8_t *tokens;
 } Residual;
 
+// Channels 4g to 4g+3 of row r of it.
+__device__ inline Four<float> residual_four(Residual x, int r, int g, int C) {
+    if (x.emb) return read_four(x.emb + (size_t)x.tokens[r] * C, g, C);
+    const Four<float> w = read_four(x.w, g, C), b = read_four(x.b, g, C);
+    Four<float> from = read_four(x.normalized + (size_t)r * C, g, C);
+    for (int e = 0; e < 4; e++) from.at[e] = from.at[e] * w.at[e] + b.at[e];
+    return from;
+}
+
 template <typename Operand>
 struct LayerNorm {      // at one place of the model
     Operand *y;         // [R,C]
@@ -1173,14 +1182,8 @@ __device__ inline void layernorm_forward_rows(float *v, int v_row, LayerNorm<Ope
         for (int g = lane; g < groups; g += WARP) {
             const unsigned bits = dropout_bits(norm.dropout, step, r / T, r % T, g);
             const Four<float> mask = dropout_factors(norm.dropout, bits), add = read_four(bias, g, C);
-            Four<float> a = get_four(row, g, C), from;
-            if (x.emb) {
-                from = read_four(x.emb + (size_t)x.tokens[r] * C, g, C);
-            } else {
-                const Four<float> w = read_four(x.w, g, C), b = read_four(x.b, g, C);
-                from = read_four(x.normalized + at, g, C);
-                for (int e = 0; e < 4; e++) from.at[e] = from.at[e] * w.at[e] + b.at[e];
-            }
+            const Four<float> from = residual_four(x, r, g, C);
+            Four<float> a = get_four(row, g, C);
             for (int e = 0; e < 4; e++) {
                 a.at[e] = from.at[e] + (a.at[e] + add.at[e]) * mask.at[e];
                 sum += a.at[e];
@@ -1515,6 +1518,7 @@ struct Gpt {
     DeviceModel device; // first
     AttentionShape shape;
     int block_rows; // of LayerNorm
+    bool clusters;  // whether one kernel can do what lies between two attentions
     GptTensors params, grads;
     LayerActivations<Operand> acts[GPT_MAX_LAYERS];
     LayerBackward<Operand> back[2]; // of layer l in [l % 2], as the gradients of the layer above are still being made
@@ -1641,6 +1645,8 @@ static Residual gpt_residual2(const Gpt<Operand> *m, int l) {
     return {m->acts[l].normalized1, m->params.layers[l].ln1_w, m->params.layers[l].ln1_b, nullptr, nullptr};
 }
 
+#include "cuda/between_attentions.cuh"
+
 // Logits of m->device.inputs, B rows of T, with the dropout of the step if training.
 template <typename Operand>
 static void gpt_forward(Gpt<Operand> *m, int B, bool training) {
@@ -1648,6 +1654,7 @@ static void gpt_forward(Gpt<Operand> *m, int B, bool training) {
     const AttentionShape s = m->shape;
     const int T = s.T, C = s.C, R = B * T, F = device->config.sizes[GPT_HIDDEN];
     const cudaStream_t stream = device->stream;
+    const bool clusters = m->clusters && R % 64 == 0;
     embedding_forward(m->emb, device->inputs, m->params.emb, R, C, stream);
     const Operand *x = m->emb;
     for (int l = 0; l < gpt_layers(m); l++) {
@@ -1657,8 +1664,13 @@ static void gpt_forward(Gpt<Operand> *m, int B, bool training) {
         const Operand *fc1_w = weight<Operand>(device, p->fc1_w), *fc2_w = weight<Operand>(device, p->fc2_w);
         const Score<Operand> *scores_below = l > 0 ? m->acts[l - 1].attention.scores : nullptr;
         // x = LN1(x + dropout(out(attention(qkv(x)))))
-        matmul_forward(a->attention.qkv, x, qkv_w, p->qkv_b, false, R, C, 3 * C, stream);
+        if (l == 0 || !clusters) matmul_forward(a->attention.qkv, x, qkv_w, p->qkv_b, false, R, C, 3 * C, stream);
         attention_forward(a->attention, scores_below, weight<Operand>(device, p->rel), B, s, stream);
+        x = a->ln2;
+        if (clusters) {
+            between_attentions_forward(m, l, R, training); // all that follows, and the next layer's qkv
+            continue;
+        }
         residual_dropout_layernorm_forward(gpt_norm1(m, l, training), gpt_residual1(m, l),
                                            linear_forward<Operand>(a->attention.attn, out_w, R, C, C), p->out_b,
                                            m->branch, device->state, T, stream);
@@ -1667,7 +1679,6 @@ static void gpt_forward(Gpt<Operand> *m, int B, bool training) {
         residual_dropout_layernorm_forward(gpt_norm2(m, l, training), gpt_residual2(m, l),
                                            linear_forward<Operand>(a->fc1, fc2_w, R, F, C), p->fc2_b, m->branch,
                                            device->state, T, stream);
-        x = a->ln2;
     }
     matmul_forward(m->logits, x, weight<Operand>(device, m->params.head_w), m->params.head_b, false, R, C, V, stream);
 }
@@ -1759,6 +1770,7 @@ static void *gpt_create_as(const ModelConfig *config, char *error) {
     if (!m) return nullptr;
     gpt_point(&m->params, &m->device.layout, gpt_layers(m), m->device.flat[STATE_PARAMS]);
     gpt_point(&m->grads, &m->device.layout, gpt_layers(m), m->device.flat[STATE_GRADS]);
+    m->clusters = between_attentions_possible(m);
     return m;
 }
 

@@ -133,13 +133,13 @@ struct Piece {
 
 // The shape of a tile. With A_T A lies in memory as [K][M], else as [M][K]; with B_T B lies as [N][K], else as [K][N].
 // BM is 16, 32 or a multiple of 64, and BN a multiple of 32. With BN at least a matrix's width a block owns whole rows.
-template <typename OperandType, bool A_TRANSPOSED, bool B_TRANSPOSED, int BLOCK_M, int BLOCK_N>
+template <typename OperandType, bool A_TRANSPOSED, bool B_TRANSPOSED, int BLOCK_M, int BLOCK_N,
+          int WARP_N = sizeof(OperandType) == 2 && BLOCK_M >= 128 && BLOCK_N >= 128 ? 64 : 32>
 struct Tile {
     typedef OperandType Operand;
     static constexpr bool A_T = A_TRANSPOSED, B_T = B_TRANSPOSED;
     static constexpr int BM = BLOCK_M, BN = BLOCK_N, BK = 64 / (int)sizeof(Operand); // BK of k in a step
-    static constexpr int WM = BM < 32 ? BM : BM < 128 ? 32 : 64;                     // rows and columns of a warp
-    static constexpr int WN = sizeof(Operand) == 2 && BM >= 128 && BN >= 128 ? 64 : 32;
+    static constexpr int WM = BM < 32 ? BM : BM < 128 ? 32 : 64, WN = WARP_N;        // rows and columns of a warp
     static constexpr int THREADS = BM / WM * (BN / WN) * 32;
     // Blocks that the registers of a multiprocessor are to be enough for.
     static constexpr int BLOCKS = sizeof(Operand) == 4 ? 1 : BM < 128 ? 5 : 2;

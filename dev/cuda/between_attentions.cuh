@@ -1,0 +1,275 @@
+// The Transformer's kernels of all that lies between two attentions, on clusters (cuda/cluster.cuh): only with
+// `make CLUSTERS=1`, and not run on hardware. train_gpt_music.cu includes this file, and its own kernels, which come
+// first to read, do the same in four launches a layer, whose products are bound by what they read from the L2 cache.
+//
+// A cluster of 4 blocks owns 64 rows, and each block a quarter of the columns of every product. So the four together
+// read all weights once for 64 rows, where blocks of the 16-row kernels read all of them. A block keeps whole rows of a
+// product's input in its shared memory, and hands its quarter of the output to the other three for the next product.
+// All results go to global memory, too, as the other kernels store them: the backward of either works with the forward
+// of the other. Products add in ascending k, as there; sums over a row add the quarters in the blocks' order.
+//
+// It takes bf16 in the published widths, rows in 64s, and fewer than FUSED_MANY of them, as many rows fill the GPU
+// anyway. At batch 8 the clusters of a launch, 32, run at once on a GPU of 132 multiprocessors.
+#ifndef BETWEEN_ATTENTIONS_CUH
+#define BETWEEN_ATTENTIONS_CUH
+
+#include "cuda/cluster.cuh"
+#include "cuda/device_model.cuh"
+
+// What a model without these kernels takes: none.
+template <typename Operand>
+static bool between_attentions_possible(const Gpt<Operand> *) {
+    return false;
+}
+template <typename Operand>
+static void between_attentions_forward(const Gpt<Operand> *, int, int, bool) {}
+
+#if CLUSTERS
+
+constexpr int CLUSTER = 4, BETWEEN_ROWS = 64, BETWEEN_THREADS = 256;
+constexpr int BETWEEN_C = FUSED_WIDTH, BETWEEN_F = 2 * BETWEEN_C; // C and F, known when this is compiled
+constexpr int NARROW = BETWEEN_C + 8, WIDE = BETWEEN_F + 8;       // from row to row in shared memory, padded
+constexpr int LANES = BETWEEN_C / CLUSTER / 4;                    // that have a row's quarter, 4 channels each
+constexpr int TURNS = BETWEEN_ROWS * LANES / BETWEEN_THREADS;     // rows of a thread
+typedef __nv_bfloat16 bf16;
+typedef Four<float> RowShare[TURNS]; // a thread's channels of its rows
+
+// The shape of a quarter of a product, BN columns of K deep sums. A is in the block's rows, B comes in STAGES.
+template <bool B_TRANSPOSED, int BN, int DEPTH>
+struct Quarter : Tile<bf16, false, B_TRANSPOSED, BETWEEN_ROWS, BN, BN / 4> {
+    static constexpr int K = DEPTH, STAGES = 4;
+    struct A {
+        static constexpr int ROW = DEPTH + 8;
+    };
+    static constexpr int STAGES_SIZE = STAGES * Quarter::B::SIZE;
+    static_assert(Quarter::THREADS == BETWEEN_THREADS, "all of a block's warps");
+};
+
+// A product's weights on their way through shared memory, from global memory. The first steps are fetched at once,
+// unless there are none, so that they arrive while the block still makes the rows.
+template <typename Shape>
+struct Weights {
+    bf16 *stages;
+    typename Shape::B b;
+    int steps;
+
+    __device__ Weights(bf16 *stages, const bf16 *w, int w_row, int n0, bool any = true)
+        : stages(stages), b(stages, w, w_row, n0, n0 + Shape::BN, 0, Shape::K), steps(any ? Shape::K / Shape::BK : 0) {
+        for (int step = 0; step < Shape::STAGES - 1; step++) fetch(step);
+    }
+    __device__ void fetch(int step) {
+        if (step < steps) b.template copy<true>(step % Shape::STAGES);
+        cp_async_commit();
+    }
+    // rows times the weights, as tile_multiply()
+    __device__ void multiply(Sums<Shape> &sums, const bf16 *rows) {
+#pragma unroll 1
+        for (int step = 0; step < steps; step++) {
+            cp_async_wait<Shape::STAGES - 2>();
+            __syncthreads();
+            fetch(step + Shape::STAGES - 1);
+            multiply_step<Shape>(sums, rows + step * Shape::BK, stages + step % Shape::STAGES * Shape::B::SIZE, false);
+        }
+        __syncthreads();
+    }
+};
+
+// Hands the block's WIDTH columns from n0 on of its rows to the other blocks, and to out [R,N], from row r0 on. Where
+// gate [R,N], which may be null, is <= 0, they become 0. After it all columns of the cluster's rows are there.
+template <int WIDTH>
+__device__ inline void publish(bf16 *rows, int row, int n0, bf16 *out, int N, int r0, const bf16 *gate) {
+    __syncthreads();
+#pragma unroll 4
+    for (int i = threadIdx.x; i < BETWEEN_ROWS * WIDTH / 8; i += BETWEEN_THREADS) {
+        const int m = i / (WIDTH / 8), n = n0 + i % (WIDTH / 8) * 8;
+        const size_t at = (size_t)(r0 + m) * N + n;
+        uint4 *own = (uint4 *)&rows[m * row + n], eight = *own;
+        if (gate) {
+            const uint4 gates = __ldg((const uint4 *)(gate + at));
+            bf16 x[8], open[8];
+            memcpy(x, &eight, sizeof x);
+            memcpy(open, &gates, sizeof open);
+            for (int e = 0; e < 8; e++) x[e] = to_float(open[e]) > 0 ? x[e] : from_float<bf16>(0);
+            memcpy(&eight, x, sizeof x);
+            *own = eight;
+        }
+        for (int other = 1; other < CLUSTER; other++) *cluster_shared(own, cluster_rank() ^ other) = eight;
+        *(uint4 *)(out + at) = eight;
+    }
+    cluster_sync();
+}
+
+// A thread's row of turn i among the cluster's, and its group of 4 channels, in the model and in the block's quarter.
+__device__ inline int row_of_turn(int i) { return threadIdx.x / LANES + i * (BETWEEN_THREADS / LANES); }
+__device__ inline int group_of_quarter() { return threadIdx.x % LANES; }
+__device__ inline int group_of_row() { return cluster_rank() * LANES + group_of_quarter(); }
+
+// The sum over the lanes that have a row's quarter.
+__device__ inline float quarter_sum(float x) {
+    for (int offset = LANES / 2; offset; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+    return x;
+}
+
+// Two sums of row m over the block's quarter go to all blocks of the cluster, as parts[rank][m].
+__device__ inline void exchange_parts(float2 (*parts)[BETWEEN_ROWS], int m, float2 part) {
+    if (group_of_quarter() < CLUSTER) *cluster_shared(&parts[cluster_rank()][m], group_of_quarter()) = part;
+}
+
+// layernorm_forward_rows() of a quarter. v is the branch. x is what it branched off from, and becomes y, which also
+// goes to `rows`. The variance is that of the quarters, and that of their means.
+__device__ inline void layernorm_forward_quarter(RowShare &x, bf16 *rows, const float *v, int v_row,
+                                                 float2 (*parts)[BETWEEN_ROWS], LayerNorm<bf16> norm, const float *bias,
+                                                 int64_t step, int r0, int T) {
+    constexpr int C = BETWEEN_C;
+    const int g = group_of_row();
+    const Four<float> add = read_four(bias, g, C), w = read_four(norm.w, g, C), b = read_four(norm.b, g, C);
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        const int m = row_of_turn(i), r = r0 + m;
+        const unsigned bits = dropout_bits(norm.dropout, step, r / T, r % T, g);
+        const Four<float> mask = dropout_factors(norm.dropout, bits), branch = get_four(v + m * v_row, g % LANES, C);
+        float sum = 0, squares = 0;
+        for (int e = 0; e < 4; e++) sum += x[i].at[e] += (branch.at[e] + add.at[e]) * mask.at[e];
+        const float mean = quarter_sum(sum) / (C / CLUSTER);
+        for (int e = 0; e < 4; e++) squares += (x[i].at[e] - mean) * (x[i].at[e] - mean);
+        exchange_parts(parts, m, make_float2(mean, quarter_sum(squares)));
+        norm.kept[(size_t)r * (C / 4) + g] = (uint8_t)bits;
+    }
+    cluster_sync();
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        const int m = row_of_turn(i), r = r0 + m;
+        float mean = 0, squares = 0;
+        for (int k = 0; k < CLUSTER; k++) mean += parts[k][m].x / CLUSTER;
+        for (int k = 0; k < CLUSTER; k++) {
+            const float apart = parts[k][m].x - mean;
+            squares += parts[k][m].y + C / CLUSTER * apart * apart;
+        }
+        const float scale = 1 / sqrtf(squares / C + 1e-5f);
+        Four<float> normalized;
+        for (int e = 0; e < 4; e++) {
+            normalized.at[e] = (x[i].at[e] - mean) * scale;
+            x[i].at[e] = normalized.at[e] * w.at[e] + b.at[e];
+        }
+        put_four(norm.normalized + (size_t)r * C, g, C, normalized);
+        put_four(rows + m * NARROW, g, C, x[i]);
+        if (g == 0) norm.rstd[r] = scale;
+    }
+}
+
+// A block's shared memory.
+struct BetweenRoom {
+    bf16 narrow[BETWEEN_ROWS * NARROW]; // rows of C
+    bf16 wide[BETWEEN_ROWS * WIDE];     // rows of F; and of floats, a quarter of C, on their way to LayerNorm
+    float2 parts[CLUSTER][BETWEEN_ROWS];
+    bf16 stages[4 * 192 * 40];
+};
+
+// The forward of layer l, from attn to the next layer's qkv.
+struct BetweenForward {
+    Product<bf16> attn; // with Wo
+    const bf16 *fc1_w, *fc2_w, *qkv_w;
+    const float *out_b, *fc1_b, *fc2_b, *qkv_b;
+    LayerNorm<bf16> norm1, norm2;
+    Residual x;      // of norm1
+    bf16 *fc1, *qkv; // qkv: the next layer's, or nullptr
+};
+
+static __global__ void __launch_bounds__(BETWEEN_THREADS)
+    between_attentions_forward_kernel(BetweenForward p, const DeviceState *state, int R, int T) {
+    await_previous_kernel();
+    typedef Tile<bf16, false, true, BETWEEN_ROWS, BETWEEN_C / CLUSTER, BETWEEN_C / CLUSTER / 4> Out;
+    typedef Quarter<true, BETWEEN_F / CLUSTER, BETWEEN_C> Fc1;
+    typedef Quarter<true, BETWEEN_C / CLUSTER, BETWEEN_F> Fc2;
+    typedef Quarter<true, 3 * BETWEEN_C / CLUSTER, BETWEEN_C> Qkv;
+    extern __shared__ __align__(16) unsigned char shared[];
+    BetweenRoom *room = (BetweenRoom *)shared;
+    const int rank = cluster_rank(), r0 = blockIdx.x / CLUSTER * BETWEEN_ROWS;
+    cluster_sync(); // all blocks have begun
+    RowShare x;
+    for (int i = 0; i < TURNS; i++) x[i] = residual_four(p.x, r0 + row_of_turn(i), group_of_row(), BETWEEN_C);
+
+    Sums<Out> out = {};
+    tile_multiply_as<Out, true>(out, p.attn, r0, rank * Out::BN, 0, BETWEEN_C, (unsigned char *)room->stages);
+    Weights<Fc1> fc1(room->stages, p.fc1_w, BETWEEN_C, rank * Fc1::BN);
+    float *v = tile_to_shared<Out>(out, (unsigned char *)room->wide);
+    layernorm_forward_quarter(x, room->narrow, v, Out::ROW, room->parts, p.norm1, p.out_b, state->step, r0, T);
+    publish<Out::BN>(room->narrow, NARROW, rank * Out::BN, p.norm1.y, BETWEEN_C, r0, nullptr);
+
+    Sums<Fc1> hidden = {};
+    fc1.multiply(hidden, room->narrow);
+    Weights<Fc2> fc2(room->stages, p.fc2_w, BETWEEN_F, rank * Fc2::BN);
+    tile_store_as<Fc1, true>(hidden, room->wide, WIDE, 0, rank * Fc1::BN, BETWEEN_ROWS, BETWEEN_F,
+                             {.bias = p.fc1_b, .relu = true});
+    publish<Fc1::BN>(room->wide, WIDE, rank * Fc1::BN, p.fc1, BETWEEN_F, r0, nullptr);
+
+    Sums<Fc2> sums = {};
+    fc2.multiply(sums, room->wide);
+    Weights<Qkv> next(room->stages, p.qkv_w, BETWEEN_C, rank * Qkv::BN, p.qkv);
+    v = tile_to_shared<Fc2>(sums, (unsigned char *)room->wide);
+    layernorm_forward_quarter(x, room->narrow, v, Fc2::ROW, room->parts, p.norm2, p.fc2_b, state->step, r0, T);
+    publish<Fc2::BN>(room->narrow, NARROW, rank * Fc2::BN, p.norm2.y, BETWEEN_C, r0, nullptr);
+    if (!p.qkv) return;
+
+    Sums<Qkv> qkv = {};
+    next.multiply(qkv, room->narrow);
+    tile_store_as<Qkv, true>(qkv, p.qkv, 3 * BETWEEN_C, r0, rank * Qkv::BN, R, 3 * BETWEEN_C, {.bias = p.qkv_b});
+}
+
+// A launch over R rows.
+static cudaLaunchConfig_t between_config(cudaLaunchAttribute (&attributes)[2], int R, cudaStream_t stream) {
+    return cluster_config(attributes, CLUSTER, R / BETWEEN_ROWS * CLUSTER, BETWEEN_THREADS, sizeof(BetweenRoom), false,
+                          stream);
+}
+
+// Whether a kernel was compiled for clusters, and one of them has room on the GPU.
+template <typename Kernel>
+static bool between_fits(const DeviceModel *device, Kernel *kernel) {
+    cudaFuncAttributes about;
+    cudaLaunchAttribute attributes[2];
+    const cudaLaunchConfig_t config = between_config(attributes, BETWEEN_ROWS, device->stream);
+    int clusters = 0;
+    cuda_check(cudaFuncGetAttributes(&about, kernel));
+    if (about.ptxVersion < 90 || device->shared_limit < (int)sizeof(BetweenRoom)) return false;
+    matmul_prepare(kernel, sizeof(BetweenRoom));
+    cuda_check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
+    return clusters > 0;
+}
+
+// Whether the model can take these kernels, asked when it is made.
+static bool between_attentions_possible(const Gpt<bf16> *m) {
+    return m->shape.C == BETWEEN_C && m->device.config.sizes[GPT_HIDDEN] == BETWEEN_F && m->block_rows == 16 &&
+           between_fits(&m->device, between_attentions_forward_kernel);
+}
+
+// From attn of layer l to the next layer's qkv, or to ln2 of the last.
+static void between_attentions_forward(const Gpt<bf16> *m, int l, int R, bool training) {
+    const DeviceModel *device = &m->device;
+    const int next = min(l + 1, gpt_layers(m) - 1); // the last layer has none
+    const LayerTensors *p = &m->params.layers[l], *above = &m->params.layers[next];
+    const LayerActivations<bf16> *a = &m->acts[l];
+    const bf16 *out_w = weight<bf16>(device, p->out_w);
+    cudaLaunchAttribute attributes[2];
+    const cudaLaunchConfig_t config = between_config(attributes, R, device->stream);
+    const BetweenForward between = {
+        .attn = linear_forward<bf16>(a->attention.attn, out_w, R, BETWEEN_C, BETWEEN_C),
+        .fc1_w = weight<bf16>(device, p->fc1_w),
+        .fc2_w = weight<bf16>(device, p->fc2_w),
+        .qkv_w = weight<bf16>(device, above->qkv_w),
+        .out_b = p->out_b,
+        .fc1_b = p->fc1_b,
+        .fc2_b = p->fc2_b,
+        .qkv_b = above->qkv_b,
+        .norm1 = gpt_norm1(m, l, training),
+        .norm2 = gpt_norm2(m, l, training),
+        .x = gpt_residual1(m, l),
+        .fc1 = a->fc1,
+        .qkv = next > l ? m->acts[next].attention.qkv : nullptr,
+    };
+    cuda_check(cudaLaunchKernelEx(&config, between_attentions_forward_kernel, between, device->state, R, m->shape.T));
+    LAUNCHED(between_attentions_forward_kernel);
+}
+
+#endif
+
+#endif
