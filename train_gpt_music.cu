@@ -1647,6 +1647,12 @@ static Residual gpt_residual2(const Gpt<Operand> *m, int l) {
 
 #include "cuda/between_attentions.cuh"
 
+// Whether these kernels are taken for R rows.
+template <typename Operand>
+static bool gpt_clusters(const Gpt<Operand> *m, int R) {
+    return m->clusters && R % 64 == 0;
+}
+
 // Logits of m->device.inputs, B rows of T, with the dropout of the step if training.
 template <typename Operand>
 static void gpt_forward(Gpt<Operand> *m, int B, bool training) {
@@ -1654,7 +1660,7 @@ static void gpt_forward(Gpt<Operand> *m, int B, bool training) {
     const AttentionShape s = m->shape;
     const int T = s.T, C = s.C, R = B * T, F = device->config.sizes[GPT_HIDDEN];
     const cudaStream_t stream = device->stream;
-    const bool clusters = m->clusters && R % 64 == 0;
+    const bool clusters = gpt_clusters(m, R);
     embedding_forward(m->emb, device->inputs, m->params.emb, R, C, stream);
     const Operand *x = m->emb;
     for (int l = 0; l < gpt_layers(m); l++) {
@@ -1700,26 +1706,33 @@ static void gpt_backward(Gpt<Operand> *m) {
     sum_parts(&head_sums, side);
     loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R, device->config);
     LAUNCHED(loss_kernel);
-    const LayerBackward<Operand> *last = &m->back[(L - 1) % 2];
-    const Operand *head_w = weight<Operand>(device, m->params.head_w);
-    residual_dropout_layernorm_backward(m->dx, true, last->dfc2, last->norm_sums2, gpt_norm2(m, L - 1, true),
-                                        linear_backward<Operand>(m->dlogits, DLOGITS_ROW, head_w, R, C, V), m->branch,
-                                        stream);
+    const bool clusters = gpt_clusters(m, R);
+    const Operand *no_gate = nullptr;
+    Product<Operand> dy = // the one that gives the next LN2's dy
+        linear_backward<Operand>(m->dlogits, DLOGITS_ROW, weight<Operand>(device, m->params.head_w), R, C, V);
     for (int l = L - 1; l >= 0; l--) {
         const LayerTensors *p = &m->params.layers[l], *g = &m->grads.layers[l];
         const LayerActivations<Operand> *a = &m->acts[l];
-        const LayerBackward<Operand> *back = &m->back[l % 2], *below = &m->back[(l + 1) % 2];
+        const LayerBackward<Operand> *back = &m->back[l % 2];
         const Operand *qkv_w = weight<Operand>(device, p->qkv_w), *out_w = weight<Operand>(device, p->out_w);
         const Operand *fc1_w = weight<Operand>(device, p->fc1_w), *fc2_w = weight<Operand>(device, p->fc2_w);
-        const Operand *dscores_above = l < L - 1 ? m->dscores : nullptr, *no_gate = nullptr;
-        // x = LN2(x + dropout(fc2(relu(fc1(x))))), of which LN2's part is done
-        matmul_backward_input<Operand>(back->dfc1, back->dfc2, fc2_w, a->fc1, false, R, F, C, stream);
-        residual_dropout_layernorm_backward(m->dx, false, back->dout, back->norm_sums1, gpt_norm1(m, l, true),
-                                            linear_backward<Operand>(back->dfc1, F, fc1_w, R, C, F), m->branch, stream);
-        // x = LN1(x + dropout(out(attention(qkv(x)))))
-        matmul_backward_input<Operand>(m->dattn, back->dout, out_w, no_gate, false, R, C, C, stream);
+        const Operand *dscores_above = l < L - 1 ? m->dscores : nullptr;
+        if (clusters) {
+            between_attentions_backward(m, l, dy, l == L - 1); // all down to dattn
+        } else {
+            // x = LN2(x + dropout(fc2(relu(fc1(x)))))
+            residual_dropout_layernorm_backward(m->dx, l == L - 1, back->dfc2, back->norm_sums2, gpt_norm2(m, l, true),
+                                                dy, m->branch, stream);
+            matmul_backward_input<Operand>(back->dfc1, back->dfc2, fc2_w, a->fc1, false, R, F, C, stream);
+            // x = LN1(x + dropout(out(attention(qkv(x)))))
+            residual_dropout_layernorm_backward(m->dx, false, back->dout, back->norm_sums1, gpt_norm1(m, l, true),
+                                                linear_backward<Operand>(back->dfc1, F, fc1_w, R, C, F), m->branch,
+                                                stream);
+            matmul_backward_input<Operand>(m->dattn, back->dout, out_w, no_gate, false, R, C, C, stream);
+        }
         attention_backward<Operand>(back->dqkv, back->rel_partial, m->dscores, dscores_above, m->dattn, a->attention,
                                     weight<Operand>(device, p->rel), B, s, stream);
+        dy = linear_backward<Operand>(back->dqkv, 3 * C, qkv_w, R, C, 3 * C);
         device_fork(device);
         WeightGradient<Operand> weights[LAYER_WEIGHTS];
         SumList sums = {};
@@ -1729,16 +1742,10 @@ static void gpt_backward(Gpt<Operand> *m) {
         layernorm_sums(&sums, g->ln2_w, g->ln2_b, back->norm_sums2, R, C, m->block_rows);
         sum_parts(&sums, side);
         relative_vectors_backward<Operand>(g->rel, back->rel_partial, B, s, side);
-        if (l < L - 1) device_wait(device, (l + 1) % 2); // the layer above no longer needs what `below` holds
+        if (l < L - 1) device_wait(device, (l + 1) % 2); // what the layer above had in m->back is free for that below
         device_mark(device, l % 2);
-        if (l > 0) {
-            residual_dropout_layernorm_backward(m->dx, false, below->dfc2, below->norm_sums2, gpt_norm2(m, l - 1, true),
-                                                linear_backward<Operand>(back->dqkv, 3 * C, qkv_w, R, C, 3 * C),
-                                                m->branch, stream);
-        } else {
-            matmul_backward_input<Operand>(m->dx, back->dqkv, qkv_w, no_gate, true, R, C, 3 * C, stream);
-        }
     }
+    matmul_backward_input<Operand>(m->dx, dy.a, dy.b, no_gate, true, R, C, 3 * C, stream);
     embedding_backward(m->grads.emb, m->partial, m->dx, device->inputs, R, C, stream);
     device_wait(device, 0); // layer 0's, which comes last
 }

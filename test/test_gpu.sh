@@ -33,6 +33,8 @@ flags_of() {
     esac
 }
 odd=$(flags_of odd)
+clusters="--layers 2 --window 64 --batch 1" # what lies between two attentions as one kernel, in bf16
+export CUDA_EMU_CLUSTERS=1
 
 # tolerances PRECISION FLAGS...: of ||a - b|| / ||b||, but for what ReLUs add that are open in one program only. In bf16
 # the reference rounds the operands of the same products, but not those of attention. The keys' bias has a gradient that
@@ -142,6 +144,9 @@ if [ "$model" = gpt ]; then
     third="$(flags_of fused) --window 19 --batch 1"
     check "one layer" agree bf16 "$plain" $more --layers 1 --batch 2
     check "five layers" agree fp32 "$plain" $more --layers 5 --batch 2
+    check "between attentions in clusters" agree bf16 "$plain" $clusters --window 32 --batch 6
+    check "the same, and all that follows a step" learns "$plain" $clusters --precision bf16 --steps 1 \
+        --eval-stride 99999
     check "so many rows that blocks have 64" agree bf16 "$plain" --layers 1 --heads 1 --hidden 8 \
         --window 32 --batch 256
 else
@@ -154,6 +159,7 @@ for build in sanitized race; do
     test "$model" = lstm || # a head too long for the tensor cores' kernels
         check "bf16, $build, window 257" agree bf16 "${plain}_$build" $(flags_of heads16) --layers 1 \
             --window 257 --batch 1
+    test "$model" = lstm || check "bf16, $build, $clusters" agree bf16 "${plain}_$build" $clusters
     for precision in fp32 bf16; do
         for flags in "$odd $few" "$more" "$third"; do
             check "$precision, $build, $flags" agree $precision "${plain}_$build" $flags
@@ -169,7 +175,10 @@ check "an epoch of another recipe" learns "$plain" $short --epoch-size 0.001 --e
     --average 0.9 --weight-decay 3 --warmup 5
 
 # Every kernel of the sources ran, in every build.
-kernels_of "$root/train_${model}_music.cu" "$root/dev/cuda/matmul.cuh" "$root/dev/cuda/device_model.cuh" >kernels.txt
+between=/dev/null
+test "$model" = lstm || between=$root/dev/cuda/between_attentions.cuh
+kernels_of "$root/train_${model}_music.cu" "$root/dev/cuda/matmul.cuh" "$root/dev/cuda/device_model.cuh" "$between" \
+    >kernels.txt
 for build in emu sanitized race; do
     ran ran.$build >names.txt
     comm -23 kernels.txt names.txt >stderr
@@ -180,11 +189,13 @@ check "the source has them" test "$(wc -l <kernels.txt)" -gt 15
 steps=7
 test "$every" != all || steps=20
 # The same seed, the same bytes: a run of its own, and one on another number of threads and another order.
-for precision in fp32 bf16; do
-    run="--data data $more --steps $steps --epoch-size 0.1 --eval-stride 2000 --precision $precision"
+set -- "fp32 $more" "bf16 $more"
+test "$model" = lstm || set -- "$@" "bf16 $clusters"
+for sizes; do
+    run="--data data --steps $steps --epoch-size 0.1 --eval-stride 2000 --precision $sizes"
     CUDA_EMU_ORDER=fwd "$plain" $run --out one >stdout 2>stderr
     CUDA_EMU_ORDER=rand:9 OMP_NUM_THREADS=3 "$plain" $run --out two >stdout 2>stderr
-    check "$precision: $steps steps end with the same bytes" cmp one/model.safetensors two/model.safetensors
+    check "$sizes: $steps steps end with the same bytes" cmp one/model.safetensors two/model.safetensors
 done
 
 # says PATTERN COMMAND...: it fails with one sentence
@@ -204,6 +215,8 @@ check "bf16 on an old GPU" says 'compute capability 7.5, and bf16 needs 8.0; tak
 check "a GPU that it was not built for" says 'not built for .* 7.0; build it on this machine' \
     env CUDA_EMU_CAPABILITY=7.0 "$plain" $step --precision fp32 --dump emu
 check "an old GPU" runs CUDA_EMU_CAPABILITY=7.5 "$plain" $step --precision fp32 --batch 1 --dump emu
+test "$model" = lstm || check "a GPU without clusters" runs CUDA_EMU_CAPABILITY=8.0 "$plain" --data data $clusters \
+    --precision bf16 --dump emu
 check "too large a batch" says 'batch 3000 takes .* GB .*; --batch [0-9]* would fit' \
     env $memory "$plain" $step --batch 3000 --dump emu
 fits=$(sed -n 's/.*--batch \([0-9]*\) would fit.*/\1/p' stderr)

@@ -23,6 +23,8 @@ static bool between_attentions_possible(const Gpt<Operand> *) {
 }
 template <typename Operand>
 static void between_attentions_forward(const Gpt<Operand> *, int, int, bool) {}
+template <typename Operand>
+static void between_attentions_backward(const Gpt<Operand> *, int, Product<Operand>, bool) {}
 
 #if CLUSTERS
 
@@ -79,9 +81,9 @@ struct Weights {
 template <int WIDTH>
 __device__ inline void publish(bf16 *rows, int row, int n0, bf16 *out, int N, int r0, const bf16 *gate) {
     __syncthreads();
-#pragma unroll 4
-    for (int i = threadIdx.x; i < BETWEEN_ROWS * WIDTH / 8; i += BETWEEN_THREADS) {
-        const int m = i / (WIDTH / 8), n = n0 + i % (WIDTH / 8) * 8;
+#pragma unroll
+    for (int first = 0; first < BETWEEN_ROWS * WIDTH / 8; first += BETWEEN_THREADS) {
+        const int i = first + threadIdx.x, m = i / (WIDTH / 8), n = n0 + i % (WIDTH / 8) * 8;
         const size_t at = (size_t)(r0 + m) * N + n;
         uint4 *own = (uint4 *)&rows[m * row + n], eight = *own;
         if (gate) {
@@ -129,7 +131,10 @@ __device__ inline void layernorm_forward_quarter(RowShare &x, bf16 *rows, const 
         const unsigned bits = dropout_bits(norm.dropout, step, r / T, r % T, g);
         const Four<float> mask = dropout_factors(norm.dropout, bits), branch = get_four(v + m * v_row, g % LANES, C);
         float sum = 0, squares = 0;
-        for (int e = 0; e < 4; e++) sum += x[i].at[e] += (branch.at[e] + add.at[e]) * mask.at[e];
+        for (int e = 0; e < 4; e++) {
+            x[i].at[e] += (branch.at[e] + add.at[e]) * mask.at[e];
+            sum += x[i].at[e];
+        }
         const float mean = quarter_sum(sum) / (C / CLUSTER);
         for (int e = 0; e < 4; e++) squares += (x[i].at[e] - mean) * (x[i].at[e] - mean);
         exchange_parts(parts, m, make_float2(mean, quarter_sum(squares)));
@@ -162,7 +167,7 @@ struct BetweenRoom {
     bf16 narrow[BETWEEN_ROWS * NARROW]; // rows of C
     bf16 wide[BETWEEN_ROWS * WIDE];     // rows of F; and of floats, a quarter of C, on their way to LayerNorm
     float2 parts[CLUSTER][BETWEEN_ROWS];
-    bf16 stages[4 * 192 * 40];
+    bf16 stages[Quarter<true, 3 * BETWEEN_C / CLUSTER, BETWEEN_C>::STAGES_SIZE]; // of qkv_w, which has most
 };
 
 // The forward of layer l, from attn to the next layer's qkv.
@@ -216,6 +221,109 @@ static __global__ void __launch_bounds__(BETWEEN_THREADS)
     tile_store_as<Qkv, true>(qkv, p.qkv, 3 * BETWEEN_C, r0, rank * Qkv::BN, R, 3 * BETWEEN_C, {.bias = p.qkv_b});
 }
 
+// layernorm_backward_rows() of a quarter. v and d, which came down past it, make dy; d becomes dx, and dbranch goes to
+// `rows`. The rows' shares of dw and db, norm_sums, are those of 16 rows each, as in the kernels of 16 rows.
+__device__ inline void layernorm_backward_quarter(RowShare &d, bf16 *rows, float *v, int v_row,
+                                                  float2 (*parts)[BETWEEN_ROWS], float *norm_sums, LayerNorm<bf16> norm,
+                                                  int r0) {
+    constexpr int C = BETWEEN_C, COLUMNS = C / CLUSTER;
+    const int g = group_of_row();
+    const Four<float> w = read_four(norm.w, g, C);
+    RowShare n;
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        const int m = row_of_turn(i);
+        Four<float> dy = get_four(v + m * v_row, g % LANES, C);
+        float sum = 0, product = 0;
+        n[i] = read_four(norm.normalized + (size_t)(r0 + m) * C, g, C);
+        for (int e = 0; e < 4; e++) {
+            dy.at[e] += d[i].at[e];
+            d[i].at[e] = dy.at[e] * w.at[e];
+            sum += d[i].at[e];
+            product += d[i].at[e] * n[i].at[e];
+        }
+        put_four(v + m * v_row, g % LANES, C, dy);
+        exchange_parts(parts, m, make_float2(quarter_sum(sum), quarter_sum(product)));
+    }
+    cluster_sync();
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        const int m = row_of_turn(i), r = r0 + m;
+        const float scale = norm.rstd[r];
+        const Four<float> mask = dropout_factors(norm.dropout, __ldg(&norm.kept[(size_t)r * (C / 4) + g]));
+        float mean = 0, mean_product = 0;
+        for (int k = 0; k < CLUSTER; k++) mean += parts[k][m].x / C, mean_product += parts[k][m].y / C;
+        Four<float> dbranch;
+        for (int e = 0; e < 4; e++) {
+            d[i].at[e] = scale * (d[i].at[e] - mean - n[i].at[e] * mean_product);
+            dbranch.at[e] = d[i].at[e] * mask.at[e];
+        }
+        put_four(rows + m * NARROW, g, C, dbranch);
+    }
+    const int column = threadIdx.x % COLUMNS, c = cluster_rank() * COLUMNS + column, m0 = threadIdx.x / COLUMNS * 16;
+    float dw = 0, db = 0;
+#pragma unroll
+    for (int m = m0; m < m0 + 16; m++) {
+        const float dy = v[m * v_row + column];
+        dw += dy * __ldg(&norm.normalized[(size_t)(r0 + m) * C + c]);
+        db += dy;
+    }
+    norm_sums[(size_t)(r0 + m0) / 16 * 2 * C + c] = dw;
+    norm_sums[(size_t)(r0 + m0) / 16 * 2 * C + C + c] = db;
+}
+
+// The backward of layer l, from what gives its LN2's dy, a product, to dattn.
+struct BetweenBackward {
+    Product<bf16> dy; // the next layer's dqkv and Wqkv, or dlogits and the head's weights
+    const bf16 *fc2_w, *fc1_w, *out_w, *fc1;
+    LayerNorm<bf16> norm1, norm2;
+    bool first; // nothing came down past the product
+    float *dx;  // what came down, and what goes on
+    LayerBackward<bf16> to;
+    bf16 *dattn;
+};
+
+static __global__ void __launch_bounds__(BETWEEN_THREADS) between_attentions_backward_kernel(BetweenBackward p, int R) {
+    await_previous_kernel();
+    typedef Tile<bf16, false, false, BETWEEN_ROWS, BETWEEN_C / CLUSTER, BETWEEN_C / CLUSTER / 4> Above;
+    typedef Quarter<false, BETWEEN_F / CLUSTER, BETWEEN_C> Fc2;
+    typedef Quarter<false, BETWEEN_C / CLUSTER, BETWEEN_F> Fc1;
+    typedef Quarter<false, BETWEEN_C / CLUSTER, BETWEEN_C> Out;
+    extern __shared__ __align__(16) unsigned char shared[];
+    BetweenRoom *room = (BetweenRoom *)shared;
+    const int rank = cluster_rank(), r0 = blockIdx.x / CLUSTER * BETWEEN_ROWS;
+    cluster_sync(); // all blocks have begun
+    RowShare d = {};
+    float *dx = p.dx + (size_t)(r0 + row_of_turn(0)) * BETWEEN_C;
+    constexpr int TURN = BETWEEN_THREADS / LANES * BETWEEN_C;
+    for (int i = 0; i < TURNS && !p.first; i++) d[i] = get_four(dx + i * TURN, group_of_row(), BETWEEN_C);
+
+    Sums<Above> above = {};
+    tile_multiply_as<Above, true>(above, p.dy, r0, rank * Above::BN, 0, p.dy.K, (unsigned char *)room->stages);
+    Weights<Fc2> fc2(room->stages, p.fc2_w, BETWEEN_F, rank * Fc2::BN);
+    float *v = tile_to_shared<Above>(above, (unsigned char *)room->wide);
+    layernorm_backward_quarter(d, room->narrow, v, Above::ROW, room->parts, p.to.norm_sums2, p.norm2, r0);
+    publish<Above::BN>(room->narrow, NARROW, rank * Above::BN, p.to.dfc2, BETWEEN_C, r0, nullptr);
+
+    Sums<Fc2> hidden = {};
+    fc2.multiply(hidden, room->narrow);
+    Weights<Fc1> fc1(room->stages, p.fc1_w, BETWEEN_C, rank * Fc1::BN);
+    tile_store_as<Fc2, true>(hidden, room->wide, WIDE, 0, rank * Fc2::BN, BETWEEN_ROWS, BETWEEN_F, {});
+    publish<Fc2::BN>(room->wide, WIDE, rank * Fc2::BN, p.to.dfc1, BETWEEN_F, r0, p.fc1);
+
+    Sums<Fc1> sums = {};
+    fc1.multiply(sums, room->wide);
+    Weights<Out> out(room->stages, p.out_w, BETWEEN_C, rank * Out::BN);
+    v = tile_to_shared<Fc1>(sums, (unsigned char *)room->wide);
+    layernorm_backward_quarter(d, room->narrow, v, Fc1::ROW, room->parts, p.to.norm_sums1, p.norm1, r0);
+    publish<Fc1::BN>(room->narrow, NARROW, rank * Fc1::BN, p.to.dout, BETWEEN_C, r0, nullptr);
+    for (int i = 0; i < TURNS; i++) put_four(dx + i * TURN, group_of_row(), BETWEEN_C, d[i]);
+
+    Sums<Out> dattn = {};
+    out.multiply(dattn, room->narrow);
+    tile_store_as<Out, true>(dattn, p.dattn, BETWEEN_C, r0, rank * Out::BN, R, BETWEEN_C, {});
+}
+
 // A launch over R rows.
 static cudaLaunchConfig_t between_config(cudaLaunchAttribute (&attributes)[2], int R, cudaStream_t stream) {
     return cluster_config(attributes, CLUSTER, R / BETWEEN_ROWS * CLUSTER, BETWEEN_THREADS, sizeof(BetweenRoom), false,
@@ -239,7 +347,8 @@ static bool between_fits(const DeviceModel *device, Kernel *kernel) {
 // Whether the model can take these kernels, asked when it is made.
 static bool between_attentions_possible(const Gpt<bf16> *m) {
     return m->shape.C == BETWEEN_C && m->device.config.sizes[GPT_HIDDEN] == BETWEEN_F && m->block_rows == 16 &&
-           between_fits(&m->device, between_attentions_forward_kernel);
+           between_fits(&m->device, between_attentions_forward_kernel) &&
+           between_fits(&m->device, between_attentions_backward_kernel);
 }
 
 // From attn of layer l to the next layer's qkv, or to ln2 of the last.
@@ -268,6 +377,29 @@ static void between_attentions_forward(const Gpt<bf16> *m, int l, int R, bool tr
     };
     cuda_check(cudaLaunchKernelEx(&config, between_attentions_forward_kernel, between, device->state, R, m->shape.T));
     LAUNCHED(between_attentions_forward_kernel);
+}
+
+// From dy, the product that gives dy of layer l's LN2, to dattn. With `first` nothing has come down past it.
+static void between_attentions_backward(const Gpt<bf16> *m, int l, Product<bf16> dy, bool first) {
+    const DeviceModel *device = &m->device;
+    const LayerTensors *p = &m->params.layers[l];
+    cudaLaunchAttribute attributes[2];
+    const cudaLaunchConfig_t config = between_config(attributes, dy.M, device->stream);
+    const BetweenBackward between = {
+        .dy = dy,
+        .fc2_w = weight<bf16>(device, p->fc2_w),
+        .fc1_w = weight<bf16>(device, p->fc1_w),
+        .out_w = weight<bf16>(device, p->out_w),
+        .fc1 = m->acts[l].fc1,
+        .norm1 = gpt_norm1(m, l, true),
+        .norm2 = gpt_norm2(m, l, true),
+        .first = first,
+        .dx = m->dx,
+        .to = m->back[l % 2],
+        .dattn = m->dattn,
+    };
+    cuda_check(cudaLaunchKernelEx(&config, between_attentions_backward_kernel, between, dy.M));
+    LAUNCHED(between_attentions_backward_kernel);
 }
 
 #endif
