@@ -228,8 +228,8 @@ static __global__ void __launch_bounds__(BETWEEN_THREADS)
 }
 
 // layernorm_backward_rows() of a quarter. v and d, which came down past it, make dy; d becomes dx. dbranch goes to
-// `narrow`, and with all columns to memory. Each 16 rows have a share of dw and db in norm_sums, as in the kernels of
-// 16 rows.
+// `narrow`, and with all columns to memory. norm_sums gets a share of dw and db for each 16 rows, as from the 16-row
+// kernels, so that the same sums follow.
 __device__ inline void layernorm_backward_quarter(RowShare &d, BetweenRoom *room, bf16 *dbranch, float *norm_sums,
                                                   LayerNorm<bf16> norm, int r0) {
     constexpr int C = BETWEEN_C, COLUMNS = C / CLUSTER;
