@@ -42,6 +42,7 @@
 
 #include "recipe/model.h" // first: it chooses the system's interfaces
 
+#include "cuda/cluster.cuh"
 #include "cuda/device_model.cuh"
 #include "models/lstm.h"
 
@@ -208,6 +209,7 @@ struct LayerRecurrence {
 typedef struct {
     int B, T, H, L;
     int forward_sets, backward_sets; // that the fast kernels run in, see there; 0: the plain kernels
+    bool clusters;                   // whether the fast backward's blocks make clusters
 } RecurrenceShape;
 
 static __device__ float sigmoid(float x) { return __fdividef(1, 1 + __expf(-x)); }
@@ -420,7 +422,8 @@ static void recurrence_backward_plain(const LayerRecurrence<Operand> *layers, Re
 // asks beforehand how many can.
 //
 // Traffic from L2 for each block, tile of windows and round: forward 16 H bytes for each product (3 for two layers),
-// backward 64 H for each layer. It limits large batches, and it is why blocks do not have fewer units.
+// backward 64 H for each layer, in clusters 16 H. It limits large batches, and it is why blocks do not have fewer
+// units.
 
 constexpr int FAST_UNITS = 8, FAST_WINDOWS = 8;       // of a block, of a tile
 constexpr int PARTS = 8, FAST_THREADS = PARTS * WARP; // of a block: warps, each a part of k
@@ -453,9 +456,9 @@ static __device__ void look_again(int *looks) {
 // the warp, j < chunks. rows[i] points to those of chunk 0; it is nullptr where there is no such window or time step,
 // and found is zeros then. What others look for delays their stores. So a lane reads again only what was absent, and in
 // a round's first tile, where the blocks are early, a warp looks for one piece alone until it is there.
-template <int N, int CHUNKS>
+template <int SHARERS = PARTS, int N, int CHUNKS>
 static __device__ void fetch(uint4 (&found)[N][CHUNKS], const __nv_bfloat16 *const (&rows)[N], int chunks, bool early) {
-    auto piece = [&](int i, int j) { return (const void *)((uintptr_t)rows[i] + PARTS * 64 * j); }; // if it is there
+    auto piece = [&](int i, int j) { return (const void *)((uintptr_t)rows[i] + SHARERS * 64 * j); }; // if it is there
     bool missing = early && rows[0] && chunks > 0;
     int looks = 0;
     for (;;) {
@@ -623,16 +626,16 @@ static __global__ void __launch_bounds__(FAST_THREADS, 1)
 // The lane's share of the block's columns of W_hh or W_ih, [4H,H], as 8 rows of A: w[j][first .. first + 3] is its 8 k
 // of chunk j, of column u0 + lane / 4. Pairs of k of a column do not lie side by side, so a chunk of 8 columns goes
 // through `staged` [32], the warp's own shared memory, in the order in which ldmatrix takes rows.
-template <int CHUNKS>
+template <int SHARERS, int CHUNKS>
 static __device__ void load_columns(uint32_t (&w)[CHUNKS][8], int first, const __nv_bfloat16 *weights, int H, int u0,
-                                    int chunks, uint4 *staged) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const int k = warp * 32 + lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
+                                    int k0, int chunks, uint4 *staged) {
+    const int lane = threadIdx.x % WARP;
+    const int k = k0 + lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
     const __nv_bfloat16 *from = weights + u0;
     uint4 row[CHUNKS];
 #pragma unroll
     for (int j = 0; j < CHUNKS; j++) {
-        row[j] = j < chunks ? *(const uint4 *)(from + (k + PARTS * 32 * j) * H) : make_uint4(0, 0, 0, 0);
+        row[j] = j < chunks ? *(const uint4 *)(from + (k + SHARERS * 32 * j) * H) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
     for (int j = 0; j < CHUNKS; j++) {
@@ -643,26 +646,79 @@ static __device__ void load_columns(uint32_t (&w)[CHUNKS][8], int first, const _
     }
 }
 
+#if CLUSTERS
+constexpr int CLUSTER = 4; // blocks
+
+// The backward's products where N = 4 blocks make a cluster (cuda/cluster.cuh). Each block has the columns of all their
+// 32 units for a quarter of k, in as many registers as those of 8 units for all k, reads that quarter of dgates only,
+// and sends its parts of the sums to the units' blocks. So a round has a quarter of the traffic from L2, but a barrier
+// of the cluster: by count a step at batch 8 takes 9 to 11 % less time. Compiled with `make CLUSTERS=1` only, and not
+// yet run on a GPU.
+//
+// A warp has one layer, and two tiles of 16 units for each of its matrices, so that 8 / L warps share k. Every thread
+// then adds their parts of the sums of a unit and window, and sends them to where `parts` is in the unit's block:
+//
+//     own[sharer][layer][0: W_hh, 1: W_ih][32 units x 8 windows]   --- 64 threads for each block --->
+//     parts[rank of the block that sends][layer][64 of W_hh, 64 of W_ih, each 8 units x 8 windows]
+template <int L, int N, int CHUNKS>
+static __device__ void multiply_in_cluster(float (&parts)[PARTS][L][128], const uint32_t (&w)[N][CHUNKS][8],
+                                           const uint4 (&found)[CHUNKS], int layer, int sharer) {
+    static_assert(N * FAST_UNITS * FAST_WINDOWS == FAST_THREADS);
+    __shared__ __align__(16) float own[PARTS / L][L][2][FAST_THREADS];
+    float sum[N][4] = {};
+#pragma unroll
+    for (int j = 0; j < CHUNKS; j++) {
+#pragma unroll
+        for (int tile = 0; tile < N; tile++) {
+            if (tile < N / 2 || layer > 0) multiply_32(sum[tile], w[tile][j], found[j]);
+        }
+    }
+#pragma unroll
+    for (int tile = 0; tile < N; tile++) {
+        store_sums(&own[sharer][layer][tile / (N / 2)][tile % (N / 2) * 128], sum[tile], threadIdx.x % WARP);
+    }
+    __syncthreads();
+    float total[2 * L - 1] = {}; // 2 l: of W_hh of layer l, 2 l - 1: of its W_ih
+    for (int i = 0; i < 2 * L - 1; i++) {
+        for (int from = 0; from < PARTS / L; from++) total[i] += own[from][(i + 1) / 2][i % 2][threadIdx.x];
+    }
+    for (int i = 0; i < 2 * L - 1; i++) {
+        float *mine = &parts[cluster_rank()][(i + 1) / 2][i % 2 * 64 + threadIdx.x % 64];
+        *cluster_shared(mine, threadIdx.x / 64) = total[i];
+    }
+    cluster_sync(); // one is enough here, too
+}
+#endif
+
 // All layers and time steps, back. A layer has one tile of 16 sums: dgates_(t+1) times the columns of W_hh, and times
-// those of W_ih, which gives dx_(t+1) of the layer below. A warp has at most CHUNKS chunks of 32 k.
-template <int L, int CHUNKS>
+// those of W_ih, which gives dx_(t+1) of the layer below. N blocks make a cluster; 1: there are none. A warp has at
+// most CHUNKS chunks of 32 k.
+template <int L, int CHUNKS, int N>
 static __global__ void __launch_bounds__(FAST_THREADS, 1)
     recurrence_backward_fast_kernel(FastRecurrence<L> args, const DeviceState *state) {
+    constexpr int SHARERS = N > 1 ? PARTS / L : PARTS, LAYERS = N > 1 ? 1 : L; // warps that share k, a warp's layers
     __shared__ __align__(16) float parts[2][PARTS][L][128];
     const int B = args.B, T = args.T, H = args.H, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int u0 = blockIdx.x % (H / FAST_UNITS) * FAST_UNITS;
     const int first = blockIdx.x / (H / FAST_UNITS) * args.windows, end = min(first + args.windows, B);
-    const int k0 = warp * 32 + lane % 4 * 8, chunks = (H / 8 - warp + PARTS - 1) / PARTS;
-    uint32_t w[L][CHUNKS][8];
+    const int rank = blockIdx.x % N, layer0 = N > 1 ? warp / SHARERS % L : 0, sharer = warp - layer0 * SHARERS;
+    const int k0 = rank * (4 * H / N) + sharer * 32, chunks = (H / 8 / N - sharer + SHARERS - 1) / SHARERS;
+    uint32_t w[LAYERS][N][CHUNKS][8]; // N tiles of 16 columns: of W_hh, then of W_ih
     uint4 *staged = (uint4 *)parts[0][warp];
 #pragma unroll
-    for (int l = 0; l < L; l++) {
-        load_columns<CHUNKS>(w[l], 0, args.layers[l].w_hh, H, u0, chunks, staged);
-        if (l > 0) load_columns<CHUNKS>(w[l], 4, args.layers[l].w_ih, H, u0, chunks, staged);
+    for (int l = 0; l < LAYERS; l++) {
+        const LayerRecurrence<__nv_bfloat16> &a = args.layers[layer0 + l];
+        for (int half = 0; half < (layer0 + l > 0 ? 2 * N : N); half++) {
+            load_columns<SHARERS>(w[l][half / 2], half % 2 * 4, half < N ? a.w_hh : a.w_ih, H,
+                                  u0 + (half % N - rank) * FAST_UNITS, k0, chunks, staged);
+        }
     }
+#if CLUSTERS
+    if (N > 1) cluster_sync(); // all blocks of the cluster have begun
+#endif
 
-    const int cell_layer = warp / 2 % L, u = u0 + threadIdx.x % 64 / 8;            // of the thread, where warp < 2 L
-    const int mine = (threadIdx.x % 64) ^ (cell_layer ? 0 : threadIdx.x >> 2 & 8); // the place of its sum
+    const int cell_layer = warp / 2 % L, u = u0 + threadIdx.x % 64 / 8; // of the thread, where warp < 2 L
+    const int mine = (threadIdx.x % 64) ^ (cell_layer || N > 1 ? 0 : threadIdx.x >> 2 & 8); // the place of its sum
     int buffer = 0;
     for (int round = 0; round < T + L - 1; round++) {
         for (int b0 = first; b0 < end; b0 += FAST_WINDOWS, buffer ^= 1) {
@@ -683,36 +739,41 @@ static __global__ void __launch_bounds__(FAST_THREADS, 1)
             }
 
             // The warp's part of the products
-            const __nv_bfloat16 *rows[L];
+            const __nv_bfloat16 *rows[LAYERS];
 #pragma unroll
-            for (int l = 0; l < L; l++) {
-                const int t_after = T - round + (L - 1 - l), b = b0 + lane / 4;
+            for (int l = 0; l < LAYERS; l++) {
+                const int t_after = T - round + (L - 1 - layer0 - l), b = b0 + lane / 4;
                 const bool there = b < end && t_after >= 0 && t_after < T;
-                rows[l] = there ? args.layers[l].dgates + ((int64_t)t_after * B + b) * 4 * H + k0 : nullptr;
+                const __nv_bfloat16 *from = args.layers[layer0 + l].dgates + k0 + lane % 4 * 8;
+                rows[l] = there ? from + ((int64_t)t_after * B + b) * 4 * H : nullptr;
             }
-            uint4 found[L][CHUNKS];
-            fetch(found, rows, chunks, b0 == first);
-            float sum[L][2][4] = {}; // of even and of odd chunks: two chains of products are done sooner than one
+            uint4 found[LAYERS][CHUNKS];
+            fetch<SHARERS>(found, rows, chunks, b0 == first);
+            if constexpr (N > 1) {
+                multiply_in_cluster(parts[buffer], w[0], found[0], layer0, sharer);
+            } else {
+                float sum[L][2][4] = {}; // of even and of odd chunks: two chains of products are done sooner than one
 #pragma unroll
-            for (int j = 0; j < CHUNKS; j++) {
+                for (int j = 0; j < CHUNKS; j++) {
 #pragma unroll
-                for (int l = 1; l < L; l++) multiply_32(sum[l][j % 2], w[l][j], found[l][j]);
-                multiply_32_transposed(sum[0][j % 2], w[0][j], found[0][j]);
-            }
+                    for (int l = 1; l < L; l++) multiply_32(sum[l][j % 2], w[l][0][j], found[l][j]);
+                    multiply_32_transposed(sum[0][j % 2], w[0][0][j], found[0][j]);
+                }
 #pragma unroll
-            for (int l = 0; l < L; l++) {
-                for (int e = 0; e < 4; e++) sum[l][0][e] += sum[l][1][e];
-                if (l > 0) store_sums(parts[buffer][warp][l], sum[l][0], lane);
+                for (int l = 0; l < L; l++) {
+                    for (int e = 0; e < 4; e++) sum[l][0][e] += sum[l][1][e];
+                    if (l > 0) store_sums(parts[buffer][warp][l], sum[l][0], lane);
+                }
+                for (int e = 0; e < 2; e++) { // rows 4 .. 7 change places in pairs: no two lanes store to a bank
+                    parts[buffer][warp][0][(2 * (lane % 4) + (e ^ (lane >> 1 & 1))) * 8 + lane / 4] = sum[0][0][e];
+                }
+                __syncthreads();
             }
-            for (int e = 0; e < 2; e++) { // rows 4 .. 7 change places in pairs: no two lanes store to a bank
-                parts[buffer][warp][0][(2 * (lane % 4) + (e ^ (lane >> 1 & 1))) * 8 + lane / 4] = sum[0][0][e];
-            }
-            __syncthreads();
 
             // The cell
             if (!works) continue;
             float dh = 0;
-            for (int part = 0; part < PARTS; part++) {
+            for (int part = 0; part < (N > 1 ? N : PARTS); part++) {
                 dh += parts[buffer][part][cell_layer][mine];
                 if (cell_layer < L - 1) dx += parts[buffer][part][cell_layer + 1][64 + threadIdx.x % 64];
             }
@@ -752,8 +813,20 @@ static int fast_sets(Kernel *kernel, int H) {
 template <int L, int CHUNKS>
 static void fast_shape(RecurrenceShape *s) {
     s->forward_sets = fast_sets(recurrence_forward_fast_kernel<L, CHUNKS>, s->H);
-    s->backward_sets = fast_sets(recurrence_backward_fast_kernel<L, 4 * CHUNKS>, s->H);
+    s->backward_sets = fast_sets(recurrence_backward_fast_kernel<L, 4 * CHUNKS, 1>, s->H);
     if (!s->forward_sets || !s->backward_sets) s->forward_sets = s->backward_sets = 0;
+#if CLUSTERS // where as many sets of clusters run as the backward would have anyway
+    const auto kernel = recurrence_backward_fast_kernel<L, L * CHUNKS, CLUSTER>;
+    const int blocks = s->H / FAST_UNITS;
+    int clusters = 0;
+    cudaFuncAttributes about;
+    cudaLaunchAttribute attributes[2];
+    const cudaLaunchConfig_t config = cluster_config(attributes, CLUSTER, blocks, FAST_THREADS, 0, true, nullptr);
+    cuda_check(cudaFuncGetAttributes(&about, kernel));
+    if (about.ptxVersion >= 90) cuda_check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
+    const int sets = min(s->backward_sets, (int)divide_up(s->B, FAST_WINDOWS));
+    s->clusters = sets > 0 && clusters * CLUSTER >= sets * blocks;
+#endif
 }
 
 // The sizes, and which kernels serve them on this GPU. The fast kernels serve any batch: their time grows with it, but
@@ -761,7 +834,7 @@ static void fast_shape(RecurrenceShape *s) {
 // is CHUNKS times 256.
 template <typename Operand>
 static RecurrenceShape recurrence_shape(int B, int T, int H, int L) {
-    RecurrenceShape s = {B, T, H, L, 0, 0};
+    RecurrenceShape s = {B, T, H, L, 0, 0, false};
     if (!BF16<Operand> || L > FAST_LAYERS || H % 32 || H > FAST_WIDTH) return s;
     decltype(fast_shape<1, 1>) *const shapes[FAST_LAYERS][2] = {{fast_shape<1, 1>, fast_shape<1, 2>},
                                                                 {fast_shape<2, 1>, fast_shape<2, 2>}};
@@ -780,10 +853,17 @@ static void fast_launch(const LayerRecurrence<__nv_bfloat16> *layers, Recurrence
     for (int l = 0; l < L; l++) args.layers[l] = layers[l];
     const dim3 blocks(divide_up(s.B, windows) * (s.H / FAST_UNITS)), threads(FAST_THREADS);
     void *pointers[] = {&args, &state};
-    if (dx) {
-        cudaLaunchCooperativeKernel(recurrence_backward_fast_kernel<L, 4 * CHUNKS>, blocks, threads, pointers, 0,
+    if (dx && s.clusters) {
+#if CLUSTERS
+        cudaLaunchAttribute attributes[2];
+        const cudaLaunchConfig_t config = cluster_config(attributes, CLUSTER, blocks, FAST_THREADS, 0, true, stream);
+        cudaLaunchKernelEx(&config, recurrence_backward_fast_kernel<L, L * CHUNKS, CLUSTER>, args, state);
+        LAUNCHED(recurrence_backward_fast_kernel<L, L * CHUNKS, CLUSTER>);
+#endif
+    } else if (dx) {
+        cudaLaunchCooperativeKernel(recurrence_backward_fast_kernel<L, 4 * CHUNKS, 1>, blocks, threads, pointers, 0,
                                     stream);
-        LAUNCHED(recurrence_backward_fast_kernel<L, 4 * CHUNKS>);
+        LAUNCHED(recurrence_backward_fast_kernel<L, 4 * CHUNKS, 1>);
     } else {
         cudaLaunchCooperativeKernel(recurrence_forward_fast_kernel<L, CHUNKS>, blocks, threads, pointers, 0, stream);
         LAUNCHED(recurrence_forward_fast_kernel<L, CHUNKS>);

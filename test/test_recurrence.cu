@@ -257,8 +257,9 @@ static void check(Case<Operand> &m, const std::vector<LayerRecurrence<Operand>> 
     recurrence_backward<Operand>(layers.data(), shape, dx.device, m.state.device, nullptr);
     cuda_check(cudaDeviceSynchronize());
     char where[200], name[40];
-    snprintf(where, sizeof where, "%s %s B=%d T=%d H=%d L=%d p=%g", BF16<Operand> ? "bf16" : "fp32",
-             shape.forward_sets ? "fast" : "plain", m.B, m.T, m.H, m.L, m.p);
+    const char *kernels = shape.clusters ? "clusters" : shape.forward_sets ? "fast" : "plain";
+    snprintf(where, sizeof where, "%s %s B=%d T=%d H=%d L=%d p=%g", BF16<Operand> ? "bf16" : "fp32", kernels, m.B, m.T,
+             m.H, m.L, m.p);
     const double before = worst;
     worst = 0;
     for (int l = 0; l < m.L; l++) {
@@ -295,7 +296,7 @@ static void run(int B, int T, int H, int L, double p) {
     double forward_tolerance = exact, backward_tolerance = 2 * exact;
     for (int i = 0; BF16<Operand> && i < T + L; i++) forward_tolerance = sqrt(ldexp(forward_tolerance, -8));
     for (int i = 0; BF16<Operand> && i < 2 * (T + L); i++) backward_tolerance = sqrt(ldexp(backward_tolerance, -8));
-    const RecurrenceShape fast = recurrence_shape<Operand>(B, T, H, L), plain = {B, T, H, L, 0, 0};
+    const RecurrenceShape fast = recurrence_shape<Operand>(B, T, H, L), plain = {B, T, H, L, 0, 0, false};
     check(m, layers, plain, forward_tolerance, backward_tolerance);
     if (fast.forward_sets) check(m, layers, fast, forward_tolerance, backward_tolerance);
 }

@@ -13,8 +13,9 @@
 #   DRAM     what is new in a launch, unless the step fits into the L2 cache (`resident`)
 #   latency  what one block takes alone: `start` clocks and, of each warp, `alone` clocks an instruction, for each wave
 # Blocks that hand numbers to each other (recurrence_*) take rounds instead: a store's way to L2, a look, what a round
-# fetches, its products, its gates. Kernels off the longest path run beside it: `beside` of their time is added. Each
-# node of the path costs `node` seconds, or `early` where it is behind a programmatic edge.
+# fetches, its products, its gates, and, in clusters, `cluster` seconds for the sums of a block and the cluster's
+# barrier. Kernels off the longest path run beside it: `beside` of their time is added. Each node of the path costs
+# `node` seconds, or `early` where it is behind a programmatic edge.
 function most(a, b) { return a > b ? a : b }
 function least(a, b) { return a < b ? a : b }
 function set(name, value) { return name == "" ? value : name + 0 }
@@ -25,6 +26,7 @@ BEGIN {
     mma_use = set(mma_use, .75)
     taken = set(taken, .5); start = set(start, 1100); alone = set(alone, 1.25)
     store_and_look = set(store_and_look, 180 + 560); fetch = set(fetch, 280); gates = set(gates, 415)
+    cluster = set(cluster, .33e-6)
     printf "%-52s %3s %6s %4s %8s %8s %8s  %8s %s\n", "kernel", "n", "blocks", "/SM", "Minstr", "MB DRAM", "MB L2", \
         "us", "bound"
 }
@@ -75,7 +77,8 @@ $1 != "kernel" { next }
         rounds = $20 / n / blocks
         split("", t)
         t["exchange"] = rounds * (store_and_look + fetch + most(bytes / rounds / blocks / l2_sm, \
-            bytes / rounds / l2 * clock) + products / warps / rounds * 2 * 6.4 + 60 + gates) / clock
+            bytes / rounds / l2 * clock) + products / warps / rounds * 2 * 6.4 + 60 + gates + \
+            ($22 ? cluster * clock : 0)) / clock
     }
     time = total = 0
     for (limit in t) {

@@ -2,7 +2,8 @@
 # make count: what a GPU would do in one training step, counted in the emulator (dev/emu/cuda_emu_count.cpp), where nvcc
 # is also what it made of each kernel (sass.awk), and from both a model of the step's time (cost.awk).
 #   dev/tools/count.sh gpt|lstm [FLAGS...]     FLAGS: of the trainer [the published sizes, batch 8, bf16]
-# Tokens come from the folder DATA, or from the starter corpus. COUNTS=FILE keeps what was counted, for cost.awk.
+# Tokens come from the folder DATA, or from the starter corpus. COUNTS=FILE keeps what was counted, for cost.awk. After
+# make CLUSTERS=1 count (dev/cuda/cluster.cuh) the step is that of a GPU with clusters.
 # NVDISASM=PROGRAM names a disassembler; else it is looked for in PATH and in Python's triton package. The Transformer
 # of L layers is run with 1 and with 2 layers, as its layers are alike but for the first and the last:
 # counts(L) = counts(1) + (L - 1) (counts(2) - counts(1)), kernel by kernel.
@@ -34,7 +35,8 @@ step() {
     name=$1
     shift
     CUDA_EMU_COUNTS=$name CUDA_EMU_MULTIPROCESSORS=${CUDA_EMU_MULTIPROCESSORS:-132} \
-        "$trainer" --data "${DATA:-data}" --precision bf16 $flags "$@" --dump step >log 2>&1 || { cat log >&2; exit 1; }
+        CUDA_EMU_CLUSTERS=${CLUSTERS:-0} "$trainer" --data "${DATA:-data}" --precision bf16 $flags "$@" --dump step \
+        >log 2>&1 || { cat log >&2; exit 1; }
 }
 if [ "$model" = gpt ]; then
     step one --layers 1
