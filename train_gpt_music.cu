@@ -1691,7 +1691,8 @@ static void gpt_forward(Gpt<Operand> *m, int B, bool training) {
 
 // Gradients of all parameters, after gpt_forward and softmax_cross_entropy of the same step. The main stream carries
 // the gradient from the logits down to the embedding. What only the update waits for runs beside it on the side stream:
-// the mean loss, and, a layer behind, the gradients of each layer's parameters.
+// the mean loss, and, a layer behind, the gradients of each layer's parameters. Those of the relative vectors have a
+// stream of their own, or the side stream would be the longest path where clusters shorten the main stream.
 template <typename Operand>
 static void gpt_backward(Gpt<Operand> *m) {
     DeviceModel *device = &m->device;
@@ -1734,6 +1735,8 @@ static void gpt_backward(Gpt<Operand> *m) {
                                     weight<Operand>(device, p->rel), B, s, stream);
         dy = linear_backward<Operand>(back->dqkv, 3 * C, qkv_w, R, C, 3 * C);
         device_fork(device);
+        device_follow(device, device->beside, stream);
+        relative_vectors_backward<Operand>(g->rel, back->rel_partial, B, s, device->beside);
         WeightGradient<Operand> weights[LAYER_WEIGHTS];
         SumList sums = {};
         gpt_layer_weights(m, l, weights);
@@ -1741,7 +1744,7 @@ static void gpt_backward(Gpt<Operand> *m) {
         layernorm_sums(&sums, g->ln1_w, g->ln1_b, back->norm_sums1, R, C, m->block_rows);
         layernorm_sums(&sums, g->ln2_w, g->ln2_b, back->norm_sums2, R, C, m->block_rows);
         sum_parts(&sums, side);
-        relative_vectors_backward<Operand>(g->rel, back->rel_partial, B, s, side);
+        device_follow(device, side, device->beside);
         if (l < L - 1) device_wait(device, (l + 1) % 2); // what the layer above had in m->back is free for that below
         device_mark(device, l % 2);
     }

@@ -90,7 +90,8 @@ typedef struct { // the first member of a model
     DeviceData train;
     uint8_t *test_tokens;       // those of `test`
     cudaStream_t stream, side;  // a step's main stream, and the one for work that the main stream need not wait for
-    cudaEvent_t forked;         // where the side stream left the main stream
+    cudaStream_t beside;        // for what not even the side stream need wait for
+    cudaEvent_t reached;        // how far a stream is that another one follows
     cudaEvent_t done[2];        // marks on the side stream
     cudaEvent_t launched[4];    // the ends of the last four steps
     cudaGraphExec_t step_graph; // a training step, once it was captured
@@ -412,7 +413,8 @@ static inline void device_destroy(void *model) {
         for (const void *piece : pieces) cuda_check(cudaFree((void *)piece)); // or nullptr
         for (cudaEvent_t event : m->done) cuda_check(cudaEventDestroy(event));
         for (cudaEvent_t event : m->launched) cuda_check(cudaEventDestroy(event));
-        cuda_check(cudaEventDestroy(m->forked));
+        cuda_check(cudaEventDestroy(m->reached));
+        cuda_check(cudaStreamDestroy(m->beside));
         cuda_check(cudaStreamDestroy(m->side));
         cuda_check(cudaStreamDestroy(m->stream));
     }
@@ -446,7 +448,8 @@ static inline bool device_fill(DeviceModel *m, const ModelConfig *config, const 
     // GPU gets it on the main stream first.
     cuda_check(cudaStreamCreateWithPriority(&m->stream, cudaStreamDefault, -1));
     cuda_check(cudaStreamCreate(&m->side));
-    cuda_check(cudaEventCreateWithFlags(&m->forked, cudaEventDisableTiming));
+    cuda_check(cudaStreamCreate(&m->beside));
+    cuda_check(cudaEventCreateWithFlags(&m->reached, cudaEventDisableTiming));
     for (cudaEvent_t &event : m->done) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     for (cudaEvent_t &event : m->launched) cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     for (float *flat : m->flat) {
@@ -473,11 +476,14 @@ static inline void *device_create(size_t size, const ModelConfig *config, const 
 
 // ---- a step
 
-// The side stream goes on from where the main stream is.
-static inline void device_fork(DeviceModel *m) {
-    cuda_check(cudaEventRecord(m->forked, m->stream));
-    cuda_check(cudaStreamWaitEvent(m->side, m->forked, 0));
+// What is launched on `stream` from now on waits for what was launched on `other`.
+static inline void device_follow(DeviceModel *m, cudaStream_t stream, cudaStream_t other) {
+    cuda_check(cudaEventRecord(m->reached, other));
+    cuda_check(cudaStreamWaitEvent(stream, m->reached, 0));
 }
+
+// The side stream goes on from where the main stream is.
+static inline void device_fork(DeviceModel *m) { device_follow(m, m->side, m->stream); }
 
 // Marks the point that the side stream has reached. There are two marks, 0 and 1.
 static inline void device_mark(DeviceModel *m, int mark) { cuda_check(cudaEventRecord(m->done[mark], m->side)); }
