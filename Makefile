@@ -1,5 +1,6 @@
 # make                     the trainers, the sampler, and the two programs that prepare music
 # make train_gpt_music     the trainer, and the sampler beside it; DEVICE=cpu|cuda|emu forces one
+#                          CLUSTERS=1: with kernels that no GPU has run yet (dev/cuda/cluster.cuh)
 # make plain               both models in their plainest form, and an n-gram: small programs to read first
 # make test                all checks, a few minutes; make test-long: the slow ones too
 # make check T=midi        the tests of one subject, with all that they print
