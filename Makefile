@@ -135,9 +135,10 @@ build/%_emu_sanitized: build/emu/%.cu build/flags | $(EMU_SOURCES)
 	@mkdir -p $(@D)
 	$(EMU_COMPILE) -Werror -O0 -g $(PARALLEL) -fsanitize=address,undefined -fno-sanitize-recover=all $(LDFLAGS) \
 		-o $@ -x c++ $< $(LDLIBS)
+# Races: -Og, because at -O0 GCC does not report a store of what a function returns.
 build/%_emu_race: build/emu/%.cu build/cuda_emu_race.o build/flags | $(EMU_SOURCES)
 	@mkdir -p $(@D)
-	$(EMU_COMPILE) -Werror -O0 -g -Wno-unknown-pragmas -fsanitize=thread -c -o $@.o -x c++ $<
+	$(EMU_COMPILE) -Werror -Og -g -Wno-unknown-pragmas -fsanitize=thread -c -o $@.o -x c++ $<
 	$(CXX) $(LDFLAGS) -o $@ $@.o build/cuda_emu_race.o $(LDLIBS)
 # Counts: by GCC, optimized but for what splits or joins the loads and stores that the source states.
 COUNT_CXX := $(if $(findstring clang,$(CXX)),g++,$(CXX))

@@ -338,6 +338,12 @@ __global__ void reads_then_writes(float *x) { // a barrier is missing between th
     __syncthreads();
     x[t] = s[t];
 }
+__global__ void stores_what_returns(float *x) { // a barrier is missing
+    __shared__ __align__(8) float s[256];
+    const int t = threadIdx.x;
+    *(float2 *)&s[2 * t] = make_float2(1, 2); // here: returned
+    x[t] = s[t];
+}
 __global__ void lockstep(float *x) { // as it was written when the lanes of a warp ran in step: no __syncwarp
     __shared__ float s[64];
     int t = threadIdx.x;
@@ -876,6 +882,7 @@ int main(int argc, char **argv) {
     if (planted("global")) past_global<<<9, 128>>>(out, 1024);
     if (planted("static")) past_static<<<1, 64>>>(out);
     if (planted("neighbour")) reads_then_writes<<<1, 128>>>(out);
+    if (planted("returned")) stores_what_returns<<<1, 128>>>(out);
     if (planted("lockstep")) lockstep<<<1, 32>>>(out);
     if (planted("blocks")) blocks_collide<<<2, 64>>>(out);
     if (planted("ticket")) sum_by_last_block<1><<<20, 32>>>(out, x, device<unsigned>(1), x + 32, 900);

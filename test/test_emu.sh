@@ -40,7 +40,7 @@ for planted in global dynamic beyond; do
 done
 check "static, out of bounds" found sanitized static 'out of bounds'
 for order in fwd rev rand; do
-    for planted in barrier1 barrier2 neighbour lockstep blocks ticket reuse fence event early; do
+    for planted in barrier1 barrier2 neighbour returned lockstep blocks ticket reuse fence event early; do
         check "$planted, $order, is a race" found race $planted 'race in kernel' $order
     done
     check "nowait, $order, is found" found race nowait 'not waited for' $order
