@@ -5,8 +5,8 @@
 # Tokens come from the folder DATA, or from the starter corpus. COUNTS=FILE keeps what was counted, for cost.awk. After
 # make CLUSTERS=1 count (dev/cuda/cluster.cuh) the step is that of a GPU with clusters.
 # NVDISASM=PROGRAM names a disassembler; else it is looked for in PATH and in Python's triton package. The Transformer
-# of L layers is run with 1 and with 2 layers, as its layers are alike but for the first and the last:
-# counts(L) = counts(1) + (L - 1) (counts(2) - counts(1)), kernel by kernel.
+# of L layers is run with 2 and with 3 layers, as its layers are alike but for the first and the last (with 1 layer the
+# longest path is of another kind): counts(L) = counts(2) + (L - 2) (counts(3) - counts(2)), kernel by kernel.
 # shellcheck disable=SC2086 # flags are split into words
 root=$(cd "$(dirname "$0")/../.." && pwd) || exit 1
 model=$1
@@ -39,11 +39,11 @@ step() {
         >log 2>&1 || { cat log >&2; exit 1; }
 }
 if [ "$model" = gpt ]; then
-    step one --layers 1
     step two --layers 2
+    step three --layers 3
     layers=${layers:-8}
-    awk -v L="$layers" -f "$tools/count_layers.awk" one two >counts
-    echo "Transformer, $layers layers, ${*:-published sizes}: counted with 1 and with 2 layers, and continued"
+    awk -v L="$layers" -f "$tools/count_layers.awk" two three >counts
+    echo "Transformer, $layers layers, ${*:-published sizes}: counted with 2 and with 3 layers, and continued"
 else
     step counts
     echo "LSTM, ${*:-published sizes}: its blocks look for each other's numbers as often as the emulator's order has it"

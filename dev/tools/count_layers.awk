@@ -1,4 +1,4 @@
-# The counts of a step with L layers from those with 1 and with 2 layers, which are the two files: see count.sh. Rows
+# The counts of a step with L layers from those with 2 and with 3 layers, which are the two files: see count.sh. Rows
 # belong together that are of the same kernel, with as many blocks and products; or of a kernel that has one row only.
 function key() {
     if ($1 == "graph") return $1
@@ -17,7 +17,7 @@ END {
         k = key()
         if (!(k in first)) order[++m] = k
         first[k] = $0
-        for (i = 2; i <= NF; i++) sum[k, i] += (of[j] == 1 ? 2 - L : L - 1) * $i
+        for (i = 2; i <= NF; i++) sum[k, i] += (of[j] == 1 ? 3 - L : L - 2) * $i
     }
     for (j = 1; j <= m; j++) {
         $0 = first[k = order[j]]
