@@ -651,9 +651,9 @@ constexpr int CLUSTER = 4; // blocks
 
 // The backward's products where N = 4 blocks make a cluster (cuda/cluster.cuh). Each block has the columns of all their
 // 32 units for a quarter of k, in as many registers as those of 8 units for all k, reads that quarter of dgates only,
-// and sends its parts of the sums to the units' blocks. So a round has a quarter of the traffic from L2, but a barrier
-// of the cluster: by count a step at batch 8 takes 9 to 11 % less time. Compiled with `make CLUSTERS=1` only, and not
-// yet run on a GPU.
+// and sends its parts of the sums to the units' blocks. So a round has a quarter of the traffic from L2, and a barrier
+// of the cluster more: by count a step at batch 8 takes some 8 % less time. Compiled with `make CLUSTERS=1` only, and
+// not yet run on a GPU.
 //
 // A warp has one layer, and two tiles of 16 units for each of its matrices, so that 8 / L warps share k. Every thread
 // then adds their parts of the sums of a unit and window, and sends them to where `parts` is in the unit's block:
@@ -815,7 +815,8 @@ static void fast_shape(RecurrenceShape *s) {
     s->forward_sets = fast_sets(recurrence_forward_fast_kernel<L, CHUNKS>, s->H);
     s->backward_sets = fast_sets(recurrence_backward_fast_kernel<L, 4 * CHUNKS, 1>, s->H);
     if (!s->forward_sets || !s->backward_sets) s->forward_sets = s->backward_sets = 0;
-#if CLUSTERS // where as many sets of clusters run as the backward would have anyway
+#if CLUSTERS
+    // Clusters, where as many sets of them run as the backward would have without.
     const auto kernel = recurrence_backward_fast_kernel<L, L * CHUNKS, CLUSTER>;
     const int blocks = s->H / FAST_UNITS;
     int clusters = 0;
@@ -1331,8 +1332,9 @@ static void *lstm_create_as(const ModelConfig *config, char *error) {
     m->norm1.w = m->params.ln1_w, m->norm1.b = m->params.ln1_b;
     m->norm2.w = m->params.ln2_w, m->norm2.b = m->params.ln2_b;
     m->shape = recurrence_shape<Operand>(config->B, config->T, H, L);
-    fprintf(stderr, "the recurrence is %s\n",
-            m->shape.forward_sets ? "one launch, its weights in registers" : "a launch for every time step");
+    fprintf(stderr, "the recurrence is %s%s\n",
+            m->shape.forward_sets ? "one launch, its weights in registers" : "a launch for every time step",
+            m->shape.clusters ? ", back in clusters" : "");
     return m;
 }
 
