@@ -422,8 +422,7 @@ static void recurrence_backward_plain(const LayerRecurrence<Operand> *layers, Re
 // asks beforehand how many can.
 //
 // Traffic from L2 for each block, tile of windows and round: forward 16 H bytes for each product (3 for two layers),
-// backward 64 H for each layer, in clusters 16 H. It limits large batches, and it is why blocks do not have fewer
-// units.
+// backward 64 H for each layer, in clusters 16 H. It limits large batches, and is why blocks do not have fewer units.
 
 constexpr int FAST_UNITS = 8, FAST_WINDOWS = 8;       // of a block, of a tile
 constexpr int PARTS = 8, FAST_THREADS = PARTS * WARP; // of a block: warps, each a part of k

@@ -82,7 +82,8 @@ learns() {
 # cases: of lines T B SIZES PRECISION ORDER, a step each, with clusters but in order rev
 cases() {
     while read -r t b sizes precision order; do
-        export CUDA_EMU_ORDER="$order" CUDA_EMU_CLUSTERS=$(test "$order" = rev; echo $?)
+        CUDA_EMU_CLUSTERS=$(test "$order" = rev; echo $?)
+        export CUDA_EMU_ORDER="$order" CUDA_EMU_CLUSTERS
         check "$precision, $sizes, T $t, B $b, $order" \
             agree "$precision" "$plain" $(flags_of "$sizes") --window "$t" --batch "$b"
     done

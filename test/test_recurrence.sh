@@ -6,8 +6,8 @@
 . "$(dirname "$0")/check.sh"
 emulated test_recurrence
 
-# run BUILD ORDER SIZES fast|clusters: all checks hold, these kernels were used, and the bytes of all results are those of
-# the build's first run of the same
+# run BUILD ORDER SIZES fast|clusters: all checks hold, these kernels were used, and the bytes of all results are those
+# of the build's first run of the same
 run() {
     test "$4" = clusters && clusters=1 || clusters=0
     CUDA_EMU_ORDER=$2 CUDA_EMU_CLUSTERS=$clusters CUDA_EMU_MULTIPROCESSORS=64 nice ./"$1" "$3" >stdout 2>stderr ||
