@@ -10,7 +10,7 @@
 // What is counted: products; an eighteenth of the wavefronts, one barrier, a twelfth of the loads, and a quarter of the
 // bytes. Relative vectors come as bf16. A little more is stored than the least: patches on the diagonal are whole.
 // What limits it: the way of the scores to memory and back, which the model's score residual demands.
-//   attention_4_production [T [HEADS]]
+//   attention_4_production [T [HEADS]]     T: at most 256
 #define TESTING
 #include "train_gpt_music.cu"
 
@@ -23,7 +23,9 @@ static size_t place(int h, int t, int j, int T) {
     const size_t patch = (size_t)h * (strips * (strips + 1) / 2) + I * (I + 1) / 2 + J;
     return patch * PATCH + t % 8 * 32 + j % 8 * 4 + t / 8 % 2 * 2 + j / 8 % 2;
 }
-static size_t room(int T, int NH) { return attention_scores_size(1, attention_shape(T, NH * HS, NH, DISTANCES, 0)); }
+static size_t room(int T, int NH) {
+    return attention_scores_size(1, attention_shape(T, NH * HS, NH, DISTANCES, WHOLE_BYTES));
+}
 
 static void run(Heads<bf16, __half> a, int T, int NH, cudaStream_t stream) {
     static float *log_sums; // what only this rung has, made in the first call
@@ -38,7 +40,7 @@ static void run(Heads<bf16, __half> a, int T, int NH, cudaStream_t stream) {
         cuda_check(cudaMemcpy(rel, rounded, sizeof rounded, cudaMemcpyHostToDevice));
     }
     const Attention<bf16> arrays = {(bf16 *)a.qkv, a.scores, log_sums, a.out};
-    attention_forward<bf16>(arrays, a.below, rel, 1, attention_shape(T, NH * HS, NH, DISTANCES, 0), stream);
+    attention_forward<bf16>(arrays, a.below, rel, 1, attention_shape(T, NH * HS, NH, DISTANCES, WHOLE_BYTES), stream);
 }
 
 int main(int argc, char **argv) { return ladder_attention<bf16, __half>(argc, argv, place, room, run); }
