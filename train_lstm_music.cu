@@ -818,14 +818,10 @@ static void fast_shape(RecurrenceShape *s) {
     // Clusters, where as many sets of them run as the backward would have without.
     const auto kernel = recurrence_backward_fast_kernel<L, L * CHUNKS, CLUSTER>;
     const int blocks = s->H / FAST_UNITS;
-    int clusters = 0;
-    cudaFuncAttributes about;
     cudaLaunchAttribute attributes[2];
     const cudaLaunchConfig_t config = cluster_config(attributes, CLUSTER, blocks, FAST_THREADS, 0, true, nullptr);
-    cuda_check(cudaFuncGetAttributes(&about, kernel));
-    if (about.ptxVersion >= 90) cuda_check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
     const int sets = min(s->backward_sets, (int)divide_up(s->B, FAST_WINDOWS));
-    s->clusters = sets > 0 && clusters * CLUSTER >= sets * blocks;
+    s->clusters = sets > 0 && clusters_at_once(kernel, &config) * CLUSTER >= sets * blocks;
 #endif
 }
 

@@ -328,18 +328,14 @@ static cudaLaunchConfig_t between_config(cudaLaunchAttribute (&attributes)[2], i
                           stream);
 }
 
-// Whether a kernel was compiled for clusters, and one of them has room on the GPU.
+// Whether a cluster of a kernel has room on the GPU.
 template <typename Kernel>
 static bool between_fits(const DeviceModel *device, Kernel *kernel) {
-    cudaFuncAttributes about;
     cudaLaunchAttribute attributes[2];
     const cudaLaunchConfig_t config = between_config(attributes, BETWEEN_ROWS, device->stream);
-    int clusters = 0;
-    cuda_check(cudaFuncGetAttributes(&about, kernel));
-    if (about.ptxVersion < 90 || device->shared_limit < (int)sizeof(BetweenRoom)) return false;
+    if (device->shared_limit < (int)sizeof(BetweenRoom)) return false;
     matmul_prepare(kernel, sizeof(BetweenRoom));
-    cuda_check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config));
-    return clusters > 0;
+    return clusters_at_once(kernel, &config) > 0;
 }
 
 // Whether the model can take these kernels, asked when it is made.

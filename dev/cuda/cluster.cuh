@@ -7,7 +7,7 @@
 #ifndef CLUSTER_CUH
 #define CLUSTER_CUH
 
-#include <cuda_runtime.h>
+#include "cuda/check.cuh"
 #include <stdint.h>
 
 #ifndef CLUSTERS
@@ -64,6 +64,16 @@ static inline cudaLaunchConfig_t cluster_config(cudaLaunchAttribute (&attributes
     config.attrs = attributes;
     config.numAttrs = 2;
     return config;
+}
+
+// How many clusters of such a launch the GPU runs at once; 0 where it has none, or the kernel was compiled without.
+template <typename Kernel>
+static inline int clusters_at_once(Kernel *kernel, const cudaLaunchConfig_t *config) {
+    int clusters = 0;
+    cudaFuncAttributes about;
+    cuda_check(cudaFuncGetAttributes(&about, kernel));
+    if (about.ptxVersion >= 90) cuda_check(cudaOccupancyMaxActiveClusters(&clusters, kernel, config));
+    return clusters;
 }
 
 #endif
