@@ -305,11 +305,12 @@ __global__ void pascal_of_cluster(float *x, int steps) {
             __syncthreads();
         else
             cluster_sync();
-        if (t > 0)
-            own += line[s % 2][t - 1];
-        else if (before >= 0)
-            own += (MISTAKE == 4 ? cluster_shared(&own, before) :                // here: local
-                        cluster_shared(last, before))[MISTAKE == 5 ? steps : s]; // here: unborn step end beyond
+        const float *left = t > 0 ? &line[s % 2][t - 1] : nullptr;
+        if (t == 0 && before >= 0) {
+            const float *theirs = cluster_shared(MISTAKE == 4 ? &own : last, before); // here: unborn local end
+            left = theirs + (MISTAKE == 5 ? steps : s);
+        }
+        if (left) own += *left; // here: step end beyond
         x[s * n + i] = own;
     }
     if (MISTAKE != 3) cluster_sync();
