@@ -5,6 +5,7 @@
 
 #include "recipe/run.h"
 
+#include <dirent.h>
 #include <spawn.h>
 #include <sys/wait.h>
 
@@ -30,12 +31,22 @@ static inline bool run_program(const char *path, const char *const *arguments, c
     return true;
 }
 
-// Whether the starter corpus belongs into the default data folder: that does not exist, or composing was interrupted.
-// Somebody's own folder is left alone.
+// Whether the starter corpus belongs into the default data folder: it does not exist, or holds nothing but what an
+// interrupted composing leaves behind. Somebody's own folder is left alone.
 static inline bool starter_wanted(void) {
-    const bool sets =
-        !access(DEFAULT_DATA "/train.safetensors", F_OK) && !access(DEFAULT_DATA "/test.safetensors", F_OK);
-    return access(DEFAULT_DATA, F_OK) || (!sets && !access(DEFAULT_DATA "/starter", F_OK));
+    DIR *list = opendir(DEFAULT_DATA);
+    bool train = false, test = false, starter = false, other = false;
+    if (!list) return errno == ENOENT;
+    for (struct dirent *entry; (entry = readdir(list)) != NULL;) {
+        const char *name = entry->d_name, *dot = strrchr(name, '.');
+        if (!strcmp(name, ".") || !strcmp(name, "..") || (dot && !strcmp(dot, ".tmp"))) continue;
+        train |= !strcmp(name, "train.safetensors");
+        test |= !strcmp(name, "test.safetensors");
+        starter |= !strcmp(name, "starter");
+        other |= strcmp(name, "train.safetensors") && strcmp(name, "test.safetensors") && strcmp(name, "starter");
+    }
+    closedir(list);
+    return !other && !(train && test) && (starter || (!train && !test));
 }
 
 // Composes the starter corpus into the folder, by the two programs beside this one, and makes its datasets.
