@@ -265,18 +265,6 @@ static void test_random(void) {
     dataset_close(&b);
 }
 
-// The path again, from a line that ends at a newline or NUL; out is as long as the line, and 1 more.
-static size_t unescape(const char *line, char *out) {
-    size_t size = 0;
-    for (unsigned byte; *line && *line != '\n'; out[size++] = (char)byte) {
-        const bool escaped = *line == '%' && sscanf(line + 1, "%2X", &byte) == 1;
-        if (!escaped) byte = (unsigned char)*line;
-        line += escaped ? 3 : 1;
-    }
-    out[size] = 0;
-    return size;
-}
-
 static void test_names(void) {
     static const char *cases[][2] = {{"Bach/Prélude 1.mid", "Bach/Prélude 1.mid"},
                                      {"100%.mid", "100%25.mid"},
@@ -291,7 +279,7 @@ static void test_names(void) {
         size_t length = name_escape(cases[i][0], escaped);
         CHECK(!strcmp(escaped, cases[i][1]) && length == strlen(escaped) && utf8_valid(escaped), "case %zu: '%s'", i,
               escaped);
-        length = unescape(escaped, back);
+        length = name_unescape(escaped, back);
         CHECK(!strcmp(back, cases[i][0]) && length == strlen(back), "case %zu came back as '%s'", i, back);
     }
     // Every string of two bytes survives, and stays on one line.
@@ -300,10 +288,14 @@ static void test_names(void) {
         char name[3] = {(char)(i & 255), (char)(i >> 8), 0};
         if (!name[0]) continue;
         name_escape(name, escaped);
-        unescape(escaped, back);
+        name_unescape(escaped, back);
         wrong += strcmp(name, back) || strchr(escaped, '\n') || !utf8_valid(escaped);
     }
     CHECK(wrong == 0, "%d names of two bytes do not survive", wrong);
+    name_unescape("a%2", back);
+    CHECK(!strcmp(back, "a%2"), "a cut escape became '%s'", back);
+    name_unescape("%zz%00%e9\nnext", back);
+    CHECK(!strcmp(back, "%zz%00\xe9"), "wrong escapes became '%s'", back);
 
     const uint8_t tokens[3] = {1, 33, 121};
     const int64_t starts[4] = {0, 1, 2, 3};
@@ -313,11 +305,11 @@ static void test_names(void) {
         bool ok = dataset_save(path, tokens, 3, starts, 3, forms[i], error) && dataset_open(&data, path, 1, error);
         CHECK(ok, "%s", error);
         if (!ok) continue;
-        unescape(dataset_name(&data, 0), back);
+        name_unescape(dataset_name(&data, 0), back);
         CHECK(!strcmp(back, "one"), "the first name is '%s'", back);
-        unescape(dataset_name(&data, 1), back);
+        name_unescape(dataset_name(&data, 1), back);
         CHECK(!strcmp(back, "two\n"), "the second name is '%s'", back);
-        unescape(dataset_name(&data, 2), back);
+        name_unescape(dataset_name(&data, 2), back);
         CHECK(!strcmp(back, "three"), "the third name is '%s'", back);
         dataset_close(&data);
     }

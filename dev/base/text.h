@@ -101,6 +101,23 @@ static inline size_t name_escape(const char *name, char *out) {
     return size;
 }
 
+// The path again, from a line that ends at a newline or NUL. out: as long as the line, and 1 more, or the line itself;
+// returns the length.
+// A % that no two hexadecimal digits follow, or that would give a NUL, stays as it is.
+static inline size_t name_unescape(const char *line, char *out) {
+    static const char digits[] = "0123456789ABCDEF0123456789abcdef";
+    size_t size = 0;
+    while (*line && *line != '\n') {
+        const char *high = *line == '%' && line[1] ? strchr(digits, line[1]) : NULL;
+        const char *low = high && line[2] ? strchr(digits, line[2]) : NULL;
+        int byte = low ? (int)((high - digits) % 16 * 16 + (low - digits) % 16) : 0;
+        out[size++] = byte ? (char)byte : *line;
+        line += byte ? 3 : 1;
+    }
+    out[size] = 0;
+    return size;
+}
+
 // ---- numbers as people read them
 
 static inline const char *four_digits(char text[32], double x) { // or as many as a larger whole number has

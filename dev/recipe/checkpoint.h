@@ -186,7 +186,9 @@ static inline bool last_save(TrainRun *run, bool interrupted) {
             meta_add(&draft, flag->name, "%s", flag_show(flag, text));
         }
     }
-    if (utf8_valid(run->o.data)) meta_add(&draft, "data", "%s", run->o.data);
+    char data[3 * PATH_MAX]; // which was opened, so that it is shorter
+    name_escape(run->o.data, data);
+    meta_add(&draft, "data", "%s", data);
     meta_add(&draft, "train_data", "%s", run->train_identity);
     meta_add(&draft, "test_data", "%s", run->test_identity);
     meta_add(&draft, "epoch", "%d", run->n_rows);
@@ -282,6 +284,7 @@ static inline bool resume_flags(TrainRun *run) {
     const char *data = st_meta(&run->weights, "data");
     if (!flag_find(&run->flags, "data")->given && data) {
         run->saved_data = path_join("", data);
+        name_unescape(run->saved_data.text, run->saved_data.text);
         run->o.data = run->saved_data.text;
     }
     return true;

@@ -1,6 +1,6 @@
 // base/data.h: any bytes are a dataset or a sentence. In a dataset every token is one, the pieces tile the tokens, each
 // window lies in a piece, an epoch has no window twice, and each piece has a name. It is saved, and opened again as the
-// same; an escaped name is one line of UTF-8.
+// same; a name is the same again after it was unescaped and escaped.
 #include "tensors.h"
 
 #include "base/data.h"
@@ -35,12 +35,14 @@ UNTRACED static void promise_names(const Dataset *data) {
     for (int64_t p = 0; p < data->n_pieces && p < 4; p++) {
         const char *name = dataset_name(data, p);
         const size_t length = strcspn(name, "\n");
-        char *path = strndup(name, length), *escaped = malloc(3 * length + 1);
-        if (!path || !escaped) abort();
-        name_escape(path, escaped);
-        PROMISE(utf8_valid(escaped) && !strchr(escaped, '\n'), "%s becomes %s", path, escaped);
+        char *path = malloc(length + 1), *once = malloc(3 * length + 1), *twice = malloc(3 * length + 1);
+        if (!path || !once || !twice) abort();
+        name_escape((name_unescape(name, path), path), once);
+        name_escape((name_unescape(once, path), path), twice);
+        PROMISE(!strcmp(once, twice) && utf8_valid(once) && !strchr(once, '\n'), "%s becomes %s", once, twice);
         free(path);
-        free(escaped);
+        free(once);
+        free(twice);
     }
 }
 
