@@ -127,7 +127,8 @@ static void embedding_backward(real *demb, const real *dx, const uint8_t *tokens
 // score_row + 1 elements further and one step to the right 1 element back, and tile() takes any strides: these for dq,
 // the same two exchanged for drel. The zeros that belong above the diagonal lie before each row of s.
 
-enum { STRIP = 2 * TILE_M }; // queries that are worked on together
+enum { STRIP = TILE_M == 6 ? 24 : 16 }; // queries that are worked on together: whole tiles and, by key, whole vectors
+static_assert(STRIP % TILE_M == 0 && STRIP % LANES == 0, "a strip's tiles and rows end where it ends");
 
 typedef struct {
     int T, C, NH, HS, D;
@@ -187,9 +188,22 @@ static void strip_product(real *out, int width, const real *a, int a_row, const 
         for (int i = 0; i < STRIP; i += TILE_M) {
             vector sums[TILE_M][TILE_VECTORS];
             tile_zero(sums);
-            tile(sums, TILE_VECTORS, s.HS, a + (size_t)i * a_row, a_row, 1, b + j, s.padded_T);
+            tile(sums, TILE_M, TILE_VECTORS, s.HS, a + (size_t)i * a_row, a_row, 1, b + j, s.padded_T);
             tile_store(sums, out + (size_t)i * s.score_row + j, s.score_row, (Epilogue){0});
         }
+    }
+}
+
+// tile_add() of a constant number of vectors of each row.
+ALWAYS_INLINE void tile_add_vectors(int vectors, real *c, int K, const real *a, ptrdiff_t a_row, ptrdiff_t a_col,
+                                    const real *b, ptrdiff_t b_row, int head_row) {
+    vector sums[TILE_M][TILE_VECTORS];
+    UNROLL for (int i = 0; i < TILE_M; i++) {
+        UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = load(c + (size_t)i * head_row + v * LANES);
+    }
+    tile(sums, TILE_M, vectors, K, a, a_row, a_col, b, b_row);
+    UNROLL for (int i = 0; i < TILE_M; i++) {
+        UNROLL for (int v = 0; v < vectors; v++) store(c + (size_t)i * head_row + v * LANES, sums[i][v]);
     }
 }
 
@@ -197,12 +211,11 @@ static void strip_product(real *out, int width, const real *a, int a_row, const 
 // It is not inlined because gcc then keeps the rows' addresses in registers.
 __attribute__((noinline)) static void tile_add(real *c, int K, const real *a, ptrdiff_t a_row, ptrdiff_t a_col,
                                                const real *b, ptrdiff_t b_row, AttentionShape s) {
-    for (int d = 0; d < s.HS; d += LANES) {
-        vector sums[TILE_M][TILE_VECTORS];
-        UNROLL for (int i = 0; i < TILE_M; i++) sums[i][0] = load(c + (size_t)i * s.head_row + d);
-        tile(sums, 1, K, a, a_row, a_col, b + d, b_row);
-        UNROLL for (int i = 0; i < TILE_M; i++) store(c + (size_t)i * s.head_row + d, sums[i][0]);
+    int d = 0;
+    for (; d + TILE_N <= s.head_row; d += TILE_N) {
+        tile_add_vectors(TILE_VECTORS, c + d, K, a, a_row, a_col, b + d, b_row, s.head_row);
     }
+    if (d < s.head_row) tile_add_vectors(1, c + d, K, a, a_row, a_col, b + d, b_row, s.head_row);
 }
 
 // scores_below: those of the layer below, or NULL. The mask need only be put into the first layer's scores, as -inf

@@ -9,9 +9,9 @@
 // How it is fast (after Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008): a tile of
 // TILE_M x TILE_N sums stays in registers while the reduction runs over k; each step loads TILE_N numbers of the right
 // operand and multiplies them by TILE_M broadcast numbers of the left. The right operand is packed first into panels
-// [k][TILE_N], so that a step reads whole cache lines in order. The left operand is read where it lies: it is only
-// broadcast from, so that its strides may be anything, a transposed or even a skewed matrix included. (In bf16 it is
-// packed too, and one of its strides must be 1.)
+// [k][TILE_N], so that a step reads whole cache lines in order. The left operand is only broadcast from, so that its
+// strides may be anything, a skewed matrix included; it is read where it lies, or packed if it is transposed. (In bf16
+// it is always packed, and one of its strides must be 1.)
 //
 // Each sum is made in one order, whichever tile or thread computes it: chains of MATMUL_K multiply-adds in ascending k,
 // added up one after the other. So threads and tails do not change a bit.
@@ -25,23 +25,23 @@
 #include "cpu/vector.h"
 #include <assert.h>
 
-// 8 x 2 vectors of sums take 16 of the 32 registers of AVX-512 and NEON. They are enough to hide a multiply-add's
-// latency of 4 cycles with one or two units, and leave registers to read the left operand unpacked.
-#define TILE_M 8
+// 8 x 2 vectors of sums take 16 of the 32 registers of AVX-512 and NEON, 6 x 2 take 12 of AVX's 16. They are enough to
+// hide a multiply-add's latency of 4 cycles with two units, and leave registers to read the left operand unpacked.
 #if defined(__AVX__) && !defined(__AVX512F__)
-#define TILE_VECTORS 1 // 16 registers
+#define TILE_M 6
 #else
-#define TILE_VECTORS 2
+#define TILE_M 8
 #endif
+#define TILE_VECTORS 2
 enum { TILE_N = TILE_VECTORS * LANES };
 
 ALWAYS_INLINE void tile_zero(vector sums[TILE_M][TILE_VECTORS]) {
     UNROLL for (int i = 0; i < TILE_M; i++) { UNROLL for (int v = 0; v < TILE_VECTORS; v++) sums[i][v] = (vector){0}; }
 }
 
-// sums[i][v] += sum_k A(i,k) B(k, v): A(i,k) = a[i*a_row + k*a_col], i < TILE_M; B(k, .) is at b + k*b_row, `vectors`
-// wide. `vectors` is a constant at every call, so that all loops but that over k disappear.
-ALWAYS_INLINE void tile(vector sums[TILE_M][TILE_VECTORS], int vectors, int K, const real *a, ptrdiff_t a_row,
+// sums[i][v] += sum_k A(i,k) B(k, v): A(i,k) = a[i*a_row + k*a_col], i < rows; B(k, .) is at b + k*b_row, `vectors`
+// wide. `rows` and `vectors` are constants at every call, so that all loops but that over k disappear.
+ALWAYS_INLINE void tile(vector sums[TILE_M][TILE_VECTORS], int rows, int vectors, int K, const real *a, ptrdiff_t a_row,
                         ptrdiff_t a_col, const real *b, ptrdiff_t b_row) {
     for (int k = 0; k < K; k++) {
         vector b_k[TILE_VECTORS];
@@ -50,7 +50,7 @@ ALWAYS_INLINE void tile(vector sums[TILE_M][TILE_VECTORS], int vectors, int K, c
         }
         UNROLL for (int i = 0; i < TILE_M; i++) {
             UNROLL for (int v = 0; v < TILE_VECTORS; v++) {
-                if (v < vectors) sums[i][v] += a[i * a_row] * b_k[v];
+                if (i < rows && v < vectors) sums[i][v] += a[i * a_row] * b_k[v];
             }
         }
         a += a_col;
@@ -199,6 +199,22 @@ static inline void pack_rows_bf16(word *rows, const real *a, ptrdiff_t a_row, pt
     }
 }
 
+// Rows of a transposed left operand (a_row == 1), M <= MATMUL_TILES * TILE_M of them, a block of k: tiles [k][TILE_M],
+// one after the other. Read in place, each k of a tile would be on a page of its own, at two thirds of the rate.
+static inline void pack_rows(real *rows, const real *a, ptrdiff_t a_col, int block, int M) {
+    for (int k = 0; k < block; k++) {
+        for (int i = 0; i < M; i += TILE_M) {
+            real *out = rows + i * block + k * TILE_M;
+            const real *in = a + k * a_col + i;
+            if (M - i >= TILE_M) { // a number of bytes that is known takes two moves in place of a call
+                memcpy(out, in, TILE_M * sizeof(real));
+            } else {
+                memcpy(out, in, (size_t)(M - i) * sizeof(real));
+            }
+        }
+    }
+}
+
 // Stores rows x width of the sums. Where the tile hangs over an edge, it works on copies that are a whole tile.
 static inline void tile_store_part(vector sums[TILE_M][TILE_VECTORS], real *out, ptrdiff_t out_row, int rows, int width,
                                    Epilogue epilogue) {
@@ -228,13 +244,15 @@ static inline void matmul_tile(real *out, ptrdiff_t out_row, int rows, int width
     vector sums[TILE_M][TILE_VECTORS];
     tile_zero(sums);
     if (rows == TILE_M) {
-        tile(sums, TILE_VECTORS, block, a, a_row, a_col, panel, TILE_N);
+        tile(sums, TILE_M, TILE_VECTORS, block, a, a_row, a_col, panel, TILE_N);
+    } else if (rows == 2) { // what tiles of 6 leave of a batch of 8
+        tile(sums, 2, TILE_VECTORS, block, a, a_row, a_col, panel, TILE_N);
     } else {
         real a_copy[MATMUL_K * TILE_M] = {0};
         for (int k = 0; k < block; k++) {
             for (int i = 0; i < rows; i++) a_copy[k * TILE_M + i] = a[i * a_row + k * a_col];
         }
-        tile(sums, TILE_VECTORS, block, a_copy, 1, TILE_M, panel, TILE_N);
+        tile(sums, TILE_M, TILE_VECTORS, block, a_copy, 1, TILE_M, panel, TILE_N);
     }
     tile_store_part(sums, out, out_row, rows, width, epilogue);
 }
@@ -296,12 +314,18 @@ static inline void matmul(real *out, int M, int N, int K, const real *a, ptrdiff
 #pragma omp for schedule(dynamic)
         for (int first = 0; first < tiles; first += step) {
             word rows_bf16[ROWS_BF16 * ROW_BF16];
+            real rows_packed[MATMUL_TILES * TILE_M * MATMUL_K];
             for (int q = 0; q < blocks * panels; q++) {
                 int k0 = q / panels * MATMUL_K, p = q % panels, block = min_int(K - k0, MATMUL_K);
                 const real *panel = space.scratch + ((size_t)k0 * panels + (size_t)p * block) * TILE_N;
-                if (space.bf16 && p == 0) {
-                    pack_rows_bf16(rows_bf16, a + first * TILE_M * a_row + k0 * a_col, a_row, a_col, block,
-                                   min_int(step * TILE_M, M - first * TILE_M));
+                if (p == 0) {
+                    const real *a_first = a + first * TILE_M * a_row + k0 * a_col;
+                    const int rows = min_int(step * TILE_M, M - first * TILE_M);
+                    if (space.bf16) {
+                        pack_rows_bf16(rows_bf16, a_first, a_row, a_col, block, rows);
+                    } else if (a_row == 1) {
+                        pack_rows(rows_packed, a_first, a_col, block, rows);
+                    }
                 }
                 for (int t = first; t < min_int(first + step, tiles); t++) {
                     ptrdiff_t at = (ptrdiff_t)t * TILE_M * N + p * TILE_N;
@@ -316,6 +340,9 @@ static inline void matmul(real *out, int M, int N, int K, const real *a, ptrdiff
                         int row = a_col == 1 ? ROW_BF16 : 1, column = a_col == 1 ? 1 : ROWS_BF16;
                         matmul_tile_bf16(out + at, N, rows, width, block, rows_bf16 + (t - first) * TILE_M * row, row,
                                          column, (const word *)panel, e);
+                    } else if (a_row == 1) {
+                        matmul_tile(out + at, N, rows, width, block, rows_packed + (t - first) * TILE_M * block, 1,
+                                    TILE_M, panel, e);
                     } else {
                         matmul_tile(out + at, N, rows, width, block, a + t * TILE_M * a_row + k0 * a_col, a_row, a_col,
                                     panel, e);
