@@ -33,12 +33,13 @@ typedef int32_t ints __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_a
 typedef int8_t bytes_of_ints __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1), may_alias));
 
 // A panel is PANEL rows of a matrix, four vectors of them: each number of x meets four whole vectors of weights that
-// follow each other. TILE_SONGS songs share a panel's pass through the registers, where there are 32 of these.
+// follow each other. TILE_SONGS songs share a panel's pass through the registers: 6 where there are 32 of these. Of 16
+// some sums go to memory and back, but 4 songs are still 15 to 35 % faster together than one after the other.
 enum { PANEL = 4 * LANES };
 #if defined(__AVX512F__) || defined(__aarch64__)
 enum { TILE_SONGS = 6 };
 #else
-enum { TILE_SONGS = 1 };
+enum { TILE_SONGS = 4 };
 #endif
 
 #if defined(__clang__)
@@ -242,10 +243,10 @@ static inline void panel_tile_of(Precision precision, int M, bool apart, const P
 #if defined(__AVX512F__) || defined(__aarch64__)
     case 6: TILES(6, false); break;
     case 5: TILES(5, false); break;
+#endif
     case 4: TILES(4, false); break;
     case 3: TILES(3, false); break;
     case 2: TILES(2, false); break;
-#endif
     default: TILES(1, false);
     }
 #undef TILES
