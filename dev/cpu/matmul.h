@@ -243,16 +243,20 @@ static inline void matmul_tile(real *out, ptrdiff_t out_row, int rows, int width
                                ptrdiff_t a_row, ptrdiff_t a_col, const real *panel, Epilogue epilogue) {
     vector sums[TILE_M][TILE_VECTORS];
     tile_zero(sums);
-    if (rows == TILE_M) {
-        tile(sums, TILE_M, TILE_VECTORS, block, a, a_row, a_col, panel, TILE_N);
-    } else if (rows == 2) { // what tiles of 6 leave of a batch of 8
-        tile(sums, 2, TILE_VECTORS, block, a, a_row, a_col, panel, TILE_N);
-    } else {
-        real a_copy[MATMUL_K * TILE_M] = {0};
-        for (int k = 0; k < block; k++) {
-            for (int i = 0; i < rows; i++) a_copy[k * TILE_M + i] = a[i * a_row + k * a_col];
-        }
-        tile(sums, TILE_M, TILE_VECTORS, block, a_copy, 1, TILE_M, panel, TILE_N);
+    switch (rows) { // a constant of tile()
+#define ROWS(n)                                                                                                        \
+    case n: tile(sums, n, TILE_VECTORS, block, a, a_row, a_col, panel, TILE_N); break
+        ROWS(1);
+        ROWS(2);
+        ROWS(3);
+        ROWS(4);
+        ROWS(5);
+        ROWS(6);
+#if TILE_M == 8
+        ROWS(7);
+        ROWS(8);
+#endif
+#undef ROWS
     }
     tile_store_part(sums, out, out_row, rows, width, epilogue);
 }
