@@ -559,7 +559,7 @@ static double gpt_carve(void *model, real *base) {
     const AttentionShape s = attention_shape(config->T, sizes[GPT_WIDTH], sizes[GPT_HEADS], sizes[GPT_REL]);
     const double B = config->B, R = B * s.T, C = s.C, F = sizes[GPT_HIDDEN], NH = s.NH;
     const double wide = fmax(3 * C, F), widest = fmax(wide, V), threads = (double)thread_count();
-    const double inputs = (double)matmul_scratch_size((size_t)R, (size_t)fmax(C, F));
+    const double inputs = (double)matmul_scratch_size((size_t)fmin(R, MATMUL_ROWS), (size_t)fmax(C, F));
     const double weights = (double)matmul_scratch_size((size_t)widest, (size_t)widest);
     Arena arena = {base, 0};
     m->shape = s;

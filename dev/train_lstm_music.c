@@ -443,7 +443,7 @@ static double lstm_carve(void *model, real *base) {
     const double larger = fmax(4 * H, V), smaller = fmax(fmax(2 * H, E), V); // sizes that no weight exceeds
     const double weights = fmax((double)matmul_scratch_size((size_t)larger, (size_t)smaller),
                                 (double)matmul_scratch_size((size_t)smaller, (size_t)larger));
-    const double inputs = (double)matmul_scratch_size((size_t)R, (size_t)fmax(E, 2 * H));
+    const double inputs = (double)matmul_scratch_size((size_t)fmin(R, MATMUL_ROWS), (size_t)fmax(E, 2 * H));
     Arena arena = {base, 0};
     for (int i = 0; i < STATES; i++) {
         if (i == STATE_AVERAGE && !(m->host.config.average > 0)) continue;
@@ -543,8 +543,7 @@ static void lstm_backward(Lstm *m, int B, int64_t step) {
         pack_recurrent_backward(m->panels, layer->w_hh, H, m->mm.bf16);
         recurrence_backward(dgates, m->d, m->dc, a->c, m->panels, B, T, H, m->mm.bf16, m->scratch);
         // W_hh multiplied h of the time step before, and zeros at t = 0.
-        matmul(dlayer->w_hh, 4 * H, H, R - B, dgates + (size_t)B * 4 * H, 1, 4 * H, a->h, H, 1, (Epilogue){.add = true},
-               mm);
+        matmul_backward_weight(dlayer->w_hh, NULL, dgates + (size_t)B * 4 * H, a->h, R - B, H, 4 * H, mm);
         if (l == 0) {
             real *dtable = m->table;
             memset(dtable, 0, (size_t)V * 4 * H * sizeof(real));

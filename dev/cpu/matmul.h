@@ -357,6 +357,10 @@ static inline void matmul(real *out, int M, int N, int K, const real *a, ptrdiff
     }
 }
 
+// The gradient by the weight takes so many rows at a time: each part of dw meets all of x, which would leave the
+// caches. A multiple of MATMUL_K, so that the order of a sum stays as it is.
+enum { MATMUL_ROWS = 2048 };
+
 // The three products of a linear layer, y = x w^T + bias, with the shapes of PyTorch's nn.Linear:
 // x [R,C], w [OC,C], bias [OC], y [R,OC].
 
@@ -372,10 +376,14 @@ static inline void matmul_backward_input(real *dx, const real *dy, const real *w
     matmul(dx, R, C, OC, dy, OC, 1, w, C, 1, (Epilogue){.gate = gate, .add = add}, space);
 }
 
-// dw += dy^T x and dbias += the column sums of dy.
+// dw += dy^T x and dbias += the column sums of dy; dbias may be NULL.
 static inline void matmul_backward_weight(real *dw, real *dbias, const real *dy, const real *x, int R, int C, int OC,
                                           MatmulSpace space) {
-    matmul(dw, OC, C, R, dy, 1, OC, x, C, 1, (Epilogue){.add = true}, space);
+    for (int r = 0; r < R; r += MATMUL_ROWS) {
+        const real *dy_r = dy + (size_t)r * OC, *x_r = x + (size_t)r * C;
+        matmul(dw, OC, C, min_int(R - r, MATMUL_ROWS), dy_r, 1, OC, x_r, C, 1, (Epilogue){.add = true}, space);
+    }
+    if (!dbias) return;
 #pragma omp parallel for schedule(static)
     for (int o0 = 0; o0 < OC; o0 += 64) {
         real sums[64] = {0};
