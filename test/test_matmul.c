@@ -81,12 +81,12 @@ int main(void) {
     enum { R = 2 * MATMUL_ROWS + 5, C = 3, OC = 7 };
     real *dy_long = random_matrix(R * OC), *x_long = random_matrix(R * C),
          *room_long = malloc(sizeof(real[MATMUL_ROWS * TILE_N]));
-    real dw_long[OC * C] = {0}, db_long[OC] = {0};
+    real dw_long[OC * C];
     for (int i = 0; i < R * OC; i++) dy_long[i] = (real)(i % 5);
     for (int i = 0; i < R * C; i++) x_long[i] = (real)(i % 7);
     for (int bf16 = 0; bf16 <= (sizeof(real) == sizeof(float)); bf16++) {
         memset(dw_long, 0, sizeof dw_long);
-        matmul_backward_weight(dw_long, db_long, dy_long, x_long, R, C, OC, (MatmulSpace){room_long, bf16});
+        matmul_backward_weight(dw_long, NULL, dy_long, x_long, R, C, OC, (MatmulSpace){room_long, bf16});
         for (int i = 0; i < OC * C; i++) {
             double sum = 0;
             for (int r = 0; r < R; r++) sum += (double)dy_long[r * OC + i / C] * (double)x_long[r * C + i % C];

@@ -243,7 +243,7 @@ static inline void matmul_tile(real *out, ptrdiff_t out_row, int rows, int width
                                ptrdiff_t a_row, ptrdiff_t a_col, const real *panel, Epilogue epilogue) {
     vector sums[TILE_M][TILE_VECTORS];
     tile_zero(sums);
-    switch (rows) { // a constant of tile()
+    switch (rows) { // tile() takes it as a constant
 #define ROWS(n)                                                                                                        \
     case n: tile(sums, n, TILE_VECTORS, block, a, a_row, a_col, panel, TILE_N); break
         ROWS(1);

@@ -34,7 +34,7 @@ typedef int8_t bytes_of_ints __attribute__((vector_size(VECTOR_BYTES / 4), align
 
 // A panel is PANEL rows of a matrix, four vectors of them: each number of x meets four whole vectors of weights that
 // follow each other. TILE_SONGS songs share a panel's pass through the registers: 6 where there are 32 of these. Of 16
-// some sums go to memory and back, but 4 songs are still 15 to 35 % faster together than one after the other.
+// some sums go to memory and back, but 4 songs are still 20 to 40 % faster together than one after the other.
 enum { PANEL = 4 * LANES };
 #if defined(__AVX512F__) || defined(__aarch64__)
 enum { TILE_SONGS = 6 };
