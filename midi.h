@@ -371,8 +371,8 @@ typedef struct {
     size_t size, at;
     midi_song *song;
     midi_error *error;
-    // The open notes of each channel and key wait in a queue, linked through their `end`: first and last are numbers of
-    // notes, -1 = none; the end of an open note is -2 - the number of the next one, so that all open ends are negative.
+    // The open notes of each channel and key wait in a queue. first and the `end` of an open note lead on to the next
+    // one: -2 - its number, or -1 where there is none, so that all open ends are negative. last is a note's number.
     int64_t first[16 * 128], last[16 * 128];
     unsigned pedals; // bit c: the sustain pedal of channel c is down in this track
 } midi__reader;
@@ -403,23 +403,18 @@ static int midi__note_on(midi__reader *reader, int64_t tick, int channel, int ke
     int64_t i = (int64_t)song->n_notes;
     if (!midi_add_note(song, tick, -1, key, velocity, channel, track)) return midi__no_memory(reader->error);
     int queue = channel * 128 + key;
-    if (reader->first[queue] < 0) {
-        reader->first[queue] = i;
-    } else {
-        song->notes[reader->last[queue]].end = -2 - i;
-    }
+    int64_t *link = reader->first[queue] == -1 ? &reader->first[queue] : &song->notes[reader->last[queue]].end;
+    *link = -2 - i;
     reader->last[queue] = i;
     return 1;
 }
 
 static void midi__note_off(midi__reader *reader, int64_t tick, int channel, int key) {
     int queue = channel * 128 + key;
-    int64_t i = reader->first[queue];
-    if (i < 0) {
-        reader->song->unmatched_offs++;
-        return;
-    }
-    reader->first[queue] = -2 - reader->song->notes[i].end;
+    int64_t i = -2 - reader->first[queue];
+    reader->song->unmatched_offs += i < 0;
+    if (i < 0) return;
+    reader->first[queue] = reader->song->notes[i].end;
     reader->song->notes[i].end = tick;
 }
 
@@ -464,11 +459,8 @@ static int midi__events(midi__reader *reader, size_t end, int track, int64_t *ti
         reader->at += bytes[start] >= 0x80;
 
         if (status == 0xFF || status == 0xF0 || status == 0xF7) {
-            int type = -1;
-            if (status == 0xFF) {
-                if (reader->at >= reader->size) return midi__ends(reader, "a meta event");
-                type = bytes[reader->at++];
-            }
+            if (status == 0xFF && reader->at >= reader->size) return midi__ends(reader, "a meta event");
+            int type = status == 0xFF ? bytes[reader->at++] : -1;
             if (!midi__number(reader, &length)) return 0;
             if (length > reader->size - reader->at) {
                 return midi__fail(reader->error, start, "an event claims %u bytes, the file has %llu left",
@@ -547,9 +539,7 @@ static int midi__chunks(midi__reader *reader) {
     int format = (int)midi__big_endian(header + 8, 2);
     int announced = (int)midi__big_endian(header + 10, 2);
     int division = (int)midi__big_endian(header + 12, 2);
-    if (format > 1) {
-        return midi__fail(error, reader->at + 8, "format %d is not supported, only 0 and 1 are", format);
-    }
+    if (format > 1) return midi__fail(error, reader->at + 8, "format %d is not supported, only 0 and 1 are", format);
     if (division > 32767) {
         return midi__fail(error, reader->at + 12, "its times are SMPTE frames; ticks per quarter note are needed");
     }
@@ -594,7 +584,7 @@ static int midi__chunks(midi__reader *reader) {
 MIDI_DEF int midi_read(midi_song *song, const void *bytes, size_t size, midi_error *error) {
     memset(song, 0, sizeof *song);
     midi__reader reader = {(const uint8_t *)bytes, size, 0, song, error, {0}, {0}, 0};
-    for (int i = 0; i < 16 * 128; i++) reader.first[i] = reader.last[i] = -1;
+    for (int i = 0; i < 16 * 128; i++) reader.first[i] = -1;
     int done = midi__chunks(&reader);
     if (!done) midi_free(song);
     return done;
@@ -665,6 +655,8 @@ static void midi__put_number(midi__buffer *buffer, uint32_t value) {
     }
 }
 
+// The order of the file to be. Note-ons of one tick are sorted by their ends, so that the reader's first in, first out
+// gives each its own.
 static int midi__before(const void *left, const void *right) {
     const midi__event *a = (const midi__event *)left, *b = (const midi__event *)right;
     if (a->track != b->track) return a->track < b->track ? -1 : 1;
@@ -674,14 +666,29 @@ static int midi__before(const void *left, const void *right) {
     return a->index < b->index ? -1 : a->index > b->index;
 }
 
-static int midi__check_event(int good, const char *what, size_t i, int64_t tick, int track, midi_error *error) {
-    if (good && tick >= 0 && track >= 0 && track < MIDI_MAX_TRACKS) return 1;
-    midi__fail(error, MIDI_NO_OFFSET, "%s %llu of the song has a field out of its range", what, (unsigned long long)i);
-    if (error) error->offset = i;
+// A list of events. One that has no room, with NULL for its events, only checks what it gets.
+typedef struct {
+    midi__event *events;
+    size_t n;
+    midi_error *error;
+} midi__list;
+
+static int midi__add_event(midi__list *list, int good, int rank, size_t i, int64_t tick, int64_t order, int track) {
+    static const char *const names[] = {"text", "tempo", "meter", "pedal", "note", "note", "note"};
+    midi__event event = {tick, order, i, track, (uint8_t)rank};
+    if (good && tick >= 0 && track >= 0 && track < MIDI_MAX_TRACKS) {
+        if (list->events) list->events[list->n++] = event;
+        return 1;
+    }
+    midi__fail(list->error, MIDI_NO_OFFSET, "%s %llu of the song has a field out of its range", names[rank],
+               (unsigned long long)i);
+    if (list->error) list->error->offset = i;
     return 0;
 }
 
-static int midi__check(const midi_song *song, midi_error *error) {
+// Checks a song and lists all its events.
+static int midi__list_events(midi__list *list, const midi_song *song) {
+    midi_error *error = list->error;
     if (song->format < 0 || song->format > 1) return midi__fail(error, MIDI_NO_OFFSET, "the format is not 0 or 1");
     if (song->division < 1 || song->division > 32767) {
         return midi__fail(error, MIDI_NO_OFFSET, "the division is %d, not 1 to 32767", song->division);
@@ -692,77 +699,34 @@ static int midi__check(const midi_song *song, midi_error *error) {
     int good = 1;
     for (size_t i = 0; i < song->n_notes && good; i++) {
         const midi_note *note = &song->notes[i];
+        int rank = note->start == note->end ? MIDI__ON_OFF : MIDI__ON;
         good = note->end >= note->start && note->key <= 127 && note->channel <= 15;
         good = good && note->velocity >= 1 && note->velocity <= 127;
-        good = midi__check_event(good, "note", i, note->start, note->track, error);
+        good = midi__add_event(list, good, rank, i, note->start, note->end, note->track);
+        if (good && rank == MIDI__ON) midi__add_event(list, 1, MIDI__OFF, i, note->end, note->start, note->track);
     }
     for (size_t i = 0; i < song->n_tempos && good; i++) {
         const midi_tempo *tempo = &song->tempos[i];
         good = tempo->us_per_quarter >= 0 && tempo->us_per_quarter < 1 << 24;
-        good = midi__check_event(good, "tempo", i, tempo->tick, tempo->track, error);
+        good = midi__add_event(list, good, MIDI__TEMPO, i, tempo->tick, 0, tempo->track);
     }
     for (size_t i = 0; i < song->n_meters && good; i++) {
         const midi_meter *meter = &song->meters[i];
         good = meter->numerator >= 1 && meter->exponent <= 7;
-        good = midi__check_event(good, "meter", i, meter->tick, meter->track, error);
+        good = midi__add_event(list, good, MIDI__METER, i, meter->tick, 0, meter->track);
     }
     for (size_t i = 0; i < song->n_texts && good; i++) {
         const midi_text *text = &song->texts[i];
         good = text->type >= 1 && text->type <= 15 && text->length < 1 << 28;
-        good = midi__check_event(good, "text", i, text->tick, text->track, error);
+        good = midi__add_event(list, good, MIDI__TEXT, i, text->tick, 0, text->track);
     }
     for (size_t i = 0; i < song->n_pedals && good; i++) {
         const midi_pedal *pedal = &song->pedals[i];
         good = pedal->end > pedal->start && pedal->channel <= 15;
-        good = midi__check_event(good, "pedal", i, pedal->start, pedal->track, error);
+        good = midi__add_event(list, good, MIDI__PEDAL, i, pedal->start, 1, pedal->track); // behind an end at its tick
+        if (good) midi__add_event(list, 1, MIDI__PEDAL, i, pedal->end, 0, pedal->track);
     }
     return good;
-}
-
-// All events of the song, in the order of the file to be. Note-ons of one tick are sorted by their ends, so that the
-// reader's first in, first out gives each its own.
-static int midi__sorted_events(const midi_song *song, midi__event **events, size_t *n, midi_error *error) {
-    *n = 2 * (song->n_notes + song->n_pedals) + song->n_tempos + song->n_meters + song->n_texts;
-    *events = *n < SIZE_MAX / sizeof **events ? (midi__event *)MIDI_MALLOC((*n + 1) * sizeof **events) : NULL;
-    if (!*events) return midi__no_memory(error);
-    midi__event *event = *events;
-    for (size_t i = 0; i < song->n_notes; i++) {
-        const midi_note *note = &song->notes[i];
-        int empty = note->start == note->end;
-        midi__event on = {note->start, note->end, i, note->track, (uint8_t)(empty ? MIDI__ON_OFF : MIDI__ON)};
-        midi__event off = {note->end, note->start, i, note->track, MIDI__OFF};
-        *event++ = on;
-        if (!empty) *event++ = off;
-    }
-    for (size_t i = 0; i < song->n_tempos; i++) {
-        midi__event tempo = {song->tempos[i].tick, 0, i, song->tempos[i].track, MIDI__TEMPO};
-        *event++ = tempo;
-    }
-    for (size_t i = 0; i < song->n_meters; i++) {
-        midi__event meter = {song->meters[i].tick, 0, i, song->meters[i].track, MIDI__METER};
-        *event++ = meter;
-    }
-    for (size_t i = 0; i < song->n_texts; i++) {
-        midi__event text = {song->texts[i].tick, 0, i, song->texts[i].track, MIDI__TEXT};
-        *event++ = text;
-    }
-    for (size_t i = 0; i < song->n_pedals; i++) {
-        const midi_pedal *pedal = &song->pedals[i];
-        midi__event down = {pedal->start, 1, i, pedal->track, MIDI__PEDAL}; // behind an end at the same tick
-        midi__event up = {pedal->end, 0, i, pedal->track, MIDI__PEDAL};
-        *event++ = down;
-        *event++ = up;
-    }
-    *n = (size_t)(event - *events);
-    for (size_t i = 0; i < *n && song->format == 0; i++) (*events)[i].track = 0;
-    qsort(*events, *n, sizeof **events, midi__before);
-    return 1;
-}
-
-static void midi__put_meta(midi__buffer *buffer, int type, const void *data, size_t length) {
-    midi__put_big_endian(buffer, 0xFF00u | (uint32_t)type, 2);
-    midi__put_number(buffer, (uint32_t)length);
-    midi__put(buffer, data, length);
 }
 
 // *running is the status that the reader will have; a meta event ends it for readers that are strict.
@@ -784,19 +748,20 @@ static void midi__put_event(midi__buffer *buffer, const midi_song *song, const m
     *running = 0;
     if (event->rank == MIDI__TEXT) {
         const midi_text *text = &song->texts[event->index];
-        midi__put_meta(buffer, text->type, text->text, text->length);
+        midi__put_big_endian(buffer, 0xFF00u | text->type, 2);
+        midi__put_number(buffer, (uint32_t)text->length);
+        midi__put(buffer, text->text, text->length);
     } else if (event->rank == MIDI__TEMPO) {
-        uint32_t us = (uint32_t)song->tempos[event->index].us_per_quarter;
-        uint8_t data[3] = {(uint8_t)(us >> 16), (uint8_t)(us >> 8), (uint8_t)us};
-        midi__put_meta(buffer, 0x51, data, 3);
+        midi__put_big_endian(buffer, 0xFF5103, 3);
+        midi__put_big_endian(buffer, (uint32_t)song->tempos[event->index].us_per_quarter, 3);
     } else if (event->rank == MIDI__PEDAL) {
         uint32_t value = event->order ? 127 : 0;
         midi__put_big_endian(buffer, 0xB04000u | (uint32_t)song->pedals[event->index].channel << 16 | value, 3);
     } else {
         const midi_meter *meter = &song->meters[event->index];
         int clocks = 96 >> meter->exponent; // MIDI clocks a metronome beat, 24 a quarter
-        uint8_t data[4] = {meter->numerator, meter->exponent, (uint8_t)(clocks > 0 ? clocks : 1), 8};
-        midi__put_meta(buffer, 0x58, data, 4);
+        uint8_t bytes[7] = {0xFF, 0x58, 4, meter->numerator, meter->exponent, (uint8_t)(clocks > 0 ? clocks : 1), 8};
+        midi__put(buffer, bytes, 7);
     }
 }
 
@@ -828,9 +793,14 @@ static int midi__put_track(midi__buffer *buffer, const midi_song *song, const mi
 MIDI_DEF int midi_write(const midi_song *song, uint8_t **bytes, size_t *size, midi_error *error) {
     *bytes = NULL;
     *size = 0;
-    size_t n;
-    midi__event *events;
-    if (!midi__check(song, error) || !midi__sorted_events(song, &events, &n, error)) return 0;
+    size_t room = 2 * (song->n_notes + song->n_pedals) + song->n_tempos + song->n_meters + song->n_texts + 1;
+    midi__event *events = room < SIZE_MAX / sizeof *events ? (midi__event *)MIDI_MALLOC(room * sizeof *events) : NULL;
+    midi__list list = {events, 0, error};
+    if (!events) return midi__no_memory(error);
+    int done = midi__list_events(&list, song);
+    size_t n = list.n;
+    for (size_t i = 0; i < n && song->format == 0; i++) events[i].track = 0;
+    qsort(events, n, sizeof *events, midi__before);
     int tracks = song->format == 0 || song->n_tracks < 1 ? 1 : song->n_tracks;
     if (n > 0 && events[n - 1].track >= tracks) tracks = events[n - 1].track + 1;
     midi__buffer buffer = {NULL, 0, 0};
@@ -838,7 +808,6 @@ MIDI_DEF int midi_write(const midi_song *song, uint8_t **bytes, size_t *size, mi
     midi__put_big_endian(&buffer, (uint32_t)song->format, 2);
     midi__put_big_endian(&buffer, (uint32_t)tracks, 2);
     midi__put_big_endian(&buffer, (uint32_t)song->division, 2);
-    int done = 1;
     for (size_t track = 0, first = 0; done && track < (size_t)tracks; track++) {
         size_t next = first;
         while (next < n && events[next].track == (int)track) next++;
@@ -846,12 +815,8 @@ MIDI_DEF int midi_write(const midi_song *song, uint8_t **bytes, size_t *size, mi
         first = next;
     }
     MIDI_FREE(events);
-    if (done) {
-        *bytes = buffer.bytes;
-        *size = buffer.n;
-    } else {
-        MIDI_FREE(buffer.bytes);
-    }
+    if (done) *bytes = buffer.bytes, *size = buffer.n;
+    if (!done) MIDI_FREE(buffer.bytes);
     return done;
 }
 
@@ -872,13 +837,14 @@ static int midi__piece_before(const void *left, const void *right) {
     return a < b ? -1 : a > b;
 }
 
-// Sets lines[step] = 1 for every bar line; lines has steps + 1 bytes. Each time signature rules until the next one in
+// Sets lines[step], 0 <= step <= steps, to whether there is a bar line. Each time signature rules until the next one in
 // file order, the last until the end; a bar of numerator / 2^exponent is 16 * numerator units of 2^-exponent step.
 static int midi__bar_lines(const midi_song *song, int64_t steps, uint8_t *lines, midi_error *error) {
     midi_meter common = {0, 4, 2, 0};
     const midi_meter *meters = song->n_meters ? song->meters : &common;
     size_t n = song->n_meters ? song->n_meters : 1;
     int64_t total = 0;
+    memset(lines, 0, (size_t)steps + 1);
     for (size_t i = 0; i < n; i++) {
         int exponent = meters[i].exponent;
         int64_t start = midi_steps(meters[i].tick, song->division) << exponent;
@@ -982,7 +948,8 @@ MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, mid
     memset(report, 0, sizeof *report);
     *tokens = NULL;
     *n = 0;
-    if (!midi__check(song, error)) return 0;
+    midi__list check = {NULL, 0, error};
+    if (!midi__list_events(&check, song)) return 0;
 
     int64_t last = song->last_mark;
     for (size_t i = 0; i < song->n_tempos; i++) last = midi__later(last, song->tempos[i].tick);
@@ -1003,11 +970,7 @@ MIDI_DEF int midi_encode(const midi_song *song, uint8_t **tokens, size_t *n, mid
     uint8_t *lines = (uint8_t *)MIDI_MALLOC((size_t)end + 1);
     uint64_t *pieces = (uint64_t *)MIDI_MALLOC((n_pieces + 1) * sizeof *pieces);
     uint8_t *stream = (uint8_t *)MIDI_MALLOC(3 * n_pieces + 2 * (size_t)end + 1);
-    int done = lines && pieces && stream ? 1 : midi__no_memory(error);
-    if (done) {
-        memset(lines, 0, (size_t)end + 1);
-        done = midi__bar_lines(song, end, lines, error);
-    }
+    int done = lines && pieces && stream ? midi__bar_lines(song, end, lines, error) : midi__no_memory(error);
     if (done) {
         size_t k = 0;
         for (size_t i = 0; i < song->n_notes; i++) {
@@ -1079,10 +1042,8 @@ MIDI_DEF int midi_decode(const uint8_t *tokens, size_t n, midi_song *song, midi_
             return 0;
         }
         midi_kind kind = midi_token_kind(token);
-        if (kind == MIDI_KIND_PITCH) {
-            if (offset >= 0) pitch = token - MIDI_PITCH;
-            continue;
-        }
+        if (kind == MIDI_KIND_PITCH && offset >= 0) pitch = token - MIDI_PITCH;
+        if (kind == MIDI_KIND_PITCH) continue;
         if (kind == MIDI_KIND_BAR && offset >= 0) {
             base += offset;
             int64_t tick = base * MIDI_STEP;
