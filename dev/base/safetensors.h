@@ -403,24 +403,17 @@ static inline double st_half(uint16_t bits) { // IEEE binary16
     return bits >> 15 ? -size : size;
 }
 
-static inline float st_bfloat(uint16_t bits) { // the upper half of a float
-    uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, sizeof value);
-    return value;
-}
-
 // Element i of a F64, F32, F16 or BF16 tensor.
 static inline double st_get(const StTensor *tensor, int64_t i) {
     const char *at = (const char *)tensor->data + i * st_size(tensor->type);
     double f64;
-    float f32;
+    float f32 = 0;
     uint16_t bits;
     switch (tensor->type) {
     case ST_F64: memcpy(&f64, at, sizeof f64); return f64;
     case ST_F32: memcpy(&f32, at, sizeof f32); return (double)f32;
     case ST_F16: memcpy(&bits, at, sizeof bits); return st_half(bits);
-    case ST_BF16: memcpy(&bits, at, sizeof bits); return (double)st_bfloat(bits);
+    case ST_BF16: memcpy((char *)&f32 + 2, at, 2); return (double)f32; // the upper half of a float
     default: return 0;
     }
 }

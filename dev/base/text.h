@@ -83,19 +83,16 @@ static inline bool text_write(TextBuffer *buffer, const char *path, char *error)
 // Escapes a path for a line of `names`: newline, % and bytes that are not UTF-8 become %0A, %25 and %XX. out needs
 // 3 strlen(name) + 1 bytes; returns the length.
 static inline size_t name_escape(const char *name, char *out) {
-    size_t left = strlen(name), size = 0;
-    while (left) {
-        int length = utf8_length(name, left);
+    size_t size = 0;
+    for (int length; *name; name += length) {
+        length = utf8_length(name, 4);
         if (length == 0 || *name == '\n' || *name == '%') {
-            snprintf(out + size, 4, "%%%02X", (unsigned char)*name);
-            size += 3;
+            size += (size_t)snprintf(out + size, 4, "%%%02X", (unsigned char)*name);
             length = 1;
         } else {
             memcpy(out + size, name, (size_t)length);
             size += (size_t)length;
         }
-        name += length;
-        left -= (size_t)length;
     }
     out[size] = 0;
     return size;

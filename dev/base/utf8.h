@@ -21,14 +21,8 @@ static inline int utf8_length(const char *text, size_t available) {
 }
 
 static inline bool utf8_valid(const char *text) {
-    size_t left = strlen(text);
-    while (left) {
-        int length = utf8_length(text, left);
-        if (!length) return false;
-        text += length;
-        left -= (size_t)length;
-    }
-    return true;
+    for (int length; *text && (length = utf8_length(text, 4)) > 0;) text += length;
+    return !*text;
 }
 
 // A name that comes out of a file, or that a file has, may hold commands to a terminal, and what XML forbids.
