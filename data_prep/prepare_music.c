@@ -63,11 +63,9 @@ typedef struct {
 // ---- finding the files
 
 static bool is_midi_name(const char *name) {
-    static const char *const suffixes[] = {".mid", ".midi", ".kar", ".rmi"};
     const char *dot = strrchr(name, '.');
-    bool found = false;
-    for (int i = 0; dot && i < 4; i++) found |= !strcasecmp(dot, suffixes[i]);
-    return found;
+    return dot && (!strcasecmp(dot, ".mid") || !strcasecmp(dot, ".midi") || !strcasecmp(dot, ".kar") ||
+                   !strcasecmp(dot, ".rmi"));
 }
 
 static int by_path(const void *a, const void *b) { // strcmp compares unsigned bytes
@@ -85,10 +83,10 @@ typedef struct {
 
 static void print_skipped(const Entry *entry) { print_line(stdout, "skipped %s: %s", entry->path, entry->problem); }
 
-static void add_entry(Search *search, char *path, const char *problem) {
+static void add_entry(Search *search, const char *path, const char *problem) {
+    const Entry entry = {must_have(strdup(path)), problem ? must_have(strdup(problem)) : NULL};
     search->entries = must_have(realloc(search->entries, (search->n + 1) * sizeof(Entry)));
-    search->entries[search->n].path = path;
-    search->entries[search->n++].problem = problem ? must_have(strdup(problem)) : NULL;
+    search->entries[search->n++] = entry;
 }
 
 // Whether a failure of the system concerns one file or folder alone. All others end the run: what could not be read
@@ -106,29 +104,27 @@ static bool search_folder(Search *search, const char *root, char *relative, char
     int problem = folder ? 0 : errno;
     while (folder && !problem && (errno = 0, item = readdir(folder)) != NULL) {
         if (!strcmp(item->d_name, ".") || !strcmp(item->d_name, "..")) continue;
-        char *name = must_have(strdup(path_join(relative, item->d_name).text));
-        const Path full = path_join(root, name);
+        const Path name = path_join(relative, item->d_name), full = path_join(root, name.text);
         struct stat status;
         bool known = !lstat(full.text, &status), link = known && S_ISLNK(status.st_mode);
         if (link) known = !stat(full.text, &status);
         if (!known && !of_one_file(errno)) problem = errno;
         if (known && S_ISDIR(status.st_mode) && !link) {
             search->folders = must_have(realloc(search->folders, (search->n_folders + 1) * sizeof(char *)));
-            search->folders[search->n_folders++] = name;
+            search->folders[search->n_folders++] = must_have(strdup(name.text));
         } else if (known && S_ISDIR(status.st_mode)) {
-            add_entry(search, name, "a link to a folder is not followed");
-        } else if (is_midi_name(name)) {
-            add_entry(search, name, NULL); // whether it can be read is seen when it is
+            add_entry(search, name.text, "a link to a folder is not followed");
+        } else if (is_midi_name(name.text)) {
+            add_entry(search, name.text, NULL); // whether it can be read is seen when it is
         } else {
             search->others++;
-            free(name);
         }
     }
     if (folder && !problem) problem = errno;
     char why[200];
     snprintf(why, sizeof why, "this folder cannot be searched: %s", strerror(problem));
     bool good = !problem || of_one_file(problem) || fail(error, "%s: %s", path.text, why);
-    if (good && problem) add_entry(search, must_have(strdup(*relative ? relative : ".")), why);
+    if (good && problem) add_entry(search, *relative ? relative : ".", why);
     if (folder) closedir(folder);
     free(relative);
     return good;
@@ -136,7 +132,6 @@ static bool search_folder(Search *search, const char *root, char *relative, char
 
 // All MIDI files below the root, sorted; false, and a sentence, if there is none, or the run must end.
 static bool find_files(const char *root, Search *search, char *error) {
-    memset(search, 0, sizeof *search);
     struct stat status;
     if (stat(root, &status)) return fail(error, "%s: %s", root, strerror(errno));
     if (!S_ISDIR(status.st_mode)) return fail(error, "%s: is not a folder; give a folder of MIDI files", root);
@@ -203,9 +198,8 @@ static uint64_t tune_of(const uint8_t *tokens, size_t n) {
 
 // A piece with the same tokens, or NULL; *transposed becomes true where one is the same in another key.
 static const Piece *find_copy(const Corpus *corpus, const Piece *piece, bool *transposed) {
-    const Piece *other;
-    for (size_t i = corpus->chains[piece->tune % CHAINS]; i > 0; i = other->next) {
-        other = &corpus->pieces[i - 1];
+    for (size_t i = corpus->chains[piece->tune % CHAINS]; i > 0; i = corpus->pieces[i - 1].next) {
+        const Piece *other = &corpus->pieces[i - 1];
         if (other->tune != piece->tune || other->n_tokens != piece->n_tokens) continue;
         if (!memcmp(other->tokens, piece->tokens, piece->n_tokens)) return other;
         *transposed = true;
@@ -241,17 +235,15 @@ static bool read_piece(const char *path, const Choices *choices, Piece *piece, T
     all->pedals += song.pedal_presses > 0;
     bool good = midi_usable(&song, &report, problem);
     if (!good) MIDI_FREE(piece->tokens);
-    if (good) {
-        if (report.assumed_meter) strcpy(changes, "no time signature, read as 4/4");
-        note_notes(changes, &tally, choices, false);
-        note_change(changes, "notes never ended, ended with their track", song.open_notes, 0);
-        note_change(changes, "ends of notes that never began ignored", song.unmatched_offs, 0);
-        note_change(changes, "senseless time signatures ignored", song.ignored_meters, 0);
-        note_change(changes, "tracks announced and missing", song.missing_tracks, 0);
-        note_change(changes, "tracks not announced and not read", song.unread_tracks, 0);
-        note_change(changes, "chunks that are no tracks ignored", song.skipped_chunks, 0);
-        note_change(changes, "bytes after the last track ignored", song.trailing_bytes, 0);
-    }
+    if (report.assumed_meter) strcpy(changes, "no time signature, read as 4/4");
+    note_notes(changes, &tally, choices, false);
+    note_change(changes, "notes never ended, ended with their track", song.open_notes, 0);
+    note_change(changes, "ends of notes that never began ignored", song.unmatched_offs, 0);
+    note_change(changes, "senseless time signatures ignored", song.ignored_meters, 0);
+    note_change(changes, "tracks announced and missing", song.missing_tracks, 0);
+    note_change(changes, "tracks not announced and not read", song.unread_tracks, 0);
+    note_change(changes, "chunks that are no tracks ignored", song.skipped_chunks, 0);
+    note_change(changes, "bytes after the last track ignored", song.trailing_bytes, 0);
     midi_free(&song);
     return good;
 }
@@ -305,7 +297,7 @@ static void print_summary(const char *root, const Search *search, size_t kept, c
 
 // Appends the pieces of a folder, as training or test pieces; false, and a sentence, if there are none.
 static bool add_folder(Corpus *corpus, const char *root, bool test, const Choices *choices, char *error) {
-    Search search;
+    Search search = {0};
     Tally all = {0};
     size_t before = corpus->n;
     bool good = find_files(root, &search, error);
@@ -465,7 +457,6 @@ int main(int argc, char **argv) {
     double test;
     uint64_t seed;
     char error[ERROR_SIZE] = "";
-    int status = 0;
     program_start();
     flag_texts(&flags, "", "DIR", &folders, 2, "folder of MIDI files");
     Flag *out_flag = flag_text(&flags, "out", "DIR", &out, "data", "where the datasets go");
@@ -493,19 +484,17 @@ int main(int argc, char **argv) {
     if (!good) return program_end("prepare_music", 2, error);
 
     static Corpus corpus;
-    for (int i = 0; i < folders.n && status == 0; i++) {
-        status = !add_folder(&corpus, folders.list[i], i == 1, &choices, error);
+    for (int i = 0; i < folders.n && good; i++) good = add_folder(&corpus, folders.list[i], i == 1, &choices, error);
+    if (good && folders.n == 1 && corpus.n < 2) {
+        good = fail(error, "%s: holds only one piece; two are needed, one to train on and one to test on",
+                    folders.list[0]);
     }
-    if (status == 0 && folders.n == 1 && corpus.n < 2) {
-        status = !fail(error, "%s: holds only one piece; two are needed, one to train on and one to test on",
-                       folders.list[0]);
-    }
-    if (status == 0 && folders.n == 1) split(&corpus, test, seed);
-    if (status == 0 && !save_both(&corpus, out, error)) status = 1;
+    if (good && folders.n == 1) split(&corpus, test, seed);
+    good = good && save_both(&corpus, out, error);
     for (size_t i = 0; i < corpus.n; i++) {
         free(corpus.pieces[i].name);
         MIDI_FREE(corpus.pieces[i].tokens);
     }
     free(corpus.pieces);
-    return program_end("prepare_music", status, error);
+    return program_end("prepare_music", !good, error);
 }
