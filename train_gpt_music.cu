@@ -1826,31 +1826,7 @@ static int gpt_activations(void *model, Activation *list) {
 }
 
 static const ModelSpec gpt_spec = {
-    .name = "gpt",
-    .device = DEVICE_NAME,
-    .precisions = DEVICE_PRECISIONS,
-    .size_flags = gpt_size_flags,
-    .n_sizes = GPT_SIZES,
-    .lr = 1e-3,
-    .lr_decay = 1,
-    .lr_min = 0,
-    .tuned = gpt_tuned,
-    .check_sizes = gpt_check_sizes,
-    .layout = gpt_layout,
-    .sizes_of_file = gpt_sizes_of_file,
-    .step_flops = gpt_step_flops,
-    .create = gpt_create,
-    .destroy = device_destroy,
-    .state = device_state,
-    .state_changed = device_state_changed,
-    .set_data = device_set_data,
-    .train_step = device_train_step,
-    .get_loss = device_get_loss,
-    .set_loss = device_set_loss,
-    .eval_batch = device_eval_batch,
-    .use_average = device_use_average,
-    .gradients = device_gradients,
-    .activations = gpt_activations,
+    GPT_MODEL_SPEC, DEVICE_MODEL_SPEC, .layout = gpt_layout, .create = gpt_create, .activations = gpt_activations,
 };
 
 #ifndef TESTING

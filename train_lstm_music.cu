@@ -1377,31 +1377,7 @@ static int lstm_activations(void *model, Activation *list) {
 }
 
 static const ModelSpec lstm_spec = {
-    .name = "lstm",
-    .device = DEVICE_NAME,
-    .precisions = DEVICE_PRECISIONS,
-    .size_flags = lstm_size_flags,
-    .n_sizes = LSTM_SIZES,
-    .lr = 5e-4,
-    .lr_decay = 0.8,
-    .lr_min = 5e-5,
-    .tuned = lstm_tuned,
-    .check_sizes = lstm_check_sizes,
-    .layout = lstm_layout,
-    .sizes_of_file = lstm_sizes_of_file,
-    .step_flops = lstm_step_flops,
-    .create = lstm_create,
-    .destroy = device_destroy,
-    .state = device_state,
-    .state_changed = device_state_changed,
-    .set_data = device_set_data,
-    .train_step = device_train_step,
-    .get_loss = device_get_loss,
-    .set_loss = device_set_loss,
-    .eval_batch = device_eval_batch,
-    .use_average = device_use_average,
-    .gradients = device_gradients,
-    .activations = lstm_activations,
+    LSTM_MODEL_SPEC, DEVICE_MODEL_SPEC, .layout = lstm_layout, .create = lstm_create, .activations = lstm_activations,
 };
 
 #ifndef TESTING

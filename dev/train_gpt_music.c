@@ -754,18 +754,9 @@ static int gpt_activations(void *model, Activation *list) {
 }
 
 static const ModelSpec gpt_spec = {
-    .name = "gpt",
+    GPT_MODEL_SPEC,
     HOST_MODEL_SPEC,
-    .size_flags = gpt_size_flags,
-    .n_sizes = GPT_SIZES,
-    .lr = 1e-3,
-    .lr_decay = 1,
-    .lr_min = 0,
-    .tuned = gpt_tuned,
-    .check_sizes = gpt_check_sizes,
     .layout = gpt_layout,
-    .sizes_of_file = gpt_sizes_of_file,
-    .step_flops = gpt_step_flops,
     .create = gpt_create,
     .train_step = gpt_train_step,
     .eval_batch = gpt_eval_batch,

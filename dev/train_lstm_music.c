@@ -631,18 +631,9 @@ static int lstm_activations(void *model, Activation *list) {
 }
 
 static const ModelSpec lstm_spec = {
-    .name = "lstm",
+    LSTM_MODEL_SPEC,
     HOST_MODEL_SPEC,
-    .size_flags = lstm_size_flags,
-    .n_sizes = LSTM_SIZES,
-    .lr = 5e-4,
-    .lr_decay = 0.8,
-    .lr_min = 5e-5,
-    .tuned = lstm_tuned,
-    .check_sizes = lstm_check_sizes,
     .layout = lstm_layout,
-    .sizes_of_file = lstm_sizes_of_file,
-    .step_flops = lstm_step_flops,
     .create = lstm_create,
     .train_step = lstm_train_step,
     .eval_batch = lstm_eval_batch,

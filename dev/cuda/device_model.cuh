@@ -664,6 +664,13 @@ static inline void device_use_average(void *model, bool use) {
     m->swapped = use;
 }
 
+// What all CUDA models' ModelSpecs have in common.
+#define DEVICE_MODEL_SPEC                                                                                              \
+    .device = DEVICE_NAME, .precisions = DEVICE_PRECISIONS, .destroy = device_destroy, .state = device_state,          \
+    .state_changed = device_state_changed, .set_data = device_set_data, .train_step = device_train_step,               \
+    .get_loss = device_get_loss, .set_loss = device_set_loss, .eval_batch = device_eval_batch,                         \
+    .use_average = device_use_average, .gradients = device_gradients
+
 // Copies count numbers at `from` on the device, floats or bf16, as floats to `to`.
 static inline void device_fetch(float *to, const void *from, int64_t count, bool bf16) {
     cuda_check(cudaMemcpy(to, from, (size_t)count * (bf16 ? 2 : 4), cudaMemcpyDeviceToHost));

@@ -57,3 +57,9 @@ static inline double gpt_step_flops(const ModelConfig *config) {
                  F = config->sizes[GPT_HIDDEN], V = DATA_TOKENS;
     return 3 * (2 * B * T * (L * (4 * C * C + 2 * C * F) + C * V) + L * 3 * 2 * B * (T * (T + 1) / 2) * C);
 }
+
+// What the ModelSpecs of its trainers have in common (recipe/model.h).
+#define GPT_MODEL_SPEC                                                                                                 \
+    .name = "gpt", .size_flags = gpt_size_flags, .n_sizes = GPT_SIZES, .lr = 1e-3, .lr_decay = 1, .lr_min = 0,         \
+    .tuned = gpt_tuned, .check_sizes = gpt_check_sizes, .sizes_of_file = gpt_sizes_of_file,                            \
+    .step_flops = gpt_step_flops

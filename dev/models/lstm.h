@@ -22,9 +22,6 @@ static const char *const lstm_tuned[][2] = {
     {"weight-decay", "0.2"}, {"average", "0.9995"}, {"epochs", "6"}, {NULL, NULL},
 };
 
-// Any sizes go together.
-static inline bool lstm_check_sizes(const ModelConfig *config, char *error) { return batch_check(config, error); }
-
 // The sizes of a model file, from its tensors' names and shapes.
 static inline bool lstm_sizes_of_file(const StFile *file, int *sizes, char *error) {
     static const int64_t any[] = {-(1 << 18), -(1 << 16)};
@@ -76,3 +73,9 @@ static inline real *lstm_keep_rows(const ModelConfig *config, real *out, const r
     }
     return out + (size_t)B * T * C;
 }
+
+// What the ModelSpecs of its trainers have in common (recipe/model.h). Any sizes go together.
+#define LSTM_MODEL_SPEC                                                                                                \
+    .name = "lstm", .size_flags = lstm_size_flags, .n_sizes = LSTM_SIZES, .lr = 5e-4, .lr_decay = 0.8, .lr_min = 5e-5, \
+    .tuned = lstm_tuned, .check_sizes = batch_check, .sizes_of_file = lstm_sizes_of_file,                              \
+    .step_flops = lstm_step_flops

@@ -12,20 +12,19 @@
 #include "base/params.h"
 
 typedef struct {
-    const char *name;       // "gpt": the default --out out/gpt, the metadata model=gpt, the bench line
-    const char *device;     // "cpu", "cuda", "emu"
-    const char *precisions; // what --precision may be, the default first: "fp32" or "bf16|fp32"
+    const char *name; // "gpt": the default --out out/gpt, the metadata model=gpt, the bench line
     const SizeFlag *size_flags;
     int n_sizes;
     double lr, lr_decay, lr_min;
     const char *const (*tuned)[2]; // the flags of --recipe tuned with their values; {NULL, NULL} ends the list
     // The configuration can be built (say, width is a multiple of heads), or false and a sentence that names the flag.
     bool (*check_sizes)(const ModelConfig *, char *error);
-    void (*layout)(const int *sizes, ParamLayout *out); // calls param_add for every tensor; out comes zeroed
     // The sizes of the model in the file, from its tensors' names and shapes alone.
     bool (*sizes_of_file)(const StFile *, int *sizes, char *error);
-    double (*step_flops)(const ModelConfig *);         // model FLOPs of one training step
-    void *(*create)(const ModelConfig *, char *error); // everything the model will ever allocate; NULL: a sentence
+    double (*step_flops)(const ModelConfig *); // model FLOPs of one training step
+
+    const char *device;     // "cpu", "cuda", "emu"
+    const char *precisions; // what --precision may be, the default first: "fp32" or "bf16|fp32"
     void (*destroy)(void *model);
     real *(*state)(void *model, int which);              // host copy as of now, in layout order; the model's own
     void (*state_changed)(void *model);                  // the recipe wrote into those arrays: take them over
@@ -42,6 +41,9 @@ typedef struct {
     void (*use_average)(void *model, bool use);
     // The forward of a step and, where the loss is finite, the backward, without the update. Returns the loss.
     double (*gradients)(void *model, const StepPlan *plan);
+
+    void (*layout)(const int *sizes, ParamLayout *out); // calls param_add for every tensor; out comes zeroed
+    void *(*create)(const ModelConfig *, char *error);  // everything the model will ever allocate; NULL: a sentence
     // act.* in the order of the forward, then logits, of the last step; returns how many. It is called with NULL before
     // that step, to make room for what training alone would not keep; -1: there is no room.
     int (*activations)(void *model, Activation *list);

@@ -4,7 +4,5 @@
 #define TESTING
 #include "dev/train_lstm_music.c"
 
-#define SPEC                                                                                                           \
-    .name = "lstm", .size_flags = lstm_size_flags, .n_sizes = LSTM_SIZES, .check_sizes = lstm_check_sizes,             \
-    .layout = lstm_layout, .sizes_of_file = lstm_sizes_of_file
+#define SPEC LSTM_MODEL_SPEC, .layout = lstm_layout
 #include "state.h"

@@ -34,8 +34,6 @@ static void set_loss(void *model, double sum) { (void)model, (void)sum; }
 static const ModelSpec spec = {SPEC,
                                .device = "cpu",
                                .precisions = "fp32|bf16",
-                               .lr = 1e-3,
-                               .lr_decay = 1,
                                .create = create,
                                .state = state_of,
                                .state_changed = state_changed,
