@@ -14,6 +14,10 @@
 #include <sys/resource.h>
 #ifdef _OPENMP
 #include <omp.h>
+#else // one thread
+static inline int omp_get_max_threads(void) { return 1; }
+static inline int omp_get_thread_num(void) { return 0; }
+static inline void omp_set_num_threads(int threads) { (void)threads; }
 #endif
 
 // ---- what control groups grant
@@ -93,10 +97,6 @@ static inline int processors_granted(const char *root, int most) {
 // The threads that a program takes unless it is told how many: OMP_NUM_THREADS, or a thread for each processor that the
 // process may run on and that its control groups grant.
 static inline int threads_default(void) {
-#ifdef _OPENMP
-    int most = omp_get_max_threads();
+    const int most = omp_get_max_threads();
     return getenv("OMP_NUM_THREADS") ? most : processors_granted("", most);
-#else
-    return 1;
-#endif
 }

@@ -17,10 +17,7 @@
 // added up one after the other. So threads and tails do not change a bit.
 #pragma once
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
+#include "base/limits.h"
 #include "base/round.h"
 #include "cpu/vector.h"
 #include <assert.h>
@@ -112,21 +109,9 @@ ALWAYS_INLINE void tile_store(vector sums[TILE_M][TILE_VECTORS], real *out, ptrd
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 
-static inline size_t thread_count(void) { // pieces of scratch that thread_number needs
-#ifdef _OPENMP
-    return (size_t)omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
-static inline size_t thread_number(void) { // of the caller, for its own piece of scratch
-#ifdef _OPENMP
-    return (size_t)omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
+// The pieces of scratch that the threads need, and the number of the caller's own piece.
+static inline size_t thread_count(void) { return (size_t)omp_get_max_threads(); }
+static inline size_t thread_number(void) { return (size_t)omp_get_thread_num(); }
 
 // The reduction is cut into blocks of this many k, so that a panel and the left rows that meet it stay in the first two
 // caches. The order of the additions is fixed by it.

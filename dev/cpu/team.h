@@ -6,12 +6,8 @@
 // number of threads (cpu/matmul.h).
 #pragma once
 
+#include "base/limits.h"
 #include "base/program.h"
-
-#include <math.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 // Steps are timed in rounds, which are long beside the milliseconds for which a scheduler gives a core away. After a
 // trial the next one is due in FEW_ROUNDS if it was of use, else in twice as many as the last time, up to MANY_ROUNDS:
@@ -30,8 +26,7 @@ typedef struct {
 } Team;
 
 static inline Team team_of(int most) {
-    const Team team = {most, most, 0, FEW_ROUNDS, FEW_ROUNDS, TRIALS - 1, {HUGE_VAL, HUGE_VAL}, HUGE_VAL, 0, 0};
-    return team;
+    return (Team){most, most, 0, FEW_ROUNDS, FEW_ROUNDS, TRIALS - 1, {HUGE_VAL, HUGE_VAL}, HUGE_VAL, 0, 0};
 }
 
 // The threads that a trial would have, or those of a step: half of them, one more, one less, all.
@@ -70,14 +65,10 @@ static inline int team_next(Team *t, double seconds) {
 
 // To be called before each step.
 static inline void team_step(Team *t) {
-#ifdef _OPENMP
     const double now = seconds_now();
     if (t->most > 1 && t->steps && now - t->begun >= ROUND_SECONDS) {
         omp_set_num_threads(team_next(t, (now - t->begun) / t->steps));
         t->steps = 0;
     }
     if (!t->steps++) t->begun = now;
-#else
-    (void)t;
-#endif
 }

@@ -470,11 +470,8 @@ static inline bool train_run(TrainRun *run) {
     config->average = o->eval ? 0 : o->average;
     memcpy(config->transpose, o->transpose, sizeof config->transpose);
     config->precision = o->precision;
-    config->threads = 1;
-#ifdef _OPENMP
-    config->threads = (int)o->threads;
-    omp_set_num_threads(config->threads);
-#endif
+    omp_set_num_threads((int)o->threads);
+    config->threads = omp_get_max_threads(); // 1 without OpenMP
     if (!spec->check_sizes(config, run->error)) {
         if (run->weights_path) return fail(run->error, "%s: %s", run->weights_path, run->error);
         run->status = 2;
