@@ -138,7 +138,7 @@ static inline void meta_model(const TrainRun *run, Draft *draft) {
     const ModelSpec *spec = run->spec;
     meta_common(run, draft);
     for (int i = 0; i < spec->n_sizes; i++) meta_add(draft, spec->size_flags[i].flag, "%d", run->config.sizes[i]);
-    meta_add(draft, "seed", "%llu", (unsigned long long)run->o.seed);
+    meta_add(draft, "seed", "%llu", (unsigned long long)run->config.seed);
 }
 
 static inline bool model_save(TrainRun *run, int64_t epoch, double train_loss, double test_loss) {
@@ -228,9 +228,10 @@ static inline bool meta_read(TrainRun *run, const char *key, double max, long lo
 }
 
 static inline void texts_keep(TrainRun *run) { // the file's strings do not live as long
-    if (run->o.precision != run->precision) snprintf(run->precision, sizeof run->precision, "%s", run->o.precision);
+    if (run->config.precision != run->precision)
+        snprintf(run->precision, sizeof run->precision, "%s", run->config.precision);
     if (run->o.recipe != run->recipe) snprintf(run->recipe, sizeof run->recipe, "%s", run->o.recipe);
-    run->o.precision = run->precision;
+    run->config.precision = run->precision;
     run->o.recipe = run->recipe;
 }
 

@@ -41,11 +41,12 @@ static inline bool diagnose(const ModelSpec *spec, void *model, const ParamLayou
 // One training step, the next of this run, with all its tensors: what two implementations are compared by.
 static inline bool run_dump(TrainRun *run) {
     const ModelSpec *spec = run->spec;
-    int64_t B = run->config.B, T = run->config.T;
+    const ModelConfig *config = &run->config;
+    int64_t B = config->B, T = config->T;
     int n_activations = spec->activations(run->model, NULL);
     if (n_activations < 0) return fail(run->error, "--dump: there is not enough memory to keep the activations");
     // What the step begins with: the weights and, after step 0, Adamax's averages, which are zero before.
-    const int states = run->step > 0 ? last_state(&run->config) + 1 : 1;
+    const int states = run->step > 0 ? last_state(config) + 1 : 1;
     const size_t size = (size_t)run->layout.size;
     Activation *activations = (Activation *)must_have(calloc((size_t)n_activations + 1, sizeof *activations));
     real *before = (real *)must_have(malloc((size_t)states * size * sizeof *before));
@@ -64,15 +65,15 @@ static inline bool run_dump(TrainRun *run) {
     spec->train_step(run->model, &plan);
     TrainLoss result = spec->get_loss(run->model);
     real loss = (real)result.sum;
-    epoch_batch(&run->train, run->o.seed, plan.epoch, plan.index, run->config.B, starts);
-    epoch_shifts(&run->train, run->o.seed, plan.epoch, plan.index, run->config.B, starts, run->o.transpose, shifts);
+    epoch_batch(&run->train, config->seed, plan.epoch, plan.index, config->B, starts);
+    epoch_shifts(&run->train, config->seed, plan.epoch, plan.index, config->B, starts, config->transpose, shifts);
     for (int64_t i = 0; i < B * T; i++) {
         const uint8_t *token = run->train.tokens + starts[i / T] + i % T;
         input[i] = transposed(token[0], shifts[i / T]);
         input[B * T + i] = transposed(token[1], shifts[i / T]);
     }
     draft_params(&draft, &run->layout, "new.", spec->state(run->model, STATE_PARAMS));
-    if (run->config.average > 0) {
+    if (config->average > 0) {
         draft_params(&draft, &run->layout, "new.average.", spec->state(run->model, STATE_AVERAGE));
     }
     draft_params(&draft, &run->layout, "grad.", spec->state(run->model, STATE_GRADS));
@@ -85,11 +86,11 @@ static inline bool run_dump(TrainRun *run) {
     draft_tensor(&draft, "", "input", ST_I64, 2, batch_shape, input);
     draft_tensor(&draft, "", "target", ST_I64, 2, batch_shape, input + B * T);
     draft_tensor(&draft, "", "loss", REAL_TYPE, 1, one, &loss);
-    meta_add(&draft, "dropout", "%.17g", run->o.dropout);
-    meta_add(&draft, "lr", "%.17g", warmed_lr(plan.lr, run->config.warmup, plan.step));
-    meta_add(&draft, "weight_decay", "%.17g", run->config.weight_decay);
-    meta_add(&draft, "average", "%.17g", run->config.average);
-    meta_add(&draft, "transpose", "%d,%d", run->o.transpose[0], run->o.transpose[1]);
+    meta_add(&draft, "dropout", "%.17g", config->dropout);
+    meta_add(&draft, "lr", "%.17g", warmed_lr(plan.lr, config->warmup, plan.step));
+    meta_add(&draft, "weight_decay", "%.17g", config->weight_decay);
+    meta_add(&draft, "average", "%.17g", config->average);
+    meta_add(&draft, "transpose", "%d,%d", config->transpose[0], config->transpose[1]);
     bool ok = draft_write(&draft, run->o.dump, run->error);
     free(activations);
     free(before);

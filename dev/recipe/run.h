@@ -11,11 +11,9 @@
 #define DEFAULT_DATA "data"
 
 typedef struct {
-    const char *data, *out, *init, *dump, *recipe, *precision;
+    const char *data, *out, *init, *dump, *recipe;
     int64_t batch, window, epochs, patience, steps, warmup, eval_stride, bench, threads, sizes[MAX_SIZES];
-    uint64_t seed;
-    double epoch_size, lr, lr_decay, lr_min, weight_decay, average, dropout;
-    int transpose[2];
+    double epoch_size, lr, lr_decay, lr_min;
     bool resume, eval;
 } Options;
 
@@ -29,7 +27,7 @@ typedef struct {
     const char *program;
     int argc;
     char **argv;
-    Options o;
+    Options o;   // of flags; what a model needs to know of them is in config
     Flags flags; // those marked fixed or kept are saved; with --resume the fixed ones must be the same
     char default_out[64], precision[16], recipe[16], error[ERROR_SIZE];
     int status; // exit status, if it is not to follow from success
@@ -61,6 +59,7 @@ typedef struct {
 
 static inline void flags_define(TrainRun *run) {
     Options *o = &run->o;
+    ModelConfig *config = &run->config;
     const ModelSpec *spec = run->spec;
     Flags *f = &run->flags;
     snprintf(run->default_out, sizeof run->default_out, "out/%s", spec->name);
@@ -81,16 +80,17 @@ static inline void flags_define(TrainRun *run) {
     flag_number(f, "lr-decay", &o->lr_decay, spec->lr_decay, "(0, 1]", "its factor after each epoch")->fixed = true;
     flag_number(f, "lr-min", &o->lr_min, spec->lr_min, "[0, inf)", "where its decay ends")->fixed = true;
     flag_whole(f, "warmup", &o->warmup, 0, 0, 1e9, "steps in which the learning rate rises to --lr")->fixed = true;
-    flag_number(f, "weight-decay", &o->weight_decay, 0, "[0, inf)",
+    flag_number(f, "weight-decay", &config->weight_decay, 0, "[0, inf)",
                 "times the learning rate: what a weight loses of itself in a step")
         ->fixed = true;
-    flag_number(f, "average", &o->average, 0, "[0, 1)",
+    flag_number(f, "average", &config->average, 0, "[0, 1)",
                 "keep an average of the weights, which forgets 1-F of itself a step, and evaluate and save that")
         ->fixed = true;
-    flag_number(f, "dropout", &o->dropout, 0.5, "[0, 1)", "part of the activations dropped in training")->fixed = true;
-    flag_range(f, "transpose", o->transpose, -87, 87, "semitones by which windows are transposed at random")->fixed =
+    flag_number(f, "dropout", &config->dropout, 0.5, "[0, 1)", "part of the activations dropped in training")->fixed =
         true;
-    flag_seed(f, &o->seed, "random seed: same seed, same model")->fixed = true;
+    flag_range(f, "transpose", config->transpose, -87, 87, "semitones by which windows are transposed at random")
+        ->fixed = true;
+    flag_seed(f, &config->seed, "random seed: same seed, same model")->fixed = true;
     for (int i = 0; i < spec->n_sizes; i++) {
         const SizeFlag *size = &spec->size_flags[i];
         flag_whole(f, size->flag, &o->sizes[i], size->initial, size->min, size->max, size->help)->fixed = true;
@@ -101,7 +101,7 @@ static inline void flags_define(TrainRun *run) {
     flag_switch(f, "eval", &o->eval, "only evaluate --init, or the model in --out, on the test set");
     flag_text(f, "dump", "FILE", &o->dump, NULL, "run one training step, write all its tensors to FILE, exit");
     flag_whole(f, "bench", &o->bench, 0, 1, 1e6, "time N training steps on random tokens, exit");
-    Flag *precision = flag_text(f, "precision", "P", &o->precision, run->precision, "number format");
+    Flag *precision = flag_text(f, "precision", "P", &config->precision, run->precision, "number format");
     precision->choices = spec->precisions;
     precision->fixed = true;
     flag_whole(f, "threads", &o->threads, threads_default(), 1, 1024, "CPU threads, at most; they change no result");

@@ -463,13 +463,8 @@ static inline bool train_run(TrainRun *run) {
     for (int i = 0; i < spec->n_sizes; i++) config->sizes[i] = (int)o->sizes[i];
     config->B = (int)o->batch;
     config->T = (int)o->window;
-    config->dropout = o->dropout;
-    config->seed = o->seed;
     config->warmup = (double)o->warmup;
-    config->weight_decay = o->weight_decay;
-    config->average = o->eval ? 0 : o->average;
-    memcpy(config->transpose, o->transpose, sizeof config->transpose);
-    config->precision = o->precision;
+    if (o->eval) config->average = 0;
     omp_set_num_threads((int)o->threads);
     config->threads = omp_get_max_threads(); // 1 without OpenMP
     if (!spec->check_sizes(config, run->error)) {

@@ -67,10 +67,7 @@ UNTRACED static bool take(const char *path, bool resume, bool given) {
     for (int i = 0; i < spec.n_sizes; i++) config->sizes[i] = (int)run.o.sizes[i];
     config->B = (int)run.o.batch;
     config->T = (int)run.o.window;
-    config->precision = run.o.precision;
     config->warmup = (double)run.o.warmup;
-    config->weight_decay = run.o.weight_decay;
-    config->average = run.o.average;
     if (!spec.check_sizes(config, run.error)) return false;
     spec.layout(config->sizes, &run.layout);
     pretend_data();
