@@ -550,9 +550,9 @@ typedef struct {
 
 static int gpt_layers(const Gpt *m) { return m->host.config.sizes[GPT_LAYERS]; }
 
-// Points into the block of memory at base and returns its elements; with base NULL it only counts. The last strip and
-// the last tile of a batch read up to STRIP rows of qkv and x too many, and throw them away; there is memory for them.
-static double gpt_carve(void *model, real *base) {
+// Takes the model's memory. The last strip and the last tile of a batch read up to STRIP rows of qkv and x too many,
+// and throw them away; there is memory for them.
+static void gpt_carve(void *model, Arena *arena) {
     Gpt *m = model;
     const ModelConfig *config = &m->host.config;
     const int *sizes = config->sizes;
@@ -561,39 +561,33 @@ static double gpt_carve(void *model, real *base) {
     const double wide = fmax(3 * C, F), widest = fmax(wide, V), threads = (double)thread_count();
     const double inputs = (double)matmul_scratch_size((size_t)fmin(R, MATMUL_ROWS), (size_t)fmax(C, F));
     const double weights = (double)matmul_scratch_size((size_t)widest, (size_t)widest);
-    Arena arena = {base, 0};
     m->shape = s;
-    for (int i = 0; i < STATES; i++) {
-        if (i == STATE_AVERAGE && !(m->host.config.average > 0)) continue;
-        m->host.state[i] = arena_take(&arena, (double)m->host.layout.size);
-    }
     for (int l = 0; l < gpt_layers(m); l++) {
         LayerActivations *a = &m->acts[l];
-        a->attention.qkv = arena_take(&arena, (R + STRIP) * 3 * C);
-        a->attention.scores = arena_take(&arena, B * NH * (double)scores_per_head(s));
-        a->attention.log_sums = arena_take(&arena, R * NH);
-        a->attention.attn = arena_take(&arena, R * C);
-        a->normalized1 = arena_take(&arena, R * C);
-        a->rstd1 = arena_take(&arena, R);
-        a->fc1 = arena_take(&arena, R * F);
-        a->normalized2 = arena_take(&arena, R * C);
-        a->rstd2 = arena_take(&arena, R);
+        a->attention.qkv = arena_take(arena, (R + STRIP) * 3 * C);
+        a->attention.scores = arena_take(arena, B * NH * (double)scores_per_head(s));
+        a->attention.log_sums = arena_take(arena, R * NH);
+        a->attention.attn = arena_take(arena, R * C);
+        a->normalized1 = arena_take(arena, R * C);
+        a->rstd1 = arena_take(arena, R);
+        a->fc1 = arena_take(arena, R * F);
+        a->normalized2 = arena_take(arena, R * C);
+        a->rstd2 = arena_take(arena, R);
     }
-    m->x = arena_take(&arena, (R + STRIP) * C);
-    m->logits = arena_take(&arena, R * V);
-    m->dlogits = arena_take(&arena, R * V);
-    m->losses = arena_take(&arena, R);
-    m->dx = arena_take(&arena, R * C);
-    m->branch = arena_take(&arena, R * C);
-    m->wide = arena_take(&arena, R * wide);
-    m->rel_rows = arena_take(&arena, (double)s.padded_T * s.head_row);
-    m->rel_columns = arena_take(&arena, (double)s.padded_T * s.HS);
-    m->drel = arena_take(&arena, B * NH * s.padded_T * s.head_row);
-    m->norm_partial = arena_take(&arena, ceil(R / LAYERNORM_ROWS) * 2 * C);
+    m->x = arena_take(arena, (R + STRIP) * C);
+    m->logits = arena_take(arena, R * V);
+    m->dlogits = arena_take(arena, R * V);
+    m->losses = arena_take(arena, R);
+    m->dx = arena_take(arena, R * C);
+    m->branch = arena_take(arena, R * C);
+    m->wide = arena_take(arena, R * wide);
+    m->rel_rows = arena_take(arena, (double)s.padded_T * s.head_row);
+    m->rel_columns = arena_take(arena, (double)s.padded_T * s.HS);
+    m->drel = arena_take(arena, B * NH * s.padded_T * s.head_row);
+    m->norm_partial = arena_take(arena, ceil(R / LAYERNORM_ROWS) * 2 * C);
     m->scratch =
-        arena_take(&arena, threads * fmax((double)attention_scratch_size(s), (double)dropout_scratch_size(s.C)));
-    m->mm.scratch = arena_take(&arena, fmax(inputs, weights));
-    return arena.used;
+        arena_take(arena, threads * fmax((double)attention_scratch_size(s), (double)dropout_scratch_size(s.C)));
+    m->mm.scratch = arena_take(arena, fmax(inputs, weights));
 }
 
 // ---- the model: forward, backward, update

@@ -140,10 +140,6 @@ static void embedding_backward(real *demb, const real *dx, const uint8_t *tokens
 //     dh_t = gradient from above + dgates_(t+1) W_hh
 //     dc_t = dc_(t+1) f_(t+1) + dh_t o (1 - tanh(c_t)^2)
 
-static void add_biases(real *bias, const real *b_ih, const real *b_hh, int n) {
-    for (int j = 0; j < n; j++) bias[j] = b_ih[j] + b_hh[j];
-}
-
 static int padded_units(int H) { return round_up(H, TILE_N); } // whole blocks
 
 // panels [H / TILE_N][4][H][TILE_N]: of each block the rows of each gate, transposed. H / TILE_N is rounded up.
@@ -435,8 +431,8 @@ typedef struct {
 
 static int lstm_layers(const Lstm *m) { return m->host.config.sizes[LSTM_LAYERS]; }
 
-// Points into the block of memory at base and returns its elements; with base NULL it only counts.
-static double lstm_carve(void *model, real *base) {
+// Takes the model's memory.
+static void lstm_carve(void *model, Arena *arena) {
     Lstm *m = model;
     const ModelConfig *config = &m->host.config;
     const double B = config->B, R = B * config->T, E = config->sizes[LSTM_EMBED], H = config->sizes[LSTM_WIDTH];
@@ -444,39 +440,33 @@ static double lstm_carve(void *model, real *base) {
     const double weights = fmax((double)matmul_scratch_size((size_t)larger, (size_t)smaller),
                                 (double)matmul_scratch_size((size_t)smaller, (size_t)larger));
     const double inputs = (double)matmul_scratch_size((size_t)fmin(R, MATMUL_ROWS), (size_t)fmax(E, 2 * H));
-    Arena arena = {base, 0};
-    for (int i = 0; i < STATES; i++) {
-        if (i == STATE_AVERAGE && !(m->host.config.average > 0)) continue;
-        m->host.state[i] = arena_take(&arena, (double)m->host.layout.size);
-    }
     for (int l = 0; l < lstm_layers(m); l++) {
         LayerActivations *a = &m->acts[l];
-        a->gates = arena_take(&arena, R * 4 * H);
-        a->c = arena_take(&arena, R * H);
-        a->h = arena_take(&arena, R * H);
-        a->x = arena_take(&arena, R * H);
+        a->gates = arena_take(arena, R * 4 * H);
+        a->c = arena_take(arena, R * H);
+        a->h = arena_take(arena, R * H);
+        a->x = arena_take(arena, R * H);
     }
-    m->table = arena_take(&arena, V * 4 * H);
-    m->bias = arena_take(&arena, 4 * H);
-    m->normalized1 = arena_take(&arena, R * 2 * H);
-    m->rstd1 = arena_take(&arena, R);
-    m->x1 = arena_take(&arena, R * 2 * H);
-    m->normalized2 = arena_take(&arena, R * H);
-    m->rstd2 = arena_take(&arena, R);
-    m->x2 = arena_take(&arena, R * H);
-    m->logits = arena_take(&arena, R * V);
-    m->dlogits = arena_take(&arena, R * V);
-    m->losses = arena_take(&arena, R);
-    m->d = arena_take(&arena, R * H);
-    m->d_wide = arena_take(&arena, R * 2 * H);
-    m->dc = arena_take(&arena, B * H);
-    m->panels = arena_take(&arena, 4 * H * padded_units((int)H));
-    m->norm_partial = arena_take(&arena, ceil(R / LAYERNORM_ROWS) * 4 * H);
+    m->table = arena_take(arena, V * 4 * H);
+    m->bias = arena_take(arena, 4 * H);
+    m->normalized1 = arena_take(arena, R * 2 * H);
+    m->rstd1 = arena_take(arena, R);
+    m->x1 = arena_take(arena, R * 2 * H);
+    m->normalized2 = arena_take(arena, R * H);
+    m->rstd2 = arena_take(arena, R);
+    m->x2 = arena_take(arena, R * H);
+    m->logits = arena_take(arena, R * V);
+    m->dlogits = arena_take(arena, R * V);
+    m->losses = arena_take(arena, R);
+    m->d = arena_take(arena, R * H);
+    m->d_wide = arena_take(arena, R * 2 * H);
+    m->dc = arena_take(arena, B * H);
+    m->panels = arena_take(arena, 4 * H * padded_units((int)H));
+    m->norm_partial = arena_take(arena, ceil(R / LAYERNORM_ROWS) * 4 * H);
     const double of_thread =
         fmax((double)step_scratch_size(config->B, (int)H), (double)dropout_scratch_size((int)(2 * H)));
-    m->scratch = arena_take(&arena, (double)thread_count() * of_thread);
-    m->mm.scratch = arena_take(&arena, fmax(inputs, weights));
-    return arena.used;
+    m->scratch = arena_take(arena, (double)thread_count() * of_thread);
+    m->mm.scratch = arena_take(arena, fmax(inputs, weights));
 }
 
 // ---- the model: forward, backward, update
@@ -499,7 +489,7 @@ static void lstm_forward(Lstm *m, int B, int64_t step) {
     for (int l = 0; l < L; l++) {
         const LayerTensors *layer = &p->layers[l];
         LayerActivations *a = &m->acts[l];
-        add_biases(m->bias, layer->b_ih, layer->b_hh, 4 * H);
+        for (int j = 0; j < 4 * H; j++) m->bias[j] = layer->b_ih[j] + layer->b_hh[j];
         if (l == 0) { // a token's input product is the same wherever the token stands
             matmul_forward(m->table, p->emb, layer->w_ih, m->bias, false, V, E, 4 * H, m->mm);
             embedding_forward(a->gates, m->host.tokens, m->table, R, 4 * H);

@@ -14,12 +14,12 @@ typedef struct { // the first member of a model
     ModelConfig config;
     ParamLayout layout;
     Team team;
-    real *state[STATES];       // by STATE_*: parameters, their averages, their gradients; in memory
-    int64_t *starts;           // [B] where the windows of the batch begin; owns the four arrays of the batch
+    real *state[STATES];       // by STATE_*: parameters, their averages, their gradients
+    int64_t *starts;           // [B] where the windows of the batch begin
     int *shifts;               // [B] by how many semitones they are transposed
     uint8_t *tokens, *targets; // [B*T], in the model's own order
     uint8_t *decays;           // see params_decays
-    void *memory;              // one block for the flat arrays, the activations and all scratch
+    void *memory;              // one block for all these arrays, the activations and all scratch
     real *kept;                // activations that are not kept otherwise, for a dump, or NULL
     const Dataset *data;
     double loss_sum;
@@ -30,38 +30,44 @@ static inline void host_destroy(void *model) {
     HostModel *m = (HostModel *)model;
     if (!m) return;
     layout_free(&m->layout);
-    free(m->starts);
-    free(m->decays);
     free(m->memory);
     free(m->kept);
     free(m);
 }
 
-// A new model of `size` bytes, whose first member is a HostModel. carve() points the model's members, state[] among
-// them, into the block of memory at base and returns its elements; with base NULL it only counts. The rest is zero.
-// Release it with host_destroy(). NULL, and a sentence, if there cannot be one.
+// Points the model's members into the block of memory at base, its own ones by carve, and returns the block's elements;
+// with base NULL it only counts.
+static inline double host_carve(HostModel *m, void (*carve)(void *model, Arena *arena), real *base) {
+    const double n = (double)m->layout.size, B = m->config.B, R = B * m->config.T, each = sizeof(real);
+    Arena arena = {base, 0};
+    for (int i = 0; i < STATES; i++) {
+        if (i != STATE_AVERAGE || m->config.average > 0) m->state[i] = arena_take(&arena, n);
+    }
+    m->starts = (int64_t *)arena_take(&arena, B * sizeof *m->starts / each);
+    m->shifts = (int *)arena_take(&arena, B * sizeof *m->shifts / each);
+    m->tokens = (uint8_t *)arena_take(&arena, R / each);
+    m->targets = (uint8_t *)arena_take(&arena, R / each);
+    m->decays = (uint8_t *)arena_take(&arena, n / 16 / each);
+    carve(m, &arena);
+    return arena.used;
+}
+
+// A new model of `size` bytes, whose first member is a HostModel. carve() points its own members into an arena. The
+// rest is zero. Release it with host_destroy(). NULL, and a sentence, if there cannot be one.
 static inline void *host_create(size_t size, const ModelConfig *config, void (*layout)(const int *, ParamLayout *),
-                                double (*carve)(void *model, real *base), char *error) {
-    const double B = config->B, R = B * config->T;
+                                void (*carve)(void *model, Arena *arena), char *error) {
     HostModel *m = (HostModel *)allocate("the model", 1, size, error);
     if (!m) return NULL;
     m->config = *config;
     m->team = team_of(config->threads);
     m->bad_step = -1;
     layout(config->sizes, &m->layout);
-    m->decays = (uint8_t *)allocate("the model", (double)m->layout.size / 16, 1, error);
-    m->starts = (int64_t *)allocate("the batch", B * (sizeof *m->starts + sizeof *m->shifts) + 2 * R, 1, error);
-    if (m->decays && m->starts) {
-        m->memory = allocate("the model and its activations", carve(m, NULL), sizeof(real), error);
-    }
+    m->memory = allocate("the model and its activations", host_carve(m, carve, NULL), sizeof(real), error);
     if (!m->memory) {
         host_destroy(m);
         return NULL;
     }
-    m->shifts = (int *)(m->starts + config->B);
-    m->tokens = (uint8_t *)(m->shifts + config->B);
-    m->targets = m->tokens + (size_t)R;
-    carve(m, (real *)m->memory);
+    host_carve(m, carve, (real *)m->memory);
     params_decays(&m->layout, m->decays);
     return m;
 }
@@ -111,8 +117,7 @@ static inline void host_set_data(void *model, const Dataset *train) { ((HostMode
 
 static inline TrainLoss host_get_loss(void *model) {
     const HostModel *m = (const HostModel *)model;
-    TrainLoss loss = {m->loss_sum, m->bad_step};
-    return loss;
+    return (TrainLoss){m->loss_sum, m->bad_step};
 }
 
 static inline void host_set_loss(void *model, double sum) {
