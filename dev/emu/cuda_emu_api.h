@@ -41,7 +41,7 @@ EMU_UNCHECKED inline void __threadfence() {
     emu::note_fence();
 }
 inline int cluster_rank() { return emu::me->block->number % emu::gang->launch->cluster; }
-inline void cluster_sync(EMU_SITE) { emu::cluster_barrier(site); }
+inline void cluster_sync(EMU_SITE) { emu::group_barrier(*emu::me->block->cluster, site); }
 template <class T>
 inline T *cluster_shared(T *own, int rank, EMU_SITE) {
     return (T *)emu::cluster_shared((void *)own, rank, site);
@@ -165,7 +165,6 @@ struct alignas(4) __nv_bfloat162 {
 inline __nv_bfloat16 __float2bfloat16(float f) { return f; }
 inline float __bfloat162float(__nv_bfloat16 b) { return b; }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 b) { return b.bits; }
-inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { return std::bit_cast<__nv_bfloat16>(u); }
 inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {a, b}; }
 
 // ---- fp16: 5 bits of exponent, 11 of precision; storage, conversions and the larger of two only
@@ -241,10 +240,8 @@ struct Stream {
     std::shared_ptr<Graph> capture; // null: the stream is not captured
     std::set<size_t> last;          // the nodes that its next node waits for
 };
-struct Event {
-    Stream at; // as the stream was when it was recorded
-};
-inline int captures; // how many are open
+struct Event : Stream {}; // as the stream was when it was recorded
+inline int captures;      // how many are open
 inline cudaError_t last_error = cudaSuccess;
 inline std::map<const void *, int> dynamic_limit; // what cudaFuncSetAttribute set, by kernel
 
@@ -503,20 +500,20 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *to, unsigned) { return *to = new emu::Event, cudaSuccess; }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr) {
-    event->at = stream ? *stream : emu::Stream();
+    *event = {stream ? *stream : emu::Stream()};
     return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 // A stream that waits for an event of a captured stream is captured too.
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
-    std::shared_ptr<emu::Graph> capture = event->at.capture;
+    std::shared_ptr<emu::Graph> capture = event->capture;
     if (capture && capture->streams.empty()) capture = nullptr; // that capture has ended
     if (!stream) return capture ? emu::result(cudaErrorStreamCaptureImplicit) : cudaSuccess;
     if (stream->capture && stream->capture != capture) return emu::result(cudaErrorStreamCaptureIsolation);
     if (!capture) return cudaSuccess;
     if (!stream->capture) capture->streams.push_back(stream);
     stream->capture = capture;
-    stream->last.insert(event->at.last.begin(), event->at.last.end());
+    stream->last.insert(event->last.begin(), event->last.end());
     return cudaSuccess;
 }
 

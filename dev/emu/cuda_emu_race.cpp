@@ -52,7 +52,7 @@ Cell *const cells = (Cell *)reserve(MEMORY / 2 * sizeof(Cell));
 using Known = std::map<uint32_t, uint32_t>; // by the number of a block: up to when its accesses are known
 std::map<uint32_t, Known> known_to;         // what a block knows of the others, and which of its own it has fenced
 std::map<const void *, Known> known_by;     // what the next atomic on this variable learns
-uint32_t known_since;                       // the gang->synced for which these two hold
+uint32_t known_since;                       // the gang->grid.synced for which these two hold
 const std::vector<bool> *past;              // Node::past of the node that runs; null: no graph runs
 std::vector<Kernel> ran;                    // the kernels of the graph's launch so far
 std::vector<Kernel> beside;                 // those of them that are not in order with the one that runs
@@ -90,7 +90,7 @@ std::string thread_name(const Access &a, uint32_t n = threads_of_block()) {
 
 // The time up to which this block knows the accesses of every other block.
 uint32_t known_of_all() {
-    if (known_since != gang->synced) return 0;
+    if (known_since != gang->grid.synced) return 0;
     uint32_t self = block_number(), others = gridDim.x * gridDim.y * gridDim.z - 1, when = ~0u;
     for (auto &[block, until] : known_to[self])
         if (block != self) others--, when = std::min(when, until);
@@ -99,13 +99,13 @@ uint32_t known_of_all() {
 
 bool conflict(const Access &earlier, const Access &now) {
     if (earlier.when == IN_FLIGHT) return true;
-    if (earlier.when < gang->synced) return by_kernel_beside(earlier);
+    if (earlier.when < gang->grid.synced) return by_kernel_beside(earlier);
     if (earlier.who == now.who && !earlier.others) return false;
     uint32_t n = threads_of_block(), other = earlier.who, self = now.who;
     if (earlier.others < CLUSTERS && cluster_of(other) == cluster_of(self) && earlier.when < me->block->cluster->synced)
         return false;
     if (earlier.others >= BLOCKS) return earlier.when >= std::min(known_of_all(), me->block->synced);
-    if (other / n != self / n) return known_since != gang->synced || earlier.when >= known_to[self / n][other / n];
+    if (other / n != self / n) return known_since != gang->grid.synced || earlier.when >= known_to[self / n][other / n];
     if (earlier.when < me->block->synced) return false;
     if (earlier.others == WARPS || other % n / 32 != self % n / 32) return true;
     return earlier.when >= me->warp->synced;
@@ -113,7 +113,7 @@ bool conflict(const Access &earlier, const Access &now) {
 
 // Of readers that are in no order one is remembered, and how far apart they are.
 void add_reader(Access &readers, const Access &now) {
-    if (readers.when < gang->synced || !conflict(readers, now)) return void(readers = now);
+    if (readers.when < gang->grid.synced || !conflict(readers, now)) return void(readers = now);
     uint32_t n = threads_of_block(), other = readers.who, self = now.who;
     uint32_t apart = cluster_of(other) != cluster_of(self) ? CLUSTERS
                      : other / n != self / n               ? BLOCKS
@@ -125,7 +125,7 @@ void add_reader(Access &readers, const Access &now) {
 
 // A load of a variable that atomics have changed: this block learns what their blocks knew.
 void learn(const void *p) {
-    if (!me || known_since != gang->synced) return; // no block has called a fence
+    if (!me || known_since != gang->grid.synced) return; // no block has called a fence
     auto there = known_by.find(p);
     if (there == known_by.end()) return;
     Known &mine = known_to[block_number()];
@@ -168,12 +168,12 @@ void emu::note_access(const void *p, size_t size, AccessKind kind, Site site) {
 
 void emu::note_end(const void *p, size_t size) { accessed(p, size, WRITE, number_of({"the end of its block", 0})); }
 void emu::note_fence() {
-    if (known_since != gang->synced) known_to.clear(), known_by.clear(), known_since = gang->synced;
+    if (known_since != gang->grid.synced) known_to.clear(), known_by.clear(), known_since = gang->grid.synced;
     known_to[block_number()][block_number()] = ++sync_clock;
 }
 void emu::note_atomic(const void *p) {
     learn(p);
-    if (me && known_since == gang->synced) known_by[p] = known_to[block_number()];
+    if (me && known_since == gang->grid.synced) known_by[p] = known_to[block_number()];
 }
 void emu::note_launch(const Launch &launch, uint32_t launched) {
     if (!ran.empty()) ran.back().ended = launched;

@@ -1,6 +1,6 @@
 // CUDA's threads on a CPU, for cuda_emu.h, whose head tells how they run. In this order:
 //   Fiber                               a stack, and how the processor leaves one for another
-//   Thread, Warp, Block, Cluster, Gang  who is ready, who waits where
+//   Thread, Warp, Block, Group, Gang    who is ready, who waits where
 //   next_ready()                        the scheduler
 //   block_barrier(), warp_operation()   the two ways to wait
 //   shared_memory()                     blocks' own copies of __shared__ variables
@@ -200,13 +200,13 @@ struct SharedMemory {
     size_t size;
     uint32_t owner; // the block that it was made fresh for, by the block's `started`
 };
-struct Cluster {
+struct Group {         // of blocks: a cluster, or the grid
     int live, arrived; // threads that have not exited, and threads that wait at its barrier
-    uint32_t synced;   // when its last cluster_sync() was; 0: there was none
+    uint32_t synced;   // when its last barrier was; before it, when a grid was launched, or 0
 };
 struct Block {
     dim3 index;
-    Cluster *cluster;
+    Group *cluster;
     int number; // its place in the gang
     Warp *warps;
     int n_warps;
@@ -230,13 +230,12 @@ struct Launch {
 struct Gang {
     const Launch *launch;
     std::vector<std::unique_ptr<Block>> blocks;
-    std::vector<Cluster> clusters;
+    std::vector<Group> clusters;
+    Group grid; // the blocks of this launch
     std::vector<Warp> warps;
     std::vector<Thread> threads;
     int n_blocks, n_warps; // of this launch
-    int live, arrived;     // threads that have not exited, and threads that wait in grid.sync()
     bool hold;             // the kernel before has yet to run
-    uint32_t synced;       // when the launch or the last grid.sync() was
     uint32_t awake;        // sync_clock when a thread last did more than call __nanosleep()
     long sleeps;           // calls of __nanosleep() since then
     time_t asleep;         // when the first of them was
@@ -454,16 +453,11 @@ inline void open_block(Block &block) {
         block.warps[w].at_barrier = 0;
     }
 }
-inline void open_cluster(Cluster &cluster) {
-    cluster.arrived = 0;
-    cluster.synced = ++sync_clock;
+inline void open_group(Group &group) {
+    group.arrived = 0;
+    group.synced = ++sync_clock;
     for (int b = 0; b < gang->n_blocks; b++)
-        if (gang->blocks[b]->cluster == &cluster) open_block(*gang->blocks[b]);
-}
-inline void open_grid() {
-    gang->arrived = 0;
-    gang->synced = ++sync_clock;
-    for (int b = 0; b < gang->n_blocks; b++) open_block(*gang->blocks[b]);
+        if (&group == &gang->grid || &group == gang->blocks[b]->cluster) open_block(*gang->blocks[b]);
 }
 inline void block_barrier(Site site) {
     Block &block = *me->block;
@@ -475,18 +469,15 @@ inline void block_barrier(Site site) {
     me->warp->at_barrier |= 1u << me->lane;
     wait(site);
 }
-inline void cluster_barrier(Site site) {
-    Cluster &cluster = *me->block->cluster;
-    if (++cluster.arrived == cluster.live) return note_work(GRID_BARRIER), open_cluster(cluster);
+inline void group_barrier(Group &group, Site site) {
+    if (++group.arrived == group.live) return note_work(GRID_BARRIER), open_group(group);
     me->warp->at_barrier |= 1u << me->lane;
     wait(site);
 }
 inline void grid_barrier(Site site) {
     if (!gang->launch->cooperative)
         die(site, "grid.sync() in a kernel that cudaLaunchCooperativeKernel did not launch");
-    if (++gang->arrived == gang->live) return note_work(GRID_BARRIER), open_grid();
-    me->warp->at_barrier |= 1u << me->lane;
-    wait(site);
+    group_barrier(gang->grid, site);
 }
 
 // ---- Warp operations: every lane brings an offer, and the last lane to arrive does the operation for all
@@ -591,20 +582,20 @@ inline void end_shared_memory(Block &block) {
 
 inline void exit_thread() {
     Block &block = *me->block;
-    Cluster &cluster = *block.cluster;
+    Group &cluster = *block.cluster, &grid = gang->grid;
     if (gang->launch->early && !me->awaited)
         die({gang->launch->name, 0}, "a thread has not called cudaGridDependencySynchronize()");
     me->warp->exited |= 1u << me->lane;
     complete_operations(*me->warp); // nobody waits for a thread that has exited
     if (me->warp->exited == ~0u) note_together(*me->warp);
     gang->sleeps = 0;
-    gang->live--;
+    grid.live--;
     block.live--;
     cluster.live--;
     if (!block.live && gang->launch->cluster > 1) end_shared_memory(block);
     if (block.live && block.arrived == block.live) open_block(block);
-    if (cluster.live && cluster.arrived == cluster.live) open_cluster(cluster);
-    if (gang->live && gang->arrived == gang->live) open_grid();
+    if (cluster.live && cluster.arrived == cluster.live) open_group(cluster);
+    if (grid.live && grid.arrived == grid.live) open_group(grid);
 }
 
 // The life of a fiber: it runs a thread, and then the next ones as long as they have no fiber yet.
@@ -619,7 +610,7 @@ inline void fiber_main() {
         gang->launch->body();
         exit_thread();
         Thread *next = next_ready();
-        if (!next && gang->live) deadlock();
+        if (!next && gang->grid.live) deadlock();
         if (next && !next->fiber) { // a thread that has not started goes on with this stack
             become(next);
             continue;
@@ -637,7 +628,7 @@ inline void start_block(int b, dim3 index) {
     const uint32_t now = ++sync_clock;
     dim3 size = g.launch->block;
     int n_threads = (int)(size.x * size.y * size.z), n_warps = (n_threads + 31) / 32;
-    Cluster &cluster = g.clusters[(size_t)(b / g.launch->cluster)];
+    Group &cluster = g.clusters[(size_t)(b / g.launch->cluster)];
     cluster.live += n_threads;
     block = {index, &cluster, b,   &g.warps[(size_t)b * n_warps], n_warps, n_threads, 0,
              {},    now,      now, std::move(block.shared)};
@@ -667,10 +658,8 @@ inline void run_blocks(const Launch &launch, long first, int n, uint32_t launche
     g.n_blocks = n;
     g.n_warps = (int)n_warps;
     g.clusters.assign((size_t)(n / launch.cluster), {});
-    g.live = n * (int)n_threads;
-    g.arrived = 0;
+    g.grid = {n * (int)n_threads, 0, launched};
     g.hold = hold;
-    g.synced = launched;
     g.cursor = config.order == REVERSE ? g.n_warps - 1 : 0;
     g.random = (config.seed + (uint64_t)first * 2) * 0x9E3779B97F4A7C15u + 1;
     g.running = &g.main;
@@ -699,7 +688,7 @@ inline void finish_early(const Launch &launch, uint32_t launched) {
     blockDim = launch.block;
     gridDim = launch.grid;
     gang->hold = false;
-    gang->synced = launched;
+    gang->grid.synced = launched;
     for (Warp &w : gang->warps) w.ready |= std::exchange(w.held, 0);
     hand_over(next_ready());
     me = nullptr;
