@@ -1579,38 +1579,28 @@ static void gpt_carve(void *model, DeviceArena *arena) {
     const double norm_sums = (double)layernorm_sums_size(B * s.T, C, m->block_rows);
     for (int l = 0; l < gpt_layers(m); l++) {
         LayerActivations<Operand> *a = &m->acts[l];
-        device_take(arena, &a->attention.qkv, R * 3 * C);
-        device_take(arena, &a->attention.attn, R * C);
-        device_take(arena, &a->ln1, R * C);
-        device_take(arena, &a->fc1, R * F);
-        device_take(arena, &a->ln2, R * C);
-        device_take(arena, &a->attention.scores, scores);
-        device_take(arena, &a->attention.log_sums, R * s.NH);
-        device_take(arena, &a->normalized1, R * C);
-        device_take(arena, &a->rstd1, R);
-        device_take(arena, &a->normalized2, R * C);
-        device_take(arena, &a->rstd2, R);
-        device_take(arena, &a->kept1, R * ((C + 3) / 4));
-        device_take(arena, &a->kept2, R * ((C + 3) / 4));
+        device_take(arena, R * 3 * C, &a->attention.qkv);
+        device_take(arena, scores, &a->attention.scores);
+        device_take(arena, R * s.NH, &a->attention.log_sums);
+        device_take(arena, R * C, &a->attention.attn, &a->ln1, &a->ln2, &a->normalized1, &a->normalized2);
+        device_take(arena, R * F, &a->fc1);
+        device_take(arena, R, &a->rstd1, &a->rstd2);
+        device_take(arena, R * ((C + 3) / 4), &a->kept1, &a->kept2);
     }
     for (LayerBackward<Operand> &back : m->back) {
-        device_take(arena, &back.dqkv, R * 3 * C);
-        device_take(arena, &back.dout, R * C);
-        device_take(arena, &back.dfc1, R * F);
-        device_take(arena, &back.dfc2, R * C);
-        device_take(arena, &back.norm_sums1, norm_sums);
-        device_take(arena, &back.norm_sums2, norm_sums);
-        device_take(arena, &back.rel_partial, (double)relative_partial_size<Operand>(B, s));
+        device_take(arena, R * 3 * C, &back.dqkv);
+        device_take(arena, R * C, &back.dout, &back.dfc2);
+        device_take(arena, R * F, &back.dfc1);
+        device_take(arena, norm_sums, &back.norm_sums1, &back.norm_sums2);
+        device_take(arena, (double)relative_partial_size<Operand>(B, s), &back.rel_partial);
     }
-    device_take(arena, &m->emb, R * C);
-    device_take(arena, &m->logits, R * V);
-    device_take(arena, &m->dlogits, R * DLOGITS_ROW);
-    device_take(arena, &m->dx, R * C);
-    device_take(arena, &m->branch, fused(C, F) ? 0 : R * C);
-    device_take(arena, &m->dattn, R * C);
-    device_take(arena, &m->dscores, scores);
-    device_take(arena, &m->partial, (double)embedding_partial_size(B * s.T, C));
-    device_take(arena, &m->partial_weights, gpt_weights_scratch(m, B * s.T));
+    device_take(arena, R * C, &m->emb, &m->dx, &m->dattn);
+    device_take(arena, R * V, &m->logits);
+    device_take(arena, R * DLOGITS_ROW, &m->dlogits);
+    device_take(arena, fused(C, F) ? 0 : R * C, &m->branch);
+    device_take(arena, scores, &m->dscores);
+    device_take(arena, (double)embedding_partial_size(B * s.T, C), &m->partial);
+    device_take(arena, gpt_weights_scratch(m, B * s.T), &m->partial_weights);
 }
 
 // ---- the model: forward, backward, update
@@ -1708,7 +1698,6 @@ static void gpt_backward(Gpt<Operand> *m) {
     loss_kernel<<<1, 256, 0, side>>>(device->state, device->losses, R, device->config);
     LAUNCHED(loss_kernel);
     const bool clusters = gpt_clusters(m, R);
-    const Operand *no_gate = nullptr;
     Product<Operand> dy = // the one that gives the next LN2's dy
         linear_backward<Operand>(m->dlogits, DLOGITS_ROW, weight<Operand>(device, m->params.head_w), R, C, V);
     for (int l = L - 1; l >= 0; l--) {
@@ -1729,7 +1718,7 @@ static void gpt_backward(Gpt<Operand> *m) {
             residual_dropout_layernorm_backward(m->dx, false, back->dout, back->norm_sums1, gpt_norm1(m, l, true),
                                                 linear_backward<Operand>(back->dfc1, F, fc1_w, R, C, F), m->branch,
                                                 stream);
-            matmul_backward_input<Operand>(m->dattn, back->dout, out_w, no_gate, false, R, C, C, stream);
+            matmul_backward_input<Operand>(m->dattn, back->dout, out_w, nullptr, false, R, C, C, stream);
         }
         attention_backward<Operand>(back->dqkv, back->rel_partial, m->dscores, dscores_above, m->dattn, a->attention,
                                     weight<Operand>(device, p->rel), B, s, stream);
@@ -1748,7 +1737,7 @@ static void gpt_backward(Gpt<Operand> *m) {
         if (l < L - 1) device_wait(device, (l + 1) % 2); // what the layer above had in m->back is free for that below
         device_mark(device, l % 2);
     }
-    matmul_backward_input<Operand>(m->dx, dy.a, dy.b, no_gate, true, R, C, 3 * C, stream);
+    matmul_backward_input<Operand>(m->dx, dy.a, dy.b, nullptr, true, R, C, 3 * C, stream);
     embedding_backward(m->grads.emb, m->partial, m->dx, device->inputs, R, C, stream);
     device_wait(device, 0); // layer 0's, which comes last
 }
@@ -1790,27 +1779,24 @@ static int gpt_activations_as(Gpt<Operand> *m, Activation *list) {
     const int64_t B = device->config.B, T = m->shape.T, C = m->shape.C, F = device->config.sizes[GPT_HIDDEN], R = B * T;
     const int L = gpt_layers(m), count = 2 + 5 * L;
     if (!device->kept) device->kept = (float *)calloc((size_t)(R * (C + L * (6 * C + F) + V)), sizeof(float));
-    if (!device->kept) return -1;
-    if (!list) return count;
+    if (!list) return device->kept ? count : -1;
     float *to = device->kept;
-    Activation *next = list;
-    device_fetch(to, m->emb, R * C, BF16<Operand>);
-    *next++ = {"act.emb", 3, {B, T, C}, to};
-    to += R * C;
+    auto keep = [&](const auto *x, int64_t width, const char *name, int l) {
+        device_fetch(to, x, R * width, sizeof *x == sizeof(__nv_bfloat16));
+        *list = {"", 3, {B, T, width}, to};
+        snprintf(list++->name, sizeof list->name, name, l);
+        to += R * width;
+    };
+    keep(m->emb, C, "act.emb", 0);
     for (int l = 0; l < L; l++) {
         const LayerActivations<Operand> *a = &m->acts[l];
-        const char *names[] = {"qkv", "attn", "ln1", "fc1", "ln2"};
-        const int64_t widths[] = {3 * C, C, C, F, C};
-        const Operand *data[] = {a->attention.qkv, a->attention.attn, a->ln1, a->fc1, a->ln2};
-        for (int i = 0; i < 5; i++) {
-            device_fetch(to, data[i], R * widths[i], BF16<Operand>);
-            *next = {"", 3, {B, T, widths[i]}, to};
-            snprintf(next++->name, sizeof next->name, "act.layers.%d.%s", l, names[i]);
-            to += R * widths[i];
-        }
+        keep(a->attention.qkv, 3 * C, "act.layers.%d.qkv", l);
+        keep(a->attention.attn, C, "act.layers.%d.attn", l);
+        keep(a->ln1, C, "act.layers.%d.ln1", l);
+        keep(a->fc1, F, "act.layers.%d.fc1", l);
+        keep(a->ln2, C, "act.layers.%d.ln2", l);
     }
-    device_fetch(to, m->logits, R * V, false);
-    *next = {"logits", 3, {B, T, V}, to};
+    keep(m->logits, V, "logits", 0);
     return count;
 }
 

@@ -1178,37 +1178,30 @@ static void lstm_carve(void *model, DeviceArena *arena) {
     const double R = rows;
     for (int l = 0; l < lstm_layers(m); l++) {
         LayerRecurrence<Operand> *a = &m->acts[l];
-        device_take(arena, &a->gates, R * 4 * H);
-        device_take(arena, &a->c, R * H);
-        device_take(arena, &a->h, (R + B) * H);
+        device_take(arena, R * 4 * H, &a->gates, &a->dgates);
+        device_take(arena, R * H, &a->c, &a->x);
+        device_take(arena, (R + B) * H, &a->h);
         if (a->h) a->h += (size_t)B * H; // after the zeros of lstm_h_before()
-        device_take(arena, &a->x, R * H);
-        device_take(arena, &a->dgates, R * 4 * H);
-        device_take(arena, &a->dc, (double)B * H);
+        device_take(arena, (double)B * H, &a->dc);
     }
-    device_take(arena, &m->table, (double)V * 4 * H);
-    device_take(arena, &m->norm1.normalized, R * 2 * H);
-    device_take(arena, &m->norm1.rstd, R);
-    device_take(arena, &m->norm2.normalized, R * H);
-    device_take(arena, &m->norm2.rstd, R);
-    device_take(arena, &m->norm1.y, R * 2 * H);
-    device_take(arena, &m->norm2.y, R * H);
-    device_take(arena, &m->logits, R * V);
-    device_take(arena, &m->dlogits, R * DLOGITS_ROW);
-    device_take(arena, &m->dfc1, R * 2 * H);
-    device_take(arena, &m->dfc2, R * H);
-    device_take(arena, &m->d, R * max(2 * H, E));
-    device_take(arena, &m->emb, R * E);
-    device_take(arena, &m->partial, (double)embedding_partial_size(rows, E));
-    device_take(arena, &m->norm1.sums, (double)layernorm_sums_size(rows, 2 * H));
-    device_take(arena, &m->norm2.sums, (double)layernorm_sums_size(rows, H));
+    device_take(arena, (double)V * 4 * H, &m->table);
+    device_take(arena, R, &m->norm1.rstd, &m->norm2.rstd);
+    device_take(arena, R * 2 * H, &m->norm1.normalized, &m->norm1.y, &m->dfc1);
+    device_take(arena, R * H, &m->norm2.normalized, &m->norm2.y, &m->dfc2);
+    device_take(arena, R * V, &m->logits);
+    device_take(arena, R * DLOGITS_ROW, &m->dlogits);
+    device_take(arena, R * max(2 * H, E), &m->d);
+    device_take(arena, R * E, &m->emb);
+    device_take(arena, (double)embedding_partial_size(rows, E), &m->partial);
+    device_take(arena, (double)layernorm_sums_size(rows, 2 * H), &m->norm1.sums);
+    device_take(arena, (double)layernorm_sums_size(rows, H), &m->norm2.sums);
     WeightGradient<Operand> layers[WEIGHT_GROUP];
     size_t most = 0;
     for (int l = 0; l < lstm_layers(m); l += GROUP_LAYERS) {
         const int n = lstm_layer_weights(m, l, layers);
         most = max(most, matmul_weights_scratch(layers, n, rows));
     }
-    device_take(arena, &m->layer_parts, (double)most);
+    device_take(arena, (double)most, &m->layer_parts);
 }
 
 // ---- the model: forward, backward, update
@@ -1230,8 +1223,7 @@ static void lstm_forward(Lstm<Operand> *m, int B, bool training) {
     recurrence_prepare(m->acts, shape, device->side);
     matmul_forward(m->table, weight<Operand>(device, p->emb), m->acts[0].w_ih, nullptr, false, V, E, 4 * H,
                    device->side);
-    device_mark(device, 0);
-    device_wait(device, 0);
+    device_follow(device, stream, device->side);
     recurrence_forward(m->acts, shape, m->table, device->inputs, device->state, stream);
     matmul_forward(m->norm1.normalized, m->acts[L - 1].x, weight<Operand>(device, p->fc1_w), nullptr, false, R, H,
                    2 * H, stream);
@@ -1282,10 +1274,9 @@ static void lstm_backward(Lstm<Operand> *m) {
         matmul_backward_weights(weights, n, R, m->layer_parts, &sums, side);
         sum_parts(&sums, side);
     }
-    device_mark(device, 0);
     matmul_backward_input<Operand>(m->d, m->acts[0].dgates, m->acts[0].w_ih, nullptr, false, R, E, 4 * H, stream);
     embedding_backward(g->emb, m->partial, m->d, device->inputs, R, E, stream);
-    device_wait(device, 0);
+    device_follow(device, stream, side);
 }
 
 // ---- what the recipe asks of a model (dev/recipe/model.h, ModelSpec; dev/cuda/device_model.cuh, DeviceHooks)

@@ -343,8 +343,8 @@ static int past(void) {
     DeviceArena arena = {};
     float *x, *y;
     cuda_check(cudaMalloc(&arena.base, 4096));
-    device_take(&arena, &x, 63);
-    device_take(&arena, &y, 64);
+    device_take(&arena, 63, &x);
+    device_take(&arena, 64, &y);
     past_kernel<<<1, 1>>>(x, 62);
     past_kernel<<<1, 1>>>(x, 63);
     return 0;

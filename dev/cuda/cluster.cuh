@@ -56,14 +56,7 @@ static inline cudaLaunchConfig_t cluster_config(cudaLaunchAttribute (&attributes
     attributes[0].val.clusterDim = {(unsigned)n, 1, 1};
     attributes[1].id = cudaLaunchAttributeCooperative;
     attributes[1].val.cooperative = cooperative;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3((unsigned)threads);
-    config.dynamicSmemBytes = shared;
-    config.stream = stream;
-    config.attrs = attributes;
-    config.numAttrs = 2;
-    return config;
+    return {grid, dim3((unsigned)threads), shared, stream, attributes, 2};
 }
 
 // How many clusters of such a launch the GPU runs at once; 0 where it has none, or the kernel was compiled without.

@@ -129,9 +129,8 @@ typedef struct { // dropout at one place of the model
 // Dropout at the model's place number `site`; none unless training.
 static inline Dropout device_dropout(const DeviceModel *m, bool training, int site) {
     const double p = training ? m->config.dropout : 0;
-    const Dropout dropout = {philox_key(m->config.seed, PHILOX_DROPOUT, (uint32_t)site), (uint32_t)(p * 4294967296.0),
-                             (float)(1 / (1 - p))};
-    return dropout;
+    return {philox_key(m->config.seed, PHILOX_DROPOUT, (uint32_t)site), (uint32_t)(p * 4294967296.0),
+            (float)(1 / (1 - p))};
 }
 
 // Which of channels 4g to 4g+3 of position (b, t) a step keeps: bit i for channel 4g + i. One call of Philox says it.
@@ -281,11 +280,10 @@ static __global__ void end_step_kernel(DeviceState *state) {
     state->index++;
 }
 
-// out = in as operands of products
-template <typename Operand>
-static __global__ void to_operands_kernel(Operand *out, const float *in, int64_t n) {
+// out = in as operands of products in bf16
+static __global__ void to_operands_kernel(__nv_bfloat16 *out, const float *in, int64_t n) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) out[i] = from_float<Operand>(in[i]);
+    if (i < n) out[i] = from_float<__nv_bfloat16>(in[i]);
 }
 
 static __global__ void swap_kernel(float *a, float *b, int64_t n) {
@@ -304,10 +302,10 @@ static inline const Operand *weight(const DeviceModel *m, const float *parameter
 
 // ---- memory, and the device
 
-// Points *piece to `count` elements of the arena. In the emulator with AddressSanitizer, nobody may touch what lies
-// between the pieces.
-template <typename Element>
-static inline void device_take(DeviceArena *arena, Element **piece, double count) {
+// Points *piece, and each of the others, to `count` elements of the arena. In the emulator with AddressSanitizer,
+// nobody may touch what lies between the pieces.
+template <typename Element, typename... Others>
+static inline void device_take(DeviceArena *arena, double count, Element **piece, Others **...others) {
     const double end = arena->used + count * sizeof(Element);
     *piece = arena->base ? (Element *)(arena->base + (size_t)arena->used) : nullptr;
     arena->used = ceil(end / 256) * 256;
@@ -315,6 +313,7 @@ static inline void device_take(DeviceArena *arena, Element **piece, double count
     arena->used += 256;
     if (arena->base) ASAN_POISON_MEMORY_REGION(arena->base + (size_t)end, (size_t)(arena->used - end));
 #endif
+    if constexpr (sizeof...(others) > 0) device_take(arena, count, others...);
 }
 
 // Lays the model out in memory from base on, or only counts if base is null. Returns the bytes.
@@ -323,16 +322,14 @@ static inline double device_carve(DeviceModel *m, char *base) {
     DeviceArena arena = {base, 0};
     __nv_bfloat16 *rounded = nullptr;
     for (int i = 0; i < STATES; i++) {
-        if (i != STATE_AVERAGE || m->config.average > 0) device_take(&arena, &m->flat[i], n);
+        if (i != STATE_AVERAGE || m->config.average > 0) device_take(&arena, n, &m->flat[i]);
     }
-    if (m->bf16) device_take(&arena, &rounded, n);
+    if (m->bf16) device_take(&arena, n, &rounded);
     m->weights = m->bf16 ? (void *)rounded : m->flat[STATE_PARAMS];
-    device_take(&arena, &m->losses, R);
-    device_take(&arena, &m->state, 1);
-    device_take(&arena, &m->starts, m->config.B);
-    device_take(&arena, &m->decays, n / 16);
-    device_take(&arena, &m->inputs, R);
-    device_take(&arena, &m->targets, R);
+    device_take(&arena, R, &m->losses, &m->inputs, &m->targets);
+    device_take(&arena, 1, &m->state);
+    device_take(&arena, m->config.B, &m->starts);
+    device_take(&arena, n / 16, &m->decays);
     m->hooks->carve(m, &arena);
     return arena.used;
 }
@@ -407,8 +404,7 @@ static inline void device_destroy(void *model) {
     DeviceModel *m = (DeviceModel *)model;
     if (!m) return;
     if (m->stream) { // then all the others are there
-        const DeviceData *data = &m->train;
-        const void *const pieces[] = {m->memory, data->tokens, data->pieces, data->first_window, m->test_tokens};
+        const void *pieces[] = {m->memory, m->train.tokens, m->train.pieces, m->train.first_window, m->test_tokens};
         if (m->step_graph) cuda_check(cudaGraphExecDestroy(m->step_graph));
         for (const void *piece : pieces) cuda_check(cudaFree((void *)piece)); // or nullptr
         for (cudaEvent_t event : m->done) cuda_check(cudaEventDestroy(event));
@@ -580,8 +576,7 @@ static inline double device_gradients(void *model, const StepPlan *plan) {
 
 static inline TrainLoss device_get_loss(void *model) {
     const DeviceState state = device_read_state((DeviceModel *)model);
-    const TrainLoss loss = {state.loss_sum, state.bad_step};
-    return loss;
+    return {state.loss_sum, state.bad_step};
 }
 
 static inline void device_set_loss(void *model, double sum) {
@@ -641,8 +636,8 @@ static inline void device_round_weights(DeviceModel *m) { // where products read
     if (!m->bf16) return;
     const int64_t n = m->layout.size;
     __nv_bfloat16 *weights = (__nv_bfloat16 *)m->weights;
-    to_operands_kernel<__nv_bfloat16><<<blocks_for(n, 256), 256, 0, m->stream>>>(weights, m->flat[STATE_PARAMS], n);
-    LAUNCHED(to_operands_kernel<__nv_bfloat16>);
+    to_operands_kernel<<<blocks_for(n, 256), 256, 0, m->stream>>>(weights, m->flat[STATE_PARAMS], n);
+    LAUNCHED(to_operands_kernel);
 }
 
 static inline void device_state_changed(void *model) {
