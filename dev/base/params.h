@@ -157,17 +157,10 @@ static inline void params_decays(const ParamLayout *layout, uint8_t *decays) {
 }
 
 static inline bool all_finite(const real *values, int64_t n) {
-    int bad = 0;
-#pragma omp parallel for schedule(static)
-    for (int64_t first = 0; first < n; first += 4096) {
-        real sum = 0; // of x * 0: NaN where x is infinite or NaN
-        for (int64_t i = first; i < (first + 4096 < n ? first + 4096 : n); i++) sum += values[i] * 0;
-        if (!(sum == 0)) {
-#pragma omp atomic write
-            bad = 1;
-        }
-    }
-    return !bad;
+    real sum = 0; // of x * 0: NaN where x is infinite or NaN
+#pragma omp parallel for simd schedule(static) reduction(+ : sum) if (parallel : n > 4096)
+    for (int64_t i = 0; i < n; i++) sum += values[i] * 0;
+    return sum == 0;
 }
 
 // Reads a model's file. What PyTorch puts before all names where a model is wrapped, "module." in DataParallel and

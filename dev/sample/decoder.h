@@ -184,9 +184,8 @@ static inline LayerCache gpt_cache(const GptState *s, const GptDecoder *m, int s
 
 static inline int gpt_entry(const GptState *s, int slot) { return (int)(s->t[slot] % s->N); } // of the newest token
 
-static inline int gpt_filled(const GptState *s, int slot) { // entries, the newest token's included
-    return s->t[slot] < s->N ? (int)s->t[slot] + 1 : s->N;
-}
+// Entries with a token, the newest included.
+static inline int gpt_filled(const GptState *s, int slot) { return s->t[slot] < s->N ? (int)s->t[slot] + 1 : s->N; }
 
 // Byte k, 0 to 3, of each of LANES words becomes the next of these bytes.
 static inline void put_bytes(words *to, const char *bytes, int k) {
@@ -741,11 +740,4 @@ static inline void batch_watch(Batch *b, const int *slots, int n, const int *tok
 // The same, unseen.
 static inline void batch_step(Batch *b, const int *slots, int n, const int *tokens) {
     batch_watch(b, slots, n, tokens, NULL, NULL);
-}
-
-static inline bool logits_finite(const float *logits) {
-    for (int v = 0; v < V; v++) {
-        if (!isfinite(logits[v])) return false;
-    }
-    return true;
 }
