@@ -50,7 +50,6 @@ typedef struct {
     uint64_t seed;
     uint8_t *tokens; // [n] the prime's and the new ones, owned
     size_t n, n_prime;
-    size_t written;   // number of the first token that is written: not 0 where the prime is left out
     bool interrupted; // before all its tokens were chosen; n is n_prime if there was no new note
     bool cut;    // it ended before the bars or seconds that were asked for, because it has as many tokens as it may
     double took; // seconds, alone or beside others
@@ -209,7 +208,6 @@ static inline void song_finish(Song *song, bool no_prime, const Marks *marks) {
     must(midi_decode(song->tokens, song->n, &song->midi, NULL));
     song->from_prime = must_have(calloc(song->midi.n_notes + 1, sizeof *song->from_prime));
     song->lines = must_have(malloc((song->midi.n_bars + 1) * sizeof *song->lines));
-    song->written = no_prime ? song->n_prime : 0;
     if (song->n_prime) song_mark_prime(song, no_prime);
     song_part_notes(song);
     song_find_lines(song);
@@ -231,9 +229,8 @@ static inline int song_bars(const Song *song) {
     return song->n_lines - 1 + begun;
 }
 
-static inline double song_time(const Song *song, int64_t tick) { // seconds up to there
-    return tempo_seconds(&song->tempo, 0, (double)tick);
-}
+// Seconds up to a tick.
+static inline double song_time(const Song *song, int64_t tick) { return tempo_seconds(&song->tempo, 0, (double)tick); }
 
 // The tick until which a note sounds: its end, or where the pedal is lifted that is down then.
 static inline int64_t song_sounds_until(const Song *song, int64_t end) {

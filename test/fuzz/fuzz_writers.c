@@ -21,7 +21,7 @@ UNTRACED static void promise_notes(const Song *song) {
         PROMISE(note->velocity >= 1 && note->velocity <= 127, "note %zu has velocity %d", i, note->velocity);
         PROMISE(note->start >= free_at[note->key] && note->end > note->start, "note %zu overlaps", i);
         PROMISE(note->end <= song->end, "note %zu ends after the song", i);
-        PROMISE(!song->from_prime[i] || (!song->written && note->start < song->prime_end), "note %zu is marked", i);
+        PROMISE(!song->from_prime[i] || note->start < song->prime_end, "note %zu is marked", i);
         free_at[note->key] = note->end;
     }
     for (int i = 1; i < song->n_lines; i++) PROMISE(song->lines[i] > song->lines[i - 1], "bar line %d", i);
