@@ -797,7 +797,10 @@ MIDI_DEF int midi_write(const midi_song *song, uint8_t **bytes, size_t *size, mi
     midi__event *events = room < SIZE_MAX / sizeof *events ? (midi__event *)MIDI_MALLOC(room * sizeof *events) : NULL;
     midi__list list = {events, 0, error};
     if (!events) return midi__no_memory(error);
-    int done = midi__list_events(&list, song);
+    if (!midi__list_events(&list, song)) {
+        MIDI_FREE(events);
+        return 0;
+    }
     size_t n = list.n;
     for (size_t i = 0; i < n && song->format == 0; i++) events[i].track = 0;
     qsort(events, n, sizeof *events, midi__before);
@@ -808,6 +811,7 @@ MIDI_DEF int midi_write(const midi_song *song, uint8_t **bytes, size_t *size, mi
     midi__put_big_endian(&buffer, (uint32_t)song->format, 2);
     midi__put_big_endian(&buffer, (uint32_t)tracks, 2);
     midi__put_big_endian(&buffer, (uint32_t)song->division, 2);
+    int done = 1;
     for (size_t track = 0, first = 0; done && track < (size_t)tracks; track++) {
         size_t next = first;
         while (next < n && events[next].track == (int)track) next++;

@@ -421,7 +421,7 @@ static void job_work(Job *job, int n_slots) {
             const int slot = slots[k];
             Maker *maker = &makers[slot];
             const float *logits = row(batch.logits, slot);
-            const bool finite = all_finite(logits, V);
+            const bool finite = row_finite(logits, V);
             if (!finite && !not_finite(job->model, problem)) job_fail(job, problem);
             if (finite && maker_take(maker, logits)) continue;
             if (finite) job_finish(job, &maker->song, maker->number);

@@ -130,7 +130,8 @@ static bool search_folder(Search *search, const char *root, char *relative, char
     return good;
 }
 
-// All MIDI files below the root, sorted; false, and a sentence, if there is none, or the run must end.
+// All MIDI files below the root, sorted, into a search that comes zeroed; false, and a sentence, if there is none, or
+// the run must end.
 static bool find_files(const char *root, Search *search, char *error) {
     struct stat status;
     if (stat(root, &status)) return fail(error, "%s: %s", root, strerror(errno));

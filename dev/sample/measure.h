@@ -87,7 +87,7 @@ static inline bool window_losses(void *job, Batch *batch, int64_t i) { // of a b
         for (int k = 0; k < n; k++) tokens[k] = w->data.tokens[starts[k] + t];
         batch_step(batch, slots, n, tokens);
         for (int k = 0; k < n; k++) {
-            if (!all_finite(row(batch->logits, k), V)) return false;
+            if (!row_finite(row(batch->logits, k), V)) return false;
             w->losses[first + k] += surprise(row(batch->logits, k), w->data.tokens[starts[k] + t + 1]);
         }
     }
@@ -140,7 +140,7 @@ static inline bool stream_losses(void *job, Batch *batch,
     for (int64_t i = 0; i < s->data.pieces[p + 1] - s->data.pieces[p]; i++) {
         const int previous = i ? tokens[i - 1] : 0, kind = token_kind(tokens[i]);
         batch_step(batch, &slot, 1, &previous);
-        if (!all_finite(row(batch->logits, slot), V)) return false;
+        if (!row_finite(row(batch->logits, slot), V)) return false;
         const double alone = surprise(row(batch->logits, slot), tokens[i]);
         const double c = memory_chance(&memory, tokens, i);
         loss->n[kind]++;

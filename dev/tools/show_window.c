@@ -134,7 +134,7 @@ static bool add_model(TextBuffer *out, const Window *w, const Model *m, char *er
     for (size_t t = 0; ok && t + 1 < w->n; t++) {
         const uint8_t *token = w->tokens + w->first + t;
         batch_watch(&batch, (int[]){0}, 1, (int[]){token[0]}, see, &inside);
-        ok = all_finite(row(batch.logits, 0), V) || not_finite(m, error);
+        ok = row_finite(row(batch.logits, 0), V) || not_finite(m, error);
         text_print(out, t ? ",\n" : "\n");
         if (ok) add_row(out, row(batch.logits, 0), token[1]);
     }
